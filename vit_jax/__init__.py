@@ -1,0 +1,22 @@
+"""vit_jax: trains Vision Transformers, from one CPU core to a pod, from one config.
+
+Importing the package is cheap; what is named here is loaded when it is first used.
+"""
+
+import importlib
+from typing import Any
+
+__version__ = "0.1.0"
+
+_WHERE = {
+    "create_model": "vit_jax.models.registry",
+    "list_models": "vit_jax.models.registry",
+    "train": "vit_jax.training.loop",
+}
+__all__ = ["create_model", "list_models", "train"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _WHERE:
+        raise AttributeError(f"module 'vit_jax' has no attribute {name!r}")
+    return getattr(importlib.import_module(_WHERE[name]), name)

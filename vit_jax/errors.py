@@ -1,0 +1,32 @@
+"""What a user is told when something they gave cannot work, and the exit codes of `vit`."""
+
+import difflib
+from collections.abc import Iterable
+
+OK, USER_ERROR, RESTART, WATCHDOG, NON_FINITE, INTERRUPTED = 0, 2, 75, 76, 77, 130
+
+
+class UserError(Exception):
+    """One clear line: what was wrong, where, and what would work. `vit` prints it and exits 2."""
+
+
+class Stopped(Exception):
+    """The run ended early with its state safe on disk; `code` is the exit code of `vit`."""
+
+    def __init__(self, message: str, code: int):
+        super().__init__(message)
+        self.code = code
+
+
+def nearest(name: str, options: Iterable[str], count: int = 3) -> str:
+    """`did you mean a, b or c?`, or the options themselves where nothing is near.
+
+    >>> nearest("cosin", ["cosine", "linear"], 1)
+    'did you mean cosine?'
+    """
+    options = list(options)
+    found = difflib.get_close_matches(name, options, count, cutoff=0.4)
+    if not found:
+        return "there are: " + ", ".join(options[:20]) + (" …" if len(options) > 20 else "")
+    last = found.pop()
+    return "did you mean " + (", ".join(found) + " or " if found else "") + last + "?"

@@ -1,0 +1,102 @@
+"""Multi-head self-attention (ViT paper, appendix A) and attention pooling.
+
+Queries, keys and values come from one fused projection. Scores and softmax are float32 whatever
+the compute dtype is.
+"""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float, Key
+
+from vit_jax.models.layers import Mlp, dropout, xavier_uniform
+
+
+def per_projection(parts: int):
+    """Xavier-uniform for `parts` projections stored side by side, each with its own fan-out."""
+
+    def init(key, shape, dtype=jnp.float32):
+        one = (shape[0], shape[1] // parts)
+        keys = jax.random.split(key, parts)
+        return jnp.concatenate([xavier_uniform(k, one, dtype) for k in keys], axis=1)
+
+    return init
+
+
+def attend(
+    q: Float[Array, "batch queries heads dim"],
+    k: Float[Array, "batch keys heads dim"],
+    v: Float[Array, "batch keys heads dim"],
+    *,
+    rate: float = 0.0,
+    key: Key[Array, ""] | None = None,
+) -> tuple[Float[Array, "batch queries heads dim"], Float[Array, "batch heads queries keys"]]:
+    """softmax(q kᵀ / sqrt(dim)) v (eq. 6, 7) with dropout on the weights; returns weights too."""
+    q = q * jnp.asarray(q.shape[-1] ** -0.5, q.dtype)
+    scores = jnp.einsum("bqhd,bkhd->bhqk", q, k, preferred_element_type=jnp.float32)
+    weights = jax.nn.softmax(scores, axis=-1)
+    mixed = dropout(weights, rate, key).astype(v.dtype)
+    return jnp.einsum("bhqk,bkhd->bqhd", mixed, v), weights
+
+
+class Attention(nnx.Module):
+    """Self-attention over tokens. `kernel` shapes: qkv (D, 3, H, D/H), out (H, D/H, D)."""
+
+    def __init__(
+        self, width: int, num_heads: int, *, dropout: float, backend: str, qk_norm: bool,
+        epsilon: float, dtype, rngs,
+    ):  # fmt: skip
+        head_dim = width // num_heads
+        self.qkv = nnx.LinearGeneral(
+            width, (3, num_heads, head_dim), kernel_init=per_projection(3), dtype=dtype, rngs=rngs
+        )
+        self.out = nnx.LinearGeneral(
+            (num_heads, head_dim), width, axis=(-2, -1), kernel_init=xavier_uniform,
+            dtype=dtype, rngs=rngs,
+        )  # fmt: skip
+        self.qk_norm = qk_norm
+        if qk_norm:
+            self.q_norm = nnx.LayerNorm(head_dim, epsilon=epsilon, dtype=dtype, rngs=rngs)
+            self.k_norm = nnx.LayerNorm(head_dim, epsilon=epsilon, dtype=dtype, rngs=rngs)
+        self.dropout, self.backend = dropout, backend
+
+    def __call__(
+        self,
+        x: Float[Array, "batch tokens width"],
+        key: Key[Array, ""] | None = None,
+        return_weights: bool = False,
+    ) -> tuple[Float[Array, "batch tokens width"], Float[Array, "batch heads tokens tokens"] | None]:
+        qkv = self.qkv(x)
+        q, k, v = qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]
+        if self.qk_norm:
+            q, k = self.q_norm(q), self.k_norm(k)
+        if self.backend == "cudnn" and not return_weights:
+            return self.out(jax.nn.dot_product_attention(q, k, v, implementation="cudnn")), None
+        mixed, weights = attend(q, k, v, rate=self.dropout, key=key)
+        return self.out(mixed), weights if return_weights else None
+
+
+class AttentionPool(nnx.Module):
+    """MAP head: a learned query attends over the tokens (arXiv 2106.04560, section 3.4)."""
+
+    def __init__(
+        self, width: int, num_heads: int, mlp_dim: int, *, gelu: str, epsilon: float, dtype, rngs
+    ):
+        head_dim = width // num_heads
+        dense = {"dtype": dtype, "rngs": rngs}
+        self.probe = nnx.Param(xavier_uniform(rngs.params(), (1, width), jnp.float32))
+        heads = (num_heads, head_dim)
+        self.q = nnx.LinearGeneral(width, heads, kernel_init=xavier_uniform, **dense)
+        self.kv = nnx.LinearGeneral(width, (2, *heads), kernel_init=per_projection(2), **dense)
+        self.out = nnx.LinearGeneral(
+            heads, width, axis=(-2, -1), kernel_init=xavier_uniform, **dense
+        )
+        self.norm = nnx.LayerNorm(width, epsilon=epsilon, **dense)
+        self.mlp = Mlp(width, mlp_dim, gelu=gelu, dropout=0.0, **dense)
+
+    def __call__(self, x: Float[Array, "batch tokens width"]) -> Float[Array, "batch width"]:
+        probe = jnp.broadcast_to(self.probe[...].astype(x.dtype), (x.shape[0], 1, x.shape[-1]))
+        kv = self.kv(x)
+        mixed, _ = attend(self.q(probe), kv[:, :, 0], kv[:, :, 1])
+        pooled = self.out(mixed)
+        return (pooled + self.mlp(self.norm(pooled)))[:, 0]
