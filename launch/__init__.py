@@ -1,0 +1,1 @@
+"""Launchers: how `vit train` is started on more than one process."""

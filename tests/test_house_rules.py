@@ -1,0 +1,134 @@
+"""Rules of the house that a linter does not know, held by reading the source."""
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+# flax.nnx defines modules; every transform is jax's own (docs: how the core stays functional).
+NNX_TRANSFORMS = {"jit", "scan", "vmap", "grad", "value_and_grad", "Optimizer", "remat"}
+PEERS = {"tensorflow", "torch", "transformers", "timm"}
+SAYS_NOTHING = {"utils", "util", "helpers", "helper", "common", "misc"}
+Functions = ast.FunctionDef | ast.AsyncFunctionDef
+
+
+def sources(*folders: str) -> list[Path]:
+    return sorted(path for folder in folders for path in (ROOT / folder).rglob("*.py"))
+
+
+def nnx_transforms(tree: ast.AST) -> Iterator[str]:
+    """Uses of nnx's own transforms and optimiser, and of sown values."""
+    for node in ast.walk(tree):
+        match node:
+            case ast.Attribute(value=ast.Name("nnx") | ast.Attribute(attr="nnx"), attr=name):
+                if name in NNX_TRANSFORMS:
+                    yield f"line {node.lineno}: nnx.{name}"
+            case ast.ImportFrom(module=str(module)) if module.startswith("flax.nnx"):
+                for alias in node.names:
+                    if alias.name in NNX_TRANSFORMS:
+                        yield f"line {node.lineno}: {module}.{alias.name}"
+            case ast.Call(func=ast.Attribute(attr="sow")):
+                yield f"line {node.lineno}: .sow("
+
+
+def peer_imports(tree: ast.AST) -> Iterator[str]:
+    """Imports of the frameworks that only optional extras bring, wherever they stand."""
+    for node in ast.walk(tree):
+        match node:
+            case ast.Import():
+                modules = [alias.name for alias in node.names]
+            case ast.ImportFrom(module=str(module), level=0):
+                modules = [module]
+            case ast.Call(
+                func=ast.Name("__import__") | ast.Attribute(attr="import_module"),
+                args=[ast.Constant(str(module)), *_],
+            ):
+                modules = [module]
+            case _:
+                modules = []
+        for module in modules:
+            if module.partition(".")[0] in PEERS:
+                yield f"line {node.lineno}: {module}"
+
+
+def undocumented(tree: ast.Module) -> Iterator[str]:
+    """Public functions and classes of a module, and the module itself, without a docstring.
+
+    Methods are exempt: their class says what they do.
+    """
+    if tree.body and ast.get_docstring(tree) is None:
+        yield "the module"
+    for node in tree.body:
+        public = isinstance(node, Functions | ast.ClassDef) and not node.name.startswith("_")
+        if public and ast.get_docstring(node) is None:
+            yield f"line {node.lineno}: {node.name}"
+
+
+def offences(rule, *folders: str) -> list[str]:
+    return [
+        f"{path.relative_to(ROOT)}, {found}"
+        for path in sources(*folders)
+        for found in rule(ast.parse(path.read_text(encoding="utf-8")))
+    ]
+
+
+def test_every_transform_is_jaxs_own_and_nothing_is_sown():
+    assert offences(nnx_transforms, "vit_jax") == []
+
+
+def test_no_module_of_package_or_recipes_imports_another_framework():
+    assert offences(peer_imports, "vit_jax", "configs") == []
+
+
+def test_every_public_function_and_class_says_what_it_does():
+    assert offences(undocumented, "vit_jax") == []
+
+
+def test_no_file_is_named_after_nothing_in_particular():
+    assert [path for path in sources("vit_jax", "configs") if path.stem in SAYS_NOTHING] == []
+    folders = [path for path in (ROOT / "vit_jax").rglob("*") if path.is_dir()]
+    assert [path for path in folders if path.name in SAYS_NOTHING] == []
+
+
+def test_the_scan_reads_the_package():
+    assert ROOT / "vit_jax" / "models" / "vit.py" in sources("vit_jax")
+
+
+@pytest.mark.parametrize(
+    ("rule", "source"),
+    [
+        *[(nnx_transforms, f"nnx.{name}(f)") for name in sorted(NNX_TRANSFORMS)],
+        (nnx_transforms, "flax.nnx.jit(f)"),
+        (nnx_transforms, "@nnx.jit\ndef f(): pass"),
+        (nnx_transforms, "from flax.nnx import jit as compiled"),
+        (nnx_transforms, "class A:\n    def __call__(self): self.sow(Kind, 'x', 1)"),
+        (peer_imports, "import torch"),
+        (peer_imports, "def f():\n    from tensorflow.io import gfile"),
+        (peer_imports, "import numpy, timm.models as m"),
+        (peer_imports, "importlib.import_module('transformers')"),
+        (undocumented, "x = 1"),
+        (undocumented, "'''Doc.'''\ndef f(): pass"),
+        (undocumented, "'''Doc.'''\nclass A: pass"),
+    ],
+)
+def test_each_rule_finds_what_it_forbids(rule, source):
+    assert len(list(rule(ast.parse(source)))) == 1
+
+
+@pytest.mark.parametrize(
+    ("rule", "source"),
+    [
+        (nnx_transforms, "'''Not nnx.jit.'''\njax.jit(f)  # rather than nnx.jit"),
+        (nnx_transforms, "nnx.split(module); nnx.eval_shape(f)"),
+        (peer_imports, "import tensorflow_datasets\nfrom .torch import x\nimport jax"),
+        (
+            undocumented,
+            "'''Doc.'''\ndef _f(): pass\nclass A:\n    '''Doc.'''\n    def g(self): pass",
+        ),
+    ],
+)
+def test_each_rule_lets_the_rest_pass(rule, source):
+    assert list(rule(ast.parse(source))) == []

@@ -1,0 +1,1 @@
+"""States on disk: saving, continuing, and starting from another run's parameters."""

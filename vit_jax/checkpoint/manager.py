@@ -1,0 +1,160 @@
+"""Checkpoints of a run in `WORKDIR/checkpoints/STEP`: saved in the background, kept by number and
+by metric, restored strictly, on any mesh and in either layout of the layers."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
+
+from vit_jax.checkpoint.tree import check_same, flatten, in_layout_of, nest, unflatten
+from vit_jax.errors import UserError
+
+METRIC = "accuracy"  # what "best" means
+
+
+def find(path: str | Path) -> Path:
+    """The checkpoint folder that a path means: itself, or the latest one of a work folder.
+
+    Raises UserError where there is none.
+    """
+    path = Path(path).expanduser().absolute()
+    if (path / "state").is_dir():
+        return path
+    for folder in (path / "checkpoints", path):
+        steps = [int(p.name) for p in folder.glob("*") if p.name.isdigit()]
+        if steps:
+            return folder / str(max(steps))
+    raise UserError(
+        f"{path} holds no checkpoint: expected a work folder with checkpoints/STEP, or "
+        "checkpoints/STEP itself"
+    )
+
+
+def about(checkpoint: Path) -> dict[str, Any]:
+    """What was saved beside the arrays: `examples_seen`, `config`, `classes`, …"""
+    with ocp.Checkpointer(ocp.JsonCheckpointHandler()) as reader:
+        return reader.restore(checkpoint / "about")
+
+
+def stored_shapes(checkpoint: Path) -> dict[str, jax.ShapeDtypeStruct]:
+    """path -> shape and dtype of every array in a checkpoint; reads no array."""
+    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
+        try:
+            tree = reader.metadata(checkpoint / "state").item_metadata.tree
+        except (OSError, ValueError, KeyError, AttributeError) as error:
+            raise UserError(f"{checkpoint} is no readable checkpoint: {error}") from error
+    return {
+        path: jax.ShapeDtypeStruct(tuple(leaf.shape), leaf.dtype)
+        for path, leaf in flatten(tree).items()
+    }
+
+
+def read(checkpoint: Path, wanted: dict[str, jax.ShapeDtypeStruct]) -> dict[str, jax.Array]:
+    """The named arrays of a checkpoint, each on the sharding of its `ShapeDtypeStruct`."""
+    target = nest(wanted)
+    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
+        tree = reader.restore(
+            checkpoint / "state",
+            args=ocp.args.PyTreeRestore(
+                target,
+                restore_args=ocp.checkpoint_utils.construct_restore_args(target),
+                partial_restore=True,
+            ),
+        )
+    return flatten(tree)
+
+
+def restore(checkpoint: Path, abstract: Any, shardings: Any) -> Any:
+    """A whole state, bit for bit as it was saved, placed by `shardings`.
+
+    Raises UserError listing every name, shape or dtype that differs.
+    """
+    stored, wanted = stored_shapes(checkpoint), flatten(abstract)
+    as_stored = in_layout_of(wanted, stored)
+    check_same(stored, as_stored, str(checkpoint))
+    if as_stored.keys() == wanted.keys():
+        where = flatten(shardings)
+        target = {
+            p: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where[p])
+            for p, leaf in wanted.items()
+        }
+        return unflatten(read(checkpoint, target), abstract)
+    # The other layout: replicated on the way, then converted where it belongs.
+    any_sharding = jax.tree.leaves(shardings)[0]
+    whole = jax.sharding.NamedSharding(any_sharding.mesh, jax.sharding.PartitionSpec())
+    target = {
+        p: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=whole)
+        for p, leaf in as_stored.items()
+    }
+
+    def convert(flat):
+        return unflatten(in_layout_of(flat, wanted), abstract)
+
+    return jax.jit(convert, out_shardings=shardings)(read(checkpoint, target))
+
+
+class Checkpoints:
+    """Saves a run's states in the background; the last `keep` stay, and the best one.
+
+    An error of a background save is raised by the next call of `check`, `save` or `close`.
+    """
+
+    def __init__(self, folder: Path, keep: int, keep_best: bool):
+        policies: list[Any] = [LatestN(keep)]
+        if keep_best:
+            policies.append(
+                BestN(get_metric_fn=lambda metrics: metrics[METRIC], n=1,
+                      keep_checkpoints_without_metrics=False)
+            )  # fmt: skip
+        self._manager = ocp.CheckpointManager(
+            folder.absolute(),
+            options=ocp.CheckpointManagerOptions(
+                preservation_policy=AnyPreservationPolicy(policies),
+                cleanup_tmp_directories=True,
+                save_root_metadata=False,
+            ),
+        )
+
+    def latest(self) -> int | None:
+        """The last whole checkpoint on disk."""
+        return self._manager.latest_step()
+
+    def save(self, step: int, state: Any, about: dict[str, Any], metrics: dict | None) -> None:
+        """Starts saving; returns when the state has been copied, before it is on disk."""
+        self._guard(
+            lambda: self._manager.save(
+                step,
+                args=ocp.args.Composite(
+                    state=ocp.args.PyTreeSave(nest(flatten(state))),
+                    about=ocp.args.JsonSave(about),
+                ),
+                metrics=metrics,
+                force=True,
+            )
+        )
+
+    def check(self) -> None:
+        """Raises what went wrong in a background save."""
+        self._guard(self._manager.check_for_errors)
+
+    def close(self) -> None:
+        """Waits for the last save."""
+        self._guard(self._manager.wait_until_finished)
+        self._manager.close()
+
+    def _guard(self, call: Callable[[], Any]) -> None:
+        try:
+            call()
+        except Exception as error:
+            text = str(error)
+            for sign in ("No space left", "RESOURCE_EXHAUSTED", "File too large", "Disk quota"):
+                if sign in text:
+                    raise UserError(
+                        f"the checkpoint could not be written to {self._manager.directory}: "
+                        f"{'disk full' if sign != 'File too large' else 'file size limit'}; the "
+                        f"last whole one is step {self.latest()}. Make room and start again"
+                    ) from error
+            raise

@@ -1,0 +1,121 @@
+"""States as flat dicts `path -> array`, and the two layouts of the encoder's layers.
+
+On disk a state is a nested plain dict whose keys are the path's parts. A model with stacked
+layers has `encoder/block/…` with a leading layer axis, any other `encoder/block00/…`; the same
+state can be restored into both.
+"""
+
+import re
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from vit_jax.errors import UserError
+from vit_jax.parallel.sharding import path_of
+
+Flat = dict[str, Any]
+
+_LISTED = re.compile(r"(.*encoder/block)(\d+)(/.*)")
+_STACKED = re.compile(r"(.*encoder/block)(/.*)")
+
+
+def flatten(tree: Any) -> Flat:
+    """path -> leaf of any pytree."""
+    return {path_of(keys): leaf for keys, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+
+
+def unflatten(flat: Flat, like: Any) -> Any:
+    """The tree `like` with the leaves of `flat`."""
+    return jax.tree_util.tree_map_with_path(lambda keys, _: flat[path_of(keys)], like)
+
+
+def nest(flat: Flat) -> dict[str, Any]:
+    """{"a/b": x} -> {"a": {"b": x}}."""
+    nested: dict[str, Any] = {}
+    for path, leaf in flat.items():
+        *parents, last = path.split("/")
+        node = nested
+        for part in parents:
+            node = node.setdefault(part, {})
+        node[last] = leaf
+    return nested
+
+
+def num_layers(paths) -> int:
+    """Layers of a listed layout; 0 for a stacked one."""
+    return 1 + max((int(m.group(2)) for p in paths if (m := _LISTED.fullmatch(p))), default=-1)
+
+
+def is_stacked(paths) -> bool:
+    """Whether the encoder's layers are stacked in these paths."""
+    return any(_STACKED.fullmatch(path) for path in paths)
+
+
+def unstack(flat: Flat) -> Flat:
+    """One entry a layer in place of stacked ones. Works on arrays and on shapes."""
+    result: Flat = {}
+    for path, leaf in flat.items():
+        match = _STACKED.fullmatch(path)
+        if match is None or not leaf.ndim:
+            result[path] = leaf
+            continue
+        for layer in range(leaf.shape[0]):
+            name = f"{match.group(1)}{layer:02d}{match.group(2)}"
+            if isinstance(leaf, jax.ShapeDtypeStruct):
+                result[name] = jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype)
+            else:
+                result[name] = leaf[layer]
+    return result
+
+
+def stack(flat: Flat) -> Flat:
+    """Stacked entries in place of one a layer. Works on arrays and on shapes."""
+    layers: dict[str, dict[int, Any]] = {}
+    result: Flat = {}
+    for path, leaf in flat.items():
+        match = _LISTED.fullmatch(path)
+        if match is None:
+            result[path] = leaf
+        else:
+            layers.setdefault(match.group(1) + match.group(3), {})[int(match.group(2))] = leaf
+    for path, by_layer in layers.items():
+        ordered = [by_layer[layer] for layer in sorted(by_layer)]
+        if isinstance(ordered[0], jax.ShapeDtypeStruct):
+            shape = (len(ordered), *ordered[0].shape)
+            result[path] = jax.ShapeDtypeStruct(shape, ordered[0].dtype)
+        else:
+            result[path] = jnp.stack(ordered)
+    return result
+
+
+def in_layout_of(flat: Flat, paths) -> Flat:
+    """`flat` with its layers stacked or listed as those of `paths` are."""
+    if is_stacked(paths) == is_stacked(flat):
+        return flat
+    return stack(flat) if is_stacked(paths) else unstack(flat)
+
+
+def check_same(stored: Flat, wanted: Flat, where: str) -> None:
+    """Refuses names, shapes or dtypes that differ, with every difference by name.
+
+    Raises UserError.
+    """
+    def tell(leaf):
+        return f"{list(leaf.shape)} {leaf.dtype}"
+
+    lines = [f"  only in the checkpoint: {p} {tell(stored[p])}" for p in stored.keys() - wanted]
+    lines += [f"  only in the run:        {p} {tell(wanted[p])}" for p in wanted.keys() - stored]
+    for path in stored.keys() & wanted.keys():
+        ours, theirs = wanted[path], stored[path]
+        if tuple(ours.shape) != tuple(theirs.shape) or ours.dtype != theirs.dtype:
+            lines.append(
+                f"  differs:                {path}: checkpoint {tell(theirs)}, run {tell(ours)}"
+            )
+    if lines:
+        lines = sorted(lines)
+        more = [f"  … and {len(lines) - 40} more"] if len(lines) > 40 else []
+        raise UserError(
+            f"{where} does not hold this run's state: {len(lines)} tensors differ (give it as "
+            "`init` to take over what fits)\n" + "\n".join(lines[:40] + more)
+        )

@@ -1,0 +1,88 @@
+"""`vit`: finds the command, says what was wrong in one line, and exits with the code that fits.
+
+Nothing heavy is imported before a command is chosen. This file must parse on Pythons older than
+those that run the rest, to be able to tell them.
+"""
+
+import sys
+
+OLDEST_PYTHON, OLDEST_JAX = (3, 11), (0, 10)
+
+# command: what it does, in the words of `vit --help`
+COMMANDS = {
+    "train": "train, continue or fine-tune a model",
+    "evaluate": "measure a checkpoint on a whole split",
+    "describe": "show what a config resolves to, without training",
+    "doctor": "show versions and devices, and check that they work",
+}
+
+USAGE = """usage: vit COMMAND [options]
+
+Trains Vision Transformers in JAX.
+
+commands:
+%s
+
+vit COMMAND --help shows a command's options. Configs take overrides: --config.optimizer.lr=1e-3
+""" % "\n".join("  %-10s %s" % item for item in COMMANDS.items())  # noqa: UP031
+
+
+def check_versions():
+    """One line where Python or JAX is too old for the package; None where they will do."""
+    wanted = "vit_jax needs Python %d.%d" % OLDEST_PYTHON + " and JAX %d.%d or newer" % OLDEST_JAX
+    if sys.version_info < OLDEST_PYTHON:
+        return "%s; this is Python %d.%d" % ((wanted,) + tuple(sys.version_info[:2]))
+    from importlib import metadata
+
+    try:
+        found = metadata.version("jax")
+    except metadata.PackageNotFoundError:
+        return "%s; JAX is not installed (pip install jax)" % wanted
+    if tuple(int(part) for part in found.split(".")[:2]) < OLDEST_JAX:
+        return "%s; this is JAX %s (pip install --upgrade jax)" % (wanted, found)
+    return None
+
+
+def main(argv=None):
+    """Runs one command and returns its exit code."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        print(USAGE, end="")
+        return 0
+    problem = check_versions()
+    if problem:
+        print("vit: error: " + problem, file=sys.stderr)
+        return 2
+    return _run(arguments[0], arguments[1:])
+
+
+def _run(command, arguments):
+    import importlib
+
+    from vit_jax import errors
+    from vit_jax.commands.arguments import command_line
+
+    try:
+        if command == "--version":
+            import vit_jax
+
+            print(vit_jax.__version__)
+            return errors.OK
+        if command not in COMMANDS:
+            nearest = errors.nearest(command, COMMANDS)
+            raise errors.UserError("unknown command %r: %s" % (command, nearest))
+        module = importlib.import_module("vit_jax.commands." + command)
+        return module.run(command_line(command, module, arguments)) or errors.OK
+    except errors.UserError as error:
+        print("vit: error: %s" % error, file=sys.stderr)
+        return errors.USER_ERROR
+    except errors.Stopped as stopped:
+        print("vit: %s" % stopped, file=sys.stderr)
+        return stopped.code
+    except KeyboardInterrupt:
+        print("vit: stopped at once", file=sys.stderr)
+        return errors.INTERRUPTED
+
+
+if __name__ == "__main__":
+    sys.exit(main())

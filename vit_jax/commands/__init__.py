@@ -1,0 +1,1 @@
+"""The commands of `vit`, one file each; `vit_jax.cli` lists them."""

@@ -1,0 +1,60 @@
+"""Command lines: options spelled with - or _, and the overrides of a config.
+
+argparse does the options. Overrides are taken out first; absl's config_flags would end in
+tracebacks for unknown keys and reads the process's own arguments.
+"""
+
+import argparse
+from types import ModuleType
+
+from vit_jax.errors import UserError
+
+
+def command_line(command: str, module: ModuleType, arguments: list[str]) -> argparse.Namespace:
+    """The parsed options of a command, its config overrides as `overrides` (key -> text)."""
+    parser = argparse.ArgumentParser(
+        prog=f"vit {command}",
+        description=module.__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    module.add_arguments(parser)
+    overrides, rest = _overrides(arguments)
+    options = parser.parse_args([_dashes(argument) for argument in rest])
+    options.overrides = overrides
+    return options
+
+
+def add_config(parser: argparse.ArgumentParser, required: bool = True) -> None:
+    """`--config=FILE[:ARGUMENTS]`; its overrides are on every command."""
+    parser.add_argument(
+        "--config", required=required, metavar="FILE[:ARGS]",
+        help="recipe, such as digits.py or configs/pretrain.py:b16,imagenet21k; "
+        "--config.KEY=VALUE overrides one key",
+    )  # fmt: skip
+
+
+def _dashes(argument: str) -> str:
+    if not argument.startswith("--"):
+        return argument
+    name, equals, value = argument.partition("=")
+    return name.replace("_", "-") + equals + value
+
+
+def _overrides(arguments: list[str]) -> tuple[dict[str, str], list[str]]:
+    """Takes `--config.KEY=VALUE`, `--config.KEY VALUE` and a bare `--config.KEY` (true) out."""
+    found: dict[str, str] = {}
+    rest: list[str] = []
+    left = list(arguments)
+    while left:
+        argument = left.pop(0)
+        if not argument.startswith("--config."):
+            rest.append(argument)
+            continue
+        key, equals, value = argument.removeprefix("--config.").partition("=")
+        if not equals:
+            value = left.pop(0) if left and not left[0].startswith("--") else "true"
+        if key in found and found[key] != value:
+            raise UserError(f"--config.{key} is given twice: {found[key]} and {value}")
+        found[key] = value
+    return found, rest

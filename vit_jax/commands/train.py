@@ -1,0 +1,31 @@
+"""Trains a model, or continues the work folder where it stopped.
+
+  vit train --config=digits.py --workdir=runs/digits
+  vit train --config=configs/pretrain.py:b16,imagenet21k --workdir=DIR --config.seed=1
+"""
+
+import argparse
+
+from vit_jax import recipe
+from vit_jax.commands.arguments import add_config
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add_config(parser)
+    parser.add_argument("--workdir", required=True, help="folder of the run, made if it is not there")
+    parser.add_argument("--quiet", action="store_true", help="errors and the result alone")
+
+
+def run(options: argparse.Namespace) -> int:
+    config = recipe.load(options.config)
+    named = recipe.override(config, options.overrides)
+    from vit_jax.training.loop import train
+
+    result = train(config, options.workdir, named=named, quiet=options.quiet)
+    accuracy = result["accuracy"]
+    reached = f"held-out accuracy {accuracy:.2%}, " if accuracy is not None else ""
+    print(
+        f"done: {reached}{result['steps']} steps in {result['train_seconds']:.1f} s of training "
+        f"({result['images_per_second']:.0f} images/s); {options.workdir}/result.json"
+    )
+    return 0

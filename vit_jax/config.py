@@ -1,0 +1,343 @@
+"""Every key of a run, written once, and the step from what was asked for to final numbers.
+
+`base()` is the tree; recipes (configs/) set what differs; `resolve` turns durations, data set
+sizes and mesh sizes into numbers and refuses keys that nothing would read.
+"""
+
+import copy
+import dataclasses
+import math
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from ml_collections import ConfigDict
+from ml_collections.config_dict import placeholder
+
+from vit_jax.errors import UserError, nearest
+
+
+def base() -> ConfigDict:
+    """All keys with their defaults. A key without a value takes what its comment says."""
+    c = ConfigDict()
+    c.seed = 0  # of parameters, order of examples, augmentation, dropout
+    c.batch_size = 128  # examples a step, over all devices
+    c.microbatch = placeholder(int)  # examples a forward pass; fewer than batch_size accumulates
+    c.total_steps = placeholder(int)  # how long to train: exactly one of the three
+    c.total_epochs = placeholder(float)
+    c.total_examples = placeholder(int)
+    c.log_every_steps = 50
+    c.eval_every_steps = placeholder(int)  # neither: at the end alone
+    c.eval_every_epochs = placeholder(float)
+    c.eval_batch_size = placeholder(int)  # batch_size
+    c.init = placeholder(str)  # checkpoint or work folder: its parameters, another head
+    c.resume = placeholder(str)  # checkpoint or work folder: its whole state
+    c.max_skipped_steps = 20  # non-finite steps in a row that end the run
+
+    c.model = ConfigDict()  # what is left empty comes with the name
+    c.model.name = "vit_base_patch16_224"
+    c.model.patch_size = placeholder(int)
+    c.model.hidden_size = placeholder(int)
+    c.model.num_layers = placeholder(int)
+    c.model.num_heads = placeholder(int)
+    c.model.mlp_dim = placeholder(int)
+    c.model.image_size = placeholder(object)  # a number or (height, width)
+    c.model.channels = placeholder(int)  # the data set's
+    c.model.num_classes = placeholder(int)  # the data set's
+    c.model.pool = "cls"  # cls | gap | map
+    c.model.posemb = "learned"  # learned | sincos2d
+    c.model.pre_logits = False  # hidden tanh layer in the head
+    c.model.head_bias = 0.0
+    c.model.registers = 0
+    c.model.dropout = 0.0
+    c.model.attention_dropout = 0.0
+    c.model.drop_path = 0.0
+    c.model.layer_scale = 0.0
+    c.model.qk_norm = False
+    c.model.gelu = "tanh"  # tanh | exact
+    c.model.layernorm_eps = 1e-6
+    c.model.scan = False  # compile one block and loop over stacked layers
+    c.model.remat = "none"  # none | full | dots: what the backward pass recomputes
+    c.model.attention = "xla"  # xla | cudnn
+    c.model.dtype = "float32"  # float32 | bfloat16: of the arithmetic
+
+    c.data = ConfigDict()
+    c.data.train = ConfigDict()
+    c.data.train.source = "digits"  # digits | folder:PATH | tfds:NAME | synthetic
+    c.data.train.split = "train"
+    c.data.train.pipeline = "decode|inception_crop|flip_lr"
+    c.data.eval = ConfigDict()
+    c.data.eval.source = placeholder(str)  # data.train.source
+    c.data.eval.split = "val"  # empty: no evaluation
+    c.data.eval.pipeline = "decode|resize_small|central_crop"
+    c.data.threads = 2  # that read and augment, per process
+    c.data.workers = 0  # processes that read and augment instead
+    c.data.prefetch = 2  # batches kept on the device ahead of the step
+    c.data.damaged = "skip"  # skip | fail
+    c.mixup = 0.0  # p of Beta(p, p); 0 is off
+
+    c.optimizer = ConfigDict()
+    c.optimizer.name = "adamw"  # adam | adamw | sgd | any function of optax
+    c.optimizer.lr = 1e-3
+    c.optimizer.weight_decay = 0.0  # kernels only, times the learning rate
+    c.optimizer.clip_norm = placeholder(float)  # of the global gradient
+    c.optimizer.b1 = 0.9
+    c.optimizer.b2 = 0.999
+    c.optimizer.eps = 1e-8
+    c.optimizer.mu_dtype = placeholder(str)  # of the first moment
+    c.optimizer.momentum = 0.9
+    c.optimizer.nesterov = False
+    c.optimizer.kwargs = ConfigDict()  # arguments of any other function of optax
+
+    c.schedule = ConfigDict()
+    c.schedule.name = "cosine"  # constant | cosine | linear | rsqrt
+    c.schedule.warmup_steps = placeholder(int)  # at most one of the three
+    c.schedule.warmup_epochs = placeholder(float)
+    c.schedule.warmup_examples = placeholder(int)
+    c.schedule.end_lr = 0.0
+    c.schedule.timescale = 10_000  # of rsqrt, steps
+    c.schedule.cooldown_steps = 0  # of rsqrt, linear to end_lr
+
+    c.loss = ConfigDict()
+    c.loss.name = "softmax"  # softmax | sigmoid
+    c.loss.label_smoothing = 0.0
+
+    c.mesh = ConfigDict()  # sizes multiply to the device count; one -1 takes what is left
+    c.mesh.data = -1
+    c.mesh.fsdp = 1
+    c.mesh.tensor = 1
+    c.mesh.min_shard_size = 2**16  # parameters of fewer elements are replicated
+
+    c.checkpoint = ConfigDict()
+    c.checkpoint.every_steps = placeholder(int)  # a tenth of the run
+    c.checkpoint.keep = 3  # the last ones
+    c.checkpoint.keep_best = True  # and the best evaluated one
+    return c.lock()
+
+
+# Keys that one choice of a component reads and another does not. What is not listed here is
+# always read; "*" stands for every other choice.
+READ_BY = {
+    "optimizer": {
+        "adam": {"b1", "b2", "eps", "mu_dtype"},
+        "adamw": {"b1", "b2", "eps", "mu_dtype", "weight_decay"},
+        "sgd": {"momentum", "nesterov"},
+        "*": {"weight_decay", "kwargs"},
+    },
+    "schedule": {
+        "constant": set(),
+        "cosine": {"end_lr"},
+        "linear": {"end_lr"},
+        "rsqrt": {"timescale", "cooldown_steps", "end_lr"},
+    },
+    "loss": {"softmax": {"label_smoothing"}, "sigmoid": {"label_smoothing"}},
+}
+
+# One duration in several units: the keys that exclude each other.
+DURATIONS = {
+    "total": ("total_steps", "total_epochs", "total_examples"),
+    "warm-up": ("schedule.warmup_steps", "schedule.warmup_epochs", "schedule.warmup_examples"),
+    "evaluation": ("eval_every_steps", "eval_every_epochs"),
+}
+
+# What may differ when a work folder is continued: none of it changes the numbers of a step.
+FREE_ON_RESUME = (
+    "total_", "log_every_steps", "eval_every", "eval_batch_size", "checkpoint.", "mesh.",
+    "microbatch", "data.threads", "data.workers", "data.prefetch", "model.scan", "model.remat",
+    "max_skipped_steps", "init", "resume",
+)  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class Sizes:
+    """What the data and the machine decide."""
+
+    train_examples: int
+    eval_examples: int | None  # None: no evaluation
+    num_classes: int
+    channels: int
+    devices: int = 1
+
+
+def leaves(config: ConfigDict, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """(dotted key, value) of every leaf, in the order of the tree."""
+    for key in config:
+        value = config[key]
+        if isinstance(value, ConfigDict):
+            if prefix + key == "optimizer.kwargs":
+                yield prefix + key, value.to_dict()
+            else:
+                yield from leaves(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key, value
+
+
+def keys() -> list[str]:
+    """Every dotted key of the tree."""
+    return [key for key, _ in leaves(base())]
+
+
+def set_by_user(config: ConfigDict, named: Iterable[str] = ()) -> set[str]:
+    """Keys whose value is not the default, and those `named` on the command line."""
+    default = dict(leaves(base()))
+    return {key for key, value in leaves(config) if value != default[key]} | set(named)
+
+
+def check_tree(config: ConfigDict) -> None:
+    """Refuses a config that is not made from `base()`.
+
+    Raises UserError naming the first unknown or missing key.
+    """
+    known, given = set(keys()), {key for key, _ in leaves(config)}
+    for key in sorted(given - known):
+        raise UserError(f"unknown config key {key!r}: {nearest(key, known)}")
+    for key in sorted(known - given):
+        raise UserError(f"config key {key!r} is missing: build the config from vit_jax.config.base")
+
+
+def check_read(config: ConfigDict, user_keys: set[str]) -> None:
+    """Refuses keys that were set but that the chosen components do not read."""
+    for component, choices in READ_BY.items():
+        name = config[component].name
+        if name not in choices and "*" not in choices:
+            raise UserError(f"unknown {component}.name {name!r}: {nearest(name, choices)}")
+        read = choices[name] if name in choices else choices["*"]
+        for key in sorted(set.union(*choices.values()) - read):
+            if f"{component}.{key}" in user_keys:
+                readers = [c for c, keys_read in choices.items() if key in keys_read and c != "*"]
+                hint = f"read by {', '.join(readers)}" if readers else "read by other choices"
+                options = ", ".join(f"{component}.{k}" for k in sorted(read)) or "nothing more"
+                raise UserError(
+                    f"{component}.{key} is set, but {component}.name={name!r} does not read it "
+                    f"({hint}); {name} reads {options}"
+                )
+
+
+def resolve(
+    config: ConfigDict, sizes: Sizes, named: Iterable[str] = ()
+) -> tuple[ConfigDict, list[str]]:
+    """The config with every number final, and what has to be said about it aloud.
+
+    Args:
+      config: a tree made from `base()`.
+      sizes: of the data sets and the machine.
+      named: keys that the user gave explicitly, for the check of unread ones.
+
+    Raises:
+      UserError: an unknown or unread key, two units for one duration, a size that cannot work.
+    """
+    check_tree(config)
+    check_read(config, set_by_user(config, named))
+    c = copy.deepcopy(config).unlock()
+    said: list[str] = []
+    for key in ("batch_size", "log_every_steps", "checkpoint.keep", "max_skipped_steps"):
+        _at_least_one(c, key)
+
+    total = _steps(c, "total", sizes)
+    if total is None:
+        options = ", ".join(DURATIONS["total"])
+        raise UserError(f"the run has no length: set one of {options}")
+    c.total_steps = total
+    c.schedule.warmup_steps = _steps(c, "warm-up", sizes) or 0
+    if c.schedule.warmup_steps > total:
+        said.append(
+            f"warm-up of {c.schedule.warmup_steps} steps is longer than the run: shortened to "
+            f"{total} steps"
+        )
+    c.eval_every_steps = _steps(c, "evaluation", sizes) or total
+    for names in DURATIONS.values():
+        for key in names[1:]:
+            c.update_from_flattened_dict({key: None})
+    if c.checkpoint.every_steps is None:
+        c.checkpoint.every_steps = max(1, total // 10)
+    _at_least_one(c, "checkpoint.every_steps")
+
+    c.mesh.data, c.mesh.fsdp, c.mesh.tensor = mesh_sizes(c.mesh, sizes.devices)
+    rows = c.mesh.data * c.mesh.fsdp
+    c.eval_batch_size = c.eval_batch_size or -(-c.batch_size // rows) * rows
+    c.microbatch = c.microbatch or c.batch_size
+    _divides(c, "batch_size", rows, "mesh.data x mesh.fsdp")
+    _divides(c, "eval_batch_size", rows, "mesh.data x mesh.fsdp")
+    _divides(c, "microbatch", rows, "mesh.data x mesh.fsdp")
+    if c.microbatch < 1 or c.batch_size % c.microbatch:
+        options = [m for m in range(rows, c.batch_size + 1, rows) if c.batch_size % m == 0]
+        raise UserError(
+            f"microbatch {c.microbatch} does not divide batch_size {c.batch_size}; "
+            f"{', '.join(map(str, options[-8:]))} would"
+        )
+    if sizes.train_examples < 1:
+        raise UserError(f"data.train {c.data.train.source} has no examples")
+
+    if c.model.num_classes is None:
+        c.model.num_classes = sizes.num_classes
+    elif c.model.num_classes < sizes.num_classes:
+        raise UserError(
+            f"model.num_classes is {c.model.num_classes}, but {c.data.train.source} has "
+            f"{sizes.num_classes} classes: leave the key out, or raise it"
+        )
+    c.model.channels = c.model.channels or sizes.channels
+    c.data.eval.source = c.data.eval.source or c.data.train.source
+    return c.lock(), said
+
+
+def mesh_sizes(mesh: ConfigDict, devices: int) -> tuple[int, int, int]:
+    """(data, fsdp, tensor) with a -1 filled in, so that they multiply to `devices`.
+
+    Raises UserError with sizes that would work.
+    """
+    given = [mesh.data, mesh.fsdp, mesh.tensor]
+    text = f"mesh data={given[0]}, fsdp={given[1]}, tensor={given[2]}"
+    if any(size < 1 and size != -1 for size in given) or given.count(-1) > 1:
+        raise UserError(f"{text}: sizes are positive, and one of them may be -1 (what is left)")
+    known = math.prod(size for size in given if size != -1)
+    filled = [devices // known if size == -1 else size for size in given]
+    if math.prod(filled) != devices:
+        factors = [n for n in range(1, devices + 1) if devices % n == 0]
+        raise UserError(
+            f"{text} does not multiply to the {devices} devices there are; each size must be one "
+            f"of {', '.join(map(str, factors))}, for example mesh.data=-1, mesh.fsdp=1, "
+            "mesh.tensor=1"
+        )
+    return filled[0], filled[1], filled[2]
+
+
+def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
+    """`key: old -> new` for every resolved key that decides a run's numbers and differs."""
+    return [
+        f"{key}: {old.get(key)!r} -> {new.get(key)!r}"
+        for key in sorted(old.keys() | new.keys())
+        if old.get(key) != new.get(key) and not key.startswith(FREE_ON_RESUME)
+    ]
+
+
+def flat(config: ConfigDict) -> dict[str, Any]:
+    """Dotted keys to plain values, as `config.json` holds them (tuples as lists)."""
+    return {k: list(v) if isinstance(v, tuple) else v for k, v in leaves(config)}
+
+
+def _steps(c: ConfigDict, duration: str, sizes: Sizes) -> int | None:
+    """A duration in steps, whatever its unit; None where it is not given."""
+    given = {key: value for key, value in leaves(c) if key in DURATIONS[duration] and value}
+    if len(given) > 1:
+        raise UserError(f"{' and '.join(given)} are both set: keep one of them")
+    for key, value in given.items():
+        if value < 0:
+            raise UserError(f"{key} must be positive, not {value}")
+        if key.endswith("steps"):
+            return int(value)
+        examples = value * sizes.train_examples if key.endswith("epochs") else value
+        return max(1, round(examples / c.batch_size))
+    return None
+
+
+def _at_least_one(c: ConfigDict, key: str) -> None:
+    value = dict(leaves(c))[key]
+    if value < 1:
+        raise UserError(f"{key} must be at least 1, not {value}")
+
+
+def _divides(c: ConfigDict, key: str, divisor: int, what: str) -> None:
+    value = c[key]
+    if value % divisor:
+        below, above = value // divisor * divisor, -(-value // divisor) * divisor
+        near = f"{below} or {above}" if below else f"{above}"
+        raise UserError(f"{key} {value} is not divisible by {what} = {divisor}; {near} would work")

@@ -1,0 +1,154 @@
+"""Which device holds which part of each array: rules on names, printed and tested.
+
+A parameter's path is `encoder/block03/mlp/fc1/kernel`, or `encoder/block/mlp/fc1/kernel` with a
+leading layer axis when layers are stacked. One rule serves both.
+"""
+
+import re
+from typing import Any
+
+import jax
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+BATCH = P(("data", "fsdp"))  # of every array with a leading batch axis
+
+# (pattern of the logical path, axes of a single layer's parameter). Every parameter must match
+# exactly one. Kernels are split over `fsdp` along one dimension, and over `tensor` along heads or
+# the MLP's hidden one (Megatron-LM's layout: one reduction after `out`, one after `fc2`).
+PARAM_RULES: tuple[tuple[str, tuple], ...] = (
+    (r"embed/kernel", (None, None, None, "fsdp")),
+    (r"pos_embed/grid", (None, None, "fsdp")),
+    (r"(encoder/block|pool)/(attention/)?(qkv|kv)/kernel", ("fsdp", None, "tensor", None)),
+    (r"(encoder/block|pool)/(attention/)?(qkv|kv)/bias", (None, "tensor", None)),
+    (r"pool/q/kernel", ("fsdp", "tensor", None)),
+    (r"pool/q/bias", ("tensor", None)),
+    (r"(encoder/block|pool)/(attention/)?out/kernel", ("tensor", None, "fsdp")),
+    (r"(encoder/block|pool)/mlp/fc1/kernel", ("fsdp", "tensor")),
+    (r"(encoder/block|pool)/mlp/fc1/bias", ("tensor",)),
+    (r"(encoder/block|pool)/mlp/fc2/kernel", ("tensor", "fsdp")),
+    (r"pre_logits/kernel", ("fsdp", None)),
+    (r"head/kernel", ("fsdp", "tensor")),
+    # Small ones, the same everywhere.
+    (r"(encoder/block|pool)/((attention/)?out|mlp/fc2)/bias", ()),
+    (r"(embed|pre_logits|head)/bias", ()),
+    (r"((encoder/block|pool)/(attention/)?)?(norm|norm1|norm2|q_norm|k_norm)/(scale|bias)", ()),
+    (r"encoder/block/(scale1|scale2)/gamma", ()),
+    (r"cls|registers|pos_embed/prefix|pool/probe", ()),
+)
+
+
+def path_of(keys: tuple) -> str:
+    """The path of a pytree key, as in `encoder/block03/mlp/fc1/kernel`."""
+    return jax.tree_util.keystr(keys, simple=True, separator="/")
+
+
+def logical(path: str) -> str:
+    """The layer's number taken out: one name for stacked and listed layers."""
+    return re.sub(r"(^|/)encoder/block\d+/", r"\1encoder/block/", path)
+
+
+def match_one(rules: tuple, path: str, what: str) -> Any:
+    """The value of the only rule whose pattern is the whole logical path.
+
+    Raises ValueError where none or several match: a table that does not decide is a bug in it.
+    """
+    found = [value for pattern, value in rules if re.fullmatch(pattern, logical(path))]
+    if len(found) != 1:
+        raise ValueError(f"parameter {path!r} matches {len(found)} of the {what} rules, not one")
+    return found[0]
+
+
+def param_spec(path: str, shape: tuple[int, ...], mesh: Mesh, min_size: int) -> P:
+    """The partition of one parameter: its rule, less the axes that do not divide it.
+
+    Parameters of fewer than `min_size` elements (of one layer) are replicated.
+    """
+    axes = match_one(PARAM_RULES, path, "sharding")
+    stacked = "encoder/block/" in f"{path}/"
+    layer = shape[1:] if stacked else shape
+    size = 1
+    for n in layer:
+        size *= n
+    if size < min_size:
+        return P()
+    fitting = [
+        axis if axis and n % mesh.shape[axis] == 0 and mesh.shape[axis] > 1 else None
+        for axis, n in zip(axes, layer, strict=False)
+    ]
+    spec = [None] * stacked + fitting
+    while spec and spec[-1] is None:
+        spec.pop()
+    return P(*spec)
+
+
+def param_specs(params: Any, mesh: Mesh, min_size: int) -> Any:
+    """`param_spec` for every leaf of a tree of parameters."""
+    return jax.tree_util.tree_map_with_path(
+        lambda keys, leaf: param_spec(path_of(keys), leaf.shape, mesh, min_size), params
+    )
+
+
+def state_shardings(state: Any, mesh: Mesh, min_size: int) -> Any:
+    """Shardings of a whole training state `{params, opt, step, …}`.
+
+    A leaf of the optimiser takes the partition of the parameter whose path ends its own and whose
+    shape it has; one that lacks some of the parameter's dimensions (Adafactor's rows and columns)
+    keeps the axes of the others; anything else is replicated.
+    """
+    params = {
+        path_of(keys): leaf.shape
+        for keys, leaf in jax.tree_util.tree_leaves_with_path(state["params"])
+    }
+
+    def spec(keys, leaf) -> P:
+        path = path_of(keys)
+        name = next((p for p in _suffixes(path) if p in params), None)
+        if name is None:
+            return P()
+        full = param_spec(name, params[name], mesh, min_size)
+        if leaf.shape == params[name]:
+            return full
+        return _derived(full, params[name], leaf.shape)
+
+    return jax.tree_util.tree_map_with_path(
+        lambda keys, leaf: NamedSharding(mesh, spec(keys, leaf)), state
+    )
+
+
+def _suffixes(path: str):
+    parts = path.split("/")
+    return ("/".join(parts[i:]) for i in range(len(parts)))
+
+
+def _derived(spec: P, shape: tuple[int, ...], smaller: tuple[int, ...]) -> P:
+    """The spec of a leaf whose shape is its parameter's with some dimensions left out."""
+    axes, rest = [], list(zip(shape, (*spec, *[None] * len(shape)), strict=False))
+    for n in smaller:
+        while rest and rest[0][0] != n:
+            rest.pop(0)
+        if not rest:
+            return P()
+        axes.append(rest.pop(0)[1])
+    return P(*axes)
+
+
+def gather_block(mesh: Mesh, min_size: int, dtype):
+    """For `Model.apply`: one block's parameters cast to `dtype`, then gathered over `fsdp`.
+
+    Casting first halves the bytes that travel when the arithmetic is bfloat16. Placed inside the
+    loop over layers, it keeps one layer's gathered weights alive at a time. None where `fsdp` has
+    one device.
+    """
+    if mesh.shape["fsdp"] == 1:
+        return None
+
+    def one(keys, leaf):
+        path = "encoder/block00/" + path_of(keys)
+        spec = param_spec(path, leaf.shape, mesh, min_size)
+        if not any(spec):
+            return leaf
+        kept = P(*(None if axis == "fsdp" else axis for axis in spec))
+        return jax.lax.with_sharding_constraint(leaf.astype(dtype), NamedSharding(mesh, kept))
+
+    return lambda block: jax.tree_util.tree_map_with_path(one, block)

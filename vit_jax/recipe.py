@@ -1,0 +1,140 @@
+"""Finds a recipe (`configs/digits.py`, `pretrain.py:b16,imagenet21k`), runs it, and applies the
+overrides of the command line (`--config.optimizer.lr=1e-3`)."""
+
+import ast
+import importlib
+import importlib.util
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from vit_jax.config import DURATIONS, keys, leaves
+from vit_jax.errors import UserError, nearest
+
+_TRUE, _FALSE = ("true", "yes", "1"), ("false", "no", "0")
+
+
+def load(spec: str) -> ConfigDict:
+    """The config of `FILE[:ARGUMENTS]`. A file that is not there is looked up by its name among
+    the recipes that came with the package.
+
+    Raises UserError: no such recipe, or arguments that it refuses.
+    """
+    path, _, arguments = spec.partition(":")
+    module = _module(path)
+    if not hasattr(module, "get_config"):
+        raise UserError(f"{path} defines no get_config(): it is no recipe")
+    config = module.get_config(arguments) if arguments else module.get_config()
+    if not isinstance(config, ConfigDict):
+        raise UserError(f"get_config() of {path} gives a {type(config).__name__}, no ConfigDict")
+    return config
+
+
+def override(config: ConfigDict, values: Mapping[str, str]) -> list[str]:
+    """Sets dotted keys from their text, in place, by each key's type; returns the keys set.
+
+    A duration replaces the recipe's in another unit. A component's name can be given for the
+    component itself: `loss=sigmoid`. `key=None` empties a key that may be empty.
+
+    Raises UserError: unknown key (with the nearest), wrong type, two units for one duration.
+    """
+    named = []
+    with config.unlocked():
+        for key, text in values.items():
+            key = _full_key(config, key)
+            named.append(key)
+            for units in DURATIONS.values():
+                if key in units:
+                    twice = [other for other in units if other in named and other != key]
+                    if twice:
+                        raise UserError(f"{twice[0]} and {key} are both set: keep one of them")
+                    config.update_from_flattened_dict({other: None for other in units})
+            parent, _, leaf = key.rpartition(".")
+            node = config
+            for part in parent.split(".") if parent else ():
+                node = node[part]
+            if parent == "optimizer.kwargs":
+                node[leaf] = _literal(text)
+                named[-1] = "optimizer.kwargs"
+            else:
+                node[leaf] = _parse(key, text, node.get_type(leaf), node[leaf])
+    return named
+
+
+def _full_key(config: ConfigDict, key: str) -> str:
+    known = keys()
+    if key in known or key.startswith("optimizer.kwargs."):
+        return key
+    if f"{key}.name" in known:
+        return f"{key}.name"
+    raise UserError(f"unknown config key {key!r}: {nearest(key, known)}")
+
+
+def _parse(key: str, text: str, kind: type, current: Any) -> Any:
+    """`text` as `kind`. Empty keys (None) may be emptied again by the word None."""
+    if text == "None":
+        return None
+    lowered = text.lower()
+    try:
+        if kind is bool:
+            if lowered not in _TRUE + _FALSE:
+                raise ValueError
+            return lowered in _TRUE
+        if kind is int:
+            number = float(text.replace("_", ""))
+            if number != int(number):
+                raise ValueError
+            return int(text.replace("_", "")) if "e" not in lowered and "." not in text else int(number)
+        if kind is float:
+            return float(text)
+        return _literal(text) if kind is object else text
+    except (ValueError, OverflowError):
+        names = {bool: "true or false", int: "a whole number", float: "a number"}
+        raise UserError(
+            f"config key {key!r} takes {names[kind]}, not {text!r} (now: {current})"
+        ) from None
+
+
+def _literal(text: str) -> Any:
+    """A Python literal where it is one (`224`, `(224, 160)`, `True`), else the text."""
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return text
+
+
+def bundled() -> Path:
+    """The folder of the recipes that came with the package."""
+    found = importlib.util.find_spec("vit_jax.configs")
+    if found is not None and found.submodule_search_locations:
+        return Path(next(iter(found.submodule_search_locations)))
+    return Path(__file__).resolve().parent.parent / "configs"  # a checkout that is not installed
+
+
+def _module(path: str) -> ModuleType:
+    file = Path(path)
+    if not file.is_file():
+        name = file.name if file.suffix == ".py" else f"{file.name}.py"
+        inside = bundled() / name
+        if not inside.is_file() or (file.parent.name not in ("", "configs")):
+            names = sorted(p.name for p in bundled().glob("*.py") if p.name != "__init__.py")
+            raise UserError(f"no config file {path!r}; recipes of the package: {', '.join(names)}")
+        file = inside
+    spec = importlib.util.spec_from_file_location(f"vit_jax_recipe_{file.stem}", file)
+    if spec is None or spec.loader is None:
+        raise UserError(f"{os.fspath(file)!r} is no Python file")
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except (SyntaxError, ImportError) as error:
+        raise UserError(f"{file} cannot be read: {error}") from error
+    return module
+
+
+def as_text(config: ConfigDict) -> str:
+    """`key = value` lines of the keys that are set, in the order of the tree."""
+    return "\n".join(f"{key} = {value!r}" for key, value in leaves(config) if value is not None)

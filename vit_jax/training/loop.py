@@ -1,0 +1,148 @@
+"""The training loop."""
+
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from vit_jax.checkpoint.manager import METRIC, Checkpoints
+from vit_jax.config import flat
+from vit_jax.errors import NON_FINITE, Stopped, UserError
+from vit_jax.evaluators.classification import evaluate
+from vit_jax.parallel.preemption import StopSignals
+from vit_jax.training.progress import Progress
+from vit_jax.training.result import write_result
+from vit_jax.training.setup import Run, first_state, set_up
+from vit_jax.training.workdir import WorkFolder
+
+IN_FLIGHT = 4  # steps queued on the device at most, so that batches do not pile up there
+
+
+def train(
+    config: ConfigDict,
+    workdir: str | Path,
+    *,
+    named: Iterable[str] = (),
+    devices: Sequence[jax.Device] | None = None,
+    quiet: bool = False,
+) -> dict[str, Any]:
+    """Trains to the end and returns what `result.json` holds. A work folder is continued.
+
+    Raises UserError for anything the caller can mend, and Stopped where the run ended early with
+    its state saved (Ctrl-C, SIGTERM, too many non-finite steps).
+    """
+    run = set_up(config, named, devices)
+    with WorkFolder(workdir) as folder, StopSignals() as stop:
+        folder.agree(flat(run.config), run.classes)
+        keep = run.config.checkpoint
+        checkpoints = Checkpoints(folder.path / "checkpoints", keep.keep, keep.keep_best)
+        start = first_state(run, folder.path)
+        progress = Progress(
+            folder.path, run.config, run.model, start.step, start.train_seconds,
+            run.train_examples, quiet,
+        )  # fmt: skip
+        try:
+            for line in [*run.said, *start.said]:
+                progress.say(line)
+            began = time.monotonic()
+            train_step = run.compile_train_step()
+            seconds = time.monotonic() - began
+            progress.paused(seconds)
+            progress.say(f"{run.model.name}, {run.model.num_params:,} parameters, {run.mesh.shape}")
+            progress.say(f"compiled in {seconds:.1f} s")
+            fit(run, train_step, start.state, start.examples_seen, checkpoints, progress, stop)
+            return write_result(folder.path, run, progress)
+        finally:
+            progress.close()
+
+
+def fit(
+    run: Run, train_step: Callable, state: Any, examples_seen: int, checkpoints: Checkpoints,
+    progress: Progress, stop: StopSignals,
+) -> None:  # fmt: skip
+    """Steps from `state` to the end: batch, step, tell, evaluate, save; in this order."""
+    c = run.config
+    start, total = int(state["step"]), c.total_steps
+    best = progress.best(f"eval/{c.data.eval.split}/{METRIC}")
+    in_flight: deque[Any] = deque()
+    damaged = 0
+    batches = run.train_batches(examples_seen, total - start)
+    try:
+        for step in range(start + 1, total + 1):
+            asked = time.monotonic()
+            host, batch = next(batches)
+            progress.waited(time.monotonic() - asked)
+            damaged += report_damaged(run, host["damaged"], progress)
+
+            state, metrics = train_step(state, batch)
+            examples_seen += c.batch_size
+            in_flight.append(metrics["loss"])
+            if len(in_flight) > IN_FLIGHT:
+                jax.block_until_ready(in_flight.popleft())
+            checkpoints.check()
+            progress.at(step)
+
+            last, told = step == total, None
+            if step % c.log_every_steps == 0 or last:
+                told = progress.interval(step, metrics, host["id"], damaged)
+            lost = told is not None and told["skipped_in_row"] >= c.max_skipped_steps
+
+            measured = None
+            if run.eval_source and (step % c.eval_every_steps == 0 or last):
+                progress.flush()
+                began = time.monotonic()
+                measured = measure(run, state["params"], progress)
+                progress.evaluation(step, c.data.eval.split, measured)
+                progress.paused(time.monotonic() - began)
+            better = measured is not None and measured[METRIC] > best
+            best = measured[METRIC] if measured is not None and better else best
+
+            if lost:
+                raise Stopped(
+                    f"{told['skipped_in_row']} steps in a row were not finite (step "  # type: ignore[index]
+                    f"{told['step']}): lower optimizer.lr or set optimizer.clip_norm",  # type: ignore[index]
+                    NON_FINITE,
+                )
+            if last or better or stop.code or step % c.checkpoint.every_steps == 0:
+                progress.sync()
+                about = {"examples_seen": examples_seen, "train_seconds": progress.train_seconds,
+                         "config": flat(c), "classes": run.classes}  # fmt: skip
+                checkpoints.save(step, state, about, measured)
+            if stop.code and not last:
+                raise Stopped(f"stopped at step {step}; its state is saved", stop.code)
+    finally:
+        batches.close()
+        checkpoints.close()
+        progress.sync()
+
+
+def measure(run: Run, params: Any, progress: Progress) -> dict[str, float]:
+    """The evaluation split's metrics."""
+    batches = run.eval_batches()
+
+    def on_device():
+        for host, batch in batches:
+            report_damaged(run, host["damaged"], progress, run.eval_source)
+            yield batch
+
+    try:
+        return evaluate(run.eval_step, params, on_device())
+    finally:
+        batches.close()
+
+
+def report_damaged(run: Run, ids: np.ndarray, progress: Progress, source: Any = None) -> int:
+    """Names damaged images and counts them; the first one ends the run where the config says so."""
+    source = source or run.train_source
+    found = [int(i) for i in ids if i >= 0]
+    for index in found:
+        name = source.describe(index)
+        if run.config.data.damaged == "fail":
+            raise UserError(f"damaged image {name} (--config.data.damaged=skip goes on without it)")
+        progress.say(f"damaged image skipped: {name}")
+    return len(found)

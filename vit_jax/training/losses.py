@@ -1,0 +1,32 @@
+"""Losses on soft targets, and the targets themselves. Everything is float32."""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+
+def targets(
+    labels: Int[Array, " batch"], num_classes: int, smoothing: float
+) -> Float[Array, "batch classes"]:
+    """One-hot labels, with `smoothing` of their mass spread over all classes
+    (arXiv 1512.00567, section 7)."""
+    return jax.nn.one_hot(labels, num_classes) * (1.0 - smoothing) + smoothing / num_classes
+
+
+def softmax_cross_entropy(
+    logits: Float[Array, "batch classes"], targets: Float[Array, "batch classes"]
+) -> Float[Array, " batch"]:
+    """-sum_k t_k log softmax(logits)_k."""
+    return -jnp.sum(targets * jax.nn.log_softmax(logits), axis=-1)
+
+
+def sigmoid_cross_entropy(
+    logits: Float[Array, "batch classes"], targets: Float[Array, "batch classes"]
+) -> Float[Array, " batch"]:
+    """-sum_k [t_k log sigmoid(logits)_k + (1 - t_k) log(1 - sigmoid(logits)_k)]
+    (arXiv 2006.07159, section 4)."""
+    log_p, log_not_p = jax.nn.log_sigmoid(logits), jax.nn.log_sigmoid(-logits)
+    return -jnp.sum(targets * log_p + (1.0 - targets) * log_not_p, axis=-1)
+
+
+LOSSES = {"softmax": softmax_cross_entropy, "sigmoid": sigmoid_cross_entropy}

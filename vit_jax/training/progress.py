@@ -1,0 +1,239 @@
+"""What a run tells: a row an interval in `metrics.jsonl`, TensorBoard events, and a line for the
+person watching. Numbers are fetched from the device one interval late, so that no step waits."""
+
+import hashlib
+import json
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from vit_jax.models.flops import train_flops
+from vit_jax.parallel.chips import peak_flops
+from vit_jax.training.workdir import cannot_write
+
+Row = dict[str, Any]
+
+
+def ids_hash(ids: np.ndarray) -> str:
+    """A short hash of the example numbers of one batch, in order."""
+    return hashlib.sha1(np.ascontiguousarray(ids, np.int64).tobytes()).hexdigest()[:16]
+
+
+class MetricRows:
+    """`metrics.jsonl`: appended, flushed to disk before a save commits, cut back on restart."""
+
+    def __init__(self, path: Path, last_step: int):
+        self._path = path
+        self.rows = self._cut(last_step)
+        self._file = path.open("a")
+
+    def _cut(self, last_step: int) -> list[Row]:
+        """Drops a torn tail and every row after `last_step`."""
+        if not self._path.exists():
+            return []
+        rows, lines = [], []
+        for line in self._path.read_text().splitlines():
+            try:
+                row = json.loads(line)
+            except json.JSONDecodeError:
+                continue
+            if isinstance(row, dict) and row.get("step", last_step + 1) <= last_step:
+                rows.append(row)
+                lines.append(line + "\n")
+        partial = self._path.with_name(f".{self._path.name}.partial")
+        partial.write_text("".join(lines))
+        partial.replace(self._path)
+        return rows
+
+    def write(self, row: Row) -> None:
+        try:
+            self._file.write(json.dumps(row) + "\n")
+            self._file.flush()
+        except OSError as error:
+            raise cannot_write(self._path, error) from error
+        self.rows.append(row)
+
+    def sync(self) -> None:
+        """Returns when the rows are on the disk."""
+        os.fsync(self._file.fileno())
+
+    def close(self) -> None:
+        self._file.close()
+
+
+class Console:
+    """A line an interval; on a terminal a progress bar below them."""
+
+    def __init__(self, total: int, start: int):
+        from rich.console import Console as RichConsole
+        from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+        self._console = RichConsole(stderr=True, highlight=False, soft_wrap=True)
+        self._bar = Progress(
+            TextColumn("training"), BarColumn(), TextColumn("{task.completed}/{task.total}"),
+            TimeRemainingColumn(), console=self._console, transient=True,
+            disable=not self._console.is_terminal,
+        )  # fmt: skip
+        self._task = self._bar.add_task("training", total=total, completed=start)
+
+    def start(self) -> None:
+        self._bar.start()
+
+    def say(self, text: str) -> None:
+        self._console.print(text, markup=False)
+
+    def at(self, step: int) -> None:
+        self._bar.update(self._task, completed=step)
+
+    def close(self) -> None:
+        self._bar.stop()
+
+
+class Progress:
+    """Collects a step's metrics at each interval and tells those of the interval before."""
+
+    def __init__(self, workdir: Path, config, model, start: int, seconds_before: float,
+                 train_examples: int, quiet: bool = False):  # fmt: skip
+        self._config, self._start = config, start
+        self._epoch = config.batch_size / train_examples
+        self._devices = jax.device_count() if config.mesh.data < 0 else (
+            config.mesh.data * config.mesh.fsdp * config.mesh.tensor
+        )  # fmt: skip
+        peak = peak_flops(jax.devices()[0].device_kind)
+        self._flops = train_flops(model.config)
+        self._peak = peak * self._devices if peak else None
+        self._rows = MetricRows(workdir / "metrics.jsonl", start)
+        self._events = _events(workdir, start)
+        self._console = Console(config.total_steps, start)
+        self._quiet = quiet
+        self._pending: tuple[Row, Any] | None = None
+        self._seconds_before, self._began = seconds_before, time.monotonic()
+        self._waited = self._paused = 0.0
+        self._mark = (self._began, start)
+        if not quiet:
+            self._console.start()
+
+    # -- time ------------------------------------------------------------------------------
+    def waited(self, seconds: float) -> None:
+        """Time spent waiting for data."""
+        self._waited += seconds
+
+    def paused(self, seconds: float) -> None:
+        """Time that is not training (compilation, evaluation), taken out of the rates."""
+        self._paused += seconds
+        self._mark = (self._mark[0] + seconds, self._mark[1])
+
+    @property
+    def train_seconds(self) -> float:
+        """Seconds of training so far, over all restarts, without compilation and evaluation."""
+        return self._seconds_before + time.monotonic() - self._began - self._paused
+
+    # -- rows ------------------------------------------------------------------------------
+    def interval(self, step: int, metrics: Any, ids: np.ndarray, damaged: int) -> Row | None:
+        """Takes the metrics of step `step`, still on the device; tells those taken before."""
+        told = self.flush()
+        now, (then, step_then) = time.monotonic(), self._mark
+        speed = (step - step_then) * self._config.batch_size / max(now - then, 1e-9)
+        row = {
+            "step": step, "epoch": round(step * self._epoch, 4), "examples_hash": ids_hash(ids),
+            "images_per_second": round(speed, 2),
+            "images_per_second_per_device": round(speed / self._devices, 2),
+            "data_wait": round(self._waited / max(now - then, 1e-9), 4),
+            "damaged_images": damaged, "seconds": round(self.train_seconds, 3),
+        }  # fmt: skip
+        if self._peak:
+            row["mfu"] = round(speed * self._flops / self._peak, 4)
+        self._mark, self._waited = (now, step), 0.0
+        for leaf in jax.tree.leaves(metrics):
+            if hasattr(leaf, "copy_to_host_async"):
+                leaf.copy_to_host_async()
+        self._pending = (row, metrics)
+        return told
+
+    def flush(self) -> Row | None:
+        """Fetches and writes the row that waits, if any."""
+        if self._pending is None:
+            return None
+        row, metrics = self._pending
+        self._pending = None
+        values = {name: float(value) for name, value in metrics.items()}
+        row = {
+            "step": row["step"], "loss": values["loss"],
+            "learning_rate": values["learning_rate"], "grad_norm": values["grad_norm"],
+            "skipped_steps": int(values["total"]), "skipped_in_row": int(values["in_row"]),
+        } | {k: v for k, v in row.items() if k != "step"}  # fmt: skip
+        self._write(row)
+        total = self._config.total_steps
+        left = (total - row["step"]) * self._config.batch_size / max(row["images_per_second"], 1e-9)
+        skipped = f"  skipped {row['skipped_steps']}" if row["skipped_steps"] else ""
+        mfu = f"  MFU {row['mfu']:.1%} of {self._peak:.3g} FLOP/s" if self._peak else ""
+        self.say(
+            f"step {row['step']:>{len(str(total))}}/{total} {row['step'] / total:4.0%}  "
+            f"left {_duration(left)}  loss {row['loss']:.4f}  lr {row['learning_rate']:.2e}  "
+            f"{row['images_per_second']:.0f} images/s"
+            + (f" ({row['images_per_second_per_device']:.0f}/device)" if self._devices > 1 else "")
+            + f"{mfu}  data wait {row['data_wait']:.0%}{skipped}"
+        )
+        return row
+
+    def evaluation(self, step: int, name: str, metrics: dict[str, float]) -> None:
+        """Writes an evaluation's row: `eval/NAME/METRIC`."""
+        self._write({"step": step} | {f"eval/{name}/{key}": v for key, v in metrics.items()})
+        self.say(
+            f"step {step}: {name} accuracy {metrics['accuracy']:.2%}  "
+            f"top-5 {metrics['top5_accuracy']:.2%}  loss {metrics['loss']:.4f}  "
+            f"({metrics['examples']} examples)"
+        )
+
+    def _write(self, row: Row) -> None:
+        self._rows.write(row)
+        for name, value in row.items():
+            if isinstance(value, int | float) and name != "step":
+                self._events.add_scalar(name, value, row["step"])
+
+    def sync(self) -> None:
+        """Everything up to now is told and on disk."""
+        self.flush()
+        self._rows.sync()
+        self._events.flush()
+
+    def last(self, prefix: str = "") -> Row:
+        """The last row that has a key starting with `prefix`."""
+        found = (row for row in reversed(self._rows.rows) if any(k.startswith(prefix) for k in row))
+        return next(found, {})
+
+    def best(self, key: str) -> float:
+        """The highest value a metric had so far; minus infinity before the first."""
+        return max((row[key] for row in self._rows.rows if key in row), default=float("-inf"))
+
+    # -- people ----------------------------------------------------------------------------
+    def say(self, text: str) -> None:
+        """A line for the person watching."""
+        if not self._quiet:
+            self._console.say(text)
+
+    def at(self, step: int) -> None:
+        self._console.at(step)
+
+    def close(self) -> None:
+        self._console.close()
+        self._rows.close()
+        self._events.close()
+        sys.stderr.flush()
+
+
+def _events(workdir: Path, start: int):
+    from tensorboardX import SummaryWriter  # clu's writer imports TensorFlow
+
+    return SummaryWriter(str(workdir), purge_step=start + 1 if start else None)
+
+
+def _duration(seconds: float) -> str:
+    seconds = int(min(seconds, 359_999))
+    hours, minutes, seconds = seconds // 3600, seconds // 60 % 60, seconds % 60
+    return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"

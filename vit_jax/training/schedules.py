@@ -1,0 +1,36 @@
+"""Learning rates as functions of the step: warm-up, then constant, cosine, linear or rsqrt."""
+
+import jax.numpy as jnp
+import optax
+from ml_collections import ConfigDict
+
+
+def make_schedule(c: ConfigDict, lr: float, total_steps: int) -> optax.Schedule:
+    """step (from 0) -> learning rate: linear from 0 over `warmup_steps`, then `c.name`.
+
+    cosine and linear end at `end_lr` after the last step; rsqrt falls as
+    sqrt(timescale / (timescale + steps since warm-up)) (arXiv 2106.04560, section 3.5) and, over
+    the last `cooldown_steps`, linearly to `end_lr`.
+    """
+    warmup = min(c.warmup_steps, total_steps)
+    decay_steps = max(1, total_steps - warmup)
+    after = {
+        "constant": lambda: optax.constant_schedule(lr),
+        "cosine": lambda: optax.cosine_decay_schedule(lr, decay_steps, c.end_lr / (lr or 1.0)),
+        "linear": lambda: optax.linear_schedule(lr, c.end_lr, decay_steps),
+        "rsqrt": lambda: _rsqrt(lr, c.timescale, decay_steps, c.cooldown_steps, c.end_lr),
+    }[c.name]()
+    if not warmup:
+        return after
+    return optax.join_schedules([optax.linear_schedule(0.0, lr, warmup), after], [warmup])
+
+
+def _rsqrt(lr, timescale, steps, cooldown, end_lr) -> optax.Schedule:
+    def schedule(step):
+        rate = lr * jnp.sqrt(timescale / (timescale + step))
+        if not cooldown:
+            return rate
+        left = jnp.clip((steps - step) / cooldown, 0.0, 1.0)
+        return end_lr + (rate - end_lr) * left
+
+    return schedule

@@ -1,0 +1,195 @@
+"""From a config to everything a run is made of: model, mesh, data, compiled steps, first state."""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh, NamedSharding
+from ml_collections import ConfigDict
+
+from vit_jax.checkpoint import manager
+from vit_jax.checkpoint.warm_start import warm_start
+from vit_jax.config import Sizes, resolve
+from vit_jax.data import ops, pipeline
+from vit_jax.data.sources import Source, facts, open_source
+from vit_jax.evaluators.classification import make_eval_step
+from vit_jax.models import Model, create_model
+from vit_jax.parallel.mesh import make_mesh
+from vit_jax.parallel.sharding import BATCH, state_shardings
+from vit_jax.training.optimizer import make_optimizer
+from vit_jax.training.state import State, abstract_state, make_init
+from vit_jax.training.step import make_train_step
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """A resolved run. Sources are None where only its shape was asked for."""
+
+    config: ConfigDict
+    said: list[str]
+    model: Model
+    mesh: Mesh
+    classes: list[str]
+    train_source: Source | None
+    eval_source: Source | None
+    train_examples: int
+
+    @functools.cached_property
+    def abstract_state(self) -> State:
+        return abstract_state(self.model, make_optimizer(self.config.optimizer))
+
+    @functools.cached_property
+    def shardings(self) -> Any:
+        return state_shardings(self.abstract_state, self.mesh, self.config.mesh.min_shard_size)
+
+    @property
+    def batch_sharding(self) -> NamedSharding:
+        return NamedSharding(self.mesh, BATCH)
+
+    def abstract_batch(self, size: int) -> dict[str, jax.ShapeDtypeStruct]:
+        """Shapes of a batch on the devices."""
+        c, where = self.model.config, self.batch_sharding
+        shape = (size, *c.image_size, c.channels)
+        return {
+            "image": jax.ShapeDtypeStruct(shape, jnp.uint8, sharding=where),
+            "label": jax.ShapeDtypeStruct((size,), jnp.int32, sharding=where),
+        }
+
+    def compile_train_step(self) -> Callable:
+        """The training step, compiled ahead of time; it takes over the old state's memory."""
+        step = make_train_step(self.model, self.config, self.mesh)
+        state = jax.tree.map(
+            lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where),
+            self.abstract_state, self.shardings,
+        )  # fmt: skip
+        jitted = jax.jit(step, donate_argnums=0, out_shardings=(self.shardings, None))
+        return jitted.lower(state, self.abstract_batch(self.config.batch_size)).compile()
+
+    @functools.cached_property
+    def eval_step(self) -> Callable:
+        return jax.jit(make_eval_step(self.model))
+
+    def _pipeline(self, part: str) -> ops.Pipeline:
+        return ops.parse(self.config.data[part].pipeline, self.model.config.image_size)
+
+    def _dataset_sizes(self, batch_size: int) -> dict[str, Any]:
+        return {
+            "shape": (*self.model.config.image_size, self.model.config.channels),
+            "batch_size": batch_size,
+            "rows": pipeline.rows_of_process(self.batch_sharding, batch_size),
+            "threads": self.config.data.threads,
+            "workers": self.config.data.workers,
+        }
+
+    def train_batches(self, examples_seen: int, steps: int) -> pipeline.OnDevice:
+        """The batches of the next `steps` steps."""
+        assert self.train_source is not None
+        dataset = pipeline.train_dataset(
+            self.train_source, self._pipeline("train"), seed=self.config.seed,
+            examples_seen=examples_seen, steps=steps,
+            **self._dataset_sizes(self.config.batch_size),
+        )  # fmt: skip
+        return pipeline.OnDevice(dataset, self.batch_sharding, self.config.data.prefetch)
+
+    def eval_batches(self) -> pipeline.OnDevice:
+        """Every example of the evaluation split once."""
+        assert self.eval_source is not None
+        dataset = pipeline.eval_dataset(
+            self.eval_source, self._pipeline("eval"),
+            **self._dataset_sizes(self.config.eval_batch_size) | {"workers": 0},
+        )  # fmt: skip
+        return pipeline.OnDevice(dataset, self.batch_sharding, self.config.data.prefetch)
+
+    def init_state(self) -> State:
+        """The state of step 0, each device making its own part."""
+        init = make_init(self.model, make_optimizer(self.config.optimizer), self.config.seed)
+        return jax.jit(init, out_shardings=self.shardings)()
+
+
+def set_up(
+    config: ConfigDict,
+    named: Iterable[str] = (),
+    devices: Sequence[jax.Device] | None = None,
+    with_data: bool = True,
+) -> Run:
+    """Resolves a config against its data and the machine.
+
+    Args:
+      config: a tree made from `vit_jax.config.base()`.
+      named: keys given explicitly, for the check of unread ones.
+      devices: those to use; all by default.
+      with_data: open the data. Without, what is known of a data set is enough.
+
+    Raises UserError for anything in the config that cannot work.
+    """
+    data = config.data
+    train_source = eval_source = eval_facts = None
+    eval_spec = data.eval.source or data.train.source
+    if with_data:
+        train_source = open_source(data.train.source, data.train.split)
+        classes, channels = train_source.classes, train_source.channels
+        train_examples, num_classes = len(train_source), len(classes)
+        if data.eval.split:
+            eval_source = open_source(eval_spec, data.eval.split, classes)
+    else:
+        known = facts(data.train.source, data.train.split)
+        train_examples, num_classes, channels = (
+            known.num_examples, known.num_classes, known.channels,
+        )  # fmt: skip
+        classes = []
+        eval_facts = facts(eval_spec, data.eval.split) if data.eval.split else None
+    eval_examples = len(eval_source) if eval_source else eval_facts and eval_facts.num_examples
+    count = jax.device_count() if devices is None else len(devices)
+    sizes = Sizes(train_examples, eval_examples, num_classes, channels, count)
+    resolved, said = resolve(config, sizes, named)
+
+    fields = resolved.model.to_dict()
+    model = create_model(fields.pop("name"), **fields)
+    with resolved.unlocked():
+        resolved.model.update(dataclasses.asdict(model.config))
+        resolved.model.image_size = list(model.config.image_size)
+    make_optimizer(resolved.optimizer)
+    for part in ("train", "eval"):
+        ops.parse(resolved.data[part].pipeline, model.config.image_size)
+    mesh = make_mesh((resolved.mesh.data, resolved.mesh.fsdp, resolved.mesh.tensor), devices)
+    return Run(resolved, said, model, mesh, classes, train_source, eval_source, train_examples)
+
+
+@dataclasses.dataclass(frozen=True)
+class Start:
+    """Where a run begins."""
+
+    state: State
+    step: int
+    examples_seen: int
+    train_seconds: float
+    said: list[str]
+
+
+def first_state(run: Run, workdir: Path) -> Start:
+    """The work folder's own last checkpoint, else `resume`, else `init`, else from scratch."""
+    c = run.config
+    own = workdir / "checkpoints"
+    if own.is_dir() and any(p.name.isdigit() for p in own.iterdir()):
+        source = manager.find(workdir)
+    elif c.resume:
+        source = manager.find(c.resume)
+    else:
+        state = run.init_state()
+        if not c.init:
+            return Start(state, 0, 0, 0.0, ["from scratch"])
+        source = manager.find(c.init)
+        params, report = warm_start(source, state["params"], run.shardings["params"])
+        lines = [f"parameters from {source}: {report.lines()[0]}", *report.lines()[1:]]
+        return Start(state | {"params": params}, 0, 0, 0.0, lines)
+    state = manager.restore(source, run.abstract_state, run.shardings)
+    about = manager.about(source)
+    step = int(state["step"])
+    return Start(
+        state, step, about["examples_seen"], about["train_seconds"],
+        [f"continues {source} at step {step}"],
+    )  # fmt: skip

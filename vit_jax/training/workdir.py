@@ -1,0 +1,93 @@
+"""The work folder: its lock, its config, and files that are whole or not there."""
+
+import fcntl
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from vit_jax.config import differences
+from vit_jax.errors import UserError
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes the whole file or leaves the old one."""
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        with partial.open("w") as file:
+            json.dump(value, file, indent=1)
+            file.write("\n")
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        raise cannot_write(path, error) from error
+    partial.replace(path)
+
+
+def cannot_write(path: Path, error: OSError) -> UserError:
+    """The one line for a disk that is full, read-only or too small."""
+    return UserError(f"cannot write {path}: {error.strerror or error}; make room or choose another")
+
+
+class WorkFolder:
+    """A run's folder, held by one run at a time.
+
+    Raises UserError on entering: it cannot be made, or a living run holds it.
+    """
+
+    def __init__(self, path: str | Path):
+        self.path = Path(path).expanduser().absolute()
+        self._lock: Any = None
+
+    def __enter__(self) -> "WorkFolder":
+        lock = self.path / ".lock"
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            self._lock = lock.open("a+")
+        except OSError as error:
+            raise cannot_write(self.path, error) from error
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            self._lock.seek(0)
+            holder = self._lock.read().strip() or "unknown"
+            self._lock.close()
+            raise UserError(
+                f"work folder {self.path} is locked by a living run (process {holder}): wait for "
+                "it, stop it, or choose another --workdir"
+            ) from None
+        self._lock.truncate(0)
+        self._lock.write(str(os.getpid()))
+        self._lock.flush()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._lock.close()  # the kernel lets the lock go, also when the process is killed
+
+    def agree(self, config: dict[str, Any], classes: list[str]) -> None:
+        """Keeps the resolved config and the classes, or compares them with those of before.
+
+        Raises UserError naming every key that decides the run's numbers and differs.
+        """
+        for name, value, differ in (
+            ("config.json", config, differences),
+            ("classes.json", classes, _class_differences),
+        ):
+            file = self.path / name
+            if file.exists():
+                found = differ(json.loads(file.read_text()), json.loads(json.dumps(value)))
+                if found:
+                    raise UserError(
+                        f"work folder {self.path} belongs to another run; what differs:\n  "
+                        + "\n  ".join(found)
+                        + "\nUse another --workdir, or the config it was started with"
+                    )
+            write_json(file, value)
+
+
+def _class_differences(old: list[str], new: list[str]) -> list[str]:
+    gone, come = sorted(set(old) - set(new)), sorted(set(new) - set(old))
+    lines = [f"class {name!r} is gone" for name in gone[:5]]
+    lines += [f"class {name!r} is new" for name in come[:5]]
+    return lines or (["the order of classes"] if old != new else [])
