@@ -152,7 +152,6 @@ class Sizes:
     """What the data and the machine decide."""
 
     train_examples: int
-    eval_examples: int | None  # None: no evaluation
     num_classes: int
     channels: int
     devices: int = 1

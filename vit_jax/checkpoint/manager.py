@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
+from jax.sharding import NamedSharding, PartitionSpec
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
 
 from vit_jax.checkpoint.tree import check_same, flatten, in_layout_of, nest, unflatten
@@ -67,33 +68,35 @@ def read(checkpoint: Path, wanted: dict[str, jax.ShapeDtypeStruct]) -> dict[str,
     return flatten(tree)
 
 
-def restore(checkpoint: Path, abstract: Any, shardings: Any) -> Any:
-    """A whole state, bit for bit as it was saved, placed by `shardings`.
+def restore(checkpoint: Path, abstract: Any, shardings: Any, part: str = "") -> Any:
+    """A whole state (or its `part`, such as `params`), bit for bit as it was saved, placed by
+    `shardings`, with the encoder's layers stacked or listed as `abstract` has them.
 
     Raises UserError listing every name, shape or dtype that differs.
     """
-    stored, wanted = stored_shapes(checkpoint), flatten(abstract)
+    prefix = f"{part}/" if part else ""
+    stored = {
+        p.removeprefix(prefix): leaf
+        for p, leaf in stored_shapes(checkpoint).items()
+        if p.startswith(prefix)
+    }
+    wanted, where = flatten(abstract), flatten(shardings)
     as_stored = in_layout_of(wanted, stored)
     check_same(stored, as_stored, str(checkpoint))
-    if as_stored.keys() == wanted.keys():
-        where = flatten(shardings)
-        target = {
-            p: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where[p])
-            for p, leaf in wanted.items()
-        }
-        return unflatten(read(checkpoint, target), abstract)
-    # The other layout: replicated on the way, then converted where it belongs.
-    any_sharding = jax.tree.leaves(shardings)[0]
-    whole = jax.sharding.NamedSharding(any_sharding.mesh, jax.sharding.PartitionSpec())
+    if as_stored.keys() != wanted.keys():  # the other layout is read whole, then converted
+        whole = NamedSharding(next(iter(where.values())).mesh, PartitionSpec())
+        where = dict.fromkeys(as_stored, whole)
     target = {
-        p: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=whole)
+        prefix + p: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where[p])
         for p, leaf in as_stored.items()
     }
-
-    def convert(flat):
-        return unflatten(in_layout_of(flat, wanted), abstract)
-
-    return jax.jit(convert, out_shardings=shardings)(read(checkpoint, target))
+    flat = {p.removeprefix(prefix): leaf for p, leaf in read(checkpoint, target).items()}
+    if as_stored.keys() == wanted.keys():
+        return unflatten(flat, abstract)
+    convert = jax.jit(
+        lambda flat: unflatten(in_layout_of(flat, wanted), abstract), out_shardings=shardings
+    )
+    return convert(flat)
 
 
 class Checkpoints:

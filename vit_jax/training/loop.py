@@ -7,14 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 from ml_collections import ConfigDict
 
 from vit_jax.checkpoint.manager import METRIC, Checkpoints
 from vit_jax.config import flat
-from vit_jax.errors import NON_FINITE, Stopped, UserError
-from vit_jax.evaluators.classification import evaluate
+from vit_jax.errors import NON_FINITE, Stopped
 from vit_jax.parallel.preemption import StopSignals
+from vit_jax.training.evaluation import measure, report_damaged
 from vit_jax.training.progress import Progress
 from vit_jax.training.result import write_result
 from vit_jax.training.setup import Run, first_state, set_up
@@ -77,7 +76,7 @@ def fit(
             asked = time.monotonic()
             host, batch = next(batches)
             progress.waited(time.monotonic() - asked)
-            damaged += report_damaged(run, host["damaged"], progress)
+            damaged += report_damaged(run, run.train_source, host["damaged"], progress.say)
 
             state, metrics = train_step(state, batch)
             examples_seen += c.batch_size
@@ -96,7 +95,7 @@ def fit(
             if run.eval_source and (step % c.eval_every_steps == 0 or last):
                 progress.flush()
                 began = time.monotonic()
-                measured = measure(run, state["params"], progress)
+                measured = measure(run, state["params"], progress.say)
                 progress.evaluation(step, c.data.eval.split, measured)
                 progress.paused(time.monotonic() - began)
             better = measured is not None and measured[METRIC] > best
@@ -119,30 +118,3 @@ def fit(
         batches.close()
         checkpoints.close()
         progress.sync()
-
-
-def measure(run: Run, params: Any, progress: Progress) -> dict[str, float]:
-    """The evaluation split's metrics."""
-    batches = run.eval_batches()
-
-    def on_device():
-        for host, batch in batches:
-            report_damaged(run, host["damaged"], progress, run.eval_source)
-            yield batch
-
-    try:
-        return evaluate(run.eval_step, params, on_device())
-    finally:
-        batches.close()
-
-
-def report_damaged(run: Run, ids: np.ndarray, progress: Progress, source: Any = None) -> int:
-    """Names damaged images and counts them; the first one ends the run where the config says so."""
-    source = source or run.train_source
-    found = [int(i) for i in ids if i >= 0]
-    for index in found:
-        name = source.describe(index)
-        if run.config.data.damaged == "fail":
-            raise UserError(f"damaged image {name} (--config.data.damaged=skip goes on without it)")
-        progress.say(f"damaged image skipped: {name}")
-    return len(found)

@@ -15,7 +15,7 @@ from vit_jax.checkpoint import manager
 from vit_jax.checkpoint.warm_start import warm_start
 from vit_jax.config import Sizes, resolve
 from vit_jax.data import ops, pipeline
-from vit_jax.data.sources import Source, facts, open_source
+from vit_jax.data.sources import Facts, Source, facts, open_source
 from vit_jax.evaluators.classification import make_eval_step
 from vit_jax.models import Model, create_model
 from vit_jax.parallel.mesh import make_mesh
@@ -114,7 +114,9 @@ def set_up(
     config: ConfigDict,
     named: Iterable[str] = (),
     devices: Sequence[jax.Device] | None = None,
-    with_data: bool = True,
+    *,
+    classes: list[str] | None = None,
+    open_data: bool = True,
 ) -> Run:
     """Resolves a config against its data and the machine.
 
@@ -122,29 +124,25 @@ def set_up(
       config: a tree made from `vit_jax.config.base()`.
       named: keys given explicitly, for the check of unread ones.
       devices: those to use; all by default.
-      with_data: open the data. Without, what is known of a data set is enough.
+      classes: those of a trained model, to evaluate it: the training data is not opened.
+      open_data: False where only shapes are asked for; what is known of a data set is enough.
 
     Raises UserError for anything in the config that cannot work.
     """
-    data = config.data
-    train_source = eval_source = eval_facts = None
+    data, train_source, eval_source = config.data, None, None
     eval_spec = data.eval.source or data.train.source
-    if with_data:
-        train_source = open_source(data.train.source, data.train.split)
-        classes, channels = train_source.classes, train_source.channels
-        train_examples, num_classes = len(train_source), len(classes)
-        if data.eval.split:
-            eval_source = open_source(eval_spec, data.eval.split, classes)
-    else:
+    if not open_data:
         known = facts(data.train.source, data.train.split)
-        train_examples, num_classes, channels = (
-            known.num_examples, known.num_classes, known.channels,
-        )  # fmt: skip
-        classes = []
-        eval_facts = facts(eval_spec, data.eval.split) if data.eval.split else None
-    eval_examples = len(eval_source) if eval_source else eval_facts and eval_facts.num_examples
+    elif classes is not None:
+        known = Facts(1, len(classes), config.model.channels)
+    else:
+        train_source = open_source(data.train.source, data.train.split)
+        classes = train_source.classes
+        known = Facts(len(train_source), len(classes), train_source.channels)
+    if open_data and data.eval.split:
+        eval_source = open_source(eval_spec, data.eval.split, classes)
     count = jax.device_count() if devices is None else len(devices)
-    sizes = Sizes(train_examples, eval_examples, num_classes, channels, count)
+    sizes = Sizes(known.num_examples, known.num_classes, known.channels, count)
     resolved, said = resolve(config, sizes, named)
 
     fields = resolved.model.to_dict()
@@ -152,11 +150,13 @@ def set_up(
     with resolved.unlocked():
         resolved.model.update(dataclasses.asdict(model.config))
         resolved.model.image_size = list(model.config.image_size)
-    make_optimizer(resolved.optimizer)
+    make_optimizer(resolved.optimizer)  # an unknown one is refused before anything is opened
     for part in ("train", "eval"):
         ops.parse(resolved.data[part].pipeline, model.config.image_size)
     mesh = make_mesh((resolved.mesh.data, resolved.mesh.fsdp, resolved.mesh.tensor), devices)
-    return Run(resolved, said, model, mesh, classes, train_source, eval_source, train_examples)
+    return Run(
+        resolved, said, model, mesh, classes or [], train_source, eval_source, known.num_examples
+    )
 
 
 @dataclasses.dataclass(frozen=True)

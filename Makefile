@@ -1,0 +1,34 @@
+# make demo, make test: each makes its own .venv with what it needs, from Python >= 3.11 and pip.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+
+.PHONY: demo test test-faults test-peers lint clean
+
+demo: $(VENV)/.installed
+	$(BIN)/vit train --config=digits.py --workdir=runs/digits
+
+test: $(VENV)/.installed
+	$(BIN)/python -m pytest -n 2 -m "not faults and not peers"
+
+test-faults: $(VENV)/.installed
+	$(BIN)/python -m pytest -m faults
+
+test-peers: $(VENV)/.installed
+	$(BIN)/pip install --quiet -e .[peers]
+	$(BIN)/python -m pytest -m peers
+
+lint: $(VENV)/.installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+$(VENV)/.installed: setup.py $(wildcard .ci/constraints-*.txt)
+	@$(PYTHON) -c 'import sys; v = sys.version_info; v >= (3, 11) or sys.exit("make: vit_jax needs Python 3.11 or newer, %s is %d.%d: make PYTHON=python3.11" % (sys.executable, v[0], v[1]))'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check -e .[dev] -c $$($(PYTHON) .ci/constraints.py)
+	@touch $@
+
+clean:
+	rm -rf $(VENV) runs

@@ -1,0 +1,70 @@
+"""Pre-training as the ViT paper and its code did it: `pretrain.py:SIZE,DATASET`.
+
+    vit train --config=pretrain.py:b16,imagenet21k --workdir=DIR
+
+SIZE: a letter (ti s b l h g G) and a patch size, such as b16, l32, h14.
+DATASET: imagenet21k, imagenet2012 or jft300m.
+
+| data set     | provenance                         | expected                                  |
+|--------------|------------------------------------|-------------------------------------------|
+| imagenet21k  | arXiv 2010.11929, table 3          | B/16 fine-tuned on ImageNet-1k: 84.0%     |
+| imagenet2012 | arXiv 2010.11929, table 3          | B/16 fine-tuned at 384: 77.9%             |
+| jft300m      | arXiv 2010.11929, table 3          | L/16 fine-tuned on ImageNet-1k: 87.8%     |
+
+Rates and decays are those of Adam with decoupled weight decay on kernels. The expected figures
+are the papers', not runs of this code.
+"""
+
+from vit_jax.config import base
+from vit_jax.errors import UserError, nearest
+from vit_jax.models.registry import full_name
+
+# epochs, lr, weight decay, schedule, end lr, dropout, clip, loss, head bias
+DATASETS = {
+    "imagenet21k": (90.0, 1e-3, 0.03, "linear", 1e-5, 0.1, 1.0, "sigmoid", -10.0),
+    "imagenet2012": (300.0, 3e-3, 0.3, "cosine", 0.0, 0.1, 1.0, "softmax", 0.0),
+    "jft300m": (7.0, 8e-4, 0.1, "linear", 1e-5, 0.0, 1.0, "sigmoid", -10.0),
+}
+# JFT-300M: epochs and rate by size and patch; the larger ones take 14 epochs.
+JFT = {"b32": (7.0, 8e-4), "b16": (7.0, 8e-4), "l32": (7.0, 6e-4), "l16": (14.0, 4e-4),
+       "h14": (14.0, 3e-4)}  # fmt: skip
+VAL_SPLIT = {"imagenet2012": "validation"}
+
+
+def get_config(arguments: str = "b16,imagenet21k"):
+    size, _, dataset = arguments.partition(",")
+    dataset = dataset or "imagenet21k"
+    if dataset not in DATASETS:
+        raise UserError(f"pretrain.py: unknown data set {dataset!r}: {nearest(dataset, DATASETS)}")
+    epochs, lr, decay, schedule, end_lr, dropout, clip, loss, head_bias = DATASETS[dataset]
+    if dataset == "jft300m" and size in JFT:
+        epochs, lr = JFT[size]
+
+    c = base()
+    c.batch_size = 4096
+    c.total_epochs = epochs
+    c.eval_every_epochs = max(1.0, epochs / 30)
+    c.log_every_steps = 100
+
+    c.model.name = full_name(size)
+    c.model.pre_logits = True
+    c.model.head_bias = head_bias
+    c.model.dropout = dropout
+    c.model.scan = True
+    c.model.dtype = "bfloat16"
+    if size[0] in "lhgG":
+        c.model.remat = "dots"
+        c.mesh.data, c.mesh.fsdp = 1, -1
+
+    c.data.train.source = f"tfds:{dataset}"
+    c.data.eval.split = VAL_SPLIT.get(dataset, "val")
+
+    c.optimizer.name = "adamw"
+    c.optimizer.lr = lr
+    c.optimizer.weight_decay = decay
+    c.optimizer.clip_norm = clip
+    c.schedule.name = schedule
+    c.schedule.end_lr = end_lr
+    c.schedule.warmup_steps = 10_000
+    c.loss.name = loss
+    return c

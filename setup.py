@@ -1,0 +1,58 @@
+"""All metadata of the package: `pip install .`, or `pip install -e .[dev]` to work on it."""
+
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+setup(
+    name="vit_jax",
+    version="0.1.0",
+    description="Trains Vision Transformers in JAX and Flax, from one CPU core to a pod",
+    long_description=Path(__file__).with_name("README.md").read_text(),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.11",
+    packages=[
+        *find_packages(include=["vit_jax", "vit_jax.*"]),
+        "vit_jax.configs",
+        "vit_jax.launch",
+    ],
+    package_dir={"vit_jax.configs": "configs", "vit_jax.launch": "launch"},
+    entry_points={"console_scripts": ["vit = vit_jax.cli:main"]},
+    # Lower bounds are what Python 3.11 can have at most, upper ones the next minor version after
+    # what Python 3.12+ has; both sets are in .ci/constraints-*.txt and are tested.
+    install_requires=[
+        "absl-py>=2.3",
+        "array_record>=0.8.1",
+        "clu>=0.0.12",
+        "flax>=0.12.8,<0.13",
+        "grain>=0.2.18,<0.3",
+        "jax>=0.10.2,<0.13",
+        "jaxtyping>=0.3",
+        "ml_collections>=1.1",
+        "numpy>=2.2",
+        "opencv-python-headless>=4.11",
+        "optax>=0.2.8,<0.3",
+        "orbax-checkpoint>=0.12.8,<0.13",
+        "pillow>=11",
+        "rich>=13",
+        "scikit-learn>=1.6",
+        "simplejpeg>=1.8",
+        "tensorboardX>=2.6",
+        "tensorflow-datasets>=4.9.10",
+    ],
+    extras_require={
+        "cuda": ["jax[cuda12]"],
+        "tpu": ["jax[tpu]"],
+        "tf": ["tensorflow-cpu>=2.21"],
+        "weights": ["safetensors>=0.5"],
+        "sweep": ["optuna>=4"],
+        "slurm": ["submitit>=1.5"],
+        "plots": ["matplotlib>=3.10"],
+        "dev": [
+            "hypothesis>=6", "import-linter>=2", "mypy>=1.15", "pytest>=8", "pytest-xdist>=3",
+            "ruff>=0.9",
+        ],
+        "peers": ["torch>=2.6", "timm>=1.0.15", "transformers>=5", "tensorflow-cpu>=2.21"],
+    },
+)  # fmt: skip

@@ -1,0 +1,127 @@
+"""Shows what a config resolves to, without training: every key, every parameter with its sharding
+and decay, the learning rate over the run, and one augmented batch.
+
+  vit describe --config=configs/pretrain.py:b16,imagenet21k
+  vit describe --config=digits.py --batch=batch.png
+
+The data need not be here, unless a batch is asked for.
+"""
+
+import argparse
+import sys
+
+from vit_jax import recipe
+from vit_jax.commands.arguments import add_config
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add_config(parser)
+    parser.add_argument("--batch", metavar="PNG", help="write one augmented batch as a picture")
+
+
+def run(options: argparse.Namespace) -> int:
+    config = recipe.load(options.config)
+    named = recipe.override(config, options.overrides)
+    from vit_jax.training.setup import set_up
+
+    run = set_up(config, named, open_data=bool(options.batch))
+    for section in (_recipe, _parameters, _optimizer_state, _rates):
+        print("\n".join(section(run)) + "\n")
+    for line in run.said:
+        print(line)
+    if options.batch:
+        _contact_sheet(run, options.batch)
+    return 0
+
+
+def _recipe(run) -> list[str]:
+    c = run.config
+    steps = c.total_steps
+    return [
+        recipe.as_text(c),
+        "",
+        f"{run.model.name}: {run.model.num_params:,} parameters, "
+        f"{_gmacs(run):.4g} GMACs an image",
+        f"{run.train_examples:,} training examples, {c.model.num_classes:,} classes; {steps:,} "
+        f"steps = {steps * c.batch_size:,} examples = "
+        f"{steps * c.batch_size / run.train_examples:.4g} epochs",
+        f"{c.batch_size // (c.mesh.data * c.mesh.fsdp)} examples a step on each of "
+        f"{run.mesh.size} devices, {c.batch_size // c.microbatch} passes a step",
+    ]
+
+
+def _gmacs(run) -> float:
+    from vit_jax.models.flops import forward_macs
+
+    return forward_macs(run.model.config) / 1e9
+
+
+def _parameters(run) -> list[str]:
+    from vit_jax.checkpoint.tree import flatten
+    from vit_jax.training.optimizer import decay_mask
+
+    params = run.abstract_state["params"]
+    specs, decays = flatten(run.shardings["params"]), flatten(decay_mask(params))
+    rows = [("parameter", "shape", "size", "sharding", "decay")]
+    for path, leaf in flatten(params).items():
+        spec = specs[path].spec
+        rows.append(
+            (path, str(list(leaf.shape)), f"{leaf.size:,}", _axes(spec),
+             "yes" if decays[path] else "no")
+        )  # fmt: skip
+    return _table(rows)
+
+
+def _optimizer_state(run) -> list[str]:
+    from vit_jax.checkpoint.tree import flatten
+
+    specs = flatten(run.shardings["opt"])
+    rows = [("optimiser state", "shape", "dtype", "sharding")]
+    for path, leaf in flatten(run.abstract_state["opt"]).items():
+        rows.append((path, str(list(leaf.shape)), str(leaf.dtype), _axes(specs[path].spec)))
+    return _table(rows)
+
+
+def _axes(spec) -> str:
+    return ", ".join(str(axis) if axis else "-" for axis in spec) or "replicated"
+
+
+def _rates(run) -> list[str]:
+    from vit_jax.training.schedules import make_schedule
+
+    c = run.config
+    schedule = make_schedule(c.schedule, c.optimizer.lr, c.total_steps)
+    marks = {0, min(c.schedule.warmup_steps, c.total_steps), c.total_steps}
+    marks |= {c.total_steps * tenth // 10 for tenth in range(11)}
+    rows = [("step", "learning rate")]
+    rows += [(f"{step:,}", f"{float(schedule(step)):.3e}") for step in sorted(marks)]
+    return _table(rows)
+
+
+def _table(rows: list[tuple[str, ...]]) -> list[str]:
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    return ["  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip()
+            for row in rows]  # fmt: skip
+
+
+def _contact_sheet(run, path: str) -> None:
+    """One augmented batch (64 images at most) side by side, small images enlarged."""
+    import numpy as np
+    from PIL import Image
+
+    batches = run.train_batches(examples_seen=0, steps=1)
+    try:
+        _, batch = next(batches)
+    finally:
+        batches.close()
+    images = np.asarray(batch["image"])[:64]
+    scale = max(1, 64 // images.shape[1])
+    images = images.repeat(scale, axis=1).repeat(scale, axis=2)
+    count, height, width, channels = images.shape
+    columns = int(np.ceil(np.sqrt(count)))
+    sheet = np.full((-(-count // columns) * height, columns * width, channels), 255, np.uint8)
+    for i, image in enumerate(images):
+        top, left = i // columns * height, i % columns * width
+        sheet[top : top + height, left : left + width] = image
+    Image.fromarray(sheet[..., 0] if channels == 1 else sheet[..., :3]).save(path)
+    print(f"{count} augmented images of one batch: {path}", file=sys.stderr)

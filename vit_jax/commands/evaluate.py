@@ -1,0 +1,72 @@
+"""Measures a checkpoint on every example of a split.
+
+  vit evaluate --workdir=runs/digits
+  vit evaluate --checkpoint=runs/digits/checkpoints/500 --data=folder:PATH --json
+"""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+from vit_jax import recipe
+from vit_jax.config import base
+from vit_jax.errors import UserError
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    which = parser.add_mutually_exclusive_group(required=True)
+    which.add_argument("--workdir", help="a run's folder: its last checkpoint")
+    which.add_argument("--checkpoint", help="one checkpoint, such as DIR/checkpoints/500")
+    parser.add_argument("--data", metavar="SOURCE", help="another source, such as folder:PATH")
+    parser.add_argument("--split", help="another split")
+    parser.add_argument(
+        "--json", nargs="?", const="-", metavar="FILE", help="metrics as JSON, to FILE or printed"
+    )
+
+
+def run(options: argparse.Namespace) -> int:
+    from vit_jax.checkpoint import manager
+
+    checkpoint = manager.find(options.workdir or options.checkpoint)
+    about = manager.about(checkpoint)
+    config = stored_config(about["config"])
+    config.mesh.update(base().mesh)  # of this machine, not of the one that trained
+    named = recipe.override(config, options.overrides)
+    if options.data:
+        config.data.eval.source = options.data
+    if options.split:
+        config.data.eval.split = options.split
+    if not config.data.eval.split:
+        raise UserError("the run has no evaluation split: give --split")
+
+    from vit_jax.training.evaluation import measure
+    from vit_jax.training.setup import set_up
+
+    run = set_up(config, named, classes=about["classes"])
+    params = manager.restore(
+        checkpoint, run.abstract_state["params"], run.shardings["params"], part="params"
+    )
+    metrics = measure(run, params, lambda line: print(line, file=sys.stderr))
+    step = int(checkpoint.name) if checkpoint.name.isdigit() else None
+    result = {"checkpoint": str(checkpoint), "step": step, "split": config.data.eval.split, **metrics}
+    if options.json == "-":
+        print(json.dumps(result))
+        return 0
+    if options.json:
+        Path(options.json).write_text(json.dumps(result, indent=1) + "\n")
+    print(
+        f"{checkpoint}: accuracy {metrics['accuracy']:.2%}, top-5 {metrics['top5_accuracy']:.2%}, "
+        f"loss {metrics['loss']:.4f} on {metrics['examples']} examples of "
+        f"{config.data.eval.source} {config.data.eval.split}"
+    )
+    return 0
+
+
+def stored_config(flat: dict):
+    """The config tree of a checkpoint's flat one."""
+    config = base()
+    with config.unlocked():
+        for key, value in flat.items():
+            config.update_from_flattened_dict({key: value})
+    return config
