@@ -23,38 +23,38 @@ def base() -> ConfigDict:
     c.batch_size = 128  # examples a step, over all devices
     c.microbatch = placeholder(int)  # examples a forward pass; fewer than batch_size accumulates
     c.total_steps = placeholder(int)  # how long to train: exactly one of the three
-    c.total_epochs = placeholder(float)
-    c.total_examples = placeholder(int)
-    c.log_every_steps = 50
+    c.total_epochs = placeholder(float)  # of the training split
+    c.total_examples = placeholder(int)  # seen, over all epochs
+    c.log_every_steps = 50  # a row of metrics and a line
     c.eval_every_steps = placeholder(int)  # neither: at the end alone
-    c.eval_every_epochs = placeholder(float)
+    c.eval_every_epochs = placeholder(float)  # at most one of the two
     c.eval_batch_size = placeholder(int)  # batch_size
     c.init = placeholder(str)  # checkpoint or work folder: its parameters, another head
     c.resume = placeholder(str)  # checkpoint or work folder: its whole state
     c.max_skipped_steps = 20  # non-finite steps in a row that end the run
 
     c.model = ConfigDict()  # what is left empty comes with the name
-    c.model.name = "vit_base_patch16_224"
-    c.model.patch_size = placeholder(int)
-    c.model.hidden_size = placeholder(int)
-    c.model.num_layers = placeholder(int)
-    c.model.num_heads = placeholder(int)
-    c.model.mlp_dim = placeholder(int)
+    c.model.name = "vit_base_patch16_224"  # vit_SIZE_patchP_RESOLUTION, as `list_models` has them
+    c.model.patch_size = placeholder(int)  # P, pixels
+    c.model.hidden_size = placeholder(int)  # D, of a token
+    c.model.num_layers = placeholder(int)  # L, blocks of the encoder
+    c.model.num_heads = placeholder(int)  # of attention; they divide hidden_size
+    c.model.mlp_dim = placeholder(int)  # hidden width of a block's MLP
     c.model.image_size = placeholder(object)  # a number or (height, width)
     c.model.channels = placeholder(int)  # the data set's
     c.model.num_classes = placeholder(int)  # the data set's
     c.model.pool = "cls"  # cls | gap | map
     c.model.posemb = "learned"  # learned | sincos2d
     c.model.pre_logits = False  # hidden tanh layer in the head
-    c.model.head_bias = 0.0
-    c.model.registers = 0
-    c.model.dropout = 0.0
-    c.model.attention_dropout = 0.0
-    c.model.drop_path = 0.0
-    c.model.layer_scale = 0.0
-    c.model.qk_norm = False
+    c.model.head_bias = 0.0  # initial; negative for sigmoid losses over many classes
+    c.model.registers = 0  # extra tokens
+    c.model.dropout = 0.0  # after the positions and in every block's two branches
+    c.model.attention_dropout = 0.0  # of attention weights
+    c.model.drop_path = 0.0  # of the last block's branches; grows linearly from 0
+    c.model.layer_scale = 0.0  # initial value; 0 leaves it out
+    c.model.qk_norm = False  # LayerNorm of queries and keys
     c.model.gelu = "tanh"  # tanh | exact
-    c.model.layernorm_eps = 1e-6
+    c.model.layernorm_eps = 1e-6  # added to the variance
     c.model.scan = False  # compile one block and loop over stacked layers
     c.model.remat = "none"  # none | full | dots: what the backward pass recomputes
     c.model.attention = "xla"  # xla | cudnn
@@ -63,12 +63,12 @@ def base() -> ConfigDict:
     c.data = ConfigDict()
     c.data.train = ConfigDict()
     c.data.train.source = "digits"  # digits | folder:PATH | tfds:NAME | synthetic
-    c.data.train.split = "train"
-    c.data.train.pipeline = "decode|inception_crop|flip_lr"
+    c.data.train.split = "train"  # as the source names it
+    c.data.train.pipeline = "decode|inception_crop|flip_lr"  # operations of vit_jax/data/ops.py
     c.data.eval = ConfigDict()
     c.data.eval.source = placeholder(str)  # data.train.source
     c.data.eval.split = "val"  # empty: no evaluation
-    c.data.eval.pipeline = "decode|resize_small|central_crop"
+    c.data.eval.pipeline = "decode|resize_small|central_crop"  # none of them random
     c.data.threads = 2  # that read and augment, per process
     c.data.workers = 0  # processes that read and augment instead
     c.data.prefetch = 2  # batches kept on the device ahead of the step
@@ -77,34 +77,34 @@ def base() -> ConfigDict:
 
     c.optimizer = ConfigDict()
     c.optimizer.name = "adamw"  # adam | adamw | sgd | any function of optax
-    c.optimizer.lr = 1e-3
+    c.optimizer.lr = 1e-3  # peak, after the warm-up
     c.optimizer.weight_decay = 0.0  # kernels only, times the learning rate
     c.optimizer.clip_norm = placeholder(float)  # of the global gradient
-    c.optimizer.b1 = 0.9
-    c.optimizer.b2 = 0.999
-    c.optimizer.eps = 1e-8
+    c.optimizer.b1 = 0.9  # decay of Adam's first moment
+    c.optimizer.b2 = 0.999  # decay of its second moment
+    c.optimizer.eps = 1e-8  # added to the second moment's root
     c.optimizer.mu_dtype = placeholder(str)  # of the first moment
-    c.optimizer.momentum = 0.9
-    c.optimizer.nesterov = False
+    c.optimizer.momentum = 0.9  # of sgd; 0 is plain gradient descent
+    c.optimizer.nesterov = False  # momentum looks one step ahead
     c.optimizer.kwargs = ConfigDict()  # arguments of any other function of optax
 
     c.schedule = ConfigDict()
     c.schedule.name = "cosine"  # constant | cosine | linear | rsqrt
     c.schedule.warmup_steps = placeholder(int)  # at most one of the three
-    c.schedule.warmup_epochs = placeholder(float)
-    c.schedule.warmup_examples = placeholder(int)
-    c.schedule.end_lr = 0.0
+    c.schedule.warmup_epochs = placeholder(float)  # linear from 0
+    c.schedule.warmup_examples = placeholder(int)  # linear from 0
+    c.schedule.end_lr = 0.0  # after the last step
     c.schedule.timescale = 10_000  # of rsqrt, steps
     c.schedule.cooldown_steps = 0  # of rsqrt, linear to end_lr
 
     c.loss = ConfigDict()
     c.loss.name = "softmax"  # softmax | sigmoid
-    c.loss.label_smoothing = 0.0
+    c.loss.label_smoothing = 0.0  # mass spread over all classes
 
     c.mesh = ConfigDict()  # sizes multiply to the device count; one -1 takes what is left
-    c.mesh.data = -1
-    c.mesh.fsdp = 1
-    c.mesh.tensor = 1
+    c.mesh.data = -1  # splits the batch
+    c.mesh.fsdp = 1  # splits the batch, the parameters and the optimiser's state
+    c.mesh.tensor = 1  # splits heads and hidden widths
     c.mesh.min_shard_size = 2**16  # parameters of fewer elements are replicated
 
     c.checkpoint = ConfigDict()
@@ -230,6 +230,17 @@ def resolve(
     said: list[str] = []
     for key in ("batch_size", "log_every_steps", "checkpoint.keep", "max_skipped_steps"):
         _at_least_one(c, key)
+    for key in ("eval_batch_size", "microbatch"):
+        if c[key] is not None:
+            _at_least_one(c, key)
+    if not 0 <= c.seed < 2**32:
+        raise UserError(f"seed lies in 0 … 2**32 - 1, not {c.seed}")
+    for key, value in (("mixup", c.mixup), ("data.threads", c.data.threads),
+                       ("data.workers", c.data.workers)):  # fmt: skip
+        if value < 0:
+            raise UserError(f"{key} must be 0 or more, not {value}")
+    if c.data.damaged not in ("skip", "fail"):
+        raise UserError(f"data.damaged is skip or fail, not {c.data.damaged!r}")
 
     total = _steps(c, "total", sizes)
     if total is None:
@@ -256,12 +267,11 @@ def resolve(
     c.microbatch = c.microbatch or c.batch_size
     _divides(c, "batch_size", rows, "mesh.data x mesh.fsdp")
     _divides(c, "eval_batch_size", rows, "mesh.data x mesh.fsdp")
-    _divides(c, "microbatch", rows, "mesh.data x mesh.fsdp")
-    if c.microbatch < 1 or c.batch_size % c.microbatch:
+    if c.microbatch % rows or c.batch_size % c.microbatch:
         options = [m for m in range(rows, c.batch_size + 1, rows) if c.batch_size % m == 0]
         raise UserError(
-            f"microbatch {c.microbatch} does not divide batch_size {c.batch_size}; "
-            f"{', '.join(map(str, options[-8:]))} would"
+            f"microbatch {c.microbatch} does not divide batch_size {c.batch_size} into multiples "
+            f"of mesh.data x mesh.fsdp = {rows}; {', '.join(map(str, options[-8:]))} would work"
         )
     if sizes.train_examples < 1:
         raise UserError(f"data.train {c.data.train.source} has no examples")

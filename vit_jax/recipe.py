@@ -4,6 +4,8 @@ overrides of the command line (`--config.optimizer.lr=1e-3`)."""
 import ast
 import importlib
 import importlib.util
+import inspect
+import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,7 +14,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from vit_jax.config import DURATIONS, keys, leaves
+from vit_jax.config import DURATIONS, base, keys, leaves
 from vit_jax.errors import UserError, nearest
 
 _TRUE, _FALSE = ("true", "yes", "1"), ("false", "no", "0")
@@ -28,7 +30,13 @@ def load(spec: str) -> ConfigDict:
     module = _module(path)
     if not hasattr(module, "get_config"):
         raise UserError(f"{path} defines no get_config(): it is no recipe")
-    config = module.get_config(arguments) if arguments else module.get_config()
+    given = (arguments,) if arguments else ()
+    try:
+        inspect.signature(module.get_config).bind(*given)
+    except TypeError as error:
+        what = f"takes no arguments, not {arguments!r}" if given else f"needs some: {path}:…"
+        raise UserError(f"recipe {path} {what}") from error
+    config = module.get_config(*given)
     if not isinstance(config, ConfigDict):
         raise UserError(f"get_config() of {path} gives a {type(config).__name__}, no ConfigDict")
     return config
@@ -53,15 +61,18 @@ def override(config: ConfigDict, values: Mapping[str, str]) -> list[str]:
                     if twice:
                         raise UserError(f"{twice[0]} and {key} are both set: keep one of them")
                     config.update_from_flattened_dict({other: None for other in units})
+            if key.startswith("optimizer.kwargs"):
+                name = key.removeprefix("optimizer.kwargs").removeprefix(".")
+                if not name.isidentifier():
+                    raise UserError(f"config key {key!r}: set optimizer.kwargs.ARGUMENT=VALUE")
+                config.optimizer.kwargs[name] = _literal(text)
+                named[-1] = "optimizer.kwargs"
+                continue
             parent, _, leaf = key.rpartition(".")
             node = config
             for part in parent.split(".") if parent else ():
                 node = node[part]
-            if parent == "optimizer.kwargs":
-                node[leaf] = _literal(text)
-                named[-1] = "optimizer.kwargs"
-            else:
-                node[leaf] = _parse(key, text, node.get_type(leaf), node[leaf])
+            node[leaf] = _parse(key, text, node.get_type(leaf), node[leaf])
     return named
 
 
@@ -75,9 +86,13 @@ def _full_key(config: ConfigDict, key: str) -> str:
 
 
 def _parse(key: str, text: str, kind: type, current: Any) -> Any:
-    """`text` as `kind`. Empty keys (None) may be emptied again by the word None."""
+    """`text` as `kind`. Keys that are empty by default may be emptied by the word None."""
     if text == "None":
-        return None
+        if dict(leaves(base()))[key] is None:
+            return None
+        if kind is str:
+            return ""
+        raise UserError(f"config key {key!r} cannot be empty (now: {current})")
     lowered = text.lower()
     try:
         if kind is bool:
@@ -85,11 +100,15 @@ def _parse(key: str, text: str, kind: type, current: Any) -> Any:
                 raise ValueError
             return lowered in _TRUE
         if kind is int:
-            number = float(text.replace("_", ""))
+            if lowered.lstrip("+-").replace("_", "").isdigit():
+                return int(text)
+            number = float(text)
             if number != int(number):
                 raise ValueError
-            return int(text.replace("_", "")) if "e" not in lowered and "." not in text else int(number)
+            return int(number)
         if kind is float:
+            if not math.isfinite(float(text)):
+                raise ValueError
             return float(text)
         return _literal(text) if kind is object else text
     except (ValueError, OverflowError):
@@ -103,7 +122,7 @@ def _literal(text: str) -> Any:
     """A Python literal where it is one (`224`, `(224, 160)`, `True`), else the text."""
     try:
         return ast.literal_eval(text)
-    except (ValueError, SyntaxError):
+    except (ValueError, SyntaxError, TypeError):
         return text
 
 
@@ -120,7 +139,7 @@ def _module(path: str) -> ModuleType:
     if not file.is_file():
         name = file.name if file.suffix == ".py" else f"{file.name}.py"
         inside = bundled() / name
-        if not inside.is_file() or (file.parent.name not in ("", "configs")):
+        if not inside.is_file() or file.parent not in (Path(), Path("configs")):
             names = sorted(p.name for p in bundled().glob("*.py") if p.name != "__init__.py")
             raise UserError(f"no config file {path!r}; recipes of the package: {', '.join(names)}")
         file = inside

@@ -12,7 +12,9 @@ from vit_jax.models.model import DataConfig
 @pytest.fixture(scope="module")
 def fresh():
     """One model with each kind of parameter that `cls` has, at its start."""
-    model = tiny(hidden_size=32, mlp_dim=64, registers=2, layer_scale=0.1, head_bias=-2.5)
+    model = tiny(
+        hidden_size=32, mlp_dim=64, num_layers=1, registers=2, layer_scale=0.1, head_bias=-2.5
+    )
     return model, model.init(seed=0)
 
 
@@ -69,7 +71,7 @@ def test_a_fresh_model_answers_with_the_bias_of_its_head(fresh):
 
 def test_parameters_start_at_the_papers_distributions(fresh):
     _, params = fresh
-    block, width, hidden = params["encoder"]["block01"], 32, 64
+    block, width, hidden = params["encoder"]["block00"], 32, 64
     xavier = np.sqrt(6 / (width + width))  # of q, k and v each, not of the three together
     for i in range(3):
         largest = np.abs(block["attention"]["qkv"]["kernel"][:, i]).max()
@@ -90,8 +92,9 @@ def test_apply_is_pure_and_works_under_vmap():
     models = [randomised(model, seed) for seed in range(3)]
     before = jax.tree.map(np.copy, models[0])
     images = images_for(model)
-    one = [model.apply(params, images)[0] for params in models]
-    together, _ = jax.vmap(model.apply, in_axes=(0, None))(
+    apply = jax.jit(model.apply)
+    one = [apply(params, images)[0] for params in models]
+    together, _ = jax.jit(jax.vmap(model.apply, in_axes=(0, None)))(
         jax.tree.map(lambda *leaves: np.stack(leaves), *models), images
     )
     np.testing.assert_allclose(together, np.stack(one), rtol=1e-5, atol=1e-5)

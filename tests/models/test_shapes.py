@@ -28,7 +28,7 @@ models = st.fixed_dictionaries(
 
 
 @given(sizes=models, batch=st.integers(1, 4), train=st.booleans())
-@settings(max_examples=40, deadline=None, derandomize=True)
+@settings(max_examples=25, deadline=None, derandomize=True)
 def test_any_model_maps_images_to_float32_logits_and_named_intermediates(sizes, batch, train):
     rows, columns = sizes.pop("grid")
     patch = sizes["patch_size"]

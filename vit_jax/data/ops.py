@@ -136,17 +136,21 @@ def parse(text: str, model_size: tuple[int, int]) -> Pipeline:
     names = [part.strip() for part in text.split("|") if part.strip()]
     if not names or names[0] != "decode":
         raise UserError(f"pipeline {text!r} must begin with decode, as in decode|resize")
-    steps, used = [], []
+    steps, used, blank = [], [], np.zeros((*model_size, 3), np.uint8)
     for part in names[1:]:
         match = re.fullmatch(r"(\w+)(\(.*\))?", part)
         name = match.group(1) if match else part
         if match is None or name not in OPS:
             raise UserError(f"unknown operation {part!r} in pipeline: {nearest(name, OPS)}")
         try:
-            arguments = ast.literal_eval(f"({match.group(2)[1:-1]},)") if match.group(2) else ()
+            inside = (match.group(2) or "()")[1:-1].strip()
+            arguments = ast.literal_eval(f"({inside},)") if inside else ()
             inspect.signature(OPS[name]).bind(None, None, None, *arguments)
-        except (TypeError, SyntaxError, ValueError) as error:
-            wants = list(inspect.signature(OPS[name]).parameters)[3:]
+            made = OPS[name](blank, np.random.default_rng(0), model_size, *arguments)
+            if made.ndim != blank.ndim or not made.size:
+                raise ValueError(f"makes an image of shape {made.shape}")
+        except Exception as error:  # whatever an operation does with arguments it cannot use
+            wants = list(map(str, inspect.signature(OPS[name]).parameters.values()))[3:]
             raise UserError(
                 f"operation {part!r} in pipeline: {name} takes ({', '.join(wants)})"
             ) from error

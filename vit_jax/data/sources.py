@@ -69,7 +69,13 @@ def open_source(spec: str, split: str, classes: list[str] | None = None) -> Sour
     kind, _, rest = spec.partition(":")
     if kind not in OPENERS:
         raise UserError(f"unknown data source {spec!r}: {nearest(kind, OPENERS)}")
-    return OPENERS[kind](rest, split, classes)
+    source = OPENERS[kind](rest, split, classes)
+    if classes is not None and source.classes != classes:
+        raise UserError(
+            f"{spec} has other classes ({len(source.classes)}) than the training data "
+            f"({len(classes)})"
+        )
+    return source
 
 
 def facts(spec: str, split: str) -> Facts:
@@ -123,7 +129,7 @@ class Synthetic:
         sizes = {"examples": 1024, "classes": 10, "size": 256, "channels": 3}
         for part in filter(None, rest.split(",")):
             key, _, value = part.partition("=")
-            if key not in sizes or not value.isdigit():
+            if key not in sizes or not value.isdecimal() or int(value) < 1:
                 options = ",".join(f"{k}={v}" for k, v in sizes.items())
                 raise UserError(f"synthetic:{rest}: write it as synthetic:{options}")
             sizes[key] = int(value)
@@ -178,16 +184,24 @@ class Folder:
                 f"{', '.join(self.classes[:3])}): add it to the training split or take it out"
             )
         number = {name: label for label, name in enumerate(self.classes)}
-        names, labels, ends, end = [], [], [], 0
+        names, labels, ends, end, left_out = [], [], [], 0, 0
         for name in found:
             for file in _images(self.root / name):
-                if hashed and (zlib.crc32(f"{name}/{file}".encode()) % 10 == 0) != (split == "val"):
+                held_out = hashed and zlib.crc32(os.fsencode(f"{name}/{file}")) % 10 == 0
+                if hashed and held_out != (split == "val"):
+                    left_out += 1
                     continue
                 encoded = os.fsencode(file)
                 end += len(encoded)
                 names.append(encoded)
                 ends.append(end)
                 labels.append(number[name])
+        if not labels and left_out:
+            raise UserError(
+                f"{self.root} has {left_out} images, of which the hash of their names puts none in "
+                f"{split!r}: make the folders train/CLASS and val/CLASS, or leave evaluation out "
+                "with --config.data.eval.split="
+            )
         if not labels:
             raise UserError(
                 f"{self.root} holds no images ({', '.join(IMAGE_SUFFIXES[:4])} …) in folders of "
@@ -220,7 +234,8 @@ def _folders(root: Path) -> list[str]:
 def _images(folder: Path) -> list[str]:
     """Image files below a class's folder, as sorted paths relative to it."""
     found = []
-    for place, _, files in os.walk(folder, followlinks=True):
+    for place, folders, files in os.walk(folder, followlinks=True):
+        folders[:] = [name for name in folders if not name.startswith(".")]
         inside = os.path.relpath(place, folder)
         for name in files:
             if name.lower().endswith(IMAGE_SUFFIXES) and not name.startswith("."):
@@ -255,8 +270,6 @@ class Tfds:
             raise UserError(f"tfds:{rest}, split {split!r}: it has {splits} ({error})") from error
         self._name = f"tfds:{rest} {split}"
         self.classes = list(builder.info.features["label"].names)
-        if classes is not None and classes != self.classes:
-            raise UserError(f"tfds:{rest} has other classes than the training data")
 
     def __len__(self) -> int:
         return len(self._data)
@@ -274,6 +287,8 @@ def _tfds_root() -> Path:
 
 
 def _tfds_folders(name: str) -> list[Path]:
+    if not name:
+        return []
     return sorted(p.parent for p in (_tfds_root() / name).glob("**/dataset_info.json"))
 
 

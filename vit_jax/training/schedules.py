@@ -6,7 +6,8 @@ from ml_collections import ConfigDict
 
 
 def make_schedule(c: ConfigDict, lr: float, total_steps: int) -> optax.Schedule:
-    """step (from 0) -> learning rate: linear from 0 over `warmup_steps`, then `c.name`.
+    """step (from 0) -> learning rate: lr (step + 1) / (warmup_steps + 1) during the warm-up, so
+    that no step is spent at rate 0, then `c.name`.
 
     cosine and linear end at `end_lr` after the last step; rsqrt falls as
     sqrt(timescale / (timescale + steps since warm-up)) (arXiv 2106.04560, section 3.5) and, over
@@ -22,7 +23,8 @@ def make_schedule(c: ConfigDict, lr: float, total_steps: int) -> optax.Schedule:
     }[c.name]()
     if not warmup:
         return after
-    return optax.join_schedules([optax.linear_schedule(0.0, lr, warmup), after], [warmup])
+    rising = optax.linear_schedule(lr / (warmup + 1), lr, warmup)
+    return optax.join_schedules([rising, after], [warmup])
 
 
 def _rsqrt(lr, timescale, steps, cooldown, end_lr) -> optax.Schedule:

@@ -75,7 +75,7 @@ def make_train_step(model: Model, config: ConfigDict, mesh: Mesh) -> Callable:
         if c.mixup:
             batch = mixup(batch, c.mixup, mixup_key)
         loss, grads = gradients(state["params"], batch, key)
-        norm = optax.global_norm(grads)
+        norm = optax.tree.norm(grads)
         rate = schedule(step)
         updates, opt = tx.update(grads, state["opt"], state["params"])
         params = jax.tree.map(lambda p, u: p + rate * u, state["params"], updates)

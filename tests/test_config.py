@@ -1,0 +1,256 @@
+"""The tree of keys, what one says about it, and which keys the chosen components read."""
+
+import dataclasses
+import inspect
+import io
+import re
+import tokenize
+
+import pytest
+from ml_collections import ConfigDict
+
+from vit_jax import config, recipe
+from vit_jax.config import READ_BY, Sizes, base, differences, flat, keys, leaves, resolve
+from vit_jax.errors import UserError
+from vit_jax.models.vit import ViTConfig
+
+SIZES = Sizes(train_examples=1000, num_classes=10, channels=3)
+
+
+def resolved(sizes=SIZES, **changes):
+    """The resolved tree; keys of `changes` have __ for the dot."""
+    return resolve(tree(**changes), sizes)[0]
+
+
+def tree(**changes):
+    c = base()
+    with c.unlocked():
+        for key, value in ({"total_steps": 10} | changes).items():
+            c.update_from_flattened_dict({key.replace("__", "."): value})
+    return c
+
+
+def assigned_with_comments():
+    """key -> the comment on the line of base() that sets it, from the source."""
+    found, line = {}, ""
+    for token in tokenize.generate_tokens(io.StringIO(inspect.getsource(base)).readline):
+        key = re.match(r"\s+c\.([\w.]+) = ", token.line)
+        if key and token.type == tokenize.NAME and token.line != line:
+            line = token.line
+            found[key.group(1)] = ""
+        if key and token.type == tokenize.COMMENT:
+            found[key.group(1)] = token.string.lstrip("# ")
+    subtrees = {name.rsplit(".", 1)[0] for name in found if "." in name}
+    return {name: comment for name, comment in found.items() if name not in subtrees}
+
+
+# -- the tree --------------------------------------------------------------------------------
+
+
+def test_every_key_says_on_its_line_what_it_is():
+    comments = assigned_with_comments()
+    assert sorted(comments) == sorted(keys())
+    assert [key for key, comment in comments.items() if not comment] == []
+
+
+def test_the_number_of_keys_stays_one_that_a_person_can_read():
+    assert len(keys()) <= 100
+
+
+def test_the_tree_is_locked():
+    with pytest.raises((KeyError, AttributeError), match="learning_rate"):
+        base().optimizer.learning_rate = 0.1
+
+
+def test_the_model_keys_are_the_fields_of_the_model():
+    fields = {field.name: field.default for field in dataclasses.fields(ViTConfig)}
+    model = base().model.to_dict()
+    model.pop("name")
+    assert model.keys() == fields.keys()
+    set_here = {key: value for key, value in model.items() if value is not None}
+    assert set_here == {key: fields[key] for key in set_here}
+
+
+def test_every_key_listed_as_read_is_a_key_of_its_component():
+    for component, choices in READ_BY.items():
+        assert set.union(*choices.values()) <= set(base()[component]) - {"name"}
+
+
+def test_every_duration_is_made_of_keys():
+    assert {key for units in config.DURATIONS.values() for key in units} <= set(keys())
+
+
+# -- trees that base() did not make -----------------------------------------------------------
+
+
+def test_an_unknown_key_is_answered_with_the_nearest():
+    c = base()
+    with c.unlocked():
+        c.optimizer.weight_decy = 0.1
+    with pytest.raises(
+        UserError, match=r"'optimizer.weight_decy': did you mean optimizer.weight_d"
+    ):
+        resolve(c, SIZES)
+
+
+def test_a_missing_key_is_named():
+    c = base()
+    with c.unlocked():
+        del c.schedule["end_lr"]
+    with pytest.raises(UserError, match=r"'schedule.end_lr' is missing"):
+        resolve(c, SIZES)
+
+
+def test_a_value_of_another_type_is_refused():
+    with pytest.raises(TypeError, match="batch_size"):
+        base().batch_size = "many"
+
+
+def test_resolving_leaves_the_given_tree_as_it_was():
+    c = tree(total_epochs=3.0, total_steps=None)
+    before = dict(leaves(c))
+    resolve(c, SIZES)
+    assert dict(leaves(c)) == before
+
+
+# -- keys that nothing would read --------------------------------------------------------------
+
+# What each optimiser of optax, schedule and loss is documented to take (their papers' symbols).
+READS = {
+    ("optimizer", "adam"): {"b1", "b2", "eps", "mu_dtype"},
+    ("optimizer", "adamw"): {"b1", "b2", "eps", "mu_dtype", "weight_decay"},
+    ("optimizer", "sgd"): {"momentum", "nesterov"},
+    ("optimizer", "lion"): {"weight_decay", "kwargs"},
+    ("schedule", "constant"): set(),
+    ("schedule", "cosine"): {"end_lr"},
+    ("schedule", "linear"): {"end_lr"},
+    ("schedule", "rsqrt"): {"end_lr", "timescale", "cooldown_steps"},
+}
+VALUES = {
+    "b1": 0.8, "b2": 0.9, "eps": 1e-6, "mu_dtype": "bfloat16", "weight_decay": 0.1,
+    "momentum": 0.5, "nesterov": True, "kwargs": {"b1": 0.5}, "end_lr": 1e-5, "timescale": 100,
+    "cooldown_steps": 5,
+}  # fmt: skip
+PAIRS = [
+    (component, name, key, key in reads)
+    for (component, name), reads in READS.items()
+    for key in sorted(set.union(*(r for (c, _), r in READS.items() if c == component)))
+]
+
+
+@pytest.mark.parametrize(("component", "name", "key"), [p[:3] for p in PAIRS if p[3]])
+def test_a_key_that_the_chosen_component_reads_is_taken(component, name, key):
+    c = tree(**{f"{component}__name": name, f"{component}__{key}": VALUES[key]})
+    got = resolve(c, SIZES)[0][component][key]
+    assert (got.to_dict() if isinstance(got, ConfigDict) else got) == VALUES[key]
+
+
+@pytest.mark.parametrize(("component", "name", "key"), [p[:3] for p in PAIRS if not p[3]])
+def test_a_key_that_the_chosen_component_does_not_read_is_refused(component, name, key):
+    c = tree(**{f"{component}__name": name, f"{component}__{key}": VALUES[key]})
+    with pytest.raises(UserError, match=f"{component}.{key} is set, but") as error:
+        resolve(c, SIZES)
+    assert f"{component}.name={name!r} does not read it" in str(error.value)
+
+
+def test_the_refusal_says_who_reads_the_key_and_what_the_chosen_one_reads():
+    with pytest.raises(UserError) as error:
+        resolved(optimizer__momentum=0.5)
+    assert str(error.value) == (
+        "optimizer.momentum is set, but optimizer.name='adamw' does not read it (read by sgd); "
+        "adamw reads optimizer.b1, optimizer.b2, optimizer.eps, optimizer.mu_dtype, "
+        "optimizer.weight_decay"
+    )
+
+
+def test_an_unread_key_given_its_default_on_the_command_line_is_refused_too():
+    c = tree()
+    named = recipe.override(c, {"optimizer.momentum": "0.9"})
+    resolve(c, SIZES)  # the value is the default: a recipe cannot be blamed for it
+    with pytest.raises(UserError, match=r"optimizer.momentum is set"):
+        resolve(c, SIZES, named)
+
+
+@pytest.mark.parametrize(
+    ("component", "name", "near"), [("schedule", "cosin", "cosine"), ("loss", "softmx", "softmax")]
+)
+def test_an_unknown_component_is_answered_with_the_nearest(component, name, near):
+    with pytest.raises(UserError, match=f"unknown {component}.name '{name}': .*{near}"):
+        resolved(**{f"{component}__name": name})
+
+
+# -- values that cannot be -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "told"),
+    [
+        ("batch_size", 0, "batch_size must be at least 1, not 0"),
+        ("log_every_steps", 0, "log_every_steps must be at least 1"),
+        ("checkpoint__keep", 0, "checkpoint.keep must be at least 1"),
+        ("checkpoint__every_steps", 0, "checkpoint.every_steps must be at least 1"),
+        ("max_skipped_steps", 0, "max_skipped_steps must be at least 1"),
+        ("microbatch", 0, "microbatch must be at least 1"),
+        ("eval_batch_size", -8, "eval_batch_size must be at least 1"),
+        ("seed", -1, r"seed lies in 0 … 2\*\*32 - 1, not -1"),
+        ("seed", 2**32, "seed lies in 0"),
+        ("mixup", -0.2, "mixup must be 0 or more, not -0.2"),
+        ("data__threads", -1, "data.threads must be 0 or more"),
+        ("data__workers", -1, "data.workers must be 0 or more"),
+        ("data__damaged", "ignore", "data.damaged is skip or fail, not 'ignore'"),
+        ("schedule__warmup_steps", -3, "schedule.warmup_steps must be positive, not -3"),
+    ],
+)
+def test_a_value_out_of_its_range_is_refused_by_the_name_of_its_key(key, value, told):
+    with pytest.raises(UserError, match=told):
+        resolved(**{key: value})
+
+
+def test_fewer_classes_than_the_data_set_has_are_refused():
+    with pytest.raises(UserError, match=r"num_classes is 9, but digits has 10 classes"):
+        resolved(model__num_classes=9)
+    assert resolved(model__num_classes=12).model.num_classes == 12
+    assert resolved().model.num_classes == 10
+
+
+def test_a_training_split_without_examples_is_refused():
+    with pytest.raises(UserError, match=r"data.train digits has no examples"):
+        resolved(Sizes(train_examples=0, num_classes=10, channels=3))
+
+
+def test_what_is_left_empty_comes_from_the_data():
+    c = resolved(Sizes(train_examples=1000, num_classes=7, channels=1))
+    assert (c.model.channels, c.model.num_classes) == (1, 7)
+    assert c.data.eval.source == c.data.train.source
+
+
+# -- continuing a run ------------------------------------------------------------------------------
+
+FREE = {
+    "total_steps": 20, "log_every_steps": 3, "eval_every_steps": 4, "eval_batch_size": 16,
+    "max_skipped_steps": 5, "microbatch": 64, "checkpoint__every_steps": 2, "checkpoint__keep": 9,
+    "checkpoint__keep_best": False, "mesh__fsdp": 2, "data__threads": 5, "data__workers": 1,
+    "data__prefetch": 7, "model__scan": True, "model__remat": "full", "init": "a", "resume": "b",
+}  # fmt: skip
+
+
+def test_what_does_not_change_a_steps_numbers_may_differ_on_resume():
+    eight = dataclasses.replace(SIZES, devices=8)
+    old, new = resolved(eight), resolved(eight, **FREE)
+    changed = {key for key in flat(old) if flat(old)[key] != flat(new)[key]}
+    assert changed >= {key.replace("__", ".") for key in FREE} | {"mesh.data"}
+    assert differences(flat(old), flat(new)) == []
+
+
+def test_everything_else_that_differs_is_named_with_both_values():
+    new = resolved(seed=3, optimizer__lr=0.5, schedule__warmup_steps=4, model__num_layers=2)
+    assert differences(flat(resolved()), flat(new)) == [
+        "model.num_layers: None -> 2",
+        "optimizer.lr: 0.001 -> 0.5",
+        "schedule.warmup_steps: 0 -> 4",
+        "seed: 0 -> 3",
+    ]
+
+
+def test_a_key_that_only_one_of_two_versions_knows_is_named():
+    assert differences({"gone": 1}, {"come": 2}) == ["come: None -> 2", "gone: 1 -> None"]

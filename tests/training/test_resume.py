@@ -1,0 +1,135 @@
+"""A run that is killed and started again tells and holds what an undisturbed one does, bit for
+bit. The kills are real (SIGKILL to a real process, at a known line of its output)."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+
+from tests.digits_run import rows, told
+from vit_jax.checkpoint import manager
+
+RUNNER = """
+import sys, json
+from tests.digits_run import tiny_config
+from vit_jax.training.loop import train
+if __name__ == "__main__":
+    train(tiny_config(**json.loads(sys.argv[2])), sys.argv[1])
+"""
+
+
+def start(workdir, **changes):
+    environment = os.environ | {"XLA_FLAGS": "", "PYTHONPATH": os.getcwd()}
+    return subprocess.Popen(
+        [sys.executable, "-c", RUNNER, str(workdir), json.dumps(changes)],
+        stderr=subprocess.PIPE, text=True, env=environment,
+    )  # fmt: skip
+
+
+def finish(workdir, **changes):
+    process = start(workdir, **changes)
+    _, errors = process.communicate(timeout=300)
+    assert process.returncode == 0, errors
+
+
+def kill_when(process, seen):
+    """SIGKILL as soon as a line of the run's output satisfies `seen`."""
+    for line in process.stderr:
+        if seen(line):
+            process.send_signal(signal.SIGKILL)
+            break
+    process.communicate(timeout=60)
+    assert process.returncode == -signal.SIGKILL
+
+
+def arrays(workdir, step=10):
+    checkpoint = manager.find(workdir / "checkpoints" / str(step))
+    stored = manager.stored_shapes(checkpoint)
+    where = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    wanted = {
+        path: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where)
+        for path, leaf in stored.items()
+    }
+    return {path: np.asarray(leaf) for path, leaf in manager.read(checkpoint, wanted).items()}
+
+
+def assert_identical(one, other):
+    assert one.keys() == other.keys()
+    for path in one:
+        np.testing.assert_array_equal(one[path], other[path], err_msg=path, strict=True)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("undisturbed")
+    finish(workdir)
+    return workdir
+
+
+def test_killed_after_a_save_and_before_the_next_row_then_continued_is_bit_identical(
+    undisturbed, tmp_path
+):
+    process = start(tmp_path)
+    # Step 7's line: the save of step 5 is on its way or done, later rows are written.
+    kill_when(process, lambda line: line.startswith("step  7/10"))
+    before = sorted(int(p.name) for p in (tmp_path / "checkpoints").iterdir() if p.name.isdigit())
+    assert 10 not in before
+    finish(tmp_path)
+    assert told(tmp_path) == told(undisturbed)
+    assert_identical(arrays(tmp_path), arrays(undisturbed))
+
+
+def test_rows_after_the_checkpoint_and_a_torn_tail_are_dropped_on_restart(undisturbed, tmp_path):
+    finish(tmp_path, total_steps=5, schedule__name="constant")
+    finish_rows = rows(tmp_path)
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write(json.dumps({"step": 6, "loss": 123.0}) + "\n")
+        file.write('{"step": 7, "loss"')
+    finish(tmp_path, total_steps=6, schedule__name="constant")
+    kept = rows(tmp_path)
+    assert kept[: len(finish_rows)] == finish_rows
+    assert [row["loss"] for row in kept if row["step"] == 6 and "loss" in row] != [123.0]
+    assert all("loss" in row or "eval/val/accuracy" in row for row in kept)
+
+
+def test_two_workers_and_a_kill_give_the_numbers_of_threads(undisturbed, tmp_path):
+    process = start(tmp_path, data__workers=2)
+    kill_when(process, lambda line: line.startswith("step  7/10"))
+    finish(tmp_path, data__workers=2)
+    assert told(tmp_path) == told(undisturbed)
+    assert_identical(arrays(tmp_path), arrays(undisturbed))
+
+
+def test_a_scanned_run_continues_unrolled_to_1e_6(tmp_path):
+    finish(tmp_path / "whole", model__scan=True)
+    finish(tmp_path / "parts", model__scan=True, total_steps=5, schedule__name="constant",
+           checkpoint__every_steps=5)  # fmt: skip
+    finish(tmp_path / "parts", model__scan=False, schedule__name="constant")
+    finish(tmp_path / "same", model__scan=True, schedule__name="constant")
+    one, other = told(tmp_path / "parts"), told(tmp_path / "same")
+    for step in one:
+        np.testing.assert_allclose(one[step][0], other[step][0], rtol=1e-6)
+        assert one[step][3] == other[step][3]
+
+
+def test_ctrl_c_saves_and_exits_130_then_continues(undisturbed, tmp_path):
+    command = [sys.executable, "-c", RUNNER.replace("train(tiny", "run(tiny").replace(
+        "from vit_jax.training.loop import train",
+        "from vit_jax.training.loop import train\nfrom vit_jax.errors import Stopped\n"
+        "def run(*a):\n    try:\n        train(*a)\n    except Stopped as s:\n        sys.exit(s.code)",
+    ), str(tmp_path), "{}"]  # fmt: skip
+    environment = os.environ | {"XLA_FLAGS": "", "PYTHONPATH": os.getcwd()}
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment)
+    for line in process.stderr:
+        if line.startswith("step  3/10"):
+            process.send_signal(signal.SIGINT)
+            break
+    process.communicate(timeout=60)
+    assert process.returncode == 130
+    finish(tmp_path)
+    assert told(tmp_path) == told(undisturbed)
