@@ -18,7 +18,7 @@ setup(
         "vit_jax.launch",
     ],
     package_dir={"vit_jax.configs": "configs", "vit_jax.launch": "launch"},
-    entry_points={"console_scripts": ["vit = vit_jax.cli:main"]},
+    entry_points={"console_scripts": ["vit = vit_jax.cli:entry"]},
     # Lower bounds are what Python 3.11 can have at most, upper ones the next minor version after
     # what Python 3.12+ has; both sets are in .ci/constraints-*.txt and are tested.
     install_requires=[

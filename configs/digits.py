@@ -11,27 +11,27 @@ from vit_jax.config import base
 
 def get_config():
     c = base()
-    c.batch_size = 64
-    c.total_epochs = 60.0
+    c.batch_size = 128
+    c.total_epochs = 80.0
     c.log_every_steps = 100
-    c.eval_every_epochs = 10.0
+    c.eval_every_epochs = 20.0
 
     c.model.name = "vit_nano_patch2_8"
-    c.model.num_layers = 4
-    c.model.hidden_size = 96
-    c.model.mlp_dim = 192
-    c.model.drop_path = 0.1
+    c.model.hidden_size = 64
+    c.model.num_layers = 3
+    c.model.num_heads = 2
+    c.model.mlp_dim = 128
+    c.model.pool = "gap"
 
     c.data.train.source = "digits"
-    c.data.train.pipeline = "decode|shift(1)|rotate(10)"
+    c.data.train.pipeline = "decode|shift(1)"
     c.data.eval.pipeline = "decode"
-    c.mixup = 0.2
 
     c.optimizer.name = "adamw"
-    c.optimizer.lr = 2e-3
-    c.optimizer.weight_decay = 0.05
+    c.optimizer.lr = 6e-3
+    c.optimizer.weight_decay = 0.3
     c.optimizer.clip_norm = 1.0
     c.schedule.name = "cosine"
-    c.schedule.warmup_epochs = 5.0
+    c.schedule.warmup_epochs = 10.0
     c.loss.label_smoothing = 0.1
     return c

@@ -44,7 +44,7 @@ def assigned_with_comments():
     return {name: comment for name, comment in found.items() if name not in subtrees}
 
 
-# -- the tree --------------------------------------------------------------------------------
+# -- the tree -----------------------------------------------------------------------------
 
 
 def test_every_key_says_on_its_line_what_it_is():
@@ -80,7 +80,7 @@ def test_every_duration_is_made_of_keys():
     assert {key for units in config.DURATIONS.values() for key in units} <= set(keys())
 
 
-# -- trees that base() did not make -----------------------------------------------------------
+# -- trees that base() did not make -------------------------------------------------------
 
 
 def test_an_unknown_key_is_answered_with_the_nearest():
@@ -113,7 +113,7 @@ def test_resolving_leaves_the_given_tree_as_it_was():
     assert dict(leaves(c)) == before
 
 
-# -- keys that nothing would read --------------------------------------------------------------
+# -- keys that nothing would read ---------------------------------------------------------
 
 # What each optimiser of optax, schedule and loss is documented to take (their papers' symbols).
 READS = {
@@ -179,7 +179,7 @@ def test_an_unknown_component_is_answered_with_the_nearest(component, name, near
         resolved(**{f"{component}__name": name})
 
 
-# -- values that cannot be -----------------------------------------------------------------------
+# -- values that cannot be ----------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -224,7 +224,7 @@ def test_what_is_left_empty_comes_from_the_data():
     assert c.data.eval.source == c.data.train.source
 
 
-# -- continuing a run ------------------------------------------------------------------------------
+# -- continuing a run ---------------------------------------------------------------------
 
 FREE = {
     "total_steps": 20, "log_every_steps": 3, "eval_every_steps": 4, "eval_batch_size": 16,

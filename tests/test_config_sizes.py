@@ -31,7 +31,7 @@ def numbers_after(text, what):
     return [int(n) for n in re.findall(r"\d+", text[text.index(what) :].split(" would")[0])]
 
 
-# -- durations ---------------------------------------------------------------------------------
+# -- durations ----------------------------------------------------------------------------
 
 # B/16 on ImageNet-21k at batch 4096: 90 epochs of 14,197,122 images are 311,948 steps. The others
 # are small enough for the head.
@@ -125,7 +125,7 @@ def test_a_warm_up_longer_than_the_run_is_shortened_aloud():
     assert resolved(total_steps=10, schedule__warmup_steps=10)[1] == []
 
 
-# -- the mesh ------------------------------------------------------------------------------------
+# -- the mesh -----------------------------------------------------------------------------
 
 
 def mesh(data, fsdp, tensor, devices):
@@ -175,7 +175,7 @@ def test_two_blanks_and_sizes_below_one_are_refused(asked):
         mesh(*asked, 8)
 
 
-# -- batch sizes -----------------------------------------------------------------------------------
+# -- batch sizes --------------------------------------------------------------------------
 
 
 @settings(max_examples=60, deadline=None, derandomize=True)

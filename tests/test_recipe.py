@@ -32,7 +32,7 @@ def overridden(**values):
     return dict(leaves(c))[named]
 
 
-# -- finding -----------------------------------------------------------------------------------
+# -- finding ------------------------------------------------------------------------------
 
 
 def test_a_recipe_is_a_file_of_ones_own(tmp_path):
@@ -112,7 +112,7 @@ def test_a_recipe_that_needs_an_argument_says_so(tmp_path):
         recipe.load(str(mine))
 
 
-# -- overrides -----------------------------------------------------------------------------------
+# -- overrides ----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -222,7 +222,6 @@ def test_other_ways_to_write_kwargs_are_refused(key):
 @pytest.mark.parametrize(
     ("key", "near"),
     [
-        ("learning_rate", "optimizer.lr"),
         ("optimiser.lr", "optimizer.lr"),
         ("batchsize", "batch_size"),
         ("data.train.sorce", "data.train.source"),

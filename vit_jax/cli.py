@@ -56,9 +56,46 @@ def main(argv=None):
     return _run(arguments[0], arguments[1:])
 
 
+def entry():
+    """The console script. A run that failed leaves without the interpreter's farewell, in which
+    background threads of libraries would tell the same error again."""
+    import os
+
+    code = main()
+    if code:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+
+
+def _quiet_libraries():
+    """Orbax raises a failed save to us; it need not also print it from its threads."""
+    import logging
+    import threading
+
+    for name in ("absl", "asyncio"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+    tell = threading.excepthook
+
+    def hook(failed):
+        if "orbax" not in type(failed.thread).__module__:
+            tell(failed)
+
+    threading.excepthook = hook
+    tell_ignored = sys.unraisablehook
+
+    def ignored(failed):  # TensorStore's callbacks after a failed save
+        if str(failed.exc_value) != "Event loop is closed":
+            tell_ignored(failed)
+
+    sys.unraisablehook = ignored
+
+
 def _run(command, arguments):
+    import errno
     import importlib
 
+    _quiet_libraries()
     from vit_jax import errors
     from vit_jax.commands.arguments import command_line
 
@@ -79,10 +116,16 @@ def _run(command, arguments):
     except errors.Stopped as stopped:
         print("vit: %s" % stopped, file=sys.stderr)
         return stopped.code
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT, errno.EROFS, errno.EACCES):
+            raise
+        where = error.filename or "a file of the run"
+        print("vit: error: cannot write %s: %s" % (where, error.strerror), file=sys.stderr)
+        return errors.USER_ERROR
     except KeyboardInterrupt:
         print("vit: stopped at once", file=sys.stderr)
         return errors.INTERRUPTED
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    entry()

@@ -44,12 +44,15 @@ def test_init_gives_what_the_abstract_parameters_announce(fresh):
     assert {leaf.dtype.name for leaf in jax.tree.leaves(params)} == {"float32"}
     assert model.num_params == sum(leaf.size for leaf in jax.tree.leaves(params))
 
-    def plain(tree):
-        return all(plain(leaf) for leaf in tree.values()) if type(tree) is dict else (
-            isinstance(tree, jax.Array)
-        )  # fmt: skip
 
-    assert plain(params)
+def test_parameters_are_plain_dicts_of_arrays(fresh):
+    def check(tree):
+        assert type(tree) is dict
+        for leaf in tree.values():
+            if not isinstance(leaf, jax.Array):
+                check(leaf)
+
+    check(fresh[1])
 
 
 def test_a_seed_decides_the_parameters(fresh):
@@ -105,7 +108,7 @@ def test_building_a_model_allocates_no_array():
     before = len(jax.live_arrays())
     model = tiny(num_layers=3)
     assert model.num_params > 0
-    assert len(jax.live_arrays()) == before
+    assert len(jax.live_arrays()) <= before  # others may be collected meanwhile
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """Checkpoints of a run in `WORKDIR/checkpoints/STEP`: saved in the background, kept by number and
 by metric, restored strictly, on any mesh and in either layout of the layers."""
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,12 @@ from vit_jax.checkpoint.tree import check_same, flatten, in_layout_of, nest, unf
 from vit_jax.errors import UserError
 
 METRIC = "accuracy"  # what "best" means
+
+# What a full disk says, through several libraries.
+FULL = {
+    "No space left": "disk full", "RESOURCE_EXHAUSTED": "disk full",
+    "Disk quota": "disk quota reached", "File too large": "file size limit",
+}  # fmt: skip
 
 
 def find(path: str | Path) -> Path:
@@ -126,7 +133,11 @@ class Checkpoints:
         return self._manager.latest_step()
 
     def save(self, step: int, state: Any, about: dict[str, Any], metrics: dict | None) -> None:
-        """Starts saving; returns when the state has been copied, before it is on disk."""
+        """Starts saving; returns when the state has been copied, before it is on disk.
+
+        Raises UserError, before anything is written, where the disk has too little room.
+        """
+        self._check_room(state)
         self._guard(
             lambda: self._manager.save(
                 step,
@@ -137,6 +148,21 @@ class Checkpoints:
                 metrics=metrics,
                 force=True,
             )
+        )
+
+    def _check_room(self, state: Any) -> None:
+        folder = Path(self._manager.directory)
+        needed = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
+        free = shutil.disk_usage(folder).free
+        if free < needed:
+            raise self._no_room(f"disk full ({needed:,} bytes needed, {free:,} free)")
+
+    def _no_room(self, reason: str) -> UserError:
+        last = self.latest()
+        kept = f"the last whole one is step {last}" if last else "there is none before it"
+        return UserError(
+            f"a checkpoint could not be written to {self._manager.directory}: {reason}; {kept}. "
+            "Make room and start again"
         )
 
     def check(self) -> None:
@@ -152,12 +178,10 @@ class Checkpoints:
         try:
             call()
         except Exception as error:
-            text = str(error)
-            for sign in ("No space left", "RESOURCE_EXHAUSTED", "File too large", "Disk quota"):
-                if sign in text:
-                    raise UserError(
-                        f"the checkpoint could not be written to {self._manager.directory}: "
-                        f"{'disk full' if sign != 'File too large' else 'file size limit'}; the "
-                        f"last whole one is step {self.latest()}. Make room and start again"
-                    ) from error
-            raise
+            reason = next((r for sign, r in FULL.items() if sign in str(error)), None)
+            if reason is None:
+                raise
+            folder = Path(self._manager.directory)
+            for partial in folder.glob("*.orbax-checkpoint-tmp"):
+                shutil.rmtree(partial, ignore_errors=True)
+            raise self._no_room(reason) from error

@@ -101,21 +101,29 @@ def check_same(stored: Flat, wanted: Flat, where: str) -> None:
 
     Raises UserError.
     """
-    def tell(leaf):
-        return f"{list(leaf.shape)} {leaf.dtype}"
-
-    lines = [f"  only in the checkpoint: {p} {tell(stored[p])}" for p in stored.keys() - wanted]
-    lines += [f"  only in the run:        {p} {tell(wanted[p])}" for p in wanted.keys() - stored]
-    for path in stored.keys() & wanted.keys():
-        ours, theirs = wanted[path], stored[path]
-        if tuple(ours.shape) != tuple(theirs.shape) or ours.dtype != theirs.dtype:
-            lines.append(
-                f"  differs:                {path}: checkpoint {tell(theirs)}, run {tell(ours)}"
-            )
+    differing = [
+        p for p in stored.keys() & wanted.keys()
+        if tuple(stored[p].shape) != tuple(wanted[p].shape) or stored[p].dtype != wanted[p].dtype
+    ]  # fmt: skip
+    lists = {
+        "only in the checkpoint": [f"{p} {_tell(stored[p])}" for p in stored.keys() - wanted],
+        "only in the run": [f"{p} {_tell(wanted[p])}" for p in wanted.keys() - stored],
+        "different": [
+            f"{p}: checkpoint {_tell(stored[p])}, run {_tell(wanted[p])}" for p in differing
+        ],
+    }
+    lines = []
+    for title, found in lists.items():
+        # Parameters before the optimiser's copies of them.
+        found.sort(key=lambda line: (not line.startswith("params"), line))
+        lines += [f"{title} ({len(found)}):"] if found else []
+        lines += [f"  {line}" for line in found[:16]] + ["  …"] * (len(found) > 16)
     if lines:
-        lines = sorted(lines)
-        more = [f"  … and {len(lines) - 40} more"] if len(lines) > 40 else []
         raise UserError(
-            f"{where} does not hold this run's state: {len(lines)} tensors differ (give it as "
-            "`init` to take over what fits)\n" + "\n".join(lines[:40] + more)
+            f"{where} does not hold this run's state (as `init`, what fits would be taken over)\n"
+            + "\n".join(lines)
         )
+
+
+def _tell(leaf: Any) -> str:
+    return f"{list(leaf.shape)} {leaf.dtype}"

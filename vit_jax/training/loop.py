@@ -37,10 +37,11 @@ def train(
     """
     run = set_up(config, named, devices)
     with WorkFolder(workdir) as folder, StopSignals() as stop:
-        folder.agree(flat(run.config), run.classes)
+        folder.check(flat(run.config), run.classes)
+        start = first_state(run, folder.path)
+        folder.keep(flat(run.config), run.classes)
         keep = run.config.checkpoint
         checkpoints = Checkpoints(folder.path / "checkpoints", keep.keep, keep.keep_best)
-        start = first_state(run, folder.path)
         progress = Progress(
             folder.path, run.config, run.model, start.step, start.train_seconds,
             run.train_examples, quiet,

@@ -60,10 +60,16 @@ class MetricRows:
 
     def sync(self) -> None:
         """Returns when the rows are on the disk."""
-        os.fsync(self._file.fileno())
+        try:
+            os.fsync(self._file.fileno())
+        except OSError as error:
+            raise cannot_write(self._path, error) from error
 
     def close(self) -> None:
-        self._file.close()
+        try:
+            self._file.close()
+        except OSError as error:
+            raise cannot_write(self._path, error) from error
 
 
 class Console:

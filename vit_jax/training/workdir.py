@@ -63,10 +63,13 @@ class WorkFolder:
         return self
 
     def __exit__(self, *error: object) -> None:
+        if [p.name for p in self.path.iterdir()] == [".lock"]:  # nothing came of it
+            (self.path / ".lock").unlink()
+            self.path.rmdir()
         self._lock.close()  # the kernel lets the lock go, also when the process is killed
 
-    def agree(self, config: dict[str, Any], classes: list[str]) -> None:
-        """Keeps the resolved config and the classes, or compares them with those of before.
+    def check(self, config: dict[str, Any], classes: list[str]) -> None:
+        """Compares the resolved config and the classes with those of before, if any.
 
         Raises UserError naming every key that decides the run's numbers and differs.
         """
@@ -75,15 +78,20 @@ class WorkFolder:
             ("classes.json", classes, _class_differences),
         ):
             file = self.path / name
-            if file.exists():
-                found = differ(json.loads(file.read_text()), json.loads(json.dumps(value)))
-                if found:
-                    raise UserError(
-                        f"work folder {self.path} belongs to another run; what differs:\n  "
-                        + "\n  ".join(found)
-                        + "\nUse another --workdir, or the config it was started with"
-                    )
-            write_json(file, value)
+            if not file.exists():
+                continue
+            found = differ(json.loads(file.read_text()), json.loads(json.dumps(value)))
+            if found:
+                raise UserError(
+                    f"work folder {self.path} belongs to another run; what differs:\n  "
+                    + "\n  ".join(found)
+                    + "\nUse another --workdir, or the config it was started with"
+                )
+
+    def keep(self, config: dict[str, Any], classes: list[str]) -> None:
+        """Writes `config.json` and `classes.json`."""
+        write_json(self.path / "config.json", config)
+        write_json(self.path / "classes.json", classes)
 
 
 def _class_differences(old: list[str], new: list[str]) -> list[str]:

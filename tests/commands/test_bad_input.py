@@ -1,0 +1,267 @@
+"""Whatever a user gives wrong ends in one clear line and exit code 2, and leaves nothing behind."""
+
+import fcntl
+import os
+import resource
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from vit_jax import cli
+
+TINY = """
+from tests.digits_run import tiny_config
+def get_config():
+    return tiny_config()
+"""
+
+
+@pytest.fixture
+def recipe(tmp_path):
+    file = tmp_path / "recipe.py"
+    file.write_text(TINY)
+    return file
+
+
+@pytest.fixture
+def train(recipe, tmp_path, capsys):
+    """Runs `vit train` on the recipe and returns (exit code, what it said)."""
+
+    def run(*options, workdir=tmp_path / "work"):
+        code = cli.main(["train", f"--config={recipe}", f"--workdir={workdir}", *options])
+        return code, capsys.readouterr().err
+
+    return run
+
+
+def image_folder(root: Path, classes=("cat", "dog"), splits=("train", "val"), count=4) -> Path:
+    rng = np.random.default_rng(0)
+    for split in splits:
+        for name in classes:
+            folder = root / split / name
+            folder.mkdir(parents=True)
+            for i in range(count):
+                pixels = rng.integers(0, 256, (40, 40, 3), np.uint8)
+                Image.fromarray(pixels).save(folder / f"{i}.jpg", quality=90)
+    return root
+
+
+FOLDER_KEYS = (
+    "--config.data.train.pipeline=decode|resize", "--config.data.eval.pipeline=decode|resize",
+    "--config.batch_size=8", "--config.eval_batch_size=8", "--config.total_steps=2",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("option", "says"),
+    [
+        ("--config.optimizer.lrr=1", ["optimizer.lrr", "optimizer.lr"]),
+        ("--config.optimizer.momentum=0.5", ["optimizer.momentum", "adamw", "sgd"]),
+        ("--config.batch_size=many", ["batch_size", "whole number", "many"]),
+        ("--config.model.qk_norm=perhaps", ["model.qk_norm", "true or false"]),
+        ("--config.batch_size=30", ["batch_size 30", "8", "24 or 32"]),
+        ("--config.microbatch=24", ["microbatch 24", "batch_size 32", "8, 16, 32"]),
+        ("--config.mesh.fsdp=3", ["fsdp=3", "8 devices", "1, 2, 4, 8"]),
+        ("--config.model.name=vit_bass_patch16_224", ["vit_bass_patch16_224", "vit_base_patch16"]),
+        ("--config.model.image_size=30", ["30", "patch_size 4", "(28, 28) or (32, 32)"]),
+        ("--config.data.train.source=folder:/not/there", ["/not/there", "SPLIT/CLASS"]),
+        ("--config.data.train.source=digitz", ["digitz", "digits"]),
+        ("--config.data.train.pipeline=decode|shfit(1)", ["shfit", "shift"]),
+        ("--config.optimizer.name=adamm", ["adamm", "adam"]),
+        ("--config.total_epochs=0", ["no length", "total_steps"]),
+        ("--config.init=/not/there", ["/not/there", "no checkpoint"]),
+    ],
+)
+def test_a_wrong_value_is_named_with_what_would_work(train, tmp_path, option, says):
+    code, said = train(option)
+    assert code == 2
+    for text in says:
+        assert text in said, said
+    assert "Traceback" not in said
+    assert said.startswith("vit: error: ")
+    assert not (tmp_path / "work").exists()
+
+
+def test_a_missing_config_file_lists_the_recipes(tmp_path, capsys):
+    assert cli.main(["train", "--config=digitz.py", f"--workdir={tmp_path}/w"]) == 2
+    said = capsys.readouterr().err
+    assert "digitz.py" in said
+    assert "digits.py" in said
+    assert not (tmp_path / "w").exists()
+
+
+def test_an_unknown_command_names_the_nearest(capsys):
+    assert cli.main(["trane"]) == 2
+    assert "train" in capsys.readouterr().err
+
+
+def test_a_folder_without_images(train, tmp_path):
+    (tmp_path / "photos" / "train" / "cat").mkdir(parents=True)
+    (tmp_path / "photos" / "val" / "cat").mkdir(parents=True)
+    code, said = train(f"--config.data.train.source=folder:{tmp_path}/photos")
+    assert code == 2
+    assert "holds no images" in said
+    assert not (tmp_path / "work").exists()
+
+
+def test_a_class_in_val_that_train_lacks(train, tmp_path):
+    photos = image_folder(tmp_path / "photos")
+    (photos / "val" / "dog").rename(photos / "val" / "wolf")
+    code, said = train(f"--config.data.train.source=folder:{photos}", *FOLDER_KEYS)
+    assert code == 2
+    assert "'wolf'" in said
+    assert not (tmp_path / "work").exists()
+
+
+def test_a_work_folder_of_another_config_names_each_key(train, tmp_path):
+    assert train("--config.total_steps=1")[0] == 0
+    before = sorted(p.name for p in (tmp_path / "work").rglob("*"))
+    code, said = train("--config.total_steps=1", "--config.optimizer.lr=0.5", "--config.seed=3")
+    assert code == 2
+    assert "optimizer.lr: 0.003 -> 0.5" in said
+    assert "seed: 0 -> 3" in said
+    assert "log_every" not in said
+    assert sorted(p.name for p in (tmp_path / "work").rglob("*")) == before
+    assert train("--config.total_steps=2", "--config.log_every_steps=2")[0] == 0
+
+
+def test_a_work_folder_held_by_a_living_run(train, tmp_path):
+    work = tmp_path / "work"
+    work.mkdir()
+    with (work / ".lock").open("w") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        held.write("4711")
+        held.flush()
+        code, said = train()
+    assert code == 2
+    assert "locked by a living run (process 4711)" in said
+    assert [p.name for p in work.iterdir()] == [".lock"]
+
+
+def test_a_checkpoint_of_other_names_and_shapes_shows_both_lists(train, tmp_path):
+    assert train("--config.total_steps=1")[0] == 0
+    code, said = train(
+        "--config.total_steps=1", f"--config.resume={tmp_path}/work", "--config.model.num_layers=3",
+        "--config.model.mlp_dim=64", workdir=tmp_path / "other",
+    )  # fmt: skip
+    assert code == 2
+    assert "only in the run (" in said
+    assert "  params/encoder/block02/mlp/fc1/kernel [32, 64] float32" in said
+    assert "block00/mlp/fc1/kernel: checkpoint [32, 128] float32, run [32, 64]" in said
+    assert not (tmp_path / "other").exists()
+
+
+def test_init_from_another_width_lists_what_has_no_explanation(train, tmp_path):
+    assert train("--config.total_steps=1")[0] == 0
+    code, said = train(
+        "--config.total_steps=1", f"--config.init={tmp_path}/work", "--config.model.hidden_size=16",
+        workdir=tmp_path / "other",
+    )  # fmt: skip
+    assert code == 2
+    assert "encoder/block00/norm1/scale [16]: the checkpoint has it as [32]" in said
+
+
+def truncate(file: Path) -> None:
+    data = file.read_bytes()
+    file.write_bytes(data[: len(data) // 2])
+
+
+def test_a_truncated_jpeg_is_named_counted_and_skipped_or_fatal(train, tmp_path):
+    photos = image_folder(tmp_path / "photos")
+    truncate(photos / "train" / "cat" / "1.jpg")
+    truncate(photos / "val" / "dog" / "2.jpg")
+    keys = (f"--config.data.train.source=folder:{photos}", *FOLDER_KEYS)
+    code, said = train(*keys)
+    assert code == 0
+    assert f"damaged image skipped: {photos}/train/cat/1.jpg" in said
+    assert f"damaged image skipped: {photos}/val/dog/2.jpg" in said
+    rows = (tmp_path / "work" / "metrics.jsonl").read_text()
+    assert '"damaged_images": 2' in rows  # twice in two epochs of eight examples
+    assert '"eval/val/examples": 7' in rows
+    code, said = train(*keys, "--config.data.damaged=fail", workdir=tmp_path / "strict")
+    assert code == 2
+    assert "1.jpg" in said
+    assert "--config.data.damaged=skip" in said
+
+
+@pytest.mark.parametrize("limit", [100_000, 4_000])
+def test_a_file_size_limit_is_one_line_and_leaves_no_half_checkpoint(recipe, tmp_path, limit):
+    def small_files():
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+
+    run = subprocess.run(
+        [sys.executable, "-m", "vit_jax.cli", "train", f"--config={recipe}",
+         f"--workdir={tmp_path}/work", "--config.mesh.data=1", "--config.model.hidden_size=64"],
+        env=os.environ | {"XLA_FLAGS": "", "JAX_COMPILATION_CACHE_DIR": "", "PYTHONPATH": os.getcwd()},
+        preexec_fn=small_files, capture_output=True, text=True, timeout=300, check=False,
+    )  # fmt: skip
+    assert run.returncode == 2, run.stderr
+    assert "Traceback" not in run.stderr
+    errors = [line for line in run.stderr.splitlines() if "vit: error:" in line]
+    assert len(errors) == 1, run.stderr
+    assert "size limit" in errors[0] or "File too large" in errors[0]
+    left = [p.name for p in (tmp_path / "work" / "checkpoints").glob("*")]
+    assert not [name for name in left if name.isdigit()]
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small file system takes root")
+def test_a_full_disk_is_one_line_and_leaves_no_half_checkpoint(recipe, tmp_path):
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=600k", "tmpfs", str(disk)], check=False
+    )
+    if mounted.returncode:
+        pytest.skip("this container may not mount a file system")
+    try:
+        run = subprocess.run(
+            [sys.executable, "-m", "vit_jax.cli", "train", f"--config={recipe}",
+             f"--workdir={disk}/work", "--config.model.hidden_size=96"],
+            env=os.environ | {"XLA_FLAGS": "", "PYTHONPATH": os.getcwd()},
+            capture_output=True, text=True, timeout=300, check=False,
+        )  # fmt: skip
+        assert run.returncode == 2, run.stderr
+        assert "Traceback" not in run.stderr
+        assert "disk full" in run.stderr or "No space left" in run.stderr
+        left = [p.name for p in (disk / "work" / "checkpoints").glob("*")]
+        assert not [name for name in left if name.isdigit()]
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)
+
+
+def test_a_jax_that_is_too_old_is_told_before_it_is_imported(tmp_path):
+    (tmp_path / "jax-0.4.30.dist-info").mkdir()
+    (tmp_path / "jax-0.4.30.dist-info" / "METADATA").write_text(
+        "Metadata-Version: 2.1\nName: jax\nVersion: 0.4.30\n"
+    )
+    run = subprocess.run(
+        [sys.executable, "-m", "vit_jax.cli", "doctor"],
+        env=os.environ | {"PYTHONPATH": f"{tmp_path}:{os.getcwd()}"},
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert run.returncode == 2
+    assert "JAX 0.10 or newer; this is JAX 0.4.30" in run.stderr
+    assert len(run.stderr.strip().splitlines()) == 1
+
+
+def test_help_exits_0_and_imports_nothing_heavy():
+    code = (
+        "import sys; from vit_jax import cli; code = cli.main(['--help']); "
+        "heavy = {'jax', 'numpy', 'flax', 'tensorflow', 'torch', 'ml_collections'} & set(sys.modules);"
+        " sys.exit(code or (f'{heavy}' if heavy else 0))"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stderr
+    assert "usage: vit COMMAND" in run.stdout
+
+
+@pytest.mark.parametrize("command", list(cli.COMMANDS))
+def test_each_command_has_help_that_exits_0(command, capsys):
+    with pytest.raises(SystemExit) as end:
+        cli.main([command, "--help"])
+    assert end.value.code == 0
+    assert f"usage: vit {command}" in capsys.readouterr().out
