@@ -141,16 +141,23 @@ def test_inception_crops_have_the_areas_and_aspects_asked_for(low, high):
     assert ((w - 0.5) / (h + 0.5) <= 4 / 3).all()
 
 
-def test_inception_crops_reach_the_whole_range_and_every_border():
+def test_inception_crops_reach_the_whole_range_of_areas():
     height, width = 120, 100
     top, left, bottom, right = crops(height, width).T
     areas = (bottom - top + 1) * (right - left + 1) / (height * width)
     assert areas.min() < 0.1
     assert areas.max() > 0.85
-    assert (top.min(), left.min()) == (0, 0)
-    assert (bottom.max(), right.max()) == (height - 1, width - 1)
     # Uniform areas, less the large ones that do not fit: half of them lie below a half or so.
     assert 0.35 < np.median(areas) < 0.55
+
+
+def test_inception_crops_smaller_than_the_image_reach_every_border():
+    height, width = 20, 16
+    top, left, bottom, right = crops(height, width).T
+    assert ((top == 0) & (bottom < height - 1)).any()
+    assert ((top > 0) & (bottom == height - 1)).any()
+    assert ((left == 0) & (right < width - 1)).any()
+    assert ((left > 0) & (right == width - 1)).any()
 
 
 def test_an_image_too_narrow_for_any_aspect_gives_its_central_square():

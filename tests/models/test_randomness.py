@@ -6,7 +6,7 @@ import numpy as np
 import paper_numpy as paper
 import pytest
 from flax import nnx
-from jaxpr_walk import primitives
+from jaxpr_walk import equations, primitives
 from tiny_vit import images_for, randomised, tiny
 
 from vit_jax.models.attention import Attention, attend
@@ -162,15 +162,50 @@ def test_the_rate_of_stochastic_depth_grows_from_zero_to_that_of_the_last_block(
         assert skipped == pytest.approx(rate**2, abs=5 * np.sqrt(rate**2 * (1 - rate**2) / batch))
 
 
-def test_dropout_also_acts_on_the_embedded_patches():
-    """Paper, appendix B.1: "… and directly after adding positional- to patch embeddings"."""
+@pytest.mark.parametrize(
+    ("rate", "drawn"),
+    [
+        # Paper, appendix B.1: "after every dense layer except for the qkv-projections and directly
+        # after adding positional- to patch embeddings": embedding, U_msa, and the MLP's two.
+        ("dropout", [(7, 8), (7, 8), (7, 12), (7, 8)]),
+        ("attention_dropout", [(2, 7, 7)]),
+        ("drop_path", [(1, 1), (1, 1)]),
+    ],
+)
+def test_each_kind_draws_where_it_should_and_nowhere_else(rate, drawn):
+    model = tiny(num_layers=1, **{rate: 0.3})
+    params, images = randomised(model), images_for(model, batch=2)
+
+    def train(key):
+        return model.apply(params, images, train=True, key=key)[0]
+
+    traced = equations(jax.make_jaxpr(train)(jax.random.key(0)))
+    shapes = [eqn.params["shape"] for eqn, _ in traced if eqn.primitive.name == "random_bits"]
+    assert sorted(shapes) == sorted((2, *shape) for shape in drawn)
+
+
+@pytest.mark.parametrize("branch", ["attention", "mlp"])
+def test_what_a_branch_adds_has_elements_dropped_at_the_rate(branch):
+    """The other branch is silenced; the second block's input is the first one's output."""
+    model = tiny(dropout=0.25)
+    params, images = randomised(model), images_for(model, batch=100)
+    other = {"attention": "mlp", "mlp": "attention"}[branch]
+    block = params["encoder"]["block01"]
+    block[other] = jax.tree.map(np.zeros_like, block[other])
+    key = jax.random.key(2, impl="rbg")
+    _, out = jax.jit(lambda: model.apply(params, images, train=True, key=key))()
+    dropped = np.asarray(out["block01"] == out["block00"])
+    sigma = np.sqrt(0.25 * 0.75 / dropped.size)
+    assert dropped.mean() == pytest.approx(0.25, abs=5 * sigma)
+
+
+def test_dropout_acts_on_the_embedded_patches():
     model = tiny(dropout=0.5, num_layers=1)
     params, images = randomised(model), images_for(model, batch=1)
     block = params["encoder"]["block00"]
     block |= {name: jax.tree.map(np.zeros_like, block[name]) for name in ("attention", "mlp")}
-    _, out = jax.jit(
-        lambda key: model.apply(params, images, train=True, key=key)
-    )(jax.random.key(0))  # fmt: skip
+    key = jax.random.key(0, impl="rbg")
+    _, out = jax.jit(lambda: model.apply(params, images, train=True, key=key))()
     embedded = paper.forward(params, images)["block00"]  # the branches add nothing
     kept = np.asarray(out["block00"] != 0)
     assert 0 < kept.sum() < kept.size

@@ -63,9 +63,9 @@ def test_fsdp_step_gathers_weights_and_holds_a_sixth_of_the_arguments_at_most():
     whole, split = s16(1).compile_train_step(), s16(DEVICES).compile_train_step()
     assert "all-gather" in split.as_text()
     batch = 8 * 224 * 224 * 3
-    ratio = (
-        split.memory_analysis().argument_size_in_bytes - batch // DEVICES
-    ) / (whole.memory_analysis().argument_size_in_bytes - batch // DEVICES)
+    ratio = (split.memory_analysis().argument_size_in_bytes - batch // DEVICES) / (
+        whole.memory_analysis().argument_size_in_bytes - batch // DEVICES
+    )
     assert ratio <= 1 / 6, ratio
     assert (
         split.memory_analysis().argument_size_in_bytes

@@ -1,0 +1,133 @@
+"""The loop waits for no step, skips what is not finite, and keeps what it promises."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import vit_jax
+from tests.digits_run import rows, tiny_config
+from vit_jax.checkpoint.manager import Checkpoints
+from vit_jax.errors import NON_FINITE, Stopped
+from vit_jax.parallel.preemption import StopSignals
+from vit_jax.training.loop import fit
+from vit_jax.training.progress import Progress
+from vit_jax.training.setup import first_state, set_up
+
+ONE = jax.devices()[:1]
+
+
+class Guarded:
+    """A scalar that may be read on the host only from step `ready` on."""
+
+    now = 0
+
+    def __init__(self, value, ready):
+        self.value, self.ready = value, ready
+
+    def __float__(self):
+        if Guarded.now < self.ready:
+            raise AssertionError(f"read at step {Guarded.now}, before step {self.ready}")
+        return float(self.value)
+
+    __int__ = __bool__ = __array__ = __index__ = item = tolist = __float__
+
+
+def test_no_metric_is_read_before_the_next_interval(tmp_path):
+    config = tiny_config(log_every_steps=4, total_steps=12, data__eval__split="",
+                         checkpoint__every_steps=100)  # fmt: skip
+    run = set_up(config, devices=ONE)
+    compiled = run.compile_train_step()
+
+    def step(state, batch):
+        state, metrics = compiled(state, batch)
+        Guarded.now += 1
+        # A row of step s is due at step s + 4; at the end everything is.
+        due = min((Guarded.now + 3) // 4 * 4 + 4, 12)
+        return state, {name: Guarded(value, due) for name, value in metrics.items()}
+
+    start = first_state(run, tmp_path)
+    checkpoints = Checkpoints(tmp_path / "checkpoints", 3, True)
+    progress = Progress(tmp_path, run.config, run.model, 0, 0.0, run.train_examples, quiet=True)
+    with StopSignals() as stop:
+        fit(run, step, start.state, 0, checkpoints, progress, stop)
+    progress.close()
+    assert [row["step"] for row in rows(tmp_path)] == [4, 8, 12]
+
+
+def test_a_non_finite_step_keeps_the_whole_state_and_is_counted():
+    run = set_up(tiny_config(mixup=0.0), devices=ONE)
+    step, state = run.compile_train_step(), run.init_state()
+    batches = run.train_batches(0, 2)
+    _, batch = next(batches)
+    state, _ = step(state, batch)
+    before = jax.device_get(state)
+    broken = jax.tree.map(lambda x: x.at[(0,) * x.ndim].set(jnp.inf), state["params"]["head"])
+    poisoned = state | {"params": state["params"] | {"head": broken}}
+    wanted = jax.device_get(poisoned)
+    after, metrics = step(poisoned, next(batches)[1])
+    batches.close()
+    after = jax.device_get(after)
+    assert int(after["step"]) == int(before["step"]) + 1
+    assert (int(after["skipped"]["total"]), int(after["skipped"]["in_row"])) == (1, 1)
+    for part in ("params", "opt"):
+        for one, other in zip(
+            jax.tree.leaves(after[part]), jax.tree.leaves(wanted[part]), strict=True
+        ):
+            np.testing.assert_array_equal(one, other)
+    assert not np.isfinite(metrics["loss"]) or not np.isfinite(metrics["grad_norm"])
+
+
+def test_too_many_non_finite_steps_end_the_run_with_77_and_an_earlier_checkpoint(tmp_path):
+    config = tiny_config(optimizer__name="sgd", optimizer__weight_decay=0.0, total_steps=60,
+                         optimizer__lr=1e30, optimizer__clip_norm=None, max_skipped_steps=3,
+                         schedule__warmup_steps=0, eval_every_steps=60)  # fmt: skip
+    with pytest.raises(Stopped, match="steps in a row were not finite") as stopped:
+        vit_jax.train(config, tmp_path, devices=ONE, quiet=True)
+    assert stopped.value.code == NON_FINITE
+    assert not (tmp_path / "result.json").exists()
+
+
+def test_result_names_every_final_metric_and_matches_the_rows(tmp_path):
+    result = vit_jax.train(tiny_config(), tmp_path, devices=ONE, quiet=True)
+    stored = json.loads((tmp_path / "result.json").read_text())
+    assert stored == result
+    last = [row for row in rows(tmp_path) if "eval/val/accuracy" in row][-1]
+    assert result["accuracy"] == last["eval/val/accuracy"] == result["eval/val/accuracy"]
+    assert result["steps"] == 10
+    assert result["loss"] == [row for row in rows(tmp_path) if "loss" in row][-1]["loss"]
+    for key in ("train_seconds", "images_per_second", "config_hash"):
+        assert key in result
+    assert json.loads((tmp_path / "classes.json").read_text()) == [str(i) for i in range(10)]
+    config = json.loads((tmp_path / "config.json").read_text())
+    assert config["total_steps"] == 10
+    assert config["model.hidden_size"] == 32
+
+
+def test_a_finished_run_started_again_only_tells_its_result(tmp_path):
+    first = vit_jax.train(tiny_config(), tmp_path, devices=ONE, quiet=True)
+    before = rows(tmp_path)
+    again = vit_jax.train(tiny_config(), tmp_path, devices=ONE, quiet=True)
+    assert again == first
+    assert rows(tmp_path) == before
+
+
+def test_tensorboard_events_hold_the_rows_without_tensorflow(tmp_path):
+    vit_jax.train(tiny_config(), tmp_path, devices=ONE, quiet=True)
+    from tensorboardX.proto.event_pb2 import Event
+    from tensorboardX.record_writer import RecordWriter  # noqa: F401  (the format's other end)
+
+    (file,) = tmp_path.glob("events.out.tfevents.*")
+    data, found = file.read_bytes(), {}
+    while data:
+        length = int.from_bytes(data[:8], "little")
+        event = Event.FromString(data[12 : 12 + length])
+        for value in event.summary.value:
+            found[event.step, value.tag] = value.simple_value
+        data = data[16 + length :]
+    for row in rows(tmp_path):
+        if "loss" in row:
+            assert found[row["step"], "loss"] == pytest.approx(row["loss"], rel=1e-6)
+    assert (10, "eval/val/accuracy") in found
