@@ -268,10 +268,10 @@ def resolve(
     _divides(c, "batch_size", rows, "mesh.data x mesh.fsdp")
     _divides(c, "eval_batch_size", rows, "mesh.data x mesh.fsdp")
     if c.microbatch % rows or c.batch_size % c.microbatch:
-        options = [m for m in range(rows, c.batch_size + 1, rows) if c.batch_size % m == 0]
+        fitting = [m for m in range(rows, c.batch_size + 1, rows) if c.batch_size % m == 0]
         raise UserError(
             f"microbatch {c.microbatch} does not divide batch_size {c.batch_size} into multiples "
-            f"of mesh.data x mesh.fsdp = {rows}; {', '.join(map(str, options[-8:]))} would work"
+            f"of mesh.data x mesh.fsdp = {rows}; {', '.join(map(str, fitting[-8:]))} would work"
         )
     if sizes.train_examples < 1:
         raise UserError(f"data.train {c.data.train.source} has no examples")

@@ -7,6 +7,7 @@ examples and classes it has. Sources are named `digits`, `folder:PATH`, `synthet
 import dataclasses
 import os
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -297,4 +298,9 @@ def _known_split(what: str, split: str, splits: tuple[str, ...]) -> None:
         raise UserError(f"{what} has no split {split!r}: it has {', '.join(splits)}")
 
 
-OPENERS = {"digits": digits, "folder": Folder, "synthetic": Synthetic, "tfds": Tfds}
+OPENERS: dict[str, Callable[..., Source]] = {
+    "digits": digits,
+    "folder": Folder,
+    "synthetic": Synthetic,
+    "tfds": Tfds,
+}
