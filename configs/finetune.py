@@ -6,7 +6,8 @@ SIZE: a letter and a patch size, as the checkpoint has them, such as b16.
 DATASET: cifar10, cifar100, imagenet2012, oxford_iiit_pet or oxford_flowers102; for a folder of
 images give one of them and --config.data.train.source=folder:PATH.
 
-SGD with momentum 0.9, batch 512, clip 1, cosine, no weight decay, 384 px, zero-initialised linear
+SGD with momentum 0.9, batch 512, clip 1, cosine, no weight decay, 384 px (378
+for patches of 14), zero-initialised linear
 head (arXiv 2010.11929, section 4.1 and table 4; steps also arXiv 2106.10270, appendix). The rate
 is the middle of the paper's grid. Expected of B/16 from ImageNet-21k, by the papers and not by
 runs of this code: CIFAR-10 98.95%, CIFAR-100 91.67%, ImageNet-1k 83.97%, Pets 94.43%,
@@ -40,7 +41,9 @@ def get_config(arguments: str = "b16,cifar10"):
     c.eval_every_steps = max(1, steps // 10)
     c.init = "PRETRAINED_WORKDIR"  # yours: --config.init=…
 
-    c.model.name = full_name(size, 384)
+    name = full_name(size)
+    patch = int(name.split("_")[2].removeprefix("patch"))
+    c.model.name = full_name(size, 384 // patch * patch)
     c.model.scan = True
     c.model.dtype = "bfloat16"
 

@@ -16,30 +16,33 @@ COMMANDS = {
     "doctor": "show versions and devices, and check that they work",
 }
 
-USAGE = """usage: vit COMMAND [options]
+_LIST = "\n".join(f"  {name:10} {what}" for name, what in COMMANDS.items())
+
+USAGE = f"""usage: vit COMMAND [options]
 
 Trains Vision Transformers in JAX.
 
 commands:
-%s
+{_LIST}
 
 vit COMMAND --help shows a command's options. Configs take overrides: --config.optimizer.lr=1e-3
-""" % "\n".join("  %-10s %s" % item for item in COMMANDS.items())  # noqa: UP031
+"""
 
 
 def check_versions():
     """One line where Python or JAX is too old for the package; None where they will do."""
-    wanted = "vit_jax needs Python %d.%d" % OLDEST_PYTHON + " and JAX %d.%d or newer" % OLDEST_JAX
+    python, jax = (".".join(map(str, v)) for v in (OLDEST_PYTHON, OLDEST_JAX))
+    wanted = f"vit_jax needs Python {python} and JAX {jax} or newer"
     if sys.version_info < OLDEST_PYTHON:
-        return "%s; this is Python %d.%d" % ((wanted,) + tuple(sys.version_info[:2]))
+        return f"{wanted}; this is Python {sys.version_info[0]}.{sys.version_info[1]}"
     from importlib import metadata
 
     try:
         found = metadata.version("jax")
     except metadata.PackageNotFoundError:
-        return "%s; JAX is not installed (pip install jax)" % wanted
+        return f"{wanted}; JAX is not installed (pip install jax)"
     if tuple(int(part) for part in found.split(".")[:2]) < OLDEST_JAX:
-        return "%s; this is JAX %s (pip install --upgrade jax)" % (wanted, found)
+        return f"{wanted}; this is JAX {found} (pip install --upgrade jax)"
     return None
 
 
@@ -107,20 +110,20 @@ def _run(command, arguments):
             return errors.OK
         if command not in COMMANDS:
             nearest = errors.nearest(command, COMMANDS)
-            raise errors.UserError("unknown command %r: %s" % (command, nearest))
+            raise errors.UserError(f"unknown command {command!r}: {nearest}")
         module = importlib.import_module("vit_jax.commands." + command)
         return module.run(command_line(command, module, arguments)) or errors.OK
     except errors.UserError as error:
-        print("vit: error: %s" % error, file=sys.stderr)
+        print(f"vit: error: {error}", file=sys.stderr)
         return errors.USER_ERROR
     except errors.Stopped as stopped:
-        print("vit: %s" % stopped, file=sys.stderr)
+        print(f"vit: {stopped}", file=sys.stderr)
         return stopped.code
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT, errno.EROFS, errno.EACCES):
             raise
         where = error.filename or "a file of the run"
-        print("vit: error: cannot write %s: %s" % (where, error.strerror), file=sys.stderr)
+        print(f"vit: error: cannot write {where}: {error.strerror}", file=sys.stderr)
         return errors.USER_ERROR
     except KeyboardInterrupt:
         print("vit: stopped at once", file=sys.stderr)

@@ -16,7 +16,7 @@ from ml_collections.config_dict import placeholder
 from vit_jax.errors import UserError, nearest
 
 
-def base() -> ConfigDict:
+def base() -> ConfigDict:  # noqa: PLR0915
     """All keys with their defaults. A key without a value takes what its comment says."""
     c = ConfigDict()
     c.seed = 0  # of parameters, order of examples, augmentation, dropout

@@ -14,7 +14,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from vit_jax.config import DURATIONS, base, keys, leaves
+from vit_jax.config import DURATIONS, READ_BY, base, keys, leaves
 from vit_jax.errors import UserError, nearest
 
 _TRUE, _FALSE = ("true", "yes", "1"), ("false", "no", "0")
@@ -45,8 +45,9 @@ def load(spec: str) -> ConfigDict:
 def override(config: ConfigDict, values: Mapping[str, str]) -> list[str]:
     """Sets dotted keys from their text, in place, by each key's type; returns the keys set.
 
-    A duration replaces the recipe's in another unit. A component's name can be given for the
-    component itself: `loss=sigmoid`. `key=None` empties a key that may be empty.
+    A duration replaces the recipe's in another unit; with a component's name, what only the
+    recipe's own choice of it reads goes back to the default. A component's name can be given for
+    the component itself: `loss=sigmoid`. `key=None` empties a key that may be empty.
 
     Raises UserError: unknown key (with the nearest), wrong type, two units for one duration.
     """
@@ -73,7 +74,21 @@ def override(config: ConfigDict, values: Mapping[str, str]) -> list[str]:
             for part in parent.split(".") if parent else ():
                 node = node[part]
             node[leaf] = _parse(key, text, node.get_type(leaf), node[leaf])
+        for component in READ_BY:
+            if f"{component}.name" in named:
+                _drop_unread(config, component, named)
     return named
+
+
+def _drop_unread(config: ConfigDict, component: str, named: list[str]) -> None:
+    """After a change of component, the recipe's own settings that only the old one read go back
+    to their defaults; what the user named stays, and is refused if nothing reads it."""
+    choices = READ_BY[component]
+    read = choices.get(config[component].name, choices.get("*", set()))
+    default = base()[component]
+    for key in set.union(*choices.values()) - read:
+        if f"{component}.{key}" not in named:
+            config[component][key] = default[key]
 
 
 def _full_key(config: ConfigDict, key: str) -> str:

@@ -29,7 +29,7 @@ def start(tmp_path, pretrained, **changes):
 
 def test_another_head_and_resolution_take_over_the_encoder(pretrained, tmp_path):
     workdir, old = pretrained
-    run, begun = start(
+    _run, begun = start(
         tmp_path, workdir, model__image_size=16, model__num_classes=13,
         data__train__pipeline="decode|resize", data__eval__pipeline="decode|resize",
     )  # fmt: skip

@@ -121,7 +121,8 @@ def test_ctrl_c_saves_and_exits_130_then_continues(undisturbed, tmp_path):
     command = [sys.executable, "-c", RUNNER.replace("train(tiny", "run(tiny").replace(
         "from vit_jax.training.loop import train",
         "from vit_jax.training.loop import train\nfrom vit_jax.errors import Stopped\n"
-        "def run(*a):\n    try:\n        train(*a)\n    except Stopped as s:\n        sys.exit(s.code)",
+        "def run(*a):\n    try:\n        train(*a)\n"
+        "    except Stopped as s:\n        sys.exit(s.code)",
     ), str(tmp_path), "{}"]  # fmt: skip
     environment = os.environ | {"XLA_FLAGS": "", "PYTHONPATH": os.getcwd()}
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment)

@@ -15,11 +15,13 @@ from vit_jax.commands.arguments import add_config
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The command's options."""
     add_config(parser)
     parser.add_argument("--batch", metavar="PNG", help="write one augmented batch as a picture")
 
 
 def run(options: argparse.Namespace) -> int:
+    """Does it; returns the exit code."""
     config = recipe.load(options.config)
     named = recipe.override(config, options.overrides)
     from vit_jax.training.setup import set_up
@@ -40,8 +42,7 @@ def _recipe(run) -> list[str]:
     return [
         recipe.as_text(c),
         "",
-        f"{run.model.name}: {run.model.num_params:,} parameters, "
-        f"{_gmacs(run):.4g} GMACs an image",
+        f"{run.model.name}: {run.model.num_params:,} parameters, {_gmacs(run):.4g} GMACs an image",
         f"{run.train_examples:,} training examples, {c.model.num_classes:,} classes; {steps:,} "
         f"steps = {steps * c.batch_size:,} examples = "
         f"{steps * c.batch_size / run.train_examples:.4g} epochs",
@@ -62,7 +63,7 @@ def _parameters(run) -> list[str]:
 
     params = run.abstract_state["params"]
     specs, decays = flatten(run.shardings["params"]), flatten(decay_mask(params))
-    rows = [("parameter", "shape", "size", "sharding", "decay")]
+    rows: list[tuple[str, ...]] = [("parameter", "shape", "size", "sharding", "decay")]
     for path, leaf in flatten(params).items():
         spec = specs[path].spec
         rows.append(
@@ -76,7 +77,7 @@ def _optimizer_state(run) -> list[str]:
     from vit_jax.checkpoint.tree import flatten
 
     specs = flatten(run.shardings["opt"])
-    rows = [("optimiser state", "shape", "dtype", "sharding")]
+    rows: list[tuple[str, ...]] = [("optimiser state", "shape", "dtype", "sharding")]
     for path, leaf in flatten(run.abstract_state["opt"]).items():
         rows.append((path, str(list(leaf.shape)), str(leaf.dtype), _axes(specs[path].spec)))
     return _table(rows)
@@ -93,7 +94,7 @@ def _rates(run) -> list[str]:
     schedule = make_schedule(c.schedule, c.optimizer.lr, c.total_steps)
     marks = {0, min(c.schedule.warmup_steps, c.total_steps), c.total_steps}
     marks |= {c.total_steps * tenth // 10 for tenth in range(11)}
-    rows = [("step", "learning rate")]
+    rows: list[tuple[str, ...]] = [("step", "learning rate")]
     rows += [(f"{step:,}", f"{float(schedule(step)):.3e}") for step in sorted(marks)]
     return _table(rows)
 

@@ -21,6 +21,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
+    """Does it; returns the exit code."""
     print(f"Python {sys.version.split()[0]}")
     problems = []
     for name in PACKAGES:

@@ -1,7 +1,7 @@
 """Measures a checkpoint on every example of a split.
 
-  vit evaluate --workdir=runs/digits
-  vit evaluate --checkpoint=runs/digits/checkpoints/500 --data=folder:PATH --json
+vit evaluate --workdir=runs/digits
+vit evaluate --checkpoint=runs/digits/checkpoints/500 --data=folder:PATH --json
 """
 
 import argparse
@@ -9,12 +9,15 @@ import json
 import sys
 from pathlib import Path
 
+from ml_collections import ConfigDict
+
 from vit_jax import recipe
 from vit_jax.config import base
 from vit_jax.errors import UserError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The command's options."""
     which = parser.add_mutually_exclusive_group(required=True)
     which.add_argument("--workdir", help="a run's folder: its last checkpoint")
     which.add_argument("--checkpoint", help="one checkpoint, such as DIR/checkpoints/500")
@@ -26,6 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
+    """Does it; returns the exit code."""
     from vit_jax.checkpoint import manager
 
     checkpoint = manager.find(options.workdir or options.checkpoint)
@@ -49,7 +53,12 @@ def run(options: argparse.Namespace) -> int:
     )
     metrics = measure(run, params, lambda line: print(line, file=sys.stderr))
     step = int(checkpoint.name) if checkpoint.name.isdigit() else None
-    result = {"checkpoint": str(checkpoint), "step": step, "split": config.data.eval.split, **metrics}
+    result = {
+        "checkpoint": str(checkpoint),
+        "step": step,
+        "split": config.data.eval.split,
+        **metrics,
+    }
     if options.json == "-":
         print(json.dumps(result))
         return 0
@@ -63,7 +72,7 @@ def run(options: argparse.Namespace) -> int:
     return 0
 
 
-def stored_config(flat: dict):
+def stored_config(flat: dict) -> ConfigDict:
     """The config tree of a checkpoint's flat one."""
     config = base()
     with config.unlocked():

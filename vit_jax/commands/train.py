@@ -1,7 +1,7 @@
 """Trains a model, or continues the work folder where it stopped.
 
-  vit train --config=digits.py --workdir=runs/digits
-  vit train --config=configs/pretrain.py:b16,imagenet21k --workdir=DIR --config.seed=1
+vit train --config=digits.py --workdir=runs/digits
+vit train --config=configs/pretrain.py:b16,imagenet21k --workdir=DIR --config.seed=1
 """
 
 import argparse
@@ -11,12 +11,16 @@ from vit_jax.commands.arguments import add_config
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The command's options."""
     add_config(parser)
-    parser.add_argument("--workdir", required=True, help="folder of the run, made if it is not there")
+    parser.add_argument(
+        "--workdir", required=True, help="folder of the run, made if it is not there"
+    )
     parser.add_argument("--quiet", action="store_true", help="errors and the result alone")
 
 
 def run(options: argparse.Namespace) -> int:
+    """Does it; returns the exit code."""
     config = recipe.load(options.config)
     named = recipe.override(config, options.overrides)
     from vit_jax.training.loop import train

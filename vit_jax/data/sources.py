@@ -269,6 +269,11 @@ class Tfds:
         except (ValueError, NotImplementedError) as error:
             splits = ", ".join(builder.info.splits)
             raise UserError(f"tfds:{rest}, split {split!r}: it has {splits} ({error})") from error
+        missing = {"image", "label"} - set(builder.info.features)
+        if missing:
+            raise UserError(
+                f"tfds:{rest} has no feature {missing.pop()!r}: it is no classification set"
+            )
         self._name = f"tfds:{rest} {split}"
         self.classes = list(builder.info.features["label"].names)
 

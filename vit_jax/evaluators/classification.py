@@ -46,7 +46,7 @@ def evaluate(eval_step: Callable, params, batches: Iterable[dict[str, Array]]) -
     total: dict[str, float] = {}
     for row in jax.device_get(sums):
         for name, value in row.items():
-            total[name] = total.get(name, 0) + np.asarray(value).astype(np.float64)
+            total[name] = total.get(name, 0) + float(np.asarray(value, np.float64))
     count = max(1.0, total.get("count", 0.0))
     return {
         "accuracy": float(total.get("correct", 0.0) / count),

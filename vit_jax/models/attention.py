@@ -4,6 +4,8 @@ Queries, keys and values come from one fused projection. Scores and softmax are 
 the compute dtype is.
 """
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -65,7 +67,9 @@ class Attention(nnx.Module):
         x: Float[Array, "batch tokens width"],
         key: Key[Array, ""] | None = None,
         return_weights: bool = False,
-    ) -> tuple[Float[Array, "batch tokens width"], Float[Array, "batch heads tokens tokens"] | None]:
+    ) -> tuple[
+        Float[Array, "batch tokens width"], Float[Array, "batch heads tokens tokens"] | None
+    ]:
         qkv = self.qkv(x)
         q, k, v = qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]
         if self.qk_norm:
@@ -83,7 +87,7 @@ class AttentionPool(nnx.Module):
         self, width: int, num_heads: int, mlp_dim: int, *, gelu: str, epsilon: float, dtype, rngs
     ):
         head_dim = width // num_heads
-        dense = {"dtype": dtype, "rngs": rngs}
+        dense: dict[str, Any] = {"dtype": dtype, "rngs": rngs}
         self.probe = nnx.Param(xavier_uniform(rngs.params(), (1, width), jnp.float32))
         heads = (num_heads, head_dim)
         self.q = nnx.LinearGeneral(width, heads, kernel_init=xavier_uniform, **dense)

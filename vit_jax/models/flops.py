@@ -17,9 +17,7 @@ def forward_macs(c: ViTConfig) -> int:
     pool = 0
     if c.pool == "map":
         pool = patches * 2 * d * d + 2 * d * d + 2 * patches * d + 2 * d * c.mlp_dim
-    return (
-        embed + c.num_layers * block + pool + (d * d if c.pre_logits else 0) + d * c.num_classes
-    )
+    return embed + c.num_layers * block + pool + (d * d if c.pre_logits else 0) + d * c.num_classes
 
 
 def train_flops(c: ViTConfig) -> int:

@@ -4,6 +4,8 @@ Randomness comes in as an explicit key, and a missing key means evaluation: a mo
 nothing but parameters.
 """
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -50,7 +52,11 @@ class Mlp(nnx.Module):
     """Two dense layers with a GELU between them (ViT paper, eq. 3 and appendix A)."""
 
     def __init__(self, width: int, mlp_dim: int, *, gelu: str, dropout: float, dtype, rngs):
-        dense = {"dtype": dtype, "kernel_init": xavier_uniform, "bias_init": small_normal}
+        dense: dict[str, Any] = {
+            "dtype": dtype,
+            "kernel_init": xavier_uniform,
+            "bias_init": small_normal,
+        }
         self.fc1 = nnx.Linear(width, mlp_dim, rngs=rngs, **dense)
         self.fc2 = nnx.Linear(mlp_dim, width, rngs=rngs, **dense)
         self.gelu, self.dropout = gelu, dropout

@@ -15,8 +15,8 @@ def sincos2d(
     if width % 4:
         raise ValueError(f"posemb 'sincos2d' needs a hidden_size divisible by 4, not {width}")
     frequency = temperature ** -(np.arange(width // 4) / (width // 4 - 1 or 1))
-    y, x = np.meshgrid(np.arange(rows), np.arange(columns), indexing="ij")
-    y, x = y[..., None] * frequency, x[..., None] * frequency
+    row, column = np.meshgrid(np.arange(rows), np.arange(columns), indexing="ij")
+    y, x = row[..., None] * frequency, column[..., None] * frequency
     return np.concatenate([np.sin(x), np.cos(x), np.sin(y), np.cos(y)], -1).astype(np.float32)
 
 

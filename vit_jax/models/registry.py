@@ -93,9 +93,19 @@ def create_model(name: str, **fields) -> Model:
         "patch_size": patch_size,
         "image_size": resolution,
     } | {field: value for field, value in fields.items() if value is not None}
-    side = sizes["image_size"]
-    sizes["image_size"] = (side, side) if isinstance(side, int) else tuple(side)
     try:
+        sizes["image_size"] = _two_sides(sizes["image_size"])
         return Model(name, ViTConfig(**sizes))
     except (ValueError, TypeError) as error:
         raise UserError(f"model {name}: {error}") from error
+
+
+def _two_sides(size) -> tuple[int, int]:
+    sides = (size, size) if isinstance(size, int) else size
+    if not (
+        isinstance(sides, tuple | list)
+        and len(sides) == 2
+        and all(isinstance(side, int) and side > 0 for side in sides)
+    ):
+        raise ValueError(f"image_size is a number or (height, width), not {size!r}")
+    return sides[0], sides[1]

@@ -1,6 +1,7 @@
 """The Vision Transformer (arXiv 2010.11929), from image to logits, in the order of the paper."""
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -47,6 +48,16 @@ class ViTConfig:
     dtype: str = "float32"  # of the arithmetic; parameters are float32
 
     def __post_init__(self):
+        for field in (
+            "hidden_size",
+            "num_layers",
+            "num_heads",
+            "mlp_dim",
+            "patch_size",
+            "channels",
+        ):
+            if getattr(self, field) < 1:
+                raise ValueError(f"{field} must be at least 1, not {getattr(self, field)}")
         grid_fits = all(side > 0 and side % self.patch_size == 0 for side in self.image_size)
         choices = {
             "pool": ("cls", "gap", "map"),
@@ -124,7 +135,7 @@ class Block(nnx.Module):
 
     def __init__(self, c: ViTConfig, rngs: nnx.Rngs):
         dtype = jnp.dtype(c.dtype)
-        norm = {"epsilon": c.layernorm_eps, "dtype": dtype, "rngs": rngs}
+        norm: dict[str, Any] = {"epsilon": c.layernorm_eps, "dtype": dtype, "rngs": rngs}
         self.norm1 = nnx.LayerNorm(c.hidden_size, **norm)
         self.attention = Attention(
             c.hidden_size, c.num_heads, dropout=c.attention_dropout, backend=c.attention,
@@ -146,7 +157,9 @@ class Block(nnx.Module):
         key: Key[Array, ""] | None,
         drop_path_rate: Float[Array, ""],
         return_weights: bool = False,
-    ) -> tuple[Float[Array, "batch tokens width"], Float[Array, "batch heads tokens tokens"] | None]:
+    ) -> tuple[
+        Float[Array, "batch tokens width"], Float[Array, "batch heads tokens tokens"] | None
+    ]:
         keys = [None] * 5 if key is None else list(jax.random.split(key, 5))
         path = keys[3:] if self.drops_path else [None, None]
         y, weights = self.attention(self.norm1(z), keys[0], return_weights)

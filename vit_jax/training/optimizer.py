@@ -34,6 +34,8 @@ def make_optimizer(c: ConfigDict) -> optax.GradientTransformation:
 
     Raises UserError: optax has no such optimiser, or it takes no such argument.
     """
+    if c.mu_dtype not in (None, "float32", "bfloat16"):
+        raise UserError(f"optimizer.mu_dtype is float32 or bfloat16, not {c.mu_dtype!r}")
     arguments = {
         "adam": {"b1": c.b1, "b2": c.b2, "eps": c.eps, "mu_dtype": c.mu_dtype},
         "adamw": {"b1": c.b1, "b2": c.b2, "eps": c.eps, "mu_dtype": c.mu_dtype,
@@ -46,7 +48,7 @@ def make_optimizer(c: ConfigDict) -> optax.GradientTransformation:
             arguments |= {"weight_decay": c.weight_decay, "mask": decay_mask}
     make = getattr(optax, c.name, None)
     takes = inspect.signature(make).parameters if inspect.isfunction(make) else {}
-    if "learning_rate" not in takes:
+    if make is None or "learning_rate" not in takes:
         known = [name for name in dir(optax) if _is_optimizer(getattr(optax, name))]
         raise UserError(f"optax has no optimiser {c.name!r}: {nearest(c.name, known)}")
     if c.name not in ("adam", "adamw", "sgd") and "mask" in arguments and "mask" not in takes:

@@ -16,6 +16,7 @@ from vit_jax.checkpoint.warm_start import warm_start
 from vit_jax.config import Sizes, resolve
 from vit_jax.data import ops, pipeline
 from vit_jax.data.sources import Facts, Source, facts, open_source
+from vit_jax.errors import UserError
 from vit_jax.evaluators.classification import make_eval_step
 from vit_jax.models import Model, create_model
 from vit_jax.parallel.mesh import make_mesh
@@ -152,7 +153,12 @@ def set_up(
         resolved.model.image_size = list(model.config.image_size)
     make_optimizer(resolved.optimizer)  # an unknown one is refused before anything is opened
     for part in ("train", "eval"):
-        ops.parse(resolved.data[part].pipeline, model.config.image_size)
+        parsed = ops.parse(resolved.data[part].pipeline, model.config.image_size)
+        if parsed.random and part == "eval" and data.eval.split:
+            raise UserError(
+                f"data.eval.pipeline {parsed.text!r} is random, evaluation is not: leave out "
+                f"{', '.join(ops.RANDOM)}"
+            )
     mesh = make_mesh((resolved.mesh.data, resolved.mesh.fsdp, resolved.mesh.tensor), devices)
     return Run(
         resolved, said, model, mesh, classes or [], train_source, eval_source, known.num_examples
