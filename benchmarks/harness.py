@@ -152,13 +152,14 @@ COLUMNS: tuple[tuple[str, Callable[[Row], str]], ...] = (
     ("quartiles", lambda r: f"{r['q1_s'] * 1e3:.3f} .. {r['q3_s'] * 1e3:.3f}"),
     ("speed-up of ours [95%]",
      lambda r: f"{r['ratio']:.3f} [{r['ratio_low']:.3f}, {r['ratio_high']:.3f}]"),
+    ("until done", lambda r: f"{r['until_done_s'] * 1e3:.3f} ms"),
     ("images/s", lambda r: f"{r['images_per_second']:.1f}"),
     ("MFU", lambda r: f"{r['mfu']:.1%}"),
 )  # fmt: skip
 
 
 def table(rows: Iterable[Row]) -> str:
-    """Rows in aligned columns; a cell whose figure a row lacks is empty, a column of such left out."""
+    """Rows in aligned columns. A figure that a row lacks is left empty; a column of such, out."""
     columns = []
     for heading, text in COLUMNS:
         cells = [_cell(text, row) for row in rows]

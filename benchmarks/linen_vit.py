@@ -88,7 +88,7 @@ class LinenViT(nn.Module):
 
 @dataclasses.dataclass(frozen=True)
 class LinenStep:
-    """A model with its compiled step: (params, opt_state, images, labels) to the same and a loss."""
+    """A model's step, (params, opt_state, images, labels) to (params, opt_state, loss)."""
 
     model: LinenViT
     step: Callable

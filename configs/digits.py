@@ -2,8 +2,8 @@
 
     vit train --config=digits.py --workdir=runs/digits
 
-8 x 8 pixels, patches of 2: 16 tokens and the class token. 1,442 training images, 355 held out
-(every fifth of each class).
+8 x 8 pixels, four patches of 4, mean of the tokens. 1,442 training images, 355 held out (every
+fifth of each class, the same for everyone). Expected: 98.9% (docs/results.md).
 """
 
 from vit_jax.config import base
@@ -12,15 +12,15 @@ from vit_jax.config import base
 def get_config():
     c = base()
     c.batch_size = 128
-    c.total_epochs = 80.0
-    c.log_every_steps = 100
-    c.eval_every_epochs = 20.0
+    c.total_epochs = 150.0
+    c.log_every_steps = 200
+    c.eval_every_epochs = 30.0
 
-    c.model.name = "vit_nano_patch2_8"
-    c.model.hidden_size = 64
+    c.model.name = "vit_nano_patch4_8"
+    c.model.hidden_size = 96
     c.model.num_layers = 3
     c.model.num_heads = 2
-    c.model.mlp_dim = 128
+    c.model.mlp_dim = 192
     c.model.pool = "gap"
 
     c.data.train.source = "digits"
@@ -28,7 +28,7 @@ def get_config():
     c.data.eval.pipeline = "decode"
 
     c.optimizer.name = "adamw"
-    c.optimizer.lr = 6e-3
+    c.optimizer.lr = 4e-3
     c.optimizer.weight_decay = 0.3
     c.optimizer.clip_norm = 1.0
     c.schedule.name = "cosine"

@@ -43,7 +43,7 @@ def test_a_recipe_is_a_file_of_ones_own(tmp_path):
 @pytest.mark.parametrize("spec", ["digits.py", "digits", "configs/digits.py"])
 def test_a_bundled_recipe_is_found_by_its_name_from_any_folder(spec, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert recipe.load(spec).model.name == "vit_nano_patch2_8"
+    assert recipe.load(spec).model.name == "vit_nano_patch4_8"
 
 
 def test_a_file_that_is_there_goes_before_the_bundled_one(tmp_path, monkeypatch):

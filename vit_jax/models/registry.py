@@ -31,7 +31,7 @@ LETTERS = {
 # What list_models names: size -> (patch, resolution). Any other patch and resolution works too.
 LISTED = {
     "mu": [(16, 224), (4, 32)],
-    "nano": [(2, 8), (4, 32), (8, 64)],
+    "nano": [(4, 8), (4, 32), (8, 64)],
     "tiny": [(16, 224), (16, 384)],
     "small": [(8, 224), (16, 224), (16, 384), (32, 224), (32, 384)],
     "base": [(8, 224), (16, 224), (16, 384), (32, 224), (32, 384)],
