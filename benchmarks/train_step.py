@@ -35,7 +35,7 @@ from vit_jax.training.setup import Run, set_up
 OURS = "vit_jax"
 MODELS = ("vit_tiny_patch16_224", "vit_small_patch16_224")
 CLASSES = 1000
-QUICK = {"hidden_size": 96, "num_layers": 3, "num_heads": 3, "mlp_dim": 384, "image_size": 160}
+QUICK = {"hidden_size": 96, "num_layers": 4, "num_heads": 3, "mlp_dim": 384, "image_size": 96}
 
 Step = Callable[[], Any]  # starts one more training step; returns its loss, not awaited
 

@@ -49,6 +49,10 @@ class Model:
         graph, params = nnx.split(abstract, nnx.Param)
         return graph, nnx.to_pure_dict(params)
 
+    @functools.cached_property
+    def _compiled_init(self):
+        return jax.jit(self.init_fn)
+
     @property
     def abstract_params(self) -> Params:
         """The parameters as `jax.ShapeDtypeStruct`s; nothing is allocated."""
@@ -64,7 +68,7 @@ class Model:
 
     def init(self, seed: int = 0) -> Params:
         """Fresh parameters on the default device: a plain dict of float32 arrays."""
-        return jax.jit(self.init_fn)(jax.random.key(seed))
+        return self._compiled_init(jax.random.key(seed))
 
     def apply(
         self,
@@ -91,13 +95,19 @@ class Model:
           `encoded` (batch, tokens, D) and `pre_logits` (batch, D).
 
         Raises:
-          ValueError: the images' shape is not the model's, or train without a key.
+          ValueError: the images' shape is not the model's, they are integers, or train without a
+            key.
         """
         expected = (*self.config.image_size, self.config.channels)
         if images.ndim != 4 or images.shape[1:] != expected:
             raise ValueError(
                 f"{self.name} takes images [batch, {expected[0]}, {expected[1]}, {expected[2]}], "
                 f"got {list(images.shape)}"
+            )
+        if jnp.issubdtype(images.dtype, jnp.integer):
+            raise ValueError(
+                f"images are {images.dtype}, the model takes float32 in its value range: "
+                "model.data_config.normalise(images)"
             )
         if train and key is None:
             raise ValueError("train=True needs a key: jax.random.key(seed)")

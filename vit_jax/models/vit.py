@@ -1,6 +1,7 @@
 """The Vision Transformer (arXiv 2010.11929), from image to logits, in the order of the paper."""
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -15,6 +16,16 @@ from vit_jax.models.position import LearnedPositions, sincos2d
 REMAT_POLICIES = {
     "full": None,  # keep a block's input alone
     "dots": "dots_with_no_batch_dims_saveable",  # keep the outputs of the dense layers too
+}
+
+
+CHOICES = {
+    "pool": ("cls", "gap", "map"),
+    "posemb": ("learned", "sincos2d"),
+    "gelu": ("exact", "tanh"),
+    "remat": ("none", *REMAT_POLICIES),
+    "attention": ("xla", "cudnn"),
+    "dtype": ("float32", "bfloat16", "float16"),
 }
 
 
@@ -37,7 +48,7 @@ class ViTConfig:
     registers: int = 0  # extra tokens (arXiv 2309.16588)
     dropout: float = 0.0
     attention_dropout: float = 0.0
-    drop_path: float = 0.0  # of the last block; grows linearly from 0
+    drop_path: float = 0.0  # of the last block; grows linearly from 0 at the first
     layer_scale: float = 0.0  # initial value; 0 leaves it out
     qk_norm: bool = False
     gelu: str = "tanh"  # tanh | exact
@@ -49,44 +60,37 @@ class ViTConfig:
 
     def __post_init__(self):
         for field in (
-            "hidden_size",
-            "num_layers",
-            "num_heads",
-            "mlp_dim",
-            "patch_size",
-            "channels",
-        ):
-            if getattr(self, field) < 1:
-                raise ValueError(f"{field} must be at least 1, not {getattr(self, field)}")
-        grid_fits = all(side > 0 and side % self.patch_size == 0 for side in self.image_size)
-        choices = {
-            "pool": ("cls", "gap", "map"),
-            "posemb": ("learned", "sincos2d"),
-            "gelu": ("exact", "tanh"),
-            "remat": ("none", *REMAT_POLICIES),
-            "attention": ("xla", "cudnn"),
-            "dtype": ("float32", "bfloat16", "float16"),
-        }
-        for field, allowed in choices.items():
-            if getattr(self, field) not in allowed:
-                options = ", ".join(allowed)
-                raise ValueError(f"{field} is one of {options}, not {getattr(self, field)!r}")
-        if not grid_fits:
-            height, width = self.image_size
-            near = " or ".join(map(str, _multiples_near(self.image_size, self.patch_size)))
+            "hidden_size", "num_layers", "num_heads", "mlp_dim", "patch_size", "channels",
+        ):  # fmt: skip
+            _check(self, field, int, lambda n: n >= 1, "a whole number of at least 1")
+        for field in ("num_classes", "registers"):
+            _check(self, field, int, lambda n: n >= 0, "a whole number of at least 0")
+        for field in ("dropout", "attention_dropout", "drop_path"):
+            _check(self, field, float, lambda rate: 0 <= rate < 1, "a number in [0, 1)")
+        _check(self, "layer_scale", float, lambda init: init >= 0, "a number of at least 0")
+        _check(self, "layernorm_eps", float, lambda eps: eps > 0, "a positive number")
+        for field, allowed in CHOICES.items():
+            _check(self, field, str, allowed.__contains__, f"one of {', '.join(allowed)}")
+        sides = self.image_size
+        if any(side < 1 or side % self.patch_size for side in sides):
+            down = tuple(max(1, side // self.patch_size) * self.patch_size for side in sides)
+            up = tuple(max(1, -(-side // self.patch_size)) * self.patch_size for side in sides)
             raise ValueError(
-                f"image_size ({height}, {width}) is not divisible by patch_size {self.patch_size}; "
-                f"{near} would work"
+                f"image_size {tuple(sides)} is not divisible by patch_size {self.patch_size}; "
+                f"{' or '.join(map(str, sorted({down, up})))} would work"
             )
         if self.hidden_size % self.num_heads:
             raise ValueError(
                 f"hidden_size {self.hidden_size} is not divisible by num_heads {self.num_heads}"
             )
-        for field in ("dropout", "attention_dropout", "drop_path"):
-            if not 0.0 <= getattr(self, field) < 1.0:
-                raise ValueError(f"{field} lies in [0, 1), not {getattr(self, field)}")
+        if self.posemb == "sincos2d" and self.hidden_size % 4:
+            raise ValueError(
+                f"posemb 'sincos2d' needs hidden_size % 4 == 0, not {self.hidden_size}"
+            )
         if self.attention == "cudnn" and self.attention_dropout:
             raise ValueError("attention 'cudnn' has no attention_dropout; use attention 'xla'")
+        if self.attention == "cudnn" and self.dtype == "float32":
+            raise ValueError("attention 'cudnn' needs dtype bfloat16 or float16")
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -99,10 +103,12 @@ class ViTConfig:
         return (self.pool == "cls") + self.registers + self.grid[0] * self.grid[1]
 
 
-def _multiples_near(sides: tuple[int, int], patch: int) -> list[tuple[int, int]]:
-    down = tuple(max(patch, side // patch * patch) for side in sides)
-    up = tuple(-(-side // patch) * patch for side in sides)
-    return sorted({(down[0], down[1]), (up[0], up[1])})
+def _check(c: ViTConfig, field: str, kind: type, fits: Callable, wanted: str) -> None:
+    value = getattr(c, field)
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    right = number and (kind is float or value == int(value)) if kind is not str else True
+    if not right or not fits(value):
+        raise ValueError(f"{field} is {wanted}, not {value!r}")
 
 
 class PatchEmbed(nnx.Module):
