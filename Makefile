@@ -3,20 +3,13 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-faults test-peers lint clean
+.PHONY: demo test lint clean
 
 demo: $(VENV)/.installed
 	$(BIN)/vit train --config=digits.py --workdir=runs/digits
 
 test: $(VENV)/.installed
-	$(BIN)/python -m pytest -n 2 -m "not faults and not peers"
-
-test-faults: $(VENV)/.installed
-	$(BIN)/python -m pytest -m faults
-
-test-peers: $(VENV)/.installed
-	$(BIN)/pip install --quiet -e .[peers]
-	$(BIN)/python -m pytest -m peers
+	$(BIN)/python -m pytest -n 2
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .

@@ -10,15 +10,14 @@
 #   train   a short training: digits, or a small ViT on the images of --data (SPLIT/CLASS/*)
 #
 # --quick takes tiny sizes; it runs to its end on a CPU too. Results go to
-# benchmarks/results/DATE-DEVICE.{json,md}, written anew after each run. Compiled programs are kept
-# in .jax_cache from one part to the next (JAX_COMPILATION_CACHE_DIR moves them). PYTHON names the
-# interpreter, python3 by default.
+# benchmarks/results/DATE-DEVICE.{json,md}, written anew after each run; a part run later that day
+# adds to them. Compiled programs are kept in .jax_cache from one part to the next
+# (JAX_COMPILATION_CACHE_DIR moves them). PYTHON names the interpreter, python3 by default.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 
 PYTHON=${PYTHON:-python3}
 RESULTS=benchmarks/results
-PIECES=runs/gpu/pieces
 LIMIT=${LIMIT:-570}  # seconds of a part
 quick="" data="" parts=() overrides=()
 while [ $# -gt 0 ]; do
@@ -28,7 +27,7 @@ while [ $# -gt 0 ]; do
     --results=*) RESULTS=${1#*=} ;;
     --) shift; overrides=("$@"); break ;;
     check|small|large|train) parts+=("$1") ;;
-    *) sed -n '2,16s/^# \{0,1\}//p' "$0"; exit 2 ;;
+    *) sed -n '2,17s/^# \{0,1\}//p' "$0"; exit 2 ;;
   esac
   shift
 done
@@ -37,13 +36,14 @@ done
 export PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH} PYTHONUNBUFFERED=1
 export JAX_COMPILATION_CACHE_DIR=${JAX_COMPILATION_CACHE_DIR:-$PWD/.jax_cache}
 export TORCHINDUCTOR_CACHE_DIR=${TORCHINDUCTOR_CACHE_DIR:-$JAX_COMPILATION_CACHE_DIR/inductor}
-mkdir -p "$RESULTS" "$PIECES" "$JAX_COMPILATION_CACHE_DIR"
-
 device=$("$PYTHON" -c 'import jax; d = jax.devices()[0]; print(d.platform, d.device_kind)') || exit 1
 platform=${device%% *}
 slug=$(tr -cs '[:alnum:]\n' - <<<"${device#* }" | tr '[:upper:]' '[:lower:]')
-report=$RESULTS/$(date -u +%Y-%m-%d)-$slug
+name=$(date -u +%Y-%m-%d)-$slug${quick:+-quick}
+report=$RESULTS/$name
+PIECES=runs/gpu/$name
 failed=()
+mkdir -p "$RESULTS" "$PIECES" "$JAX_COMPILATION_CACHE_DIR"
 
 # run NAME COMMAND...: within what is left of the part; then the report is written anew.
 run() {

@@ -23,6 +23,7 @@ import numpy as np
 Side = Callable[[], float]
 Row = dict[str, Any]
 
+LOAD = os.getloadavg()[0]  # of the machine before this run
 REST = 0.01  # seconds between two sides, for the threads of the one before to go to sleep
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy", "torch", "timm")
 
@@ -119,7 +120,7 @@ def cores() -> int:
 
 
 def hardware() -> dict[str, Any]:
-    """Processor, cores that this process may use, memory, JAX's devices, and the load now."""
+    """Processor, cores that this process may use, memory, JAX's devices, and the load before."""
     import jax
 
     devices = jax.devices()
@@ -132,7 +133,7 @@ def hardware() -> dict[str, Any]:
         "platform": devices[0].platform,
         "device": devices[0].device_kind,
         "devices": len(devices),
-        "load_1min": round(os.getloadavg()[0], 2),
+        "load_before": round(LOAD, 2),
     }
 
 
@@ -186,6 +187,8 @@ def report(name: str, rows: list[Row], options: argparse.Namespace) -> dict[str,
         "hardware": hardware(),
     }
     print(table(rows))
+    if cores() / 2 < LOAD:
+        print(f"the machine was busy when this began: load {LOAD:.1f} on {cores()} cores")
     if options.json:
         Path(options.json).write_text(json.dumps(figures, indent=1) + "\n")
     return figures

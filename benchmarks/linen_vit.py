@@ -33,8 +33,8 @@ class MlpBlock(nn.Module):
             kernel_init=nn.initializers.xavier_uniform(),
             bias_init=nn.initializers.normal(stddev=1e-6),
         )
-        width = x.shape[-1]
-        return dense(width)(nn.gelu(dense(self.mlp_dim)(x)))
+        hidden = nn.gelu(dense(self.mlp_dim)(x))
+        return dense(x.shape[-1])(hidden)
 
 
 class EncoderBlock(nn.Module):

@@ -192,7 +192,7 @@ def timm_step(
     model = VisionTransformer(
         img_size=c.image_size, patch_size=c.patch_size, num_classes=c.num_classes,
         embed_dim=c.hidden_size, depth=c.num_layers, num_heads=c.num_heads,
-        mlp_ratio=c.mlp_dim / c.hidden_size,
+        mlp_ratio=c.mlp_dim / c.hidden_size, act_layer=f"gelu{'_tanh' * (c.gelu == 'tanh')}",
     )  # fmt: skip
     same_size(sum(p.numel() for p in model.parameters()), run)
     pixels = torch.from_numpy(images).permute(0, 3, 1, 2)

@@ -1,1 +1,2 @@
-"""Launchers: how `vit train` is started on more than one process."""
+"""Launchers start `vit train` on several processes. There are none yet: one process, with as many
+devices as it sees, is started as `vit train`."""

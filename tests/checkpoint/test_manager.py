@@ -1,0 +1,115 @@
+"""Checkpoints: equal values on any mesh, strict names, the last ones and the best one kept."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+
+import vit_jax
+from tests.digits_run import rows, tiny_config
+from vit_jax.checkpoint import manager
+from vit_jax.checkpoint.tree import flatten, stack, unstack
+from vit_jax.errors import UserError
+from vit_jax.training.setup import first_state, set_up
+
+DEVICES = jax.devices()
+SMALL = {"mesh__min_shard_size": 64, "mesh__data": 1, "mesh__fsdp": -1}
+
+
+def values(tree):
+    return {path: np.asarray(leaf) for path, leaf in flatten(tree).items()}
+
+
+@pytest.fixture(scope="module")
+def written_on_eight(tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("eight")
+    vit_jax.train(tiny_config(**SMALL), workdir, devices=DEVICES, quiet=True)
+    return workdir, values(restored(workdir, 8))
+
+
+def restored(workdir, devices, **changes):
+    run = set_up(tiny_config(**SMALL | changes), devices=DEVICES[:devices])
+    return first_state(run, workdir).state
+
+
+@pytest.mark.parametrize("devices", [4, 1])
+def test_a_checkpoint_of_eight_devices_restores_on_fewer_with_equal_values(
+    written_on_eight, devices
+):
+    workdir, wanted = written_on_eight
+    state = restored(workdir, devices)
+    found = values(state)
+    assert found.keys() == wanted.keys()
+    for path in wanted:
+        np.testing.assert_array_equal(found[path], wanted[path], err_msg=path, strict=True)
+    kernel = state["params"]["encoder"]["block00"]["mlp"]["fc1"]["kernel"]
+    assert len(kernel.sharding.device_set) == devices
+    assert kernel.addressable_shards[0].data.size == kernel.size // devices
+
+
+def test_listed_layers_restore_stacked_with_equal_values_in_the_optimiser_too(written_on_eight):
+    workdir, wanted = written_on_eight
+    found = values(restored(workdir, 4, model__scan=True))
+    listed = {p: np.asarray(leaf) for p, leaf in unstack(found).items()}
+    assert any("/mu/encoder/block01/" in path for path in listed)
+    assert listed.keys() == wanted.keys()
+    for path in wanted:
+        np.testing.assert_array_equal(listed[path], wanted[path], err_msg=path)
+
+
+def test_stack_and_unstack_are_inverse():
+    flat = {f"params/encoder/block{i:02d}/x": np.full((2, 3), i) for i in range(12)} | {
+        "a": np.ones(1)
+    }
+    again = unstack(stack(flat))
+    assert again.keys() == flat.keys()
+    for path in flat:
+        np.testing.assert_array_equal(again[path], flat[path])
+
+
+def test_the_last_ones_stay_and_the_best_one_and_no_others(tmp_path):
+    config = tiny_config(
+        total_steps=12, eval_every_steps=2, checkpoint__every_steps=1, checkpoint__keep=2,
+        optimizer__lr=1e-2,
+    )  # fmt: skip
+    vit_jax.train(config, tmp_path, devices=DEVICES[:1], quiet=True)
+    accuracy = {
+        row["step"]: row["eval/val/accuracy"]
+        for row in rows(tmp_path)
+        if "eval/val/accuracy" in row
+    }
+    left = sorted(int(p.name) for p in (tmp_path / "checkpoints").iterdir() if p.name.isdigit())
+    best = max(accuracy.values())
+    candidates = [step for step, value in accuracy.items() if value == best]
+    assert {11, 12} <= set(left)
+    assert any(step in left for step in candidates)
+    assert len(left) <= 3
+
+
+def test_a_checkpoint_tells_its_config_classes_and_place(written_on_eight):
+    workdir, _ = written_on_eight
+    about = manager.about(manager.find(workdir))
+    assert about["examples_seen"] == 320
+    assert about["classes"] == [str(i) for i in range(10)]
+    assert about["config"] == json.loads((workdir / "config.json").read_text())
+
+
+def test_find_takes_a_work_folder_or_a_checkpoint_and_says_what_is_missing(
+    written_on_eight, tmp_path
+):
+    workdir, _ = written_on_eight
+    last = workdir / "checkpoints" / "10"
+    assert (
+        manager.find(workdir) == manager.find(last) == manager.find(workdir / "checkpoints") == last
+    )
+    with pytest.raises(UserError, match="holds no checkpoint: expected a work folder"):
+        manager.find(tmp_path)
+
+
+def test_a_damaged_checkpoint_is_named(written_on_eight, tmp_path):
+    workdir, _ = written_on_eight
+    copy = tmp_path / "checkpoints" / "10"
+    (copy / "state").mkdir(parents=True)
+    with pytest.raises(UserError, match="no readable checkpoint"):
+        manager.stored_shapes(copy)

@@ -1,0 +1,100 @@
+"""`vit evaluate`, `vit describe` and `vit doctor`, as a user calls them."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+import vit_jax
+from tests.digits_run import rows, tiny_config
+from vit_jax import cli
+from vit_jax.training.evaluation import measure
+from vit_jax.training.setup import set_up
+
+ONE = jax.devices()[:1]
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("trained")
+    vit_jax.train(tiny_config(optimizer__lr=1e-2, total_steps=40), workdir, devices=ONE, quiet=True)
+    return workdir
+
+
+def test_evaluate_tells_what_training_told_on_another_number_of_devices(trained, capsys):
+    assert cli.main(["evaluate", f"--workdir={trained}", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    told = [row for row in rows(trained) if "eval/val/accuracy" in row][-1]
+    assert found["accuracy"] == told["eval/val/accuracy"]
+    assert found["loss"] == pytest.approx(told["eval/val/loss"], rel=1e-5)
+    assert (found["examples"], found["step"], found["split"]) == (355, 40, "val")
+
+
+def test_evaluate_writes_json_to_a_file_and_takes_another_split(trained, tmp_path, capsys):
+    file = tmp_path / "metrics.json"
+    checkpoint = f"--checkpoint={trained}/checkpoints/40"
+    assert cli.main(["evaluate", checkpoint, "--split=train", f"--json={file}"]) == 0
+    assert json.loads(file.read_text())["examples"] == 1442
+    assert "1442 examples of digits train" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("batch_size", [8, 56, 64, 360])
+def test_metrics_do_not_depend_on_batch_size_or_devices(batch_size):
+    reference = None
+    for devices in (1, 8):
+        config = tiny_config(eval_batch_size=batch_size)
+        run = set_up(config, devices=jax.devices()[:devices])
+        params = run.init_state()["params"]
+        head = np.random.default_rng(0).normal(size=params["head"]["kernel"].shape)
+        params["head"]["kernel"] = jax.device_put(head.astype(np.float32))
+        found = measure(run, params, print)
+        reference = reference or measure_by_hand(run, params)
+        assert found["examples"] == 355
+        assert found["accuracy"] == pytest.approx(reference[0], abs=1e-9)
+        assert found["loss"] == pytest.approx(reference[1], rel=1e-6)
+
+
+def measure_by_hand(run, params):
+    """Accuracy and negative log-likelihood of the split in float64, one matrix at a time."""
+    images = np.stack([run.eval_source[i]["image"] for i in range(len(run.eval_source))])
+    labels = np.array([run.eval_source[i]["label"] for i in range(len(run.eval_source))])
+    params = jax.device_get(params)
+    logits, _ = run.model.apply(params, run.model.data_config.normalise(images))
+    logits = np.asarray(logits, np.float64)
+    top = logits.max(-1, keepdims=True)
+    log_p = logits - top - np.log(np.exp(logits - top).sum(-1, keepdims=True))
+    return (logits.argmax(-1) == labels).mean(), -log_p[np.arange(len(labels)), labels].mean()
+
+
+def test_constant_logits_score_no_accuracy():
+    run = set_up(tiny_config(), devices=ONE)
+    assert measure(run, run.init_state()["params"], print)["accuracy"] == 0.0
+
+
+def test_describe_shows_the_recipe_whose_data_is_not_here(capsys, tmp_path, monkeypatch):
+    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))
+    assert cli.main(["describe", "--config=configs/pretrain.py:b16,imagenet21k"]) == 0
+    said = capsys.readouterr().out
+    for text in (
+        "total_steps = 311948", "14,197,122 training examples, 21,843 classes",
+        "encoder/block/attention/qkv/kernel", "103,186,515 parameters", "schedule.warmup_steps = 10000",
+    ):  # fmt: skip
+        assert text in said, text
+
+
+def test_describe_writes_one_augmented_batch_as_a_picture(capsys, tmp_path):
+    sheet = tmp_path / "batch.png"
+    assert cli.main(["describe", "--config=digits.py", f"--batch={sheet}"]) == 0
+    with Image.open(sheet) as image:
+        assert image.size == (512, 512)  # 64 digits of 8 pixels, enlarged eightfold
+        assert len(np.unique(np.asarray(image))) > 8
+
+
+def test_doctor_names_versions_and_devices(capsys):
+    assert cli.main(["doctor"]) == 0
+    said = capsys.readouterr().out
+    assert f"jax {jax.__version__}" in said
+    assert said.count("cpu ") >= 8
+    assert "all is well" in said
