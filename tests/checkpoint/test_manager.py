@@ -108,7 +108,7 @@ def test_find_takes_a_work_folder_or_a_checkpoint_and_says_what_is_missing(
 
 
 def test_a_damaged_checkpoint_is_named(written_on_eight, tmp_path):
-    workdir, _ = written_on_eight
+    _workdir, _ = written_on_eight
     copy = tmp_path / "checkpoints" / "10"
     (copy / "state").mkdir(parents=True)
     with pytest.raises(UserError, match="no readable checkpoint"):

@@ -79,7 +79,7 @@ def test_describe_shows_the_recipe_whose_data_is_not_here(capsys, tmp_path, monk
     said = capsys.readouterr().out
     for text in (
         "total_steps = 311948", "14,197,122 training examples, 21,843 classes",
-        "encoder/block/attention/qkv/kernel", "103,186,515 parameters", "schedule.warmup_steps = 10000",
+        "encoder/block/attention/qkv/kernel", "103,186,515 parameters", "warmup_steps = 10000",
     ):  # fmt: skip
         assert text in said, text
 
