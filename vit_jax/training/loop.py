@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 
 from vit_jax.checkpoint.manager import METRIC, Checkpoints
 from vit_jax.config import flat
-from vit_jax.errors import NON_FINITE, Stopped
+from vit_jax.errors import Stopped
 from vit_jax.parallel.preemption import StopSignals
 from vit_jax.training.evaluation import measure, report_damaged
 from vit_jax.training.progress import Progress
@@ -87,14 +87,14 @@ def fit(
             checkpoints.check()
             progress.at(step)
 
-            last, told = step == total, None
+            last, measured = step == total, None
             if step % c.log_every_steps == 0 or last:
-                told = progress.interval(step, metrics, host["id"], damaged)
-            lost = told is not None and told["skipped_in_row"] >= c.max_skipped_steps
+                progress.interval(step, metrics, host["id"], damaged)
+                progress.check_finite(c.max_skipped_steps)
 
-            measured = None
             if run.eval_source and (step % c.eval_every_steps == 0 or last):
                 progress.flush()
+                jax.block_until_ready(metrics["loss"])
                 began = time.monotonic()
                 measured = measure(run, state["params"], progress.say)
                 progress.evaluation(step, c.data.eval.split, measured)
@@ -102,12 +102,6 @@ def fit(
             better = measured is not None and measured[METRIC] > best
             best = measured[METRIC] if measured is not None and better else best
 
-            if lost:
-                raise Stopped(
-                    f"{told['skipped_in_row']} steps in a row were not finite (step "  # type: ignore[index]
-                    f"{told['step']}): lower optimizer.lr or set optimizer.clip_norm",  # type: ignore[index]
-                    NON_FINITE,
-                )
             if last or better or stop.code or step % c.checkpoint.every_steps == 0:
                 progress.sync()
                 about = {"examples_seen": examples_seen, "train_seconds": progress.train_seconds,

@@ -12,6 +12,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from vit_jax.errors import NON_FINITE, Stopped
 from vit_jax.models.flops import train_flops
 from vit_jax.parallel.chips import peak_flops
 from vit_jax.training.workdir import cannot_write
@@ -140,9 +141,9 @@ class Progress:
         return self._seconds_before + time.monotonic() - self._began - self._paused
 
     # -- rows ------------------------------------------------------------------------------
-    def interval(self, step: int, metrics: Any, ids: np.ndarray, damaged: int) -> Row | None:
+    def interval(self, step: int, metrics: Any, ids: np.ndarray, damaged: int) -> None:
         """Takes the metrics of step `step`, still on the device; tells those taken before."""
-        told = self.flush()
+        self.flush()
         now, (then, step_then) = time.monotonic(), self._mark
         speed = (step - step_then) * self._config.batch_size / max(now - then, 1e-9)
         row = {
@@ -159,12 +160,21 @@ class Progress:
             if hasattr(leaf, "copy_to_host_async"):
                 leaf.copy_to_host_async()
         self._pending = (row, metrics)
-        return told
 
-    def flush(self) -> Row | None:
+    def check_finite(self, most: int) -> None:
+        """Raises Stopped where the last row told ends `most` non-finite steps in a row."""
+        told = self.last("loss")
+        if told.get("skipped_in_row", 0) >= most:
+            raise Stopped(
+                f"{told['skipped_in_row']} steps in a row up to step {told['step']} were not "
+                "finite: lower optimizer.lr or set optimizer.clip_norm",
+                NON_FINITE,
+            )
+
+    def flush(self) -> None:
         """Fetches and writes the row that waits, if any."""
         if self._pending is None:
-            return None
+            return
         row, metrics = self._pending
         self._pending = None
         values = {name: float(value) for name, value in metrics.items()}
@@ -185,7 +195,6 @@ class Progress:
             + (f" ({row['images_per_second_per_device']:.0f}/device)" if self._devices > 1 else "")
             + f"{mfu}  data wait {row['data_wait']:.0%}{skipped}"
         )
-        return row
 
     def evaluation(self, step: int, name: str, metrics: dict[str, float]) -> None:
         """Writes an evaluation's row: `eval/NAME/METRIC`."""
