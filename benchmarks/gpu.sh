@@ -80,12 +80,17 @@ check() {
     report_now
     return
   fi
-  local where=(tests) workers=()
+  local where=(tests) workers=() without="" marker
   [ -z "$quick" ] || where=(tests/benchmarks)
-  if [ -z "$quick" ] && "$PYTHON" -c 'import xdist' 2>/dev/null; then workers=(-n 4); fi
+  if [ -z "$quick" ] && "$PYTHON" -c 'import xdist' 2>/dev/null; then
+    workers=(-n 4 --dist loadfile)
+  fi
+  for marker in faults peers; do  # pytest refuses a marker that pyproject.toml does not declare
+    ! grep -q "^ *\"$marker:" pyproject.toml || without+="${without:+ and }not $marker"
+  done
   # Several processes share the GPU; float32 is float32, since the references are.
   XLA_PYTHON_CLIENT_PREALLOCATE=false JAX_DEFAULT_MATMUL_PRECISION=highest \
-    run check "$PYTHON" -m pytest "${where[@]}" "${workers[@]}"
+    run check "$PYTHON" -m pytest "${where[@]}" "${workers[@]}" ${without:+-m "$without"}
   tail -n 25 runs/gpu/log >"$PIECES/check.txt"
   report_now
 }

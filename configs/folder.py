@@ -16,11 +16,12 @@ def get_config(path: str = ""):
         raise UserError("folder.py needs the folder: --config=folder.py:PATH")
     c = base()
     c.batch_size = 64
-    c.total_epochs = 18.0
+    c.total_epochs = 20.0
     c.log_every_steps = 100
-    c.eval_every_epochs = 3.0
+    c.eval_every_epochs = 4.0
 
     c.model.name = "vit_nano_patch8_64"
+    c.model.pool = "gap"
 
     c.data.train.source = f"folder:{path}"
     c.data.train.pipeline = "decode|inception_crop(None, 0.3)|flip_lr"  # 30-100% of the area
