@@ -1,4 +1,4 @@
-"""Eight virtual CPU devices for every test, and a compile cache that the session shares."""
+"""Eight virtual CPU devices for every test, and a compile cache that all of them share."""
 
 import os
 import tempfile
