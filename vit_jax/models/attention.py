@@ -25,6 +25,23 @@ def per_projection(parts: int):
     return init
 
 
+@jax.custom_jvp
+def softmax(scores: Float[Array, "... keys"]) -> Float[Array, "... keys"]:
+    """Softmax over the last axis whose derivative keeps the weights alone: dy = y (ds - <y, ds>).
+
+    `jax.nn.softmax` differentiates its exponential and its division apart, which keeps three
+    arrays of the scores' size for the backward pass where one is enough.
+    """
+    return jax.nn.softmax(scores, axis=-1)
+
+
+@softmax.defjvp
+def _softmax_jvp(primals, tangents):
+    (scores,), (tangent,) = primals, tangents
+    y = softmax(scores)
+    return y, y * (tangent - (y * tangent).sum(axis=-1, keepdims=True))
+
+
 def attend(
     q: Float[Array, "batch queries heads dim"],
     k: Float[Array, "batch keys heads dim"],
@@ -36,7 +53,7 @@ def attend(
     """softmax(q kᵀ / sqrt(dim)) v (eq. 6, 7) with dropout on the weights; returns weights too."""
     q = q * jnp.asarray(q.shape[-1] ** -0.5, q.dtype)
     scores = jnp.einsum("bqhd,bkhd->bhqk", q, k, preferred_element_type=jnp.float32)
-    weights = jax.nn.softmax(scores, axis=-1)
+    weights = softmax(scores)
     mixed = dropout(weights, rate, key).astype(v.dtype)
     return jnp.einsum("bhqk,bkhd->bqhd", mixed, v), weights
 

@@ -4,6 +4,7 @@ Randomness comes in as an explicit key, and a missing key means evaluation: a mo
 nothing but parameters.
 """
 
+import functools
 from typing import Any
 
 import jax
@@ -65,5 +66,7 @@ class Mlp(nnx.Module):
         self, x: Float[Array, "batch tokens width"], key: Key[Array, ""] | None = None
     ) -> Float[Array, "batch tokens width"]:
         inner, outer = (None, None) if key is None else jax.random.split(key)
-        x = jax.nn.gelu(self.fc1(x), approximate=GELU[self.gelu])
+        # The backward pass computes the GELU again rather than keep its half dozen temporaries.
+        gelu = jax.checkpoint(functools.partial(jax.nn.gelu, approximate=GELU[self.gelu]))
+        x = gelu(self.fc1(x))
         return dropout(self.fc2(dropout(x, self.dropout, inner)), self.dropout, outer)
