@@ -4,7 +4,7 @@
 #   bash benchmarks/gpu.sh [--quick] [--data=FOLDER] [--results=FOLDER] [PART ...] [-- TRAIN OPTIONS]
 #
 # Parts, each within ten minutes (all of them by default):
-#   check   the test suite, less what needs signals, kills or other frameworks
+#   check   the test suite
 #   small   Ti/16 and S/16 in bfloat16 beside linen and timm, and the host time of a step
 #   large   B/16 at 224 px in bfloat16 beside timm under torch.compile: images/s and MFU
 #   train   a short training: digits, or a small ViT on the images of --data (SPLIT/CLASS/*)
@@ -80,17 +80,14 @@ check() {
     report_now
     return
   fi
-  local where=(tests) workers=() without="" marker
+  local where=(tests) workers=()
   [ -z "$quick" ] || where=(tests/benchmarks)
   if [ -z "$quick" ] && "$PYTHON" -c 'import xdist' 2>/dev/null; then
     workers=(-n 4 --dist loadfile)
   fi
-  for marker in faults peers; do  # pytest refuses a marker that pyproject.toml does not declare
-    ! grep -q "^ *\"$marker:" pyproject.toml || without+="${without:+ and }not $marker"
-  done
   # Several processes share the GPU; float32 is float32, since the references are.
   XLA_PYTHON_CLIENT_PREALLOCATE=false JAX_DEFAULT_MATMUL_PRECISION=highest \
-    run check "$PYTHON" -m pytest "${where[@]}" "${workers[@]}" ${without:+-m "$without"}
+    run check "$PYTHON" -m pytest "${where[@]}" "${workers[@]}"
   tail -n 25 runs/gpu/log >"$PIECES/check.txt"
   report_now
 }

@@ -126,9 +126,7 @@ def hardware() -> dict[str, Any]:
     devices = jax.devices()
     return {
         "processor": _processor(),
-        "cores": len(os.sched_getaffinity(0))
-        if hasattr(os, "sched_getaffinity")
-        else os.cpu_count(),
+        "cores": cores(),
         "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
         "platform": devices[0].platform,
         "device": devices[0].device_kind,

@@ -104,6 +104,9 @@ def test_result_names_every_final_metric_and_matches_the_rows(tmp_path):
     config = json.loads((tmp_path / "config.json").read_text())
     assert config["total_steps"] == 10
     assert config["model.hidden_size"] == 32
+    card = (tmp_path / "model_card.md").read_text()
+    for fact in (f"accuracy {result['accuracy']:.2%}", "355 images", "8×8 px", "10 steps"):
+        assert fact in card
 
 
 def test_a_finished_run_started_again_only_tells_its_result(tmp_path):
@@ -131,3 +134,30 @@ def test_tensorboard_events_hold_the_rows_without_tensorflow(tmp_path):
         if "loss" in row:
             assert found[row["step"], "loss"] == pytest.approx(row["loss"], rel=1e-6)
     assert (10, "eval/val/accuracy") in found
+
+
+def test_a_writer_of_the_caller_is_told_every_number(tmp_path):
+    class Kept:
+        def __init__(self):
+            self.told, self.calls = {}, []
+
+        def write_scalars(self, step, scalars):
+            self.told.setdefault(step, {}).update(scalars)
+
+        def flush(self):
+            self.calls.append("flush")
+
+        def close(self):
+            self.calls.append("close")
+
+    kept = Kept()
+    config = tiny_config(log_every_steps=2, total_steps=4)
+    vit_jax.train(config, tmp_path, devices=ONE, writers=[kept], quiet=True)
+    written = {}
+    for row in rows(tmp_path):
+        numbers = {k: v for k, v in row.items() if isinstance(v, int | float) and k != "step"}
+        written.setdefault(row["step"], {}).update(numbers)
+    assert kept.told == written
+    assert "loss" in kept.told[2]
+    assert kept.calls.count("close") == 1
+    assert kept.calls[-1] == "close"

@@ -8,6 +8,7 @@ The data need not be here, unless a batch is asked for.
 """
 
 import argparse
+import dataclasses
 import sys
 
 from vit_jax import recipe
@@ -57,34 +58,38 @@ def _gmacs(run) -> float:
     return forward_macs(run.model.config) / 1e9
 
 
+@dataclasses.dataclass
+class _Parameter:
+    parameter: str
+    shape: tuple[int, ...]
+    size: int
+    sharding: tuple[str | None, ...]
+    decay: str
+
+
 def _parameters(run) -> list[str]:
+    from clu.parameter_overview import make_table
+
     from vit_jax.checkpoint.tree import flatten
     from vit_jax.training.optimizer import decay_mask
 
     params = run.abstract_state["params"]
     specs, decays = flatten(run.shardings["params"]), flatten(decay_mask(params))
-    rows: list[tuple[str, ...]] = [("parameter", "shape", "size", "sharding", "decay")]
-    for path, leaf in flatten(params).items():
-        spec = specs[path].spec
-        rows.append(
-            (path, str(list(leaf.shape)), f"{leaf.size:,}", _axes(spec),
-             "yes" if decays[path] else "no")
-        )  # fmt: skip
-    return _table(rows)
+    rows = [
+        _Parameter(path, leaf.shape, leaf.size, tuple(specs[path].spec),
+                   "yes" if decays[path] else "no")
+        for path, leaf in flatten(params).items()
+    ]  # fmt: skip
+    return [make_table(rows)]
 
 
 def _optimizer_state(run) -> list[str]:
+    from clu.parameter_overview import get_parameter_overview
+
     from vit_jax.checkpoint.tree import flatten
 
-    specs = flatten(run.shardings["opt"])
-    rows: list[tuple[str, ...]] = [("optimiser state", "shape", "dtype", "sharding")]
-    for path, leaf in flatten(run.abstract_state["opt"]).items():
-        rows.append((path, str(list(leaf.shape)), str(leaf.dtype), _axes(specs[path].spec)))
-    return _table(rows)
-
-
-def _axes(spec) -> str:
-    return ", ".join(str(axis) if axis else "-" for axis in spec) or "replicated"
+    state = flatten(run.abstract_sharded_state["opt"])
+    return ["optimiser state", get_parameter_overview(state, include_stats="sharding")]
 
 
 def _rates(run) -> list[str]:
@@ -94,15 +99,8 @@ def _rates(run) -> list[str]:
     schedule = make_schedule(c.schedule, c.optimizer.lr, c.total_steps)
     marks = {0, min(c.schedule.warmup_steps, c.total_steps), c.total_steps}
     marks |= {c.total_steps * tenth // 10 for tenth in range(11)}
-    rows: list[tuple[str, ...]] = [("step", "learning rate")]
-    rows += [(f"{step:,}", f"{float(schedule(step)):.3e}") for step in sorted(marks)]
-    return _table(rows)
-
-
-def _table(rows: list[tuple[str, ...]]) -> list[str]:
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    return ["  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip()
-            for row in rows]  # fmt: skip
+    rates = [f"{step:>9,}  {float(schedule(step)):.3e}" for step in sorted(marks)]
+    return ["     step  learning rate", *rates]
 
 
 def _contact_sheet(run, path: str) -> None:

@@ -18,6 +18,7 @@ from vit_jax.training.progress import Progress
 from vit_jax.training.result import write_result
 from vit_jax.training.setup import Run, first_state, set_up
 from vit_jax.training.workdir import WorkFolder
+from vit_jax.training.writers import MetricWriter
 
 IN_FLIGHT = 4  # steps queued on the device at most, so that batches do not pile up there
 
@@ -28,9 +29,13 @@ def train(
     *,
     named: Iterable[str] = (),
     devices: Sequence[jax.Device] | None = None,
+    writers: Sequence[MetricWriter] = (),
     quiet: bool = False,
 ) -> dict[str, Any]:
     """Trains to the end and returns what `result.json` holds. A work folder is continued.
+
+    `named` are the keys given explicitly, for the check of unread ones; `writers` are told every
+    number that TensorBoard is, and may be those of `clu.metric_writers`.
 
     Raises UserError for anything the caller can mend, and Stopped where the run ended early with
     its state saved (Ctrl-C, SIGTERM, too many non-finite steps).
@@ -44,7 +49,7 @@ def train(
         checkpoints = Checkpoints(folder.path / "checkpoints", keep.keep, keep.keep_best)
         progress = Progress(
             folder.path, run.config, run.model, start.step, start.train_seconds,
-            run.train_examples, quiet,
+            run.train_examples, writers, quiet,
         )  # fmt: skip
         try:
             for line in [*run.said, *start.said]:
@@ -53,8 +58,7 @@ def train(
             train_step = run.compile_train_step()
             seconds = time.monotonic() - began
             progress.paused(seconds)
-            progress.say(f"{run.model.name}, {run.model.num_params:,} parameters, {run.mesh.shape}")
-            progress.say(f"compiled in {seconds:.1f} s")
+            progress.say(f"{run.summary}; compiled in {seconds:.1f} s")
             fit(run, train_step, start.state, start.examples_seen, checkpoints, progress, stop)
             return write_result(folder.path, run, progress)
         finally:

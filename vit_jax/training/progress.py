@@ -1,11 +1,12 @@
-"""What a run tells: a row an interval in `metrics.jsonl`, TensorBoard events, and a line for the
-person watching. Numbers are fetched from the device one interval late, so that no step waits."""
+"""What a run tells: a row an interval in `metrics.jsonl` and to the metric writers, and a line for
+the person watching. Numbers are fetched one interval late, so that no step waits."""
 
 import hashlib
 import json
 import os
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from vit_jax.errors import NON_FINITE, Stopped
 from vit_jax.models.flops import train_flops
 from vit_jax.parallel.chips import peak_flops
 from vit_jax.training.workdir import cannot_write
+from vit_jax.training.writers import MetricWriter, TensorBoardWriter
 
 Row = dict[str, Any]
 
@@ -105,7 +107,8 @@ class Progress:
     """Collects a step's metrics at each interval and tells those of the interval before."""
 
     def __init__(self, workdir: Path, config, model, start: int, seconds_before: float,
-                 train_examples: int, quiet: bool = False):  # fmt: skip
+                 train_examples: int, writers: Sequence[MetricWriter] = (),
+                 quiet: bool = False):  # fmt: skip
         self._config, self._start = config, start
         self._epoch = config.batch_size / train_examples
         self._devices = jax.device_count() if config.mesh.data < 0 else (
@@ -115,7 +118,7 @@ class Progress:
         self._flops = train_flops(model.config)
         self._peak = peak * self._devices if peak else None
         self._rows = MetricRows(workdir / "metrics.jsonl", start)
-        self._events = _events(workdir, start)
+        self._writers: list[MetricWriter] = [TensorBoardWriter(workdir, start), *writers]
         self._console = Console(config.total_steps, start)
         self._quiet = quiet
         self._pending: tuple[Row, Any] | None = None
@@ -207,15 +210,16 @@ class Progress:
 
     def _write(self, row: Row) -> None:
         self._rows.write(row)
-        for name, value in row.items():
-            if isinstance(value, int | float) and name != "step":
-                self._events.add_scalar(name, value, row["step"])
+        numbers = {k: v for k, v in row.items() if isinstance(v, int | float) and k != "step"}
+        for writer in self._writers:
+            writer.write_scalars(row["step"], numbers)
 
     def sync(self) -> None:
         """Everything up to now is told and on disk."""
         self.flush()
         self._rows.sync()
-        self._events.flush()
+        for writer in self._writers:
+            writer.flush()
 
     def last(self, prefix: str = "") -> Row:
         """The last row that has a key starting with `prefix`."""
@@ -238,14 +242,9 @@ class Progress:
     def close(self) -> None:
         self._console.close()
         self._rows.close()
-        self._events.close()
+        for writer in self._writers:
+            writer.close()
         sys.stderr.flush()
-
-
-def _events(workdir: Path, start: int):
-    from tensorboardX import SummaryWriter  # clu's writer imports TensorFlow
-
-    return SummaryWriter(str(workdir), purge_step=start + 1 if start else None)
 
 
 def _duration(seconds: float) -> str:

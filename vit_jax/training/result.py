@@ -1,14 +1,19 @@
-"""`result.json`: what a finished run reached."""
+"""What a finished run leaves: `result.json` for programs, `model_card.md` for people."""
 
 import hashlib
 import json
 from pathlib import Path
 from typing import Any
 
+import flax
+import jax
+import optax
+
+import vit_jax
 from vit_jax.config import flat
 from vit_jax.training.progress import Progress
 from vit_jax.training.setup import Run
-from vit_jax.training.workdir import write_json
+from vit_jax.training.workdir import write_json, write_text
 
 
 def config_hash(config: dict[str, Any]) -> str:
@@ -17,7 +22,8 @@ def config_hash(config: dict[str, Any]) -> str:
 
 
 def write_result(workdir: Path, run: Run, progress: Progress) -> dict[str, Any]:
-    """Writes and returns accuracy, steps, times and every final metric."""
+    """Writes `result.json` and `model_card.md`; returns the former: accuracy, steps, times, and
+    every final metric."""
     c = run.config
     trained, evaluated = progress.last("loss"), progress.last("eval/")
     examples = c.total_steps * c.batch_size
@@ -32,4 +38,39 @@ def write_result(workdir: Path, run: Run, progress: Progress) -> dict[str, Any]:
     }
     final = {k: v for row in (trained, evaluated) for k, v in row.items() if k not in result}
     write_json(workdir / "result.json", result | final)
+    write_text(workdir / "model_card.md", model_card(run, result | final))
     return result | final
+
+
+def model_card(run: Run, result: dict[str, Any]) -> str:
+    """What the model is, what it was trained on and how, what it reached; in Markdown."""
+    c, m = run.config, run.model.config
+    split = c.data.eval.split
+    height, width = m.image_size
+    facts = {
+        "Model": f"{run.model.name}, {result['num_params']:,} parameters, {height}×{width} px, "
+        f"{m.channels} channels, pixels in [-1, 1]",
+        "Classes": f"{len(run.classes):,}: {', '.join(run.classes[:10])}"
+        + (", … (`classes.json`)" if len(run.classes) > 10 else ""),
+        "Training data": f"`{c.data.train.source}` {c.data.train.split}, "
+        f"{run.train_examples:,} images, `{c.data.train.pipeline}`",
+        "Started from": f"`{c.init or c.resume}`" if c.init or c.resume else "scratch",
+        "Training": f"{c.total_steps:,} steps of {c.batch_size} images, {c.optimizer.name}, rate "
+        f"{c.optimizer.lr:g} ({c.schedule.name}, {c.schedule.warmup_steps:,} steps of warm-up), "
+        f"seed {c.seed}",
+        "Time": f"{result['train_seconds']:.0f} s of training on "
+        f"{run.mesh.size} × {run.mesh.devices.flat[0].device_kind}",
+    }
+    if result["accuracy"] is not None:
+        facts["Held out"] = (
+            f"accuracy {result['accuracy']:.2%}, top-5 {result[f'eval/{split}/top5_accuracy']:.2%} "
+            f"on {result[f'eval/{split}/examples']:,} images of "
+            f"`{c.data.eval.source or c.data.train.source}` {split}"
+        )
+    facts["Made with"] = ", ".join(
+        f"{package.__name__} {package.__version__}" for package in (vit_jax, jax, flax, optax)
+    )
+    lines = [f"- **{name}**: {text}" for name, text in facts.items()]
+    return "\n".join(
+        [f"# {run.model.name}", "", *lines, "", f"Config: {result['config_hash']}", ""]
+    )

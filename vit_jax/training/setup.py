@@ -39,6 +39,12 @@ class Run:
     eval_source: Source | None
     train_examples: int
 
+    @property
+    def summary(self) -> str:
+        """Model, size and mesh in a line."""
+        mesh = " × ".join(f"{name} {size}" for name, size in self.mesh.shape.items())
+        return f"{self.model.name}, {self.model.num_params:,} parameters; mesh {mesh}"
+
     @functools.cached_property
     def abstract_state(self) -> State:
         return abstract_state(self.model, make_optimizer(self.config.optimizer))
@@ -46,6 +52,14 @@ class Run:
     @functools.cached_property
     def shardings(self) -> Any:
         return state_shardings(self.abstract_state, self.mesh, self.config.mesh.min_shard_size)
+
+    @property
+    def abstract_sharded_state(self) -> State:
+        """The abstract state, each leaf with its sharding."""
+        return jax.tree.map(
+            lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where),
+            self.abstract_state, self.shardings,
+        )  # fmt: skip
 
     @property
     def batch_sharding(self) -> NamedSharding:
@@ -63,12 +77,9 @@ class Run:
     def compile_train_step(self) -> Callable:
         """The training step, compiled ahead of time; it takes over the old state's memory."""
         step = make_train_step(self.model, self.config, self.mesh)
-        state = jax.tree.map(
-            lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where),
-            self.abstract_state, self.shardings,
-        )  # fmt: skip
         jitted = jax.jit(step, donate_argnums=0, out_shardings=(self.shardings, None))
-        return jitted.lower(state, self.abstract_batch(self.config.batch_size)).compile()
+        batch = self.abstract_batch(self.config.batch_size)
+        return jitted.lower(self.abstract_sharded_state, batch).compile()
 
     @functools.cached_property
     def eval_step(self) -> Callable:

@@ -11,12 +11,16 @@ from vit_jax.errors import UserError
 
 
 def write_json(path: Path, value: Any) -> None:
+    """`write_text` of the value as JSON."""
+    write_text(path, json.dumps(value, indent=1) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
     """Writes the whole file or leaves the old one."""
     partial = path.with_name(f".{path.name}.partial")
     try:
         with partial.open("w") as file:
-            json.dump(value, file, indent=1)
-            file.write("\n")
+            file.write(text)
             file.flush()
             os.fsync(file.fileno())
     except OSError as error:
