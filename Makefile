@@ -1,6 +1,7 @@
 # make demo, make test: each makes its own .venv with what it needs, from Python >= 3.11 and pip.
 PYTHON ?= python3
 VENV ?= .venv
+CONSTRAINTS ?= $$($(PYTHON) .ci/constraints.py)
 BIN := $(VENV)/bin
 
 .PHONY: demo test lint clean
@@ -20,7 +21,7 @@ lint: $(VENV)/.installed
 $(VENV)/.installed: setup.py $(wildcard .ci/constraints-*.txt)
 	@$(PYTHON) -c 'import sys; v = sys.version_info; v >= (3, 11) or sys.exit("make: vit_jax needs Python 3.11 or newer, %s is %d.%d: make PYTHON=python3.11" % (sys.executable, v[0], v[1]))'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check -e .[dev] -c $$($(PYTHON) .ci/constraints.py)
+	$(BIN)/pip install --quiet --disable-pip-version-check -e .[dev] -c $(CONSTRAINTS)
 	@touch $@
 
 clean:

@@ -1,12 +1,17 @@
 """All metadata of the package: `pip install .`, or `pip install -e .[dev]` to work on it."""
 
+import re
 from pathlib import Path
 
 from setuptools import find_packages, setup
 
+VERSION = re.search(
+    r'__version__ = "(.+)"', Path(__file__).with_name("vit_jax").joinpath("__init__.py").read_text()
+)[1]
+
 setup(
     name="vit_jax",
-    version="0.1.0",
+    version=VERSION,
     description="Trains Vision Transformers in JAX and Flax, from one CPU core to a pod",
     long_description=Path(__file__).with_name("README.md").read_text(),
     long_description_content_type="text/markdown",
@@ -19,27 +24,27 @@ setup(
     ],
     package_dir={"vit_jax.configs": "configs", "vit_jax.launch": "launch"},
     entry_points={"console_scripts": ["vit = vit_jax.cli:entry"]},
-    # Lower bounds are what Python 3.11 can have at most, upper ones the next minor version after
-    # what Python 3.12+ has; both sets are in .ci/constraints-*.txt and are tested.
+    # Lower bounds: .ci/constraints-lowest.txt. Upper ones: the next minor version of JAX's family
+    # after what Python 3.12+ has (.ci/constraints-3.12.txt), the next major one of the rest.
     install_requires=[
-        "absl-py>=2.3",
-        "array_record>=0.8.1",
-        "clu>=0.0.12",
+        "absl-py>=2.3,<3",
+        "array_record>=0.8.1,<0.9",
+        "clu>=0.0.12,<0.1",
         "flax>=0.12.8,<0.13",
         "grain>=0.2.18,<0.3",
         "jax>=0.10.2,<0.13",
-        "jaxtyping>=0.3",
-        "ml_collections>=1.1",
-        "numpy>=2.2",
-        "opencv-python-headless>=4.11",
+        "jaxtyping>=0.3,<0.4",
+        "ml_collections>=1.1,<2",
+        "numpy>=2.2,<3",
+        "opencv-python-headless>=4.11,<6",
         "optax>=0.2.8,<0.3",
         "orbax-checkpoint>=0.12.8,<0.13",
-        "pillow>=11",
-        "rich>=13",
-        "scikit-learn>=1.6",
-        "simplejpeg>=1.8",
-        "tensorboardX>=2.6",
-        "tensorflow-datasets>=4.9.10",
+        "pillow>=11,<14",
+        "rich>=13,<16",
+        "scikit-learn>=1.6,<2",
+        "simplejpeg>=1.8,<2",
+        "tensorboardX>=2.6,<3",
+        "tensorflow-datasets>=4.9.10,<5",
     ],
     extras_require={
         "cuda": ["jax[cuda12]"],

@@ -3,8 +3,8 @@
     python benchmarks/huge_pages.py
 
 `vit train` starts itself again with GLIBC_TUNABLES (see vit_jax/cli.py), because glibc reads them
-at the start of a process alone. So each side is a process of its own, made once, which takes a
-step whenever it is told to; the sides are told in turns.
+at the start of a process alone. So each side is a process of its own, made once, which trains as
+many steps as it is told to, fed by the pipeline as in a run; the sides are told in turns.
 """
 
 import os
@@ -19,6 +19,7 @@ from vit_jax.cli import MALLOC
 ROOT = Path(__file__).resolve().parent.parent
 SIDES = {"vit train's settings": MALLOC, "glibc's defaults": "glibc.malloc.hugetlb=0"}
 FULL = ("vit_nano_patch8_64", 64)
+STEPS = 5  # a measurement
 QUICK = ("vit_mu_patch4_32", 8)
 
 
@@ -64,16 +65,15 @@ def serve(name: str, batch_size: int) -> None:
 
     c = base()
     c.model.name, c.batch_size, c.total_steps, c.mixup = name, batch_size, 10_000, 0.2
-    c.data.train.source = c.data.eval.source = "synthetic"
+    c.data.train.source, c.data.eval.split = "synthetic:size=128", ""
     run = set_up(c)
     step, state = run.compile_train_step(), run.init_state()
-    batches = run.train_batches(0, 1)
-    _, batch = next(batches)
-    batches.close()
+    batches = run.train_batches(0, c.total_steps)
 
     def once() -> None:
         nonlocal state
-        state, _ = step(state, batch)
+        for _ in range(STEPS):
+            state, _ = step(state, next(batches)[1])
         jax.block_until_ready(state)
 
     timed = harness.timed(once)

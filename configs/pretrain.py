@@ -17,11 +17,11 @@ are the papers', not runs of this code.
 
 from vit_jax.config import base
 from vit_jax.errors import UserError, nearest
-from vit_jax.models.registry import full_name
+from vit_jax.models.registry import full_name, short_name
 
 # epochs, lr, weight decay, schedule, end lr, dropout, clip, loss, head bias
 DATASETS = {
-    "imagenet21k": (90.0, 1e-3, 0.03, "linear", 1e-5, 0.1, 1.0, "sigmoid", -10.0),
+    "imagenet21k": (90.0, 1e-3, 0.03, "linear", 1e-5, 0.1, None, "sigmoid", -10.0),
     "imagenet2012": (300.0, 3e-3, 0.3, "cosine", 0.0, 0.1, 1.0, "softmax", 0.0),
     "jft300m": (7.0, 8e-4, 0.1, "linear", 1e-5, 0.0, 1.0, "sigmoid", -10.0),
 }
@@ -36,6 +36,7 @@ def get_config(arguments: str = "b16,imagenet21k"):
     dataset = dataset or "imagenet21k"
     if dataset not in DATASETS:
         raise UserError(f"pretrain.py: unknown data set {dataset!r}: {nearest(dataset, DATASETS)}")
+    size = short_name(size)
     epochs, lr, decay, schedule, end_lr, dropout, clip, loss, head_bias = DATASETS[dataset]
     if dataset == "jft300m" and size in JFT:
         epochs, lr = JFT[size]

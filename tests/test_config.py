@@ -230,7 +230,7 @@ FREE = {
     "total_steps": 20, "log_every_steps": 3, "eval_every_steps": 4, "eval_batch_size": 16,
     "max_skipped_steps": 5, "microbatch": 64, "checkpoint__every_steps": 2, "checkpoint__keep": 9,
     "checkpoint__keep_best": False, "mesh__fsdp": 2, "data__threads": 5, "data__workers": 1,
-    "data__prefetch": 7, "model__scan": True, "model__remat": "full", "init": "a", "resume": "b",
+    "data__prefetch": 7, "model__scan": True, "model__remat": "full", "init": "a",
 }  # fmt: skip
 
 

@@ -103,7 +103,7 @@ def test_b16_on_imagenet21k_is_the_papers_recipe():
         "model.channels": 3, "model.pre_logits": True, "model.head_bias": -10.0,
         "model.dropout": 0.1, "model.attention_dropout": 0.0, "model.dtype": "bfloat16",
         "optimizer.name": "adamw", "optimizer.lr": 1e-3, "optimizer.weight_decay": 0.03,
-        "optimizer.b1": 0.9, "optimizer.b2": 0.999, "optimizer.clip_norm": 1.0,
+        "optimizer.b1": 0.9, "optimizer.b2": 0.999, "optimizer.clip_norm": None,
         "schedule.name": "linear", "schedule.warmup_steps": 10_000, "schedule.end_lr": 1e-5,
         "loss.name": "sigmoid", "loss.label_smoothing": 0.0, "mixup": 0.0,
     }  # fmt: skip
@@ -190,6 +190,14 @@ def test_without_the_data_one_is_told_what_to_put_where(tmp_path):
         "tfds:imagenet21k is not on this machine: expected its array_record files and "
         f"dataset_info.json in {tmp_path}/imagenet21k/VERSION/ (TFDS_DATA_DIR moves the root), "
         "or give a folder of images PATH/train/CLASS/*.jpg and PATH/val/CLASS/*.jpg as "
-        "--config.data.train.source=folder:PATH"
+        "--config.data.train.source=folder:PATH --config.data.eval.split=val"
     )
     assert not (tmp_path / "work").exists()
+
+
+@pytest.mark.parametrize(
+    ("written", "meant"),
+    [("L16,jft300m", "l16,jft300m"), ("H_14,jft300m", "h14,jft300m"), ("B_16", "b16")],
+)
+def test_a_size_is_the_same_recipe_however_it_is_written(written, meant):
+    assert resolved(f"pretrain.py:{written}") == resolved(f"pretrain.py:{meant}")

@@ -136,7 +136,7 @@ def _run(command, arguments):
         if error.errno not in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT, errno.EROFS, errno.EACCES):
             raise
         where = error.filename or "a file of the run"
-        print(f"vit: error: cannot write {where}: {error.strerror}", file=sys.stderr)
+        print(f"vit: error: cannot read or write {where}: {error.strerror}", file=sys.stderr)
         return errors.USER_ERROR
     except KeyboardInterrupt:
         print("vit: stopped at once", file=sys.stderr)

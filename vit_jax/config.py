@@ -139,7 +139,7 @@ DURATIONS = {
     "evaluation": ("eval_every_steps", "eval_every_epochs"),
 }
 
-# What may differ when a work folder is continued: none of it changes the numbers of a step.
+# What may differ when a run is continued: how long, on what, and what is told and kept of it.
 FREE_ON_RESUME = (
     "total_", "log_every_steps", "eval_every", "eval_batch_size", "checkpoint.", "mesh.",
     "microbatch", "data.threads", "data.workers", "data.prefetch", "model.scan", "model.remat",
@@ -225,7 +225,17 @@ def resolve(
       UserError: an unknown or unread key, two units for one duration, a size that cannot work.
     """
     check_tree(config)
+    named = list(named)
     check_read(config, set_by_user(config, named))
+    if config.init and config.resume:
+        raise UserError(
+            "init and resume are both set: init takes the parameters alone, resume the whole "
+            "state; keep one of them"
+        )
+    of_evaluation = [key for key in named if key.startswith(("data.eval.", "eval_"))]
+    for key in of_evaluation if not config.data.eval.split else ():
+        if dict(leaves(config))[key]:
+            raise UserError(f"{key} is set, but data.eval.split is empty: there is no evaluation")
     c = copy.deepcopy(config).unlock()
     said: list[str] = []
     for key in ("batch_size", "log_every_steps", "checkpoint.keep", "max_skipped_steps"):

@@ -11,7 +11,7 @@ class UserError(Exception):
 
 
 class Stopped(Exception):
-    """The run ended early with its state safe on disk; `code` is the exit code of `vit`."""
+    """The run ended early, its last checkpoint safe on disk; `code` is the exit code of `vit`."""
 
     def __init__(self, message: str, code: int):
         super().__init__(message)

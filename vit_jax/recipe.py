@@ -7,6 +7,7 @@ import importlib.util
 import inspect
 import math
 import os
+import traceback
 from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
@@ -36,7 +37,11 @@ def load(spec: str) -> ConfigDict:
     except TypeError as error:
         what = f"takes no arguments, not {arguments!r}" if given else f"needs some: {path}:…"
         raise UserError(f"recipe {path} {what}") from error
-    config = module.get_config(*given)
+    try:
+        config = module.get_config(*given)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        line = traceback.extract_tb(error.__traceback__)[1].lineno
+        raise UserError(f"recipe {path}, line {line}: {error}") from error
     if not isinstance(config, ConfigDict):
         raise UserError(f"get_config() of {path} gives a {type(config).__name__}, no ConfigDict")
     return config

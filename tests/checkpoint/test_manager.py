@@ -113,3 +113,14 @@ def test_a_damaged_checkpoint_is_named(written_on_eight, tmp_path):
     (copy / "state").mkdir(parents=True)
     with pytest.raises(UserError, match="no readable checkpoint"):
         manager.stored_shapes(copy)
+
+
+def test_the_best_one_stays_over_a_restart(tmp_path):
+    state = {"params": {"a": jax.numpy.ones(3)}, "step": jax.numpy.zeros((), "int32")}
+    accuracy = {1: 0.2, 2: 0.9, 3: 0.3, 4: 0.4, 5: 0.5, 6: 0.6, 7: 0.7}
+    for steps in (1, 2, 3), (4, 5), (6, 7):
+        checkpoints = manager.Checkpoints(tmp_path, keep=2, keep_best=True)
+        for step in steps:
+            checkpoints.save(step, state, {}, {"accuracy": accuracy[step]})
+        checkpoints.close()
+    assert sorted(int(p.name) for p in tmp_path.iterdir() if p.name.isdigit()) == [2, 6, 7]

@@ -1,7 +1,9 @@
 """Whatever a user gives wrong ends in one clear line and exit code 2, and leaves nothing behind."""
 
 import fcntl
+import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -51,7 +53,7 @@ def image_folder(root: Path, classes=("cat", "dog"), splits=("train", "val"), co
 
 FOLDER_KEYS = (
     "--config.data.train.pipeline=decode|resize", "--config.data.eval.pipeline=decode|resize",
-    "--config.batch_size=8", "--config.eval_batch_size=8", "--config.total_steps=2",
+    "--config.batch_size=8", "--config.eval_batch_size=8",
 )  # fmt: skip
 
 
@@ -73,10 +75,18 @@ FOLDER_KEYS = (
         ("--config.optimizer.name=adamm", ["adamm", "adam"]),
         ("--config.total_epochs=0", ["no length", "total_steps"]),
         ("--config.init=/not/there", ["/not/there", "no checkpoint"]),
+        ("--config.init=a --config.resume=b", ["init and resume are both set"]),
+        ("--config.data.eval.split= --config.eval_batch_size=8", ["eval_batch_size", "split"]),
+        ("--config.optimizer.name=lbfgs --config.optimizer.weight_decay=0", ["lbfgs"]),
+        (
+            "--config.model.attention=cudnn --config.model.attention_dropout=0 "
+            "--config.model.dtype=bfloat16",
+            ["model.attention=cudnn", "GPU"],
+        ),
     ],
 )
 def test_a_wrong_value_is_named_with_what_would_work(train, tmp_path, option, says):
-    code, said = train(option)
+    code, said = train(*option.split())
     assert code == 2
     for text in says:
         assert text in said, said
@@ -173,7 +183,7 @@ def test_a_truncated_jpeg_is_named_counted_and_skipped_or_fatal(train, tmp_path)
     photos = image_folder(tmp_path / "photos")
     truncate(photos / "train" / "cat" / "1.jpg")
     truncate(photos / "val" / "dog" / "2.jpg")
-    keys = (f"--config.data.train.source=folder:{photos}", *FOLDER_KEYS)
+    keys = (f"--config.data.train.source=folder:{photos}", *FOLDER_KEYS, "--config.total_steps=2")
     code, said = train(*keys)
     assert code == 0
     assert f"damaged image skipped: {photos}/train/cat/1.jpg" in said
@@ -261,3 +271,93 @@ def test_each_command_has_help_that_exits_0(command, capsys):
         cli.main([command, "--help"])
     assert end.value.code == 0
     assert f"usage: vit {command}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("line", "says"),
+    [
+        ("c.optimizer.lrr = 1.0", "lrr"),
+        ("c.batch_size = 'many'", "batch_size"),
+        ("c.model.nothing.here = 1", "nothing"),
+    ],
+)
+def test_a_mistake_in_a_recipe_is_named_with_its_line(recipe, train, tmp_path, line, says):
+    recipe.write_text(
+        f"from vit_jax.config import base\ndef get_config():\n    c = base()\n    {line}\n"
+        "    return c\n"
+    )
+    code, said = train()
+    assert code == 2
+    assert f"{recipe}, line 4" in said
+    assert says in said
+    assert "Traceback" not in said
+    assert not (tmp_path / "work").exists()
+
+
+def test_resume_from_another_run_names_each_key(train, tmp_path):
+    assert train("--config.total_steps=1")[0] == 0
+    code, said = train(
+        "--config.total_steps=2", f"--config.resume={tmp_path}/work", "--config.seed=3",
+        workdir=tmp_path / "other",
+    )  # fmt: skip
+    assert code == 2
+    assert "seed: 0 -> 3" in said
+    assert not (tmp_path / "other").exists()
+
+
+def test_a_run_shorter_than_its_checkpoint_is_refused_and_nothing_is_rewritten(train, tmp_path):
+    assert train("--config.total_steps=3")[0] == 0
+    config = (tmp_path / "work" / "config.json").read_text()
+    code, said = train("--config.total_steps=2")
+    assert code == 2
+    assert "past the end of this run, which has 2 steps" in said
+    assert (tmp_path / "work" / "config.json").read_text() == config
+
+
+def test_a_data_folder_that_has_changed_is_noticed(train, tmp_path):
+    photos = image_folder(tmp_path / "photos")
+    keys = (f"--config.data.train.source=folder:{photos}", *FOLDER_KEYS, "--config.total_steps=2")
+    assert train(*keys)[0] == 0
+    shutil.copy(photos / "train" / "cat" / "1.jpg", photos / "train" / "cat" / "new.jpg")
+    code, said = train(*keys)
+    assert code == 2
+    assert "training examples: 8 -> 9" in said
+
+
+def test_a_dangling_link_counts_as_damaged_also_over_a_restart(train, tmp_path):
+    photos = image_folder(tmp_path / "photos")
+    (photos / "train" / "cat" / "1.jpg").unlink()
+    (photos / "train" / "cat" / "1.jpg").symlink_to("nowhere.jpg")
+    keys = (f"--config.data.train.source=folder:{photos}", *FOLDER_KEYS)
+    code, said = train(*keys, "--config.total_steps=1")
+    assert code == 0, said
+    assert f"damaged image skipped: {photos}/train/cat/1.jpg" in said
+    assert train(*keys, "--config.total_steps=2")[0] == 0
+    rows = [json.loads(line) for line in (tmp_path / "work" / "metrics.jsonl").open()]
+    told = [row["damaged_images"] for row in rows if "damaged_images" in row]
+    assert told == [1, 2]  # once an epoch of eight
+
+
+@pytest.mark.parametrize("part", ["about", "state"])
+def test_a_checkpoint_with_a_missing_part_is_named(train, tmp_path, part, capsys):
+    assert train("--config.total_steps=1")[0] == 0
+    damaged = tmp_path / "work" / "checkpoints" / "1" / part
+    for file in [p for p in damaged.rglob("*") if p.is_file()]:
+        file.unlink()
+    assert cli.main(["evaluate", f"--workdir={tmp_path}/work"]) == 2
+    said = capsys.readouterr().err
+    assert "checkpoints/1 is no readable checkpoint" in said
+    assert "Traceback" not in said
+
+
+def test_the_allocator_is_set_before_training_and_left_alone_where_the_user_set_it(recipe):
+    recipe.write_text("import os\nraise ImportError(os.environ['GLIBC_TUNABLES'])\n")
+    command = [sys.executable, "-m", "vit_jax.cli", "train", f"--config={recipe}", "--workdir=w"]
+    environment = {k: v for k, v in os.environ.items() if k != "GLIBC_TUNABLES"}
+    environment["PYTHONPATH"] = os.getcwd()
+    for given, wanted in ({}, cli.MALLOC), ({"GLIBC_TUNABLES": ""}, ""):
+        run = subprocess.run(
+            command, env=environment | given, capture_output=True, text=True, check=False
+        )
+        assert run.returncode == 2, run.stderr
+        assert run.stderr == f"vit: error: {recipe} cannot be read: {wanted}\n"

@@ -3,6 +3,7 @@
 import json
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
@@ -98,3 +99,28 @@ def test_doctor_names_versions_and_devices(capsys):
     assert f"jax {jax.__version__}" in said
     assert said.count("cpu ") >= 8
     assert "all is well" in said
+
+
+def test_logits_that_are_not_numbers_score_nothing():
+    run = set_up(tiny_config(), devices=ONE)
+    params = run.init_state()["params"]
+    params["head"]["kernel"] = params["head"]["kernel"].at[:, 3].set(jnp.nan)
+    found = measure(run, params, print)
+    assert (found["accuracy"], found["examples"]) == (0.0, 355)
+
+
+def test_evaluate_takes_a_run_whose_batch_this_machine_does_not_divide(tmp_path, capsys):
+    config = tiny_config(batch_size=30, microbatch=10, total_steps=1)
+    result = vit_jax.train(config, tmp_path, devices=ONE, quiet=True)
+    assert cli.main(["evaluate", f"--workdir={tmp_path}", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["accuracy"], found["examples"]) == (result["accuracy"], 355)
+
+
+def test_a_result_that_cannot_be_written_is_told_all_the_same(trained, capsys):
+    assert cli.main(["evaluate", f"--workdir={trained}", "--json=/no/such/folder/x.json"]) == 2
+    said = capsys.readouterr()
+    assert "355 examples of digits val" in said.out
+    assert "cannot write /no/such/folder/x.json" in said.err
+    assert cli.main(["describe", "--config=digits.py", "--batch=/no/such/folder/x.png"]) == 2
+    assert "cannot write the picture /no/such/folder/x.png" in capsys.readouterr().err

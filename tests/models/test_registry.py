@@ -166,7 +166,7 @@ def test_an_image_size_that_patches_do_not_fill_is_refused_with_what_would_work(
         ("gelu", "fast", "exact, tanh"),
         ("remat", "some", "none, full, dots"),
         ("attention", "flash", "xla, cudnn"),
-        ("dtype", "int8", "float32, bfloat16, float16"),
+        ("dtype", "int8", "float32, bfloat16"),
         ("dropout", 1.0, "[0, 1)"),
         ("attention_dropout", -0.1, "[0, 1)"),
         ("drop_path", 1.5, "[0, 1)"),

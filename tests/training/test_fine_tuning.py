@@ -1,5 +1,7 @@
 """`init`: a run's parameters under another head and resolution, every tensor accounted for."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -52,6 +54,16 @@ def test_another_head_and_resolution_take_over_the_encoder(pretrained, tmp_path)
         jnp.mean(new["pos_embed"]["grid"], (0, 1)), jnp.mean(old["pos_embed"]["grid"], (0, 1)),
         atol=2e-3,
     )  # fmt: skip
+
+
+def test_other_classes_of_the_same_number_take_a_fresh_head(pretrained, tmp_path):
+    run = set_up(tiny_config(init=str(pretrained[0]), model__pre_logits=True), devices=ONE)
+    same = first_state(run, tmp_path)
+    assert np.any(same.state["params"]["head"]["kernel"])
+    others = dataclasses.replace(run, classes=[f"other {i}" for i in range(10)])
+    begun = first_state(others, tmp_path)
+    assert not np.any(begun.state["params"]["head"]["kernel"])
+    assert "re-initialised (other classes): head/kernel" in "\n".join(begun.said)
 
 
 def test_a_listed_checkpoint_starts_a_scanned_model(pretrained, tmp_path):

@@ -50,9 +50,9 @@ def test_no_metric_is_read_before_the_next_interval(tmp_path):
 
     start = first_state(run, tmp_path)
     checkpoints = Checkpoints(tmp_path / "checkpoints", 3, True)
-    progress = Progress(tmp_path, run.config, run.model, 0, 0.0, run.train_examples, quiet=True)
+    progress = Progress(tmp_path, run, start, quiet=True)
     with StopSignals() as stop:
-        fit(run, step, start.state, 0, checkpoints, progress, stop)
+        fit(run, step, start, checkpoints, progress, stop)
     progress.close()
     assert [row["step"] for row in rows(tmp_path)] == [4, 8, 12]
 
@@ -80,10 +80,12 @@ def test_a_non_finite_step_keeps_the_whole_state_and_is_counted():
     assert not np.isfinite(metrics["loss"]) or not np.isfinite(metrics["grad_norm"])
 
 
-def test_too_many_non_finite_steps_end_the_run_with_77_and_an_earlier_checkpoint(tmp_path):
+@pytest.mark.parametrize("log_every_steps", [1, 60])
+def test_too_many_non_finite_steps_end_the_run_with_77_and_no_result(tmp_path, log_every_steps):
     config = tiny_config(optimizer__name="sgd", optimizer__weight_decay=0.0, total_steps=60,
                          optimizer__lr=1e30, optimizer__clip_norm=None, max_skipped_steps=3,
-                         schedule__warmup_steps=0, eval_every_steps=60)  # fmt: skip
+                         schedule__warmup_steps=0, eval_every_steps=60,
+                         log_every_steps=log_every_steps)  # fmt: skip
     with pytest.raises(Stopped, match="steps in a row up to step") as stopped:
         vit_jax.train(config, tmp_path, devices=ONE, quiet=True)
     assert stopped.value.code == NON_FINITE
@@ -120,7 +122,6 @@ def test_a_finished_run_started_again_only_tells_its_result(tmp_path):
 def test_tensorboard_events_hold_the_rows_without_tensorflow(tmp_path):
     vit_jax.train(tiny_config(), tmp_path, devices=ONE, quiet=True)
     from tensorboardX.proto.event_pb2 import Event
-    from tensorboardX.record_writer import RecordWriter  # noqa: F401  (the format's other end)
 
     (file,) = tmp_path.glob("events.out.tfevents.*")
     data, found = file.read_bytes(), {}
@@ -161,3 +162,10 @@ def test_a_writer_of_the_caller_is_told_every_number(tmp_path):
     assert "loss" in kept.told[2]
     assert kept.calls.count("close") == 1
     assert kept.calls[-1] == "close"
+
+
+def test_a_best_one_that_is_not_kept_is_not_saved(tmp_path):
+    config = tiny_config(total_steps=8, eval_every_steps=1, checkpoint__every_steps=8,
+                         checkpoint__keep_best=False)  # fmt: skip
+    vit_jax.train(config, tmp_path, devices=ONE, quiet=True)
+    assert [p.name for p in (tmp_path / "checkpoints").iterdir()] == ["8"]

@@ -12,7 +12,7 @@ from vit_jax.checkpoint.tree import flatten
 from vit_jax.config import base
 from vit_jax.errors import UserError
 from vit_jax.models import create_model, list_models
-from vit_jax.training.optimizer import DECAY_RULES, decay_mask, make_optimizer
+from vit_jax.training.optimizer import DECAY_RULES, decay_mask, known, make_optimizer
 
 RNG = np.random.default_rng(0)
 PARAMS = {"a/kernel": RNG.normal(size=(3, 2)), "a/bias": RNG.normal(size=(2,))}
@@ -119,3 +119,21 @@ def test_every_parameter_matches_exactly_one_decay_rule_and_kernels_decay(name):
         for path, decays in flatten(decay_mask(model.abstract_params)).items():
             assert decays == path.endswith("/kernel"), path
     assert len(DECAY_RULES) == 3
+
+
+@pytest.mark.parametrize("name", known())
+def test_every_optimiser_taken_scales_with_the_rate(name):
+    """Two updates at rate 1/4 are a quarter of those at rate 1, whatever optax's next release
+    brings: the step applies the schedule outside of the optimiser."""
+    make = getattr(optax, name)
+    params = {k: jnp.float32(p) for k, p in PARAMS.items()}
+    found = {}
+    for rate in (1.0, 0.25):
+        tx = make(learning_rate=rate)
+        state, updates = tx.init(params), None
+        for grads in GRADS[:2]:
+            tree = {k: jnp.float32(g) for k, g in grads.items()}
+            updates, state = tx.update(tree, state, params)
+        found[rate] = updates
+    for path in params:
+        np.testing.assert_allclose(0.25 * found[1.0][path], found[0.25][path], rtol=2e-5, atol=1e-7)

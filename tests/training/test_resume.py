@@ -117,20 +117,54 @@ def test_a_scanned_run_continues_unrolled_to_1e_6(tmp_path):
         assert one[step][3] == other[step][3]
 
 
-def test_ctrl_c_saves_and_exits_130_then_continues(undisturbed, tmp_path):
-    command = [sys.executable, "-c", RUNNER.replace("train(tiny", "run(tiny").replace(
-        "from vit_jax.training.loop import train",
-        "from vit_jax.training.loop import train\nfrom vit_jax.errors import Stopped\n"
-        "def run(*a):\n    try:\n        train(*a)\n"
-        "    except Stopped as s:\n        sys.exit(s.code)",
-    ), str(tmp_path), "{}"]  # fmt: skip
+STOPPED = """
+import sys, json
+from tests.digits_run import tiny_config
+from vit_jax.errors import Stopped
+from vit_jax.training.loop import train
+if __name__ == "__main__":
+    try:
+        train(tiny_config(**json.loads(sys.argv[2])), sys.argv[1])
+    except Stopped as stopped:
+        sys.exit(stopped.code)
+"""
+
+
+def signalled(workdir, at, send, **changes):
+    """(exit code, output) of a run in a process group of its own that gets `send` at a line."""
     environment = os.environ | {"XLA_FLAGS": "", "PYTHONPATH": os.getcwd()}
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment)
+    process = subprocess.Popen(
+        [sys.executable, "-c", STOPPED, str(workdir), json.dumps(changes)],
+        stderr=subprocess.PIPE, text=True, env=environment, start_new_session=True,
+    )  # fmt: skip
     for line in process.stderr:
-        if line.startswith("step  3/10"):
-            process.send_signal(signal.SIGINT)
+        if line.startswith(at):
+            send(process)
             break
-    process.communicate(timeout=60)
-    assert process.returncode == 130
-    finish(tmp_path)
+    _, errors = process.communicate(timeout=60)
+    return process.returncode, errors
+
+
+@pytest.mark.parametrize(
+    ("number", "code", "workers"),
+    [(signal.SIGINT, 130, 0), (signal.SIGTERM, 75, 0), (signal.SIGINT, 130, 2)],
+)
+def test_a_signal_saves_and_the_run_continues_exactly(undisturbed, tmp_path, number, code, workers):
+    """Sent to the whole process group, as a terminal does; with workers they are in it."""
+    returned, said = signalled(
+        tmp_path, "step  3/10", lambda p: os.killpg(p.pid, number), data__workers=workers
+    )
+    assert returned == code, said
+    assert f"{number.name}: saves after this step" in said
+    finish(tmp_path, data__workers=workers)
     assert told(tmp_path) == told(undisturbed)
+    assert_identical(arrays(tmp_path), arrays(undisturbed))
+
+
+def test_a_run_killed_before_its_first_checkpoint_leaves_the_folder_free(tmp_path):
+    process = start(tmp_path, checkpoint__every_steps=100)
+    kill_when(process, lambda line: line.startswith("step  3/10"))
+    finish(tmp_path, optimizer__lr=1e-3)
+    steps = [row["step"] for row in rows(tmp_path) if "loss" in row]
+    assert steps == list(range(1, 11))
+    assert json.loads((tmp_path / "config.json").read_text())["optimizer.lr"] == 1e-3

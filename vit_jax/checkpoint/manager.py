@@ -1,8 +1,9 @@
 """Checkpoints of a run in `WORKDIR/checkpoints/STEP`: saved in the background, kept by number and
 by metric, restored strictly, on any mesh and in either layout of the layers."""
 
+import contextlib
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -41,19 +42,32 @@ def find(path: str | Path) -> Path:
     )
 
 
+@contextlib.contextmanager
+def _readable(checkpoint: Path) -> Iterator[None]:
+    """Turns what Orbax and TensorStore raise over a damaged checkpoint into a UserError."""
+    try:
+        yield
+    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
+        reason = str(error).strip().partition("\n")[0][:200]
+        raise UserError(
+            f"{checkpoint} is no readable checkpoint ({type(error).__name__}: {reason}); another "
+            "one beside it can be named with --config.resume, --config.init or --checkpoint"
+        ) from error
+
+
 def about(checkpoint: Path) -> dict[str, Any]:
-    """What was saved beside the arrays: `examples_seen`, `config`, `classes`, …"""
-    with ocp.Checkpointer(ocp.JsonCheckpointHandler()) as reader:
+    """What was saved beside the arrays: `examples_seen`, `config`, `classes`, …
+
+    Raises UserError where it cannot be read.
+    """
+    with ocp.Checkpointer(ocp.JsonCheckpointHandler()) as reader, _readable(checkpoint):
         return reader.restore(checkpoint / "about")
 
 
 def stored_shapes(checkpoint: Path) -> dict[str, jax.ShapeDtypeStruct]:
     """path -> shape and dtype of every array in a checkpoint; reads no array."""
-    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
-        try:
-            tree = reader.metadata(checkpoint / "state").item_metadata.tree
-        except (OSError, ValueError, KeyError, AttributeError) as error:
-            raise UserError(f"{checkpoint} is no readable checkpoint: {error}") from error
+    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader, _readable(checkpoint):
+        tree = reader.metadata(checkpoint / "state").item_metadata.tree
     return {
         path: jax.ShapeDtypeStruct(tuple(leaf.shape), leaf.dtype)
         for path, leaf in flatten(tree).items()
@@ -63,7 +77,7 @@ def stored_shapes(checkpoint: Path) -> dict[str, jax.ShapeDtypeStruct]:
 def read(checkpoint: Path, wanted: dict[str, jax.ShapeDtypeStruct]) -> dict[str, jax.Array]:
     """The named arrays of a checkpoint, each on the sharding of its `ShapeDtypeStruct`."""
     target = nest(wanted)
-    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
+    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader, _readable(checkpoint):
         tree = reader.restore(
             checkpoint / "state",
             args=ocp.args.PyTreeRestore(
@@ -113,16 +127,18 @@ class Checkpoints:
     """
 
     def __init__(self, folder: Path, keep: int, keep_best: bool):
+        def metric(metrics: dict[str, float]) -> float:
+            return metrics[METRIC]
+
         policies: list[Any] = [LatestN(keep)]
         if keep_best:
-            policies.append(
-                BestN(get_metric_fn=lambda metrics: metrics[METRIC], n=1,
-                      keep_checkpoints_without_metrics=False)
-            )  # fmt: skip
+            best = BestN(get_metric_fn=metric, n=1, keep_checkpoints_without_metrics=False)
+            policies.append(best)
         self._manager = ocp.CheckpointManager(
             folder.absolute(),
             options=ocp.CheckpointManagerOptions(
                 preservation_policy=AnyPreservationPolicy(policies),
+                best_fn=metric,  # makes Orbax write the metrics, to know the best after a restart
                 cleanup_tmp_directories=True,
                 save_root_metadata=False,
             ),

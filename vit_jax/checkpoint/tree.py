@@ -42,11 +42,6 @@ def nest(flat: Flat) -> dict[str, Any]:
     return nested
 
 
-def num_layers(paths) -> int:
-    """Layers of a listed layout; 0 for a stacked one."""
-    return 1 + max((int(m.group(2)) for p in paths if (m := _LISTED.fullmatch(p))), default=-1)
-
-
 def is_stacked(paths) -> bool:
     """Whether the encoder's layers are stacked in these paths."""
     return any(_STACKED.fullmatch(path) for path in paths)

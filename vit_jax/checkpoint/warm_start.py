@@ -11,7 +11,7 @@ from typing import Any
 
 import jax
 
-from vit_jax.checkpoint.manager import read, stored_shapes
+from vit_jax.checkpoint.manager import about, read, stored_shapes
 from vit_jax.checkpoint.tree import flatten, in_layout_of, unflatten
 from vit_jax.errors import UserError
 from vit_jax.models.position import resize_grid
@@ -37,8 +37,11 @@ class Report:
         return [head] + [f"  {fate}: {p}" for p, fate in self.fates.items() if fate != "loaded"]
 
 
-def warm_start(checkpoint: Path, params: Any, shardings: Any) -> tuple[Any, Report]:
-    """`params` (freshly initialised) with everything that the checkpoint has for them.
+def warm_start(
+    checkpoint: Path, params: Any, shardings: Any, classes: list[str]
+) -> tuple[Any, Report]:
+    """`params` (freshly initialised) with everything that the checkpoint has for them. The head
+    counts only where the checkpoint's classes are these, in this order.
 
     Raises UserError listing what is missing, superfluous or of another shape.
     """
@@ -50,9 +53,12 @@ def warm_start(checkpoint: Path, params: Any, shardings: Any) -> tuple[Any, Repo
     fresh, where = flatten(params), flatten(shardings)
     like_ours = in_layout_of(stored, fresh)
     fates, wrong = {}, []
+    other_classes = about(checkpoint)["classes"] != classes
     for path, leaf in fresh.items():
         theirs = like_ours.get(path)
-        if theirs is not None and tuple(theirs.shape) == leaf.shape:
+        if other_classes and path.startswith("head/"):
+            fates[path] = "re-initialised (other classes)"
+        elif theirs is not None and tuple(theirs.shape) == leaf.shape:
             fates[path] = "loaded"
         elif theirs is not None and re.fullmatch(MAY_RESIZE, path):
             fates[path] = f"resized {list(theirs.shape[:2])} -> {list(leaf.shape[:2])}"

@@ -13,6 +13,7 @@ import sys
 
 from vit_jax import recipe
 from vit_jax.commands.arguments import add_config
+from vit_jax.errors import UserError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -122,5 +123,8 @@ def _contact_sheet(run, path: str) -> None:
     for i, image in enumerate(images):
         top, left = i // columns * height, i % columns * width
         sheet[top : top + height, left : left + width] = image
-    Image.fromarray(sheet[..., 0] if channels == 1 else sheet[..., :3]).save(path)
+    try:
+        Image.fromarray(sheet[..., 0] if channels == 1 else sheet[..., :3]).save(path)
+    except (OSError, ValueError) as error:
+        raise UserError(f"cannot write the picture {path}: {error}") from error
     print(f"{count} augmented images of one batch: {path}", file=sys.stderr)

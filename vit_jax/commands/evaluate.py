@@ -37,6 +37,7 @@ def run(options: argparse.Namespace) -> int:
     config = stored_config(about["config"])
     config.mesh.update(base().mesh)  # of this machine, not of the one that trained
     named = recipe.override(config, options.overrides)
+    _fit_batches(config, named)
     if options.data:
         config.data.eval.source = options.data
     if options.split:
@@ -46,6 +47,7 @@ def run(options: argparse.Namespace) -> int:
 
     from vit_jax.training.evaluation import measure
     from vit_jax.training.setup import set_up
+    from vit_jax.training.workdir import write_json
 
     run = set_up(config, named, classes=about["classes"])
     params = manager.restore(
@@ -62,14 +64,24 @@ def run(options: argparse.Namespace) -> int:
     if options.json == "-":
         print(json.dumps(result))
         return 0
-    if options.json:
-        Path(options.json).write_text(json.dumps(result, indent=1) + "\n")
     print(
         f"{checkpoint}: accuracy {metrics['accuracy']:.2%}, top-5 {metrics['top5_accuracy']:.2%}, "
         f"loss {metrics['loss']:.4f} on {metrics['examples']} examples of "
         f"{config.data.eval.source} {config.data.eval.split}"
     )
+    if options.json:
+        write_json(Path(options.json), result)
     return 0
+
+
+def _fit_batches(config: ConfigDict, named: list[str]) -> None:
+    """Batch sizes that this machine's devices divide, whatever those of training were."""
+    import jax
+
+    config.microbatch, devices = None, jax.device_count()
+    for key in ("batch_size", "eval_batch_size"):
+        if config[key] is not None and key not in named:
+            config[key] = -(-config[key] // devices) * devices
 
 
 def stored_config(flat: dict) -> ConfigDict:

@@ -6,6 +6,7 @@ continues exactly from `examples_seen`, with any number of threads, workers or p
 """
 
 import dataclasses
+import signal
 from collections.abc import Iterator
 from typing import Any
 
@@ -40,11 +41,11 @@ class Prepare(grain.transforms.RandomMap):
     def random_map(self, element: int, rng: np.random.Generator | None) -> Batch:
         index, damaged = int(element), -1
         for _ in range(MAX_DAMAGED):
-            example = self.source[index]
             try:
+                example = self.source[index]
                 image = example["image"]
                 image = decode(image, self.shape[-1]) if isinstance(image, bytes) else image
-            except DamagedImage:
+            except (DamagedImage, OSError):
                 damaged = int(element) if damaged < 0 else damaged
                 if not self.training:
                     return self.filler() | {"damaged": np.int64(damaged)}
@@ -140,9 +141,15 @@ def _batched(share: Share, rows: int, threads: int, workers: int) -> grain.IterD
             flags.FLAGS.mark_as_parsed()  # Grain's workers ask for them
         one = grain.ReadOptions(num_threads=1, prefetch_buffer_size=1)
         options = grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=2)
-        return examples.batch(rows).to_iter_dataset(one).mp_prefetch(options)
+        batches = examples.batch(rows).to_iter_dataset(one)
+        return batches.mp_prefetch(options, worker_init_fn=_leave_interrupts_to_the_run)
     ahead = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=max(2 * rows, threads))
     return examples.to_iter_dataset(ahead).batch(rows)
+
+
+def _leave_interrupts_to_the_run(worker: int, workers: int) -> None:
+    """A terminal sends Ctrl-C to the workers too, which must feed the run until it has saved."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 class OnDevice:

@@ -257,7 +257,7 @@ class Tfds:
                 f"tfds:{rest} is not on this machine: expected its array_record files and "
                 f"dataset_info.json in {root / rest}/VERSION/ (TFDS_DATA_DIR moves the root), or "
                 "give a folder of images PATH/train/CLASS/*.jpg and PATH/val/CLASS/*.jpg as "
-                "--config.data.train.source=folder:PATH"
+                "--config.data.train.source=folder:PATH --config.data.eval.split=val"
             )
         import tensorflow_datasets as tfds
 

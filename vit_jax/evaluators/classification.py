@@ -20,8 +20,9 @@ def make_eval_step(model: Model) -> Callable:
         real = labels >= 0
         logits, _ = model.apply(params, model.data_config.normalise(batch["image"]))
         wanted = jnp.take_along_axis(logits, jnp.maximum(labels, 0)[:, None], axis=-1)
-        # The rank among logits; ties count against, so that constant logits score nothing.
-        ahead = jnp.sum(logits >= wanted, axis=-1) - 1
+        # The rank among logits; ties count against, so that constant logits score nothing, and so
+        # does what is not a number, which is ahead of nothing and behind nothing.
+        ahead = jnp.sum(~(logits < wanted), axis=-1) - 1
         nll = jax.nn.logsumexp(logits, axis=-1) - wanted[:, 0]
         return {
             "count": jnp.sum(real),

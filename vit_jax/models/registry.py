@@ -50,8 +50,8 @@ def list_models(pattern: str = "*") -> list[str]:
     return sorted(fnmatch.filter(names, pattern))
 
 
-def full_name(letter_and_patch: str, resolution: int = 224) -> str:
-    """The model's name for a recipe's short one: `b16` -> `vit_base_patch16_224`.
+def short_name(letter_and_patch: str) -> str:
+    """A recipe's size as it is written here: `B_16` -> `b16`; only g and G differ by case.
 
     Raises UserError for a letter that is none of `LETTERS`.
     """
@@ -64,7 +64,14 @@ def full_name(letter_and_patch: str, resolution: int = 224) -> str:
             f"unknown model size {letter_and_patch!r}: give a letter of {letters} and a patch "
             "size, such as b16"
         )
-    return f"vit_{LETTERS[letter]}_patch{int(found.group(2))}_{resolution}"
+    return f"{letter}{int(found.group(2))}"
+
+
+def full_name(letter_and_patch: str, resolution: int = 224) -> str:
+    """The model's name for a recipe's short one: `b16` -> `vit_base_patch16_224`."""
+    short = short_name(letter_and_patch)
+    letter = short.rstrip("0123456789")
+    return f"vit_{LETTERS[letter]}_patch{short.removeprefix(letter)}_{resolution}"
 
 
 def create_model(name: str, **fields) -> Model:

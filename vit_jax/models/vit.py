@@ -25,7 +25,7 @@ CHOICES = {
     "gelu": ("exact", "tanh"),
     "remat": ("none", *REMAT_POLICIES),
     "attention": ("xla", "cudnn"),
-    "dtype": ("float32", "bfloat16", "float16"),
+    "dtype": ("float32", "bfloat16"),
 }
 
 
@@ -90,7 +90,7 @@ class ViTConfig:
         if self.attention == "cudnn" and self.attention_dropout:
             raise ValueError("attention 'cudnn' has no attention_dropout; use attention 'xla'")
         if self.attention == "cudnn" and self.dtype == "float32":
-            raise ValueError("attention 'cudnn' needs dtype bfloat16 or float16")
+            raise ValueError("attention 'cudnn' needs dtype bfloat16")
 
     @property
     def grid(self) -> tuple[int, int]:

@@ -1,1 +1,1 @@
-"""Devices: the mesh, the shardings of every array, and starting several processes."""
+"""Devices: the mesh, the shardings of every array; stopping on a signal."""

@@ -1,6 +1,8 @@
 """Ctrl-C and SIGTERM: remembered, so that a run saves before it leaves."""
 
+import os
 import signal
+import sys
 from types import FrameType, TracebackType
 from typing import Any
 
@@ -10,8 +12,8 @@ CODES = {signal.SIGINT: INTERRUPTED, signal.SIGTERM: RESTART}
 
 
 class StopSignals:
-    """While entered, the first Ctrl-C or SIGTERM sets `code` (of exit) instead of ending the
-    process, and a second one ends it at once. Outside the main thread it does nothing."""
+    """While entered, Ctrl-C and SIGTERM set `code` (of exit) instead of ending the process; a
+    second Ctrl-C ends it at once. Outside the main thread it does nothing."""
 
     def __init__(self) -> None:
         self.code: int | None = None
@@ -19,8 +21,11 @@ class StopSignals:
 
     def _remember(self, number: int, frame: FrameType | None) -> None:
         self.code = CODES[signal.Signals(number)]
-        for which in self._before:
-            signal.signal(which, signal.default_int_handler)
+        name = signal.Signals(number).name
+        # Not print: the signal may have come in the middle of one.
+        os.write(sys.stderr.fileno(), f"{name}: saves after this step, then stops\n".encode())
+        if number == signal.SIGINT:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
 
     def __enter__(self) -> "StopSignals":
         try:

@@ -82,13 +82,6 @@ def param_spec(path: str, shape: tuple[int, ...], mesh: Mesh, min_size: int) -> 
     return P(*spec)
 
 
-def param_specs(params: Any, mesh: Mesh, min_size: int) -> Any:
-    """`param_spec` for every leaf of a tree of parameters."""
-    return jax.tree_util.tree_map_with_path(
-        lambda keys, leaf: param_spec(path_of(keys), leaf.shape, mesh, min_size), params
-    )
-
-
 def state_shardings(state: Any, mesh: Mesh, min_size: int) -> Any:
     """Shardings of a whole training state `{params, opt, step, …}`.
 

@@ -16,7 +16,7 @@ from vit_jax.parallel.preemption import StopSignals
 from vit_jax.training.evaluation import measure, report_damaged
 from vit_jax.training.progress import Progress
 from vit_jax.training.result import write_result
-from vit_jax.training.setup import Run, first_state, set_up
+from vit_jax.training.setup import Run, Start, first_state, set_up
 from vit_jax.training.workdir import WorkFolder
 from vit_jax.training.writers import MetricWriter
 
@@ -37,20 +37,16 @@ def train(
     `named` are the keys given explicitly, for the check of unread ones; `writers` are told every
     number that TensorBoard is, and may be those of `clu.metric_writers`.
 
-    Raises UserError for anything the caller can mend, and Stopped where the run ended early with
-    its state saved (Ctrl-C, SIGTERM, too many non-finite steps).
+    Raises UserError for anything the caller can mend, and Stopped where the run ended early: with
+    its state saved (Ctrl-C, SIGTERM), or after too many non-finite steps.
     """
     run = set_up(config, named, devices)
     with WorkFolder(workdir) as folder, StopSignals() as stop:
-        folder.check(flat(run.config), run.classes)
         start = first_state(run, folder.path)
         folder.keep(flat(run.config), run.classes)
         keep = run.config.checkpoint
         checkpoints = Checkpoints(folder.path / "checkpoints", keep.keep, keep.keep_best)
-        progress = Progress(
-            folder.path, run.config, run.model, start.step, start.train_seconds,
-            run.train_examples, writers, quiet,
-        )  # fmt: skip
+        progress = Progress(folder.path, run, start, writers, quiet)
         try:
             for line in [*run.said, *start.said]:
                 progress.say(line)
@@ -59,25 +55,26 @@ def train(
             seconds = time.monotonic() - began
             progress.paused(seconds)
             progress.say(f"{run.summary}; compiled in {seconds:.1f} s")
-            fit(run, train_step, start.state, start.examples_seen, checkpoints, progress, stop)
-            return write_result(folder.path, run, progress)
+            fit(run, train_step, start, checkpoints, progress, stop)
+            return write_result(folder.path, run, start, progress)
         finally:
             progress.close()
 
 
 def fit(
-    run: Run, train_step: Callable, state: Any, examples_seen: int, checkpoints: Checkpoints,
-    progress: Progress, stop: StopSignals,
+    run: Run, train_step: Callable, start: Start, checkpoints: Checkpoints, progress: Progress,
+    stop: StopSignals,
 ) -> None:  # fmt: skip
-    """Steps from `state` to the end: batch, step, tell, evaluate, save; in this order."""
+    """Steps from `start` to the end: batch, step, tell, evaluate, save; in this order."""
     c = run.config
-    start, total = int(state["step"]), c.total_steps
+    total, state, examples_seen, damaged = (
+        c.total_steps, start.state, start.examples_seen, start.damaged,
+    )  # fmt: skip
     best = progress.best(f"eval/{c.data.eval.split}/{METRIC}")
     in_flight: deque[Any] = deque()
-    damaged = 0
-    batches = run.train_batches(examples_seen, total - start)
+    batches = run.train_batches(examples_seen, total - start.step)
     try:
-        for step in range(start + 1, total + 1):
+        for step in range(start.step + 1, total + 1):
             asked = time.monotonic()
             host, batch = next(batches)
             progress.waited(time.monotonic() - asked)
@@ -94,22 +91,25 @@ def fit(
             last, measured = step == total, None
             if step % c.log_every_steps == 0 or last:
                 progress.interval(step, metrics, host["id"], damaged)
-                progress.check_finite(c.max_skipped_steps)
+                progress.check_finite(c.max_skipped_steps, now=last)
 
-            if run.eval_source and (step % c.eval_every_steps == 0 or last):
+            due = last or (step % c.eval_every_steps == 0 and not stop.code)
+            if run.eval_source and due:
                 progress.flush()
                 jax.block_until_ready(metrics["loss"])
                 began = time.monotonic()
                 measured = measure(run, state["params"], progress.say)
                 progress.evaluation(step, c.data.eval.split, measured)
                 progress.paused(time.monotonic() - began)
-            better = measured is not None and measured[METRIC] > best
-            best = measured[METRIC] if measured is not None and better else best
+            better = c.checkpoint.keep_best and measured and measured[METRIC] > best
+            best = max(best, measured[METRIC]) if measured else best
 
             if last or better or stop.code or step % c.checkpoint.every_steps == 0:
                 progress.sync()
-                about = {"examples_seen": examples_seen, "train_seconds": progress.train_seconds,
-                         "config": flat(c), "classes": run.classes}  # fmt: skip
+                about = {"config": flat(c), "classes": run.classes, "origin": start.origin,
+                         "train_examples": run.train_examples, "examples_seen": examples_seen,
+                         "damaged_images": damaged, "train_seconds": progress.train_seconds,
+                         }  # fmt: skip
                 checkpoints.save(step, state, about, measured)
             if stop.code and not last:
                 raise Stopped(f"stopped at step {step}; its state is saved", stop.code)

@@ -22,6 +22,11 @@ DECAY_RULES: tuple[tuple[str, bool], ...] = (
 )
 
 
+# Functions of optax that are no optimisers, want more than gradients, or whose update is not the
+# learning rate times something: they cannot be built with rate 1 and scaled afterwards.
+NOT_SCALABLE = ("fromage", "lbfgs", "rprop", "scale_by_learning_rate", "scale_by_rprop")
+
+
 def decay_mask(params: Any) -> Any:
     """True for every parameter that weight decay applies to."""
     return jax.tree_util.tree_map_with_path(
@@ -48,9 +53,10 @@ def make_optimizer(c: ConfigDict) -> optax.GradientTransformation:
             arguments |= {"weight_decay": c.weight_decay, "mask": decay_mask}
     make = getattr(optax, c.name, None)
     takes = inspect.signature(make).parameters if inspect.isfunction(make) else {}
+    if c.name in NOT_SCALABLE:
+        raise UserError(f"optimiser {c.name} cannot follow a schedule here: take another of optax")
     if make is None or "learning_rate" not in takes:
-        known = [name for name in dir(optax) if _is_optimizer(getattr(optax, name))]
-        raise UserError(f"optax has no optimiser {c.name!r}: {nearest(c.name, known)}")
+        raise UserError(f"optax has no optimiser {c.name!r}: {nearest(c.name, known())}")
     if c.name not in ("adam", "adamw", "sgd") and "mask" in arguments and "mask" not in takes:
         mask_key = next((key for key in takes if key.endswith("decay_mask")), None)
         arguments[mask_key or "mask"] = arguments.pop("mask")
@@ -61,5 +67,10 @@ def make_optimizer(c: ConfigDict) -> optax.GradientTransformation:
     return optax.chain(*steps, make(learning_rate=1.0, **arguments))
 
 
-def _is_optimizer(thing: Any) -> bool:
-    return inspect.isfunction(thing) and "learning_rate" in inspect.signature(thing).parameters
+def known() -> list[str]:
+    """Names of optax's optimisers that `make_optimizer` takes."""
+    return [
+        name for name, thing in inspect.getmembers(optax, inspect.isfunction)
+        if "learning_rate" in inspect.signature(thing).parameters
+        and not name.startswith("_") and name not in NOT_SCALABLE
+    ]  # fmt: skip

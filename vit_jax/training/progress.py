@@ -16,6 +16,7 @@ import numpy as np
 from vit_jax.errors import NON_FINITE, Stopped
 from vit_jax.models.flops import train_flops
 from vit_jax.parallel.chips import peak_flops
+from vit_jax.training.setup import Run, Start
 from vit_jax.training.workdir import cannot_write
 from vit_jax.training.writers import MetricWriter, TensorBoardWriter
 
@@ -106,25 +107,21 @@ class Console:
 class Progress:
     """Collects a step's metrics at each interval and tells those of the interval before."""
 
-    def __init__(self, workdir: Path, config, model, start: int, seconds_before: float,
-                 train_examples: int, writers: Sequence[MetricWriter] = (),
-                 quiet: bool = False):  # fmt: skip
-        self._config, self._start = config, start
-        self._epoch = config.batch_size / train_examples
-        self._devices = jax.device_count() if config.mesh.data < 0 else (
-            config.mesh.data * config.mesh.fsdp * config.mesh.tensor
-        )  # fmt: skip
-        peak = peak_flops(jax.devices()[0].device_kind)
-        self._flops = train_flops(model.config)
+    def __init__(self, workdir: Path, run: Run, start: Start,
+                 writers: Sequence[MetricWriter] = (), quiet: bool = False):  # fmt: skip
+        self._config, self._devices = run.config, run.mesh.size
+        self._epoch = run.config.batch_size / run.train_examples
+        peak = peak_flops(run.mesh.devices.flat[0].device_kind)
+        self._flops = train_flops(run.model.config)
         self._peak = peak * self._devices if peak else None
-        self._rows = MetricRows(workdir / "metrics.jsonl", start)
-        self._writers: list[MetricWriter] = [TensorBoardWriter(workdir, start), *writers]
-        self._console = Console(config.total_steps, start)
+        self._rows = MetricRows(workdir / "metrics.jsonl", start.step)
+        self._writers: list[MetricWriter] = [TensorBoardWriter(workdir, start.step), *writers]
+        self._console = Console(run.config.total_steps, start.step)
         self._quiet = quiet
         self._pending: tuple[Row, Any] | None = None
-        self._seconds_before, self._began = seconds_before, time.monotonic()
+        self._seconds_before, self._began = start.train_seconds, time.monotonic()
         self._waited = self._paused = 0.0
-        self._mark = (self._began, start)
+        self._mark = (self._began, start.step)
         if not quiet:
             self._console.start()
 
@@ -164,13 +161,17 @@ class Progress:
                 leaf.copy_to_host_async()
         self._pending = (row, metrics)
 
-    def check_finite(self, most: int) -> None:
-        """Raises Stopped where the last row told ends `most` non-finite steps in a row."""
+    def check_finite(self, most: int, now: bool = False) -> None:
+        """Raises Stopped where the last row told (`now`: the one that waits) ends `most`
+        non-finite steps in a row."""
+        if now:
+            self.flush()
         told = self.last("loss")
         if told.get("skipped_in_row", 0) >= most:
             raise Stopped(
                 f"{told['skipped_in_row']} steps in a row up to step {told['step']} were not "
-                "finite: lower optimizer.lr or set optimizer.clip_norm",
+                "finite: start again in a new --workdir with a lower optimizer.lr or with "
+                "optimizer.clip_norm",
                 NON_FINITE,
             )
 

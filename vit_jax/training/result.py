@@ -12,7 +12,7 @@ import optax
 import vit_jax
 from vit_jax.config import flat
 from vit_jax.training.progress import Progress
-from vit_jax.training.setup import Run
+from vit_jax.training.setup import Run, Start
 from vit_jax.training.workdir import write_json, write_text
 
 
@@ -21,7 +21,7 @@ def config_hash(config: dict[str, Any]) -> str:
     return hashlib.sha1(json.dumps(config, sort_keys=True).encode()).hexdigest()[:12]
 
 
-def write_result(workdir: Path, run: Run, progress: Progress) -> dict[str, Any]:
+def write_result(workdir: Path, run: Run, start: Start, progress: Progress) -> dict[str, Any]:
     """Writes `result.json` and `model_card.md`; returns the former: accuracy, steps, times, and
     every final metric."""
     c = run.config
@@ -38,11 +38,11 @@ def write_result(workdir: Path, run: Run, progress: Progress) -> dict[str, Any]:
     }
     final = {k: v for row in (trained, evaluated) for k, v in row.items() if k not in result}
     write_json(workdir / "result.json", result | final)
-    write_text(workdir / "model_card.md", model_card(run, result | final))
+    write_text(workdir / "model_card.md", model_card(run, start.origin, result | final))
     return result | final
 
 
-def model_card(run: Run, result: dict[str, Any]) -> str:
+def model_card(run: Run, origin: str, result: dict[str, Any]) -> str:
     """What the model is, what it was trained on and how, what it reached; in Markdown."""
     c, m = run.config, run.model.config
     split = c.data.eval.split
@@ -54,7 +54,7 @@ def model_card(run: Run, result: dict[str, Any]) -> str:
         + (", … (`classes.json`)" if len(run.classes) > 10 else ""),
         "Training data": f"`{c.data.train.source}` {c.data.train.split}, "
         f"{run.train_examples:,} images, `{c.data.train.pipeline}`",
-        "Started from": f"`{c.init or c.resume}`" if c.init or c.resume else "scratch",
+        "Started from": origin,
         "Training": f"{c.total_steps:,} steps of {c.batch_size} images, {c.optimizer.name}, rate "
         f"{c.optimizer.lr:g} ({c.schedule.name}, {c.schedule.warmup_steps:,} steps of warm-up), "
         f"seed {c.seed}",

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import json
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from ml_collections import ConfigDict
 
 from vit_jax.checkpoint import manager
 from vit_jax.checkpoint.warm_start import warm_start
-from vit_jax.config import Sizes, resolve
+from vit_jax.config import Sizes, differences, flat, resolve
 from vit_jax.data import ops, pipeline
 from vit_jax.data.sources import Facts, Source, facts, open_source
 from vit_jax.errors import UserError
@@ -162,6 +163,8 @@ def set_up(
     with resolved.unlocked():
         resolved.model.update(dataclasses.asdict(model.config))
         resolved.model.image_size = list(model.config.image_size)
+    if model.config.attention == "cudnn" and open_data and jax.default_backend() != "gpu":
+        raise UserError("model.attention=cudnn needs an NVIDIA GPU; here: model.attention=xla")
     make_optimizer(resolved.optimizer)  # an unknown one is refused before anything is opened
     for part in ("train", "eval"):
         parsed = ops.parse(resolved.data[part].pipeline, model.config.image_size)
@@ -178,35 +181,76 @@ def set_up(
 
 @dataclasses.dataclass(frozen=True)
 class Start:
-    """Where a run begins."""
+    """Where a run begins: its state, and what the host has counted so far."""
 
     state: State
-    step: int
-    examples_seen: int
-    train_seconds: float
     said: list[str]
+    origin: str  # scratch, or the checkpoint whose parameters it was given
+    step: int = 0
+    examples_seen: int = 0
+    train_seconds: float = 0.0
+    damaged: int = 0
 
 
 def first_state(run: Run, workdir: Path) -> Start:
-    """The work folder's own last checkpoint, else `resume`, else `init`, else from scratch."""
+    """The work folder's own last checkpoint, else `resume`, else `init`, else from scratch.
+
+    Raises UserError where the checkpoint to continue is another run's, or past this one's end.
+    """
     c = run.config
     own = workdir / "checkpoints"
     if own.is_dir() and any(p.name.isdigit() for p in own.iterdir()):
         source = manager.find(workdir)
-    elif c.resume:
+        _check_same_run(run, source)
+        return _continued(run, source)
+    if c.resume:
         source = manager.find(c.resume)
-    else:
-        state = run.init_state()
-        if not c.init:
-            return Start(state, 0, 0, 0.0, ["from scratch"])
-        source = manager.find(c.init)
-        params, report = warm_start(source, state["params"], run.shardings["params"])
-        lines = [f"parameters from {source}: {report.lines()[0]}", *report.lines()[1:]]
-        return Start(state | {"params": params}, 0, 0, 0.0, lines)
-    state = manager.restore(source, run.abstract_state, run.shardings)
+        start = _continued(run, source)  # first, to show the tensors of another model
+        _check_same_run(run, source)
+        return start
+    state = run.init_state()
+    if not c.init:
+        return Start(state, ["from scratch"], "scratch")
+    source = manager.find(c.init)
+    where = run.shardings["params"]
+    params, report = warm_start(source, state["params"], where, run.classes)
+    lines = [f"parameters from {source}: {report.lines()[0]}", *report.lines()[1:]]
+    return Start(state | {"params": params}, lines, str(source))
+
+
+def _check_same_run(run: Run, source: Path) -> None:
+    """Raises UserError naming everything that decides a run's numbers and differs."""
     about = manager.about(source)
+    found = differences(about["config"], json.loads(json.dumps(flat(run.config))))
+    found += _class_differences(about["classes"], run.classes)
+    if about["train_examples"] != run.train_examples:
+        found.append(f"training examples: {about['train_examples']} -> {run.train_examples}")
+    if found:
+        raise UserError(
+            f"{source} belongs to another run; what differs:\n  "
+            + "\n  ".join(found)
+            + "\nUse another --workdir (--config.init takes the parameters alone), or the config "
+            "that it was started with"
+        )
+
+
+def _continued(run: Run, source: Path) -> Start:
+    about = manager.about(source)
+    state = manager.restore(source, run.abstract_state, run.shardings)
     step = int(state["step"])
+    if step > run.config.total_steps:
+        raise UserError(
+            f"{source} is past the end of this run, which has {run.config.total_steps} steps: give "
+            "it more, or start another one with --config.init"
+        )
     return Start(
-        state, step, about["examples_seen"], about["train_seconds"],
-        [f"continues {source} at step {step}"],
+        state, [f"continues {source} at step {step}"], about["origin"], step,
+        about["examples_seen"], about["train_seconds"], about["damaged_images"],
     )  # fmt: skip
+
+
+def _class_differences(old: list[str], new: list[str]) -> list[str]:
+    gone, come = sorted(set(old) - set(new)), sorted(set(new) - set(old))
+    lines = [f"class {name!r} is gone" for name in gone[:5]]
+    lines += [f"class {name!r} is new" for name in come[:5]]
+    return lines or (["the order of classes"] if old != new else [])

@@ -6,7 +6,6 @@ import os
 from pathlib import Path
 from typing import Any
 
-from vit_jax.config import differences
 from vit_jax.errors import UserError
 
 
@@ -72,34 +71,7 @@ class WorkFolder:
             self.path.rmdir()
         self._lock.close()  # the kernel lets the lock go, also when the process is killed
 
-    def check(self, config: dict[str, Any], classes: list[str]) -> None:
-        """Compares the resolved config and the classes with those of before, if any.
-
-        Raises UserError naming every key that decides the run's numbers and differs.
-        """
-        for name, value, differ in (
-            ("config.json", config, differences),
-            ("classes.json", classes, _class_differences),
-        ):
-            file = self.path / name
-            if not file.exists():
-                continue
-            found = differ(json.loads(file.read_text()), json.loads(json.dumps(value)))
-            if found:
-                raise UserError(
-                    f"work folder {self.path} belongs to another run; what differs:\n  "
-                    + "\n  ".join(found)
-                    + "\nUse another --workdir, or the config it was started with"
-                )
-
     def keep(self, config: dict[str, Any], classes: list[str]) -> None:
         """Writes `config.json` and `classes.json`."""
         write_json(self.path / "config.json", config)
         write_json(self.path / "classes.json", classes)
-
-
-def _class_differences(old: list[str], new: list[str]) -> list[str]:
-    gone, come = sorted(set(old) - set(new)), sorted(set(new) - set(old))
-    lines = [f"class {name!r} is gone" for name in gone[:5]]
-    lines += [f"class {name!r} is new" for name in come[:5]]
-    return lines or (["the order of classes"] if old != new else [])

@@ -28,8 +28,7 @@ class TensorBoardWriter:
     def __init__(self, folder: Path, last_step: int):
         from tensorboardX import SummaryWriter
 
-        purge = last_step + 1 if last_step else None
-        self._writer = SummaryWriter(str(folder), purge_step=purge)
+        self._writer = SummaryWriter(str(folder), purge_step=last_step + 1)
 
     def write_scalars(self, step: int, scalars: Mapping[str, float]) -> None:
         for name, value in scalars.items():
