@@ -18,13 +18,11 @@ ACCURACY = "eval/val/accuracy"
 
 
 def read(path: str) -> list[dict]:
-    """The rows, each evaluation given the epoch and seconds of the training row before it."""
-    rows, last = [], {"epoch": 0.0, "seconds": 0.0}
-    for line in Path(path).read_text().splitlines():
-        row = json.loads(line)
-        last = {key: row.get(key, last[key]) for key in last}
-        rows.append(last | row)
-    return rows
+    """The rows, each evaluation given the epoch and seconds of its step."""
+    rows = [json.loads(line) for line in Path(path).read_text().splitlines()]
+    last = [row for row in rows if "loss" in row][-1]
+    per_step = {key: last[key] / last["step"] for key in ("epoch", "seconds")}
+    return [{key: x * row["step"] for key, x in per_step.items()} | row for row in rows]
 
 
 def curve(rows: list[dict], over: str, unit: float, key: str, scale: float) -> tuple[list, list]:
