@@ -16,6 +16,10 @@ _WHERE = {
 __all__ = ["create_model", "list_models", "train"]
 
 
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])
+
+
 def __getattr__(name: str) -> Any:
     if name not in _WHERE:
         raise AttributeError(f"module 'vit_jax' has no attribute {name!r}")

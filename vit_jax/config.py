@@ -8,6 +8,7 @@ import copy
 import dataclasses
 import math
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -238,20 +239,7 @@ def resolve(
             raise UserError(f"{key} is set, but data.eval.split is empty: there is no evaluation")
     c = copy.deepcopy(config).unlock()
     said: list[str] = []
-    for key in ("batch_size", "log_every_steps", "checkpoint.keep", "max_skipped_steps"):
-        _at_least_one(c, key)
-    for key in ("eval_batch_size", "microbatch"):
-        if c[key] is not None:
-            _at_least_one(c, key)
-    if not 0 <= c.seed < 2**32:
-        raise UserError(f"seed lies in 0 … 2**32 - 1, not {c.seed}")
-    for key, value in (("mixup", c.mixup), ("data.threads", c.data.threads),
-                       ("data.workers", c.data.workers)):  # fmt: skip
-        if value < 0:
-            raise UserError(f"{key} must be 0 or more, not {value}")
-    if c.data.damaged not in ("skip", "fail"):
-        raise UserError(f"data.damaged is skip or fail, not {c.data.damaged!r}")
-
+    _check_ranges(c)
     total = _steps(c, "total", sizes)
     if total is None:
         options = ", ".join(DURATIONS["total"])
@@ -294,8 +282,43 @@ def resolve(
             f"{sizes.num_classes} classes: leave the key out, or raise it"
         )
     c.model.channels = c.model.channels or sizes.channels
-    c.data.eval.source = c.data.eval.source or c.data.train.source
+    if c.batch_size > sizes.train_examples:
+        said.append(
+            f"batch_size {c.batch_size} is more than the {sizes.train_examples} training examples: "
+            "a batch holds some of them twice"
+        )
+    c.data.eval.source = _absolute(c.data.eval.source or c.data.train.source)
+    c.data.train.source = _absolute(c.data.train.source)
     return c.lock(), said
+
+
+def _absolute(source: str) -> str:
+    """`folder:PATH` from the root, so that a work folder can be used from anywhere."""
+    kind, _, path = source.partition(":")
+    return f"{kind}:{Path(path).expanduser().absolute()}" if kind == "folder" else source
+
+
+def _check_ranges(c: ConfigDict) -> None:
+    """Raises UserError for the first number that lies outside of its range."""
+    for key in ("batch_size", "log_every_steps", "checkpoint.keep", "max_skipped_steps"):
+        _at_least_one(c, key)
+    for key in ("eval_batch_size", "microbatch"):
+        if c[key] is not None:
+            _at_least_one(c, key)
+    if not 0 <= c.seed < 2**32:
+        raise UserError(f"seed lies in 0 … 2**32 - 1, not {c.seed}")
+    for key, value in (("mixup", c.mixup), ("data.threads", c.data.threads),
+                       ("data.workers", c.data.workers)):  # fmt: skip
+        if value < 0:
+            raise UserError(f"{key} must be 0 or more, not {value}")
+    smoothing = c.loss.label_smoothing
+    if not 0 <= smoothing < 1:
+        raise UserError(f"loss.label_smoothing lies in [0, 1), not {smoothing}")
+    for key in ("lr", "weight_decay", "clip_norm"):
+        if (c.optimizer[key] or 0) < 0:
+            raise UserError(f"optimizer.{key} must be 0 or more, not {c.optimizer[key]}")
+    if c.data.damaged not in ("skip", "fail"):
+        raise UserError(f"data.damaged is skip or fail, not {c.data.damaged!r}")
 
 
 def mesh_sizes(mesh: ConfigDict, devices: int) -> tuple[int, int, int]:

@@ -12,7 +12,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import vit_jax
 from vit_jax import cli
+from vit_jax.errors import UserError
 
 TINY = """
 from tests.digits_run import tiny_config
@@ -75,6 +77,8 @@ FOLDER_KEYS = (
         ("--config.optimizer.name=adamm", ["adamm", "adam"]),
         ("--config.total_epochs=0", ["no length", "total_steps"]),
         ("--config.init=/not/there", ["/not/there", "no checkpoint"]),
+        ("--config.optimizer.lr=-1", ["optimizer.lr", "-1"]),
+        ("--config.loss.label_smoothing=3", ["loss.label_smoothing", "[0, 1)"]),
         ("--config.init=a --config.resume=b", ["init and resume are both set"]),
         ("--config.data.eval.split= --config.eval_batch_size=8", ["eval_batch_size", "split"]),
         ("--config.optimizer.name=lbfgs --config.optimizer.weight_decay=0", ["lbfgs"]),
@@ -361,3 +365,30 @@ def test_the_allocator_is_set_before_training_and_left_alone_where_the_user_set_
         )
         assert run.returncode == 2, run.stderr
         assert run.stderr == f"vit: error: {recipe} cannot be read: {wanted}\n"
+
+
+def test_what_surprises_is_said_and_a_work_folder_serves_from_anywhere(
+    train, tmp_path, monkeypatch, capsys
+):
+    photos = image_folder(tmp_path / "photos")
+    (photos / "train" / "bird").mkdir()
+    monkeypatch.chdir(tmp_path)
+    keys = ("--config.data.train.source=folder:photos", *FOLDER_KEYS)
+    code, said = train(*keys, "--config.total_steps=1")
+    assert code == 0
+    assert "photos/train: the class 'bird' has no images" in said
+    code, said = train(*keys, "--config.total_steps=2")
+    assert code == 0
+    assert "total_steps was 1 and is 2 now" in said
+    monkeypatch.chdir("/")
+    assert cli.main(["evaluate", f"--workdir={tmp_path}/work"]) == 0
+    capsys.readouterr()
+    code, said = train("--config.batch_size=1600", "--config.total_steps=1", workdir=tmp_path / "b")
+    assert code == 0
+    assert "batch_size 1600 is more than the 1442 training examples" in said
+
+
+def test_train_in_a_notebook_takes_a_config_and_says_so(tmp_path):
+    with pytest.raises(UserError, match=r"recipe.load gives it, not 'digits.py'"):
+        vit_jax.train("digits.py", tmp_path / "work")
+    assert {"create_model", "list_models", "train"} <= set(dir(vit_jax))

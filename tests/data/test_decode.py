@@ -150,3 +150,11 @@ def test_whatever_happened_to_a_file_it_is_an_image_or_damaged(kind, data):
         return
     assert pixels.dtype == np.uint8
     assert pixels.shape[2:] == (channels,)
+
+
+def test_sixteen_bits_are_read_as_their_upper_eight():
+    levels = np.arange(0, 65536, 4096, dtype=np.uint16).reshape(4, 4)
+    file = io.BytesIO()
+    Image.fromarray(levels).save(file, "PNG")
+    np.testing.assert_array_equal(decode(file.getvalue(), 1)[..., 0], levels >> 8)
+    np.testing.assert_array_equal(decode(file.getvalue(), 3)[..., 2], levels >> 8)

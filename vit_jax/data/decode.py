@@ -31,7 +31,10 @@ def decode(data: bytes, channels: int = 3) -> UInt8[np.ndarray, "height width ch
             pass
     try:
         with Image.open(io.BytesIO(data)) as image:
-            pixels = np.asarray(image.convert(_MODES[channels]))
+            whole: Image.Image = image
+            if image.mode.startswith("I"):  # 16 bits, which Pillow's conversion would cut off
+                whole = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+            pixels = np.asarray(whole.convert(_MODES[channels]))
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         reason = str(error).replace(repr(data[:0]), "").split("<_io")[0].strip()
         raise DamagedImage(reason or type(error).__name__) from error

@@ -24,6 +24,7 @@ class Source(Protocol):
 
     classes: list[str]
     channels: int
+    notes: tuple[str, ...]  # what the user should hear of
 
     def __len__(self) -> int: ...
 
@@ -94,6 +95,8 @@ def facts(spec: str, split: str) -> Facts:
 class Arrays:
     """Images held in memory: uint8 [N, H, W, C] and labels [N]."""
 
+    notes: tuple[str, ...] = ()
+
     def __init__(self, name: str, images: np.ndarray, labels: np.ndarray, classes: list[str]):
         self.name, self.images, self.labels, self.classes = name, images, labels, classes
         self.channels = images.shape[-1]
@@ -125,6 +128,8 @@ def digits(rest: str, split: str, classes: list[str] | None) -> Arrays:
 
 class Synthetic:
     """Noise whose brightness depends on the label, made from the example's number."""
+
+    notes: tuple[str, ...] = ()
 
     def __init__(self, rest: str, split: str, classes: list[str] | None):
         sizes = {"examples": 1024, "classes": 10, "size": 256, "channels": 3}
@@ -172,7 +177,10 @@ class Folder:
         if hashed:
             _known_split(f"folder:{rest} (CLASS/* without splits)", split, ("train", "val"))
         elif split not in inside:
-            raise UserError(f"folder:{rest} has no split {split!r}: it has {', '.join(splits)}")
+            raise UserError(
+                f"folder:{rest} has no split {split!r}: it has {', '.join(splits)} "
+                "(--config.data.eval.split= leaves evaluation out)"
+            )
         self.root = root if hashed else root / split
         found = inside if hashed else _folders(self.root)
         self.classes = found if classes is None else list(classes)
@@ -209,7 +217,18 @@ class Folder:
                 "their classes"
             )
         self._names, self._labels = b"".join(names), np.asarray(labels, np.int32)
+        empty = [name for name in found if number[name] not in set(np.unique(self._labels))]
+        self.notes = self._notes(empty)
         self._ends = np.asarray(ends, np.int64)
+
+    def _notes(self, empty: list[str]) -> tuple[str, ...]:
+        notes = []
+        if empty:
+            more = f" and {len(empty) - 1} more" if len(empty) > 1 else ""
+            notes.append(f"{self.root}: the class {empty[0]!r}{more} has no images")
+        if len(self.classes) == 1:
+            notes.append(f"{self.root} holds one class alone, {self.classes[0]!r}")
+        return tuple(notes)
 
     def path(self, index: int) -> Path:
         """The file of an example."""
@@ -248,6 +267,7 @@ class Tfds:
     """A TFDS data set prepared as array_record, read without TensorFlow; bytes stay encoded."""
 
     channels = 3
+    notes: tuple[str, ...] = ()
 
     def __init__(self, rest: str, split: str, classes: list[str] | None):
         folders = _tfds_folders(rest)

@@ -48,8 +48,9 @@ def model_card(run: Run, origin: str, result: dict[str, Any]) -> str:
     split = c.data.eval.split
     height, width = m.image_size
     facts = {
-        "Model": f"{run.model.name}, {result['num_params']:,} parameters, {height}×{width} px, "
-        f"{m.channels} channels, pixels in [-1, 1]",
+        "Model": f"{run.model.name}, width {m.hidden_size}, {m.num_layers} layers of {m.num_heads} "
+        f"heads, MLP {m.mlp_dim}, patch {m.patch_size}; {result['num_params']:,} parameters",
+        "Input": f"{height}×{width} px, {m.channels} channels, pixels in [-1, 1]",
         "Classes": f"{len(run.classes):,}: {', '.join(run.classes[:10])}"
         + (", … (`classes.json`)" if len(run.classes) > 10 else ""),
         "Training data": f"`{c.data.train.source}` {c.data.train.split}, "

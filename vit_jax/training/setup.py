@@ -142,6 +142,8 @@ def set_up(
 
     Raises UserError for anything in the config that cannot work.
     """
+    if not isinstance(config, ConfigDict):
+        raise UserError(f"a config is a ConfigDict, as recipe.load gives it, not {config!r}")
     data, train_source, eval_source = config.data, None, None
     eval_spec = data.eval.source or data.train.source
     if not open_data:
@@ -157,6 +159,7 @@ def set_up(
     count = jax.device_count() if devices is None else len(devices)
     sizes = Sizes(known.num_examples, known.num_classes, known.channels, count)
     resolved, said = resolve(config, sizes, named)
+    said += train_source.notes if train_source else ()
 
     fields = resolved.model.to_dict()
     model = create_model(fields.pop("name"), **fields)
@@ -243,8 +246,14 @@ def _continued(run: Run, source: Path) -> Start:
             f"{source} is past the end of this run, which has {run.config.total_steps} steps: give "
             "it more, or start another one with --config.init"
         )
+    said = [f"continues {source} at step {step}"]
+    for key in ("total_steps", "microbatch"):
+        before, now = about["config"][key], run.config[key]
+        if before != now:
+            effect = {"total_steps": "the schedule ends there", "microbatch": "other dropout"}[key]
+            said.append(f"{key} was {before} and is {now} now: {effect}")
     return Start(
-        state, [f"continues {source} at step {step}"], about["origin"], step,
+        state, said, about["origin"], step,
         about["examples_seen"], about["train_seconds"], about["damaged_images"],
     )  # fmt: skip
 

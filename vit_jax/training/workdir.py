@@ -1,5 +1,6 @@
 """The work folder: its lock, its config, and files that are whole or not there."""
 
+import errno
 import fcntl
 import json
 import os
@@ -30,7 +31,9 @@ def write_text(path: Path, text: str) -> None:
 
 def cannot_write(path: Path, error: OSError) -> UserError:
     """The one line for a disk that is full, read-only or too small."""
-    return UserError(f"cannot write {path}: {error.strerror or error}; make room or choose another")
+    full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+    remedy = "make room or choose another place" if full else "choose another place"
+    return UserError(f"cannot write {path}: {error.strerror or error}; {remedy}")
 
 
 class WorkFolder:
