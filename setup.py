@@ -43,7 +43,7 @@ setup(
         "rich>=13,<16",
         "scikit-learn>=1.6,<2",
         "simplejpeg>=1.8,<2",
-        "tensorboardX>=2.6.2,<3",
+        "tensorboardX>=2.6.2.2,<3",
         "tensorflow-datasets>=4.9.10,<5",
     ],
     extras_require={
