@@ -240,6 +240,9 @@ def test_what_does_not_change_a_steps_numbers_may_differ_on_resume():
     changed = {key for key in flat(old) if flat(old)[key] != flat(new)[key]}
     assert changed >= {key.replace("__", ".") for key in FREE} | {"mesh.data"}
     assert differences(flat(old), flat(new)) == []
+    assert (
+        differences(flat(old), flat(resolved(eight, **FREE | {"init": None, "resume": "b"}))) == []
+    )
 
 
 def test_everything_else_that_differs_is_named_with_both_values():

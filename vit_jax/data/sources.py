@@ -217,8 +217,8 @@ class Folder:
                 "their classes"
             )
         self._names, self._labels = b"".join(names), np.asarray(labels, np.int32)
-        empty = [name for name in found if number[name] not in set(np.unique(self._labels))]
-        self.notes = self._notes(empty)
+        images = np.bincount(self._labels, minlength=len(self.classes))
+        self.notes = self._notes([name for name in found if not images[number[name]]])
         self._ends = np.asarray(ends, np.int64)
 
     def _notes(self, empty: list[str]) -> tuple[str, ...]:

@@ -2,7 +2,6 @@
 
 import os
 import signal
-import sys
 from types import FrameType, TracebackType
 from typing import Any
 
@@ -22,8 +21,8 @@ class StopSignals:
     def _remember(self, number: int, frame: FrameType | None) -> None:
         self.code = CODES[signal.Signals(number)]
         name = signal.Signals(number).name
-        # Not print: the signal may have come in the middle of one.
-        os.write(sys.stderr.fileno(), f"{name}: saves after this step, then stops\n".encode())
+        # Not print, whose middle this may be; not sys.stderr, which in a notebook is no file.
+        os.write(2, f"{name}: saves after this step, then stops\n".encode())
         if number == signal.SIGINT:
             signal.signal(signal.SIGINT, signal.default_int_handler)
 
