@@ -1,8 +1,9 @@
-"""Pre-training as the ViT paper and its code did it: `pretrain.py:SIZE,DATASET`.
+"""Pre-training as the ViT paper and its code did it: `pretrain.py:MODEL,DATASET`.
 
     vit train --config=pretrain.py:b16,imagenet21k --workdir=DIR
 
-SIZE: a letter (ti s b l h g G) and a patch size, such as b16, l32, h14.
+MODEL: a letter (ti s b l h g G) and a patch size, such as b16, l32, h14; a hybrid (r_ti16, r26_s32,
+r26_b32, r50_b16, r50_l32), mixer_b16, bit_50x1, or a name of `list_models`.
 DATASET: imagenet21k, imagenet2012 or jft300m.
 
 | data set     | provenance                         | expected                                  |
@@ -17,7 +18,7 @@ are the papers', not runs of this code.
 
 from vit_jax.config import base
 from vit_jax.errors import UserError, nearest
-from vit_jax.models.registry import full_name, short_name
+from vit_jax.models.registry import find_kind, full_name, takes
 
 # epochs, lr, weight decay, schedule, end lr, dropout, clip, loss, head bias
 DATASETS = {
@@ -26,8 +27,11 @@ DATASETS = {
     "jft300m": (7.0, 8e-4, 0.1, "linear", 1e-5, 0.0, 1.0, "sigmoid", -10.0),
 }
 # JFT-300M: epochs and rate by size and patch; the larger ones take 14 epochs.
-JFT = {"b32": (7.0, 8e-4), "b16": (7.0, 8e-4), "l32": (7.0, 6e-4), "l16": (14.0, 4e-4),
-       "h14": (14.0, 3e-4)}  # fmt: skip
+JFT = {
+    "vit_base_patch32_224": (7.0, 8e-4), "vit_base_patch16_224": (7.0, 8e-4),
+    "vit_large_patch32_224": (7.0, 6e-4), "vit_large_patch16_224": (14.0, 4e-4),
+    "vit_huge_patch14_224": (14.0, 3e-4),
+}  # fmt: skip
 VAL_SPLIT = {"imagenet2012": "validation"}
 
 
@@ -36,10 +40,10 @@ def get_config(arguments: str = "b16,imagenet21k"):
     dataset = dataset or "imagenet21k"
     if dataset not in DATASETS:
         raise UserError(f"pretrain.py: unknown data set {dataset!r}: {nearest(dataset, DATASETS)}")
-    size = short_name(size)
     epochs, lr, decay, schedule, end_lr, dropout, clip, loss, head_bias = DATASETS[dataset]
-    if dataset == "jft300m" and size in JFT:
-        epochs, lr = JFT[size]
+    name = full_name(size)
+    if dataset == "jft300m":
+        epochs, lr = JFT.get(name, (epochs, lr))
 
     c = base()
     c.batch_size = 4096
@@ -47,13 +51,13 @@ def get_config(arguments: str = "b16,imagenet21k"):
     c.eval_every_epochs = max(1.0, epochs / 30)
     c.log_every_steps = 100
 
-    c.model.name = full_name(size)
-    c.model.pre_logits = True
+    c.model.name = name
     c.model.head_bias = head_bias
-    c.model.dropout = dropout
-    c.model.scan = True
     c.model.dtype = "bfloat16"
-    if size[0] in "lhgG":
+    for field, value in {"pre_logits": True, "dropout": dropout, "scan": True}.items():
+        if takes(name, field):
+            c.model[field] = value
+    if find_kind(name)[2].get("hidden_size", 0) >= 1024:
         c.model.remat = "dots"
         c.mesh.data, c.mesh.fsdp = 1, -1
 

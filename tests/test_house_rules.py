@@ -80,7 +80,15 @@ def test_every_transform_is_jaxs_own_and_nothing_is_sown():
 
 
 def test_no_module_of_package_or_recipes_imports_another_framework():
-    assert offences(peer_imports, "vit_jax", "configs") == []
+    # PyTorch's own files can be read by PyTorch alone; the import stands in the one function.
+    found = [
+        line for line in offences(peer_imports, "vit_jax", "configs") if "files.py" not in line
+    ]
+    assert found == []
+    reading = ast.parse((ROOT / "vit_jax" / "pretrained" / "files.py").read_text())
+    assert [line.split(": ")[1] for line in peer_imports(reading)] == ["torch"]
+    assert not any(isinstance(node, ast.Import) and node.names[0].name == "torch"
+                   for node in reading.body)  # fmt: skip
 
 
 def test_every_public_function_and_class_says_what_it_does():

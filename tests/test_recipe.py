@@ -182,7 +182,7 @@ def test_none_empties_what_may_be_empty():
     assert c.data.eval.split == ""
 
 
-@pytest.mark.parametrize("key", ["seed", "batch_size", "optimizer.lr", "model.scan"])
+@pytest.mark.parametrize("key", ["seed", "batch_size", "optimizer.lr", "data.threads"])
 def test_none_is_refused_where_a_value_is_needed(key):
     with pytest.raises(UserError, match=f"config key '{key}' cannot be empty"):
         recipe.override(base(), {key: "None"})

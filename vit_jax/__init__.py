@@ -11,9 +11,14 @@ __version__ = "0.1.0"
 _WHERE = {
     "create_model": "vit_jax.models.registry",
     "list_models": "vit_jax.models.registry",
+    "list_pretrained": "vit_jax.pretrained.catalog",
+    "load_pretrained": "vit_jax.pretrained.load",
+    "save_pretrained": "vit_jax.pretrained.save",
     "train": "vit_jax.training.loop",
 }
-__all__ = ["create_model", "list_models", "train"]
+__all__ = [
+    "create_model", "list_models", "list_pretrained", "load_pretrained", "save_pretrained", "train",
+]  # fmt: skip
 
 
 def __dir__() -> list[str]:

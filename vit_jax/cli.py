@@ -12,6 +12,9 @@ OLDEST_PYTHON, OLDEST_JAX = (3, 11), (0, 10)
 COMMANDS = {
     "train": "train, continue or fine-tune a model",
     "evaluate": "measure a checkpoint on a whole split",
+    "predict": "classify images with any weights",
+    "inspect": "show what weights of any layout hold",
+    "convert": "write weights in another layout",
     "describe": "show what a config resolves to, without training",
     "doctor": "show versions and devices, and check that they work",
 }
@@ -73,7 +76,7 @@ def entry():
     background threads of libraries would tell the same error again."""
     import os
 
-    computes = sys.argv[1:2] in (["train"], ["evaluate"]) and sys.platform == "linux"
+    computes = sys.argv[1:2] in (["train"], ["evaluate"], ["predict"]) and sys.platform == "linux"
     if computes and "GLIBC_TUNABLES" not in os.environ and not check_versions():
         environment = dict(os.environ, GLIBC_TUNABLES=MALLOC)
         os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], environment)

@@ -76,7 +76,7 @@ FOLDER_KEYS = (
         ("--config.data.train.pipeline=decode|shfit(1)", ["shfit", "shift"]),
         ("--config.optimizer.name=adamm", ["adamm", "adam"]),
         ("--config.total_epochs=0", ["no length", "total_steps"]),
-        ("--config.init=/not/there", ["/not/there", "no checkpoint"]),
+        ("--config.init=/not/there", ["/not/there", "no file, no folder"]),
         ("--config.optimizer.lr=-1", ["optimizer.lr", "-1"]),
         ("--config.loss.label_smoothing=3", ["loss.label_smoothing", "[0, 1)"]),
         ("--config.init=a --config.resume=b", ["init and resume are both set"]),
@@ -175,7 +175,7 @@ def test_init_from_another_width_lists_what_has_no_explanation(train, tmp_path):
         workdir=tmp_path / "other",
     )  # fmt: skip
     assert code == 2
-    assert "encoder/block00/norm1/scale [16]: the checkpoint has it as [32]" in said
+    assert "encoder/block00/norm1/scale [16]: the weights have it as [32]" in said
 
 
 def truncate(file: Path) -> None:

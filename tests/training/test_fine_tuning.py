@@ -45,9 +45,9 @@ def test_another_head_and_resolution_take_over_the_encoder(pretrained, tmp_path)
     assert not np.any(new["head"]["kernel"])
     assert "pre_logits" not in new
     said = "\n".join(begun.said)
-    assert "resized [2, 2] -> [4, 4]: pos_embed/grid" in said
-    assert "re-initialised: head/kernel" in said
-    assert "unused: pre_logits/kernel" in said
+    assert "resized (2 x 2 to 4 x 4, timm): pos_embed/grid" in said
+    assert "re-initialised (other classes): head/kernel" in said
+    assert "unused (another head): pre_logits/kernel" in said
     assert begun.step == begun.examples_seen == 0
     # The resized positions are a real interpolation of the old ones: their mean is kept.
     np.testing.assert_allclose(
@@ -77,12 +77,12 @@ def test_a_listed_checkpoint_starts_a_scanned_model(pretrained, tmp_path):
 
 
 def test_more_layers_than_the_checkpoint_has_are_refused_by_name(pretrained, tmp_path):
-    with pytest.raises(UserError, match=r"encoder/block02/.*: the checkpoint lacks it"):
+    with pytest.raises(UserError, match=r"encoder/block02/.*: the weights lack it"):
         start(tmp_path, pretrained[0], model__num_layers=3)
 
 
 def test_registers_that_the_checkpoint_lacks_are_refused(pretrained, tmp_path):
-    with pytest.raises(UserError, match=r"registers .*: the checkpoint lacks it"):
+    with pytest.raises(UserError, match=r"registers .*: the weights lack it"):
         start(tmp_path, pretrained[0], model__registers=2)
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 from jax.sharding import NamedSharding, PartitionSpec
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
@@ -89,6 +90,18 @@ def read(checkpoint: Path, wanted: dict[str, jax.ShapeDtypeStruct]) -> dict[str,
     return flatten(tree)
 
 
+def read_host(checkpoint: Path, wanted: dict[str, jax.ShapeDtypeStruct]) -> dict[str, Any]:
+    """The named arrays of a checkpoint as NumPy arrays; no device is touched."""
+    target = nest(wanted)
+    kinds = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), target)
+    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader, _readable(checkpoint):
+        tree = reader.restore(
+            checkpoint / "state",
+            args=ocp.args.PyTreeRestore(target, restore_args=kinds, partial_restore=True),
+        )
+    return flatten(tree)
+
+
 def restore(checkpoint: Path, abstract: Any, shardings: Any, part: str = "") -> Any:
     """A whole state (or its `part`, such as `params`), bit for bit as it was saved, placed by
     `shardings`, with the encoder's layers stacked or listed as `abstract` has them.
@@ -118,6 +131,17 @@ def restore(checkpoint: Path, abstract: Any, shardings: Any, part: str = "") -> 
         lambda flat: unflatten(in_layout_of(flat, wanted), abstract), out_shardings=shardings
     )
     return convert(flat)
+
+
+def write(checkpoint: Path, state: Any, about: dict[str, Any]) -> None:
+    """One checkpoint at a path where nothing is yet, as `Checkpoints` writes those of a run."""
+    with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as writer:
+        writer.save(
+            checkpoint.absolute(),
+            args=ocp.args.Composite(
+                state=ocp.args.PyTreeSave(nest(flatten(state))), about=ocp.args.JsonSave(about)
+            ),
+        )
 
 
 class Checkpoints:

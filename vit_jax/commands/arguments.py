@@ -6,6 +6,7 @@ tracebacks for unknown keys and reads the process's own arguments.
 
 import argparse
 from types import ModuleType
+from typing import Any
 
 from vit_jax.errors import UserError
 
@@ -32,6 +33,38 @@ def add_config(parser: argparse.ArgumentParser, required: bool = True) -> None:
         help="recipe, such as digits.py or configs/pretrain.py:b16,imagenet21k; "
         "--config.KEY=VALUE overrides one key",
     )  # fmt: skip
+
+
+def add_source(parser: argparse.ArgumentParser) -> None:
+    """Weights to read, and the fields of their model that the file does not tell."""
+    parser.add_argument(
+        "weights",
+        help="a file, a folder, a work folder, an address (https://, hf://OWNER/REPO) or a name of "
+        "list_pretrained(); --config.model.FIELD=VALUE tells what the file does not",
+    )
+
+
+def model_fields(options: argparse.Namespace) -> dict[str, Any]:
+    """The fields given as `--config.model.FIELD=VALUE`; `image_size` is that of the weights.
+
+    Raises UserError for any other key of a config.
+    """
+    from vit_jax import recipe
+    from vit_jax.config import base
+
+    for key in options.overrides:
+        if not key.startswith("model.") or key == "model.name":
+            raise UserError(
+                f"--config.{key} is not read here: weights decide all but what they do not tell, "
+                "such as --config.model.num_heads=12"
+            )
+    config = base()
+    recipe.override(config, options.overrides)
+    fields = {k: v for k, v in config.model.to_dict().items() if v is not None and k != "name"}
+    if "image_size" in fields:
+        size = fields.pop("image_size")
+        fields["source_image_size"] = (size, size) if isinstance(size, int) else size
+    return fields
 
 
 def _dashes(argument: str) -> str:

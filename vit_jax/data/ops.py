@@ -14,6 +14,7 @@ from collections.abc import Callable
 
 import cv2
 import numpy as np
+from PIL import Image
 
 from vit_jax.errors import UserError, nearest
 
@@ -35,28 +36,40 @@ def _pair(size: Size, default: tuple[int, int]) -> tuple[int, int]:
     return (size, size) if isinstance(size, int) else (size[0], size[1])
 
 
-def _resize(image: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Bilinear, or by area where the image shrinks (antialiased)."""
+# Pillow's filters, antialiased where the image shrinks: those of PyTorch's code bases.
+FILTERS = {
+    "nearest": Image.Resampling.NEAREST, "bilinear": Image.Resampling.BILINEAR,
+    "bicubic": Image.Resampling.BICUBIC, "lanczos": Image.Resampling.LANCZOS,
+    "area": Image.Resampling.BOX,
+}  # fmt: skip
+
+
+def _resize(image: np.ndarray, height: int, width: int, how: str | None = None) -> np.ndarray:
+    """Bilinear, or by area where the image shrinks (antialiased); or with one of `FILTERS`."""
     if image.shape[:2] == (height, width):
         return image
+    if how is not None:
+        planes = image[..., 0] if image.shape[-1] == 1 else image
+        resized = Image.fromarray(planes).resize((width, height), FILTERS[how])
+        return np.asarray(resized).reshape(height, width, -1)
     shrinks = height < image.shape[0] and width < image.shape[1]
-    how = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
-    return cv2.resize(image, (width, height), interpolation=how).reshape(height, width, -1)
+    filter_ = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
+    return cv2.resize(image, (width, height), interpolation=filter_).reshape(height, width, -1)
 
 
 @op
-def resize(image, rng, model_size, size: Size = None):
-    """To `size` whatever the aspect."""
-    return _resize(image, *_pair(size, model_size))
+def resize(image, rng, model_size, size: Size = None, how: str | None = None):
+    """To `size` whatever the aspect; `how` is one of nearest, bilinear, bicubic, lanczos, area."""
+    return _resize(image, *_pair(size, model_size), how)
 
 
 @op
-def resize_small(image, rng, model_size, size: int | None = None):
+def resize_small(image, rng, model_size, size: int | None = None, how: str | None = None):
     """Short side to `size` (1/0.875 of the model's, as in 256 for 224), aspect kept."""
     short = size or round(max(model_size) / 0.875)
     height, width = image.shape[:2]
     scale = short / min(height, width)
-    return _resize(image, max(short, round(height * scale)), max(short, round(width * scale)))
+    return _resize(image, max(short, round(height * scale)), max(short, round(width * scale)), how)
 
 
 @op

@@ -11,18 +11,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Key
 
-from vit_jax.models.layers import Mlp, dropout, xavier_uniform
-
-
-def per_projection(parts: int):
-    """Xavier-uniform for `parts` projections stored side by side, each with its own fan-out."""
-
-    def init(key, shape, dtype=jnp.float32):
-        one = (shape[0], shape[1] // parts)
-        keys = jax.random.split(key, parts)
-        return jnp.concatenate([xavier_uniform(k, one, dtype) for k in keys], axis=1)
-
-    return init
+from vit_jax.models.layers import Mlp, dropout, per_projection, xavier_uniform
 
 
 @jax.custom_jvp
@@ -63,12 +52,13 @@ class Attention(nnx.Module):
 
     def __init__(
         self, width: int, num_heads: int, *, dropout: float, backend: str, qk_norm: bool,
-        epsilon: float, dtype, rngs,
+        epsilon: float, dtype, rngs, qkv_bias: bool = True,
     ):  # fmt: skip
         head_dim = width // num_heads
         self.qkv = nnx.LinearGeneral(
-            width, (3, num_heads, head_dim), kernel_init=per_projection(3), dtype=dtype, rngs=rngs
-        )
+            width, (3, num_heads, head_dim), kernel_init=per_projection(3), use_bias=qkv_bias,
+            dtype=dtype, rngs=rngs,
+        )  # fmt: skip
         self.out = nnx.LinearGeneral(
             (num_heads, head_dim), width, axis=(-2, -1), kernel_init=xavier_uniform,
             dtype=dtype, rngs=rngs,

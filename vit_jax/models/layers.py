@@ -1,10 +1,11 @@
-"""The small parts of an encoder block: MLP, dropout, stochastic depth, LayerScale.
+"""The small parts of an encoder block: MLP, SwiGLU, dropout, stochastic depth, LayerScale.
 
 Randomness comes in as an explicit key, and a missing key means evaluation: a module holds
 nothing but parameters.
 """
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -12,10 +13,25 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Key
 
-GELU = {"exact": False, "tanh": True}  # name -> `approximate` of jax.nn.gelu
+GELU: dict[str, Callable[[Array], Array]] = {
+    "exact": functools.partial(jax.nn.gelu, approximate=False),
+    "tanh": functools.partial(jax.nn.gelu, approximate=True),
+    "quick": lambda x: x * jax.nn.sigmoid(1.702 * x),  # arXiv 1606.08415, section 2; CLIP's
+}
 
 small_normal = nnx.initializers.normal(stddev=1e-6)
 xavier_uniform = nnx.initializers.xavier_uniform()
+
+
+def per_projection(parts: int):
+    """Xavier-uniform for `parts` projections stored side by side, each with its own fan-out."""
+
+    def init(key, shape, dtype=jnp.float32):
+        one = (shape[0], shape[1] // parts)
+        keys = jax.random.split(key, parts)
+        return jnp.concatenate([xavier_uniform(k, one, dtype) for k in keys], axis=1)
+
+    return init
 
 
 def dropout(x: Float[Array, "..."], rate: float, key: Key[Array, ""] | None) -> Float[Array, "..."]:
@@ -67,6 +83,23 @@ class Mlp(nnx.Module):
     ) -> Float[Array, "batch tokens width"]:
         inner, outer = (None, None) if key is None else jax.random.split(key)
         # The backward pass computes the GELU again rather than keep its half dozen temporaries.
-        gelu = jax.checkpoint(functools.partial(jax.nn.gelu, approximate=GELU[self.gelu]))
-        x = gelu(self.fc1(x))
+        x = jax.checkpoint(GELU[self.gelu])(self.fc1(x))
         return dropout(self.fc2(dropout(x, self.dropout, inner)), self.dropout, outer)
+
+
+class SwiGlu(nnx.Module):
+    """(silu(x W1) * x W2) W3 (arXiv 2002.05202, eq. 6), W1 and W2 in one `w12` (D, 2, mlp_dim)."""
+
+    def __init__(self, width: int, mlp_dim: int, *, dropout: float, dtype, rngs):
+        dense: dict[str, Any] = {"dtype": dtype, "bias_init": small_normal, "rngs": rngs}
+        self.w12 = nnx.LinearGeneral(width, (2, mlp_dim), kernel_init=per_projection(2), **dense)
+        self.w3 = nnx.Linear(mlp_dim, width, kernel_init=xavier_uniform, **dense)
+        self.dropout = dropout
+
+    def __call__(
+        self, x: Float[Array, "batch tokens width"], key: Key[Array, ""] | None = None
+    ) -> Float[Array, "batch tokens width"]:
+        inner, outer = (None, None) if key is None else jax.random.split(key)
+        x12 = self.w12(x)
+        x = jax.nn.silu(x12[..., 0, :]) * x12[..., 1, :]
+        return dropout(self.w3(dropout(x, self.dropout, inner)), self.dropout, outer)

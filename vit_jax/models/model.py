@@ -5,30 +5,63 @@ A `Model` holds sizes and a graph, never arrays, so it can be closed over by any
 
 import dataclasses
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Key
 
+from vit_jax.models.mixer import Mixer, MixerConfig
+from vit_jax.models.resnet import ResNet, ResNetConfig
 from vit_jax.models.vit import ViT, ViTConfig
 
 Params = dict[str, Any]  # nested plain dict of arrays, the leaves float32
+Config = ViTConfig | MixerConfig | ResNetConfig
+
+# A family: the config that holds its sizes, and the module that is built from it.
+FAMILIES: dict[type, Callable[..., nnx.Module]] = {
+    ViTConfig: ViT,
+    MixerConfig: Mixer,
+    ResNetConfig: ResNet,
+}
 
 
 @dataclasses.dataclass(frozen=True)
 class DataConfig:
-    """How images were shown to the model: pixels p in 0..255 become (p/255 - mean) / std."""
+    """How images were shown to the model: pixels p in 0..255 become (p/255 - mean) / std.
 
-    mean: float = 0.5
-    std: float = 0.5
-    resize: str = "bilinear"
-    crop: float = 0.875  # side of the central crop over the short side, at evaluation
+    At evaluation the short side is resized to the model's over `crop` and the middle taken, or,
+    with `squash`, the whole image resized whatever its aspect.
+    """
+
+    mean: float | tuple[float, ...] = 0.5  # one for all channels, or one each
+    std: float | tuple[float, ...] = 0.5
+    interpolation: str = "bilinear"  # bilinear | bicubic | area
+    crop: float = 0.875  # side of the central crop over the short side
+    squash: bool = False
+    written: str = ""  # the whole pipeline, where a run's config states it
 
     def normalise(self, pixels: Array) -> Float[Array, "..."]:
-        """uint8 pixels to float32 in the model's value range ([-1, 1] for mean = std = 0.5)."""
-        return pixels.astype(jnp.float32) * (1 / (255 * self.std)) - self.mean / self.std
+        """uint8 pixels [..., C] to float32 in the model's value range ([-1, 1] by default)."""
+        mean, std = np.asarray(self.mean, np.float32), np.asarray(self.std, np.float32)
+        return pixels.astype(jnp.float32) * (1 / (255 * std)) - mean / std
+
+    def per_channel(self, channels: int) -> tuple[list[float], list[float]]:
+        """Mean and standard deviation, one for each channel."""
+        mean, std = (np.broadcast_to(values, channels).tolist() for values in (self.mean, self.std))
+        return mean, std
+
+    def pipeline(self, image_size: tuple[int, int]) -> str:
+        """The evaluation pipeline in the words of `data.eval.pipeline`."""
+        if self.written:
+            return self.written
+        if self.squash:
+            return f"decode|resize({tuple(image_size)}, {self.interpolation!r})"
+        short = round(max(image_size) / self.crop)
+        return f"decode|resize_small({short}, {self.interpolation!r})|central_crop"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,11 +69,11 @@ class Model:
     """A named architecture with its sizes. Made by `create_model`."""
 
     name: str
-    config: ViTConfig
+    config: Config
     data_config: DataConfig = DataConfig()
 
-    def _module(self, key: Key[Array, ""]) -> ViT:
-        return ViT(self.config, nnx.Rngs(params=key))
+    def _module(self, key: Key[Array, ""]) -> nnx.Module:
+        return FAMILIES[type(self.config)](self.config, nnx.Rngs(params=key))
 
     @functools.cached_property
     def _graph(self) -> tuple[Any, Params]:

@@ -1,10 +1,9 @@
 """Positions of patches: learned (paper, eq. 1) or fixed sines and cosines, and their resizing."""
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Float
+from jaxtyping import Float
 
 
 def sincos2d(
@@ -21,21 +20,85 @@ def sincos2d(
 
 
 class LearnedPositions(nnx.Module):
-    """One vector a patch on its grid, and one for the class token if there is one (eq. 1).
+    """One vector a patch on its grid, and one for each prefix token that has a position (eq. 1).
 
     `grid` (rows, columns, D) states the grid it was trained on, so that resizing never guesses.
     """
 
-    def __init__(self, rows: int, columns: int, width: int, class_token: bool, rngs: nnx.Rngs):
+    def __init__(self, rows: int, columns: int, width: int, num_prefix: int, rngs: nnx.Rngs):
         normal = nnx.initializers.normal(stddev=0.02)
         self.grid = nnx.Param(normal(rngs.params(), (rows, columns, width), jnp.float32))
-        if class_token:
-            self.prefix = nnx.Param(normal(rngs.params(), (1, width), jnp.float32))
+        if num_prefix:
+            self.prefix = nnx.Param(normal(rngs.params(), (num_prefix, width), jnp.float32))
+
+
+def _linear(x: np.ndarray) -> np.ndarray:
+    return np.maximum(0.0, 1.0 - np.abs(x))
+
+
+def _cubic(x: np.ndarray, a: float) -> np.ndarray:
+    """Keys' convolution kernel (1981, eq. 4) with its free parameter `a`."""
+    x = np.abs(x)
+    near = (a + 2) * x**3 - (a + 3) * x**2 + 1
+    far = a * x**3 - 5 * a * x**2 + 8 * a * x - 4 * a
+    return np.where(x <= 1, near, np.where(x < 2, far, 0.0))
+
+
+def _sampled(source: np.ndarray, old: int, kernel, reach: int) -> np.ndarray:
+    """Weights of the neighbours of each source coordinate; the border is repeated outwards."""
+    weights = np.zeros((len(source), old))
+    first = np.floor(source).astype(int)
+    for offset in range(1 - reach, reach + 1):
+        there = first + offset
+        np.add.at(
+            weights, (np.arange(len(source)), np.clip(there, 0, old - 1)), kernel(source - there)
+        )
+    return weights
+
+
+def _filtered(old: int, new: int) -> np.ndarray:
+    """Bicubic (a = -1/2) over a support that grows as the grid shrinks, renormalised at borders."""
+    scale = old / new
+    centres = (np.arange(new) + 0.5) * scale
+    distance = np.arange(old)[None] + 0.5 - centres[:, None]
+    weights = _cubic(distance / max(scale, 1.0), -0.5)
+    return weights / weights.sum(axis=1, keepdims=True)
+
+
+def _half_pixel(old: int, new: int, scale: float | None = None) -> np.ndarray:
+    return (np.arange(new) + 0.5) * (scale or old / new) - 0.5
+
+
+# How positions are interpolated along one side, as a matrix [new, old]. Weights were trained or
+# fine-tuned with one of these, and another one costs accuracy at other resolutions.
+_RULES = {
+    # vision_transformer: corners stay corners (scipy.ndimage.zoom of order 1).
+    "google": lambda old, new: _sampled(
+        np.arange(new) * ((old - 1) / max(new - 1, 1)), old, _linear, 1
+    ),
+    # timm on Google's files: pixel centres, no smoothing.
+    "timm_npz": lambda old, new: _sampled(np.maximum(_half_pixel(old, new), 0), old, _linear, 1),
+    # timm on its own files, and DINOv2 with registers: smoothed where the grid shrinks.
+    "timm": _filtered,
+    "dinov2_reg": _filtered,
+    # Transformers: PyTorch's bicubic (a = -3/4), no smoothing.
+    "huggingface": lambda old, new: _sampled(
+        _half_pixel(old, new), old, lambda x: _cubic(x, -0.75), 2
+    ),
+    # DINOv2 without registers: the same, by a scale factor with 0.1 added to the new side.
+    "dinov2": lambda old, new: _sampled(
+        _half_pixel(old, new, old / (new + 0.1)), old, lambda x: _cubic(x, -0.75), 2
+    ),
+}
+RESIZE_RULES = tuple(_RULES)
 
 
 def resize_grid(
-    grid: Float[Array, "rows columns width"], shape: tuple[int, int]
-) -> Float[Array, "new_rows new_columns width"]:
-    """2-D interpolation of learned positions for another resolution (paper, section 3.2):
-    bicubic, antialiased where the grid shrinks."""
-    return jax.image.resize(grid, (*shape, grid.shape[-1]), method="bicubic", antialias=True)
+    grid: Float[np.ndarray, "rows columns width"], shape: tuple[int, int], rule: str = "timm"
+) -> Float[np.ndarray, "new_rows new_columns width"]:
+    """2-D interpolation of learned positions for another resolution (paper, section 3.2), as the
+    code base that the weights come from does it (`RESIZE_RULES`)."""
+    if grid.shape[:2] == tuple(shape):
+        return grid
+    down, across = (_RULES[rule](old, new) for old, new in zip(grid.shape[:2], shape, strict=True))
+    return np.einsum("nh,hwd,mw->nmd", down, grid, across, optimize=True).astype(np.float32)

@@ -1,15 +1,20 @@
-"""Names of models: `vit_SIZE_patchP_RESOLUTION`, timm's where timm has one."""
+"""Names of models, timm's where timm has one, and the sizes behind them."""
 
 import dataclasses
 import fnmatch
 import re
+from collections.abc import Callable
+from typing import Any
 
 from vit_jax.errors import UserError, nearest
-from vit_jax.models.model import Model
+from vit_jax.models.mixer import MixerConfig
+from vit_jax.models.model import Config, DataConfig, Model
+from vit_jax.models.resnet import ResNetConfig
 from vit_jax.models.vit import ViTConfig
 
 # name: (hidden_size, num_layers, num_heads, mlp_dim). Ti … H: ViT paper table 1 and DeiT; g, G:
-# arXiv 2106.04560 table 2; mu: big_vision's test size; nano: ours, for a few CPU cores.
+# arXiv 2106.04560 table 2; so400m: arXiv 2305.13035; mu: big_vision's test size; nano: ours, for
+# a few CPU cores.
 SIZES = {
     "mu": (32, 1, 2, 128),
     "nano": (128, 6, 4, 256),
@@ -17,6 +22,7 @@ SIZES = {
     "small": (384, 12, 6, 1536),
     "base": (768, 12, 12, 3072),
     "large": (1024, 24, 16, 4096),
+    "so400m": (1152, 27, 16, 4304),
     "huge": (1280, 32, 16, 5120),
     "giant": (1408, 40, 16, 6144),
     "gigantic": (1664, 48, 16, 8192),
@@ -41,41 +47,202 @@ LISTED = {
     "gigantic": [(14, 224)],
 }
 
-_NAME = re.compile(r"vit_([a-z]+)_patch(\d+)_(\d+)")
+# Hybrids: timm's name -> (size, units of each stage of the ResNet, patch in pixels of the image,
+# the paper's name as recipes write it). AugReg (arXiv 2106.10270), table 2; ViT paper, table 5.
+HYBRIDS = {
+    "vit_tiny_r_s16_p8": ("tiny", (), 32, "r_ti16"),
+    "vit_small_r26_s32": ("small", (2, 2, 2, 2), 32, "r26_s32"),
+    "vit_base_r26_s32": ("base", (2, 2, 2, 2), 32, "r26_b32"),
+    "vit_base_r50_s16": ("base", (3, 4, 9), 16, "r50_b16"),
+    "vit_large_r50_s32": ("large", (3, 4, 6, 3), 32, "r50_l32"),
+}
+
+# MLP-Mixer (arXiv 2105.01601), table 1: (hidden_size, num_layers, tokens_mlp_dim, mlp_dim).
+MIXERS = {"s": (512, 8, 256, 2048), "b": (768, 12, 384, 3072), "l": (1024, 24, 512, 4096)}
+
+# BiT (arXiv 1912.11370): units of each stage; the widths that were published.
+RESNETS = {50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
+BIT_WIDTHS = {50: (1, 3), 101: (1, 3), 152: (2, 4)}
+
+# DINOv2's giant (arXiv 2304.07193, table 17) is another one, with SwiGLU.
+DINOV2 = {"small": SIZES["small"], "base": SIZES["base"], "large": SIZES["large"],
+          "giant": (1536, 40, 24, 4096)}  # fmt: skip
+SIGLIP = [("base", 16, 224), ("base", 16, 256), ("base", 16, 384), ("large", 16, 256),
+          ("large", 16, 384), ("so400m", 14, 224), ("so400m", 14, 378)]  # fmt: skip
+
+# A family's own name: every size is a field.
+PLAIN: dict[type, str] = {ViTConfig: "vit", MixerConfig: "mixer", ResNetConfig: "resnetv2"}
+
+IMAGENET = DataConfig((0.485, 0.456, 0.406), (0.229, 0.224, 0.225), "bicubic", crop=0.9)
+SQUASHED = DataConfig(squash=True)
+
+
+@dataclasses.dataclass(frozen=True)
+class Kind:
+    """Names of one form: what they mean, which of them are listed, how images are shown."""
+
+    pattern: str
+    fields: Callable[[dict[str, str]], tuple[type, dict[str, Any]]]
+    listed: tuple[str, ...]
+    data: DataConfig = dataclasses.field(default_factory=DataConfig)
+
+
+def _encoder(size: tuple[int, int, int, int], patch: int, resolution: int, **fields):
+    sizes = dict(zip(("hidden_size", "num_layers", "num_heads", "mlp_dim"), size, strict=True))
+    return ViTConfig, sizes | {"patch_size": patch, "image_size": resolution} | fields
+
+
+def _dinov2(of: dict[str, str]):
+    registers = 4 if of["registers"] else 0
+    return _encoder(
+        DINOV2[of["size"]], 14, 518, registers=registers, layer_scale=1e-5, gelu="exact",
+        mlp="swiglu" if of["size"] == "giant" else "dense",
+        posemb_resize="dinov2_reg" if registers else "dinov2",
+    )  # fmt: skip
+
+
+def _mixer(of: dict[str, str]):
+    hidden_size, num_layers, tokens_mlp_dim, mlp_dim = MIXERS[of["size"]]
+    return MixerConfig, {
+        "hidden_size": hidden_size, "num_layers": num_layers, "tokens_mlp_dim": tokens_mlp_dim,
+        "mlp_dim": mlp_dim, "patch_size": int(of["patch"]), "image_size": int(of["side"]),
+    }  # fmt: skip
+
+
+KINDS = (
+    Kind(
+        r"vit_(?P<size>[a-z0-9]+)_patch(?P<patch>\d+)_(?P<side>\d+)",
+        lambda of: _encoder(SIZES[of["size"]], int(of["patch"]), int(of["side"])),
+        tuple(f"vit_{size}_patch{p}_{r}" for size, pairs in LISTED.items() for p, r in pairs),
+    ),
+    Kind(
+        rf"(?P<name>{'|'.join(HYBRIDS)})_(?P<side>\d+)",
+        lambda of: _encoder(
+            SIZES[HYBRIDS[of["name"]][0]], HYBRIDS[of["name"]][2], int(of["side"]),
+            resnet_layers=HYBRIDS[of["name"]][1],
+        ),
+        tuple(f"{name}_{side}" for name in HYBRIDS for side in (224, 384)),
+    ),
+    Kind(
+        r"deit_(?P<size>tiny|small|base)_distilled_patch(?P<patch>\d+)_(?P<side>\d+)",
+        lambda of: _encoder(
+            SIZES[of["size"]], int(of["patch"]), int(of["side"]), distilled=True, gelu="exact"
+        ),
+        tuple(f"deit_{size}_distilled_patch16_224" for size in ("tiny", "small", "base"))
+        + ("deit_base_distilled_patch16_384",),
+        IMAGENET,
+    ),
+    Kind(
+        r"vit_(?P<size>small|base|large|giant)_patch14_(?P<registers>reg4_)?dinov2",
+        _dinov2,
+        tuple(f"vit_{size}_patch14_{reg}dinov2" for size in DINOV2 for reg in ("", "reg4_")),
+        dataclasses.replace(IMAGENET, crop=1.0),
+    ),
+    Kind(
+        r"vit_(?P<size>[a-z0-9]+)_patch(?P<patch>\d+)_siglip_(?P<side>\d+)",
+        lambda of: _encoder(SIZES[of["size"]], int(of["patch"]), int(of["side"]), pool="map"),
+        tuple(f"vit_{size}_patch{p}_siglip_{r}" for size, p, r in SIGLIP),
+        dataclasses.replace(SQUASHED, interpolation="bicubic"),
+    ),
+    Kind(
+        r"mixer_(?P<size>[sbl])(?P<patch>\d+)_(?P<side>\d+)",
+        _mixer,
+        tuple(f"mixer_{size}{patch}_224" for size in MIXERS for patch in (32, 16)),
+    ),
+    Kind(
+        r"resnetv2_(?P<depth>50|101|152)x(?P<width>\d+)_bit(_(?P<side>\d+))?",
+        lambda of: (ResNetConfig, {
+            "resnet_layers": RESNETS[int(of["depth"])], "width_factor": int(of["width"]),
+            "image_size": int(of["side"] or 224),
+        }),
+        tuple(f"resnetv2_{d}x{w}_bit" for d, widths in BIT_WIDTHS.items() for w in widths),
+        SQUASHED,
+    ),
+    Kind(
+        rf"(?P<family>{'|'.join(PLAIN.values())})",
+        lambda of: (
+            next(family for family, name in PLAIN.items() if name == of["family"]),
+            {"image_size": 224},
+        ),
+        (),
+    ),
+)  # fmt: skip
 
 
 def list_models(pattern: str = "*") -> list[str]:
     """Names that `create_model` knows and that match the shell pattern, sorted."""
-    names = [f"vit_{size}_patch{p}_{r}" for size, pairs in LISTED.items() for p, r in pairs]
-    return sorted(fnmatch.filter(names, pattern))
+    return sorted(fnmatch.filter((name for kind in KINDS for name in kind.listed), pattern))
 
 
-def short_name(letter_and_patch: str) -> str:
-    """A recipe's size as it is written here: `B_16` -> `b16`; only g and G differ by case.
+def short_name(written: str) -> str:
+    """A recipe's model as it is written here: `B_16` -> `b16`, `R50_B16` -> `r50_b16`,
+    `mixer_B16`, `bit_50x1`; only g and G differ by case.
 
     Raises UserError for a letter that is none of `LETTERS`.
     """
-    found = re.fullmatch(r"([A-Za-z]+?)_?(\d+)", letter_and_patch)
+    lower = written.lower()
+    if re.fullmatch(r"bit_\d+x\d+|mixer_[sbl]\d+", lower) or lower in _hybrids():
+        return lower
+    found = re.fullmatch(r"([A-Za-z]+?)_?(\d+)", written)
     short = found.group(1) if found else ""
     letter = short if short in LETTERS else short.lower()
     if found is None or letter not in LETTERS:
-        letters = ", ".join(LETTERS)
         raise UserError(
-            f"unknown model size {letter_and_patch!r}: give a letter of {letters} and a patch "
-            "size, such as b16"
+            f"unknown model size {written!r}: give a letter of {', '.join(LETTERS)} and a patch "
+            f"size, such as b16, or {', '.join(_hybrids())}, mixer_b16, bit_50x1"
         )
     return f"{letter}{int(found.group(2))}"
 
 
-def full_name(letter_and_patch: str, resolution: int = 224) -> str:
-    """The model's name for a recipe's short one: `b16` -> `vit_base_patch16_224`."""
-    short = short_name(letter_and_patch)
-    letter = short.rstrip("0123456789")
-    return f"vit_{LETTERS[letter]}_patch{short.removeprefix(letter)}_{resolution}"
+def _hybrids() -> dict[str, str]:
+    return {short: name for name, (_, _, _, short) in HYBRIDS.items()}
+
+
+def full_name(written: str, resolution: int = 224) -> str:
+    """The model's name for a recipe's short one: `b16` -> `vit_base_patch16_224`. The resolution
+    is the nearest one below that patches tile: `h14` at 384 -> `vit_huge_patch14_378`. A Mixer's is
+    224, the grid that its weights are for; a full name stays as it is."""
+    if any(re.fullmatch(kind.pattern, written) for kind in KINDS):
+        return written
+    short = short_name(written)
+    if short.startswith("bit_"):
+        return f"resnetv2_{short.removeprefix('bit_')}_bit_{resolution}"
+    patch = int(re.findall(r"\d+", short)[-1])
+    if short in _hybrids():
+        name = _hybrids()[short]
+        patch = HYBRIDS[name][2]
+    elif short.startswith("mixer_"):
+        return f"{short}_224"
+    else:
+        name = f"vit_{LETTERS[short.rstrip('0123456789')]}_patch{patch}"
+    return f"{name}_{resolution // patch * patch}"
+
+
+def takes(name: str, field: str) -> bool:
+    """Whether the config of the named model has a field: a ResNet has no `scan`."""
+    _, family, _ = find_kind(name)
+    return field in {known.name for known in dataclasses.fields(family)}
+
+
+def find_kind(name: str) -> tuple[Kind, type, dict[str, Any]]:
+    """What a name means: its kind, the config's class, and the fields that the name sets.
+
+    Raises UserError with the three nearest names.
+    """
+    for kind in KINDS if isinstance(name, str) else ():
+        found = re.fullmatch(kind.pattern, name)
+        if found and found.groupdict().get("size", "base") in {**SIZES, **MIXERS}:
+            return kind, *kind.fields(found.groupdict())
+    written = str(name).replace("/", "").replace("-", "_").lower().removeprefix("vit_")
+    hint = nearest(str(name), list_models())
+    if re.fullmatch("|".join(LETTERS) + r"_?\d+", written):
+        hint = f"did you mean {full_name(written)}?"
+    raise UserError(f"unknown model {name!r}: {hint}")
 
 
 def create_model(name: str, **fields) -> Model:
-    """A model by name, with any field of `ViTConfig` set anew; a field of None keeps the name's.
+    """A model by name, with any field of its config (`ViTConfig`, `MixerConfig`, `ResNetConfig`)
+    set anew; a field of None keeps the name's.
 
     `image_size` may be one number or (height, width).
 
@@ -83,28 +250,40 @@ def create_model(name: str, **fields) -> Model:
       UserError: no such name (the three nearest are shown), no such field, or sizes that do not
         fit each other.
     """
-    match = _NAME.fullmatch(name)
-    if match is None or match.group(1) not in SIZES:
-        raise UserError(f"unknown model {name!r}: {nearest(name, list_models())}")
-    known = [field.name for field in dataclasses.fields(ViTConfig)]
-    for field in fields:
+    kind, family, sizes = find_kind(name)
+    known = [field.name for field in dataclasses.fields(family)]
+    given = {field: value for field, value in fields.items() if value is not None}
+    for field in given:
         if field not in known:
             raise UserError(f"{name} has no field {field!r}: {nearest(field, known)}")
-    hidden_size, num_layers, num_heads, mlp_dim = SIZES[match.group(1)]
-    patch_size, resolution = int(match.group(2)), int(match.group(3))
-    sizes = {
-        "hidden_size": hidden_size,
-        "num_layers": num_layers,
-        "num_heads": num_heads,
-        "mlp_dim": mlp_dim,
-        "patch_size": patch_size,
-        "image_size": resolution,
-    } | {field: value for field, value in fields.items() if value is not None}
+    return Model(name, make_config(family, sizes | given, f"model {name}"), kind.data)
+
+
+def make_config(family: type, fields: dict[str, Any], what: str) -> Config:
+    """The config of a family from its fields. Raises UserError where they do not fit each other."""
     try:
-        sizes["image_size"] = _two_sides(sizes["image_size"])
-        return Model(name, ViTConfig(**sizes))
+        fields = dict(fields, image_size=_two_sides(fields["image_size"]))
+        if fields.get("resnet_layers") is not None:
+            fields["resnet_layers"] = tuple(fields["resnet_layers"])
+        return family(**fields)
     except (ValueError, TypeError) as error:
-        raise UserError(f"model {name}: {error}") from error
+        raise UserError(f"{what}: {error}") from error
+
+
+def name_of(config: Config) -> str:
+    """The name that fits a config best: with the most sizes in it, of its resolution if it can.
+
+    A config that has no name gets its family's, whose sizes all come from fields.
+    """
+    best, most = PLAIN[type(config)], (0, False)
+    for name in list_models():
+        _, family, fields = find_kind(name)
+        side = fields.pop("image_size")
+        if family is type(config) and all(getattr(config, k) == v for k, v in fields.items()):
+            score = (len(fields), config.image_size == (side, side))
+            if score > most:
+                best, most = name, score
+    return best
 
 
 def _two_sides(size) -> tuple[int, int]:

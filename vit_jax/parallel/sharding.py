@@ -13,6 +13,10 @@ from jax.sharding import PartitionSpec as P
 
 BATCH = P(("data", "fsdp"))  # of every array with a leading batch axis
 
+MLP = r"(encoder/block|pool)/(mlp|token_mixing|channel_mixing)"
+RESNET = r"backbone/(root|stage\d+/unit\d+)"
+NORM = r"(norm|norm1|norm2|norm3|pre_norm|proj_norm|q_norm|k_norm)"
+
 # (pattern of the logical path, axes of a single layer's parameter). Every parameter must match
 # exactly one. Kernels are split over `fsdp` along one dimension, and over `tensor` along heads or
 # the MLP's hidden one (Megatron-LM's layout: one reduction after `out`, one after `fc2`).
@@ -24,17 +28,21 @@ PARAM_RULES: tuple[tuple[str, tuple], ...] = (
     (r"pool/q/kernel", ("fsdp", "tensor", None)),
     (r"pool/q/bias", ("tensor", None)),
     (r"(encoder/block|pool)/(attention/)?out/kernel", ("tensor", None, "fsdp")),
-    (r"(encoder/block|pool)/mlp/fc1/kernel", ("fsdp", "tensor")),
-    (r"(encoder/block|pool)/mlp/fc1/bias", ("tensor",)),
-    (r"(encoder/block|pool)/mlp/fc2/kernel", ("tensor", "fsdp")),
+    (rf"{MLP}/fc1/kernel", ("fsdp", "tensor")),
+    (rf"{MLP}/fc1/bias", ("tensor",)),
+    (rf"{MLP}/w12/kernel", ("fsdp", None, "tensor")),
+    (rf"{MLP}/w12/bias", (None, "tensor")),
+    (rf"{MLP}/(fc2|w3)/kernel", ("tensor", "fsdp")),
     (r"pre_logits/kernel", ("fsdp", None)),
-    (r"head/kernel", ("fsdp", "tensor")),
+    (r"(head|head_dist)/kernel", ("fsdp", "tensor")),
+    # A ResNet's convolutions compute on all their channels: split over `fsdp` alone.
+    (rf"{RESNET}/(conv\d?|proj)/kernel", (None, None, None, "fsdp")),
     # Small ones, the same everywhere.
-    (r"(encoder/block|pool)/((attention/)?out|mlp/fc2)/bias", ()),
-    (r"(embed|pre_logits|head)/bias", ()),
-    (r"((encoder/block|pool)/(attention/)?)?(norm|norm1|norm2|q_norm|k_norm)/(scale|bias)", ()),
+    (rf"((encoder/block|pool)/(attention/)?out|{MLP}/(fc2|w3))/bias", ()),
+    (r"(embed|pre_logits|head|head_dist)/bias", ()),
+    (rf"({RESNET}/)?((encoder/block|pool)/(attention/)?)?{NORM}/(scale|bias)", ()),
     (r"encoder/block/(scale1|scale2)/gamma", ()),
-    (r"cls|registers|pos_embed/prefix|pool/probe", ()),
+    (r"cls|dist|registers|pos_embed/prefix|pool/probe", ()),
 )
 
 

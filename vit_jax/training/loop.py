@@ -16,7 +16,7 @@ from vit_jax.parallel.preemption import StopSignals
 from vit_jax.training.evaluation import measure, report_damaged
 from vit_jax.training.progress import Progress
 from vit_jax.training.result import write_result
-from vit_jax.training.setup import Run, Start, first_state, set_up
+from vit_jax.training.setup import Run, Start, first_state, open_origin, set_up
 from vit_jax.training.workdir import WorkFolder
 from vit_jax.training.writers import MetricWriter
 
@@ -40,7 +40,8 @@ def train(
     Raises UserError for anything the caller can mend, and Stopped where the run ended early: with
     its state saved (Ctrl-C, SIGTERM), or after too many non-finite steps.
     """
-    run = set_up(config, named, devices)
+    origin = open_origin(config, Path(workdir))
+    run = set_up(config, named, devices, weights=origin)
     with WorkFolder(workdir) as folder, StopSignals() as stop:
         start = first_state(run, folder.path)
         folder.keep(flat(run.config), run.classes)

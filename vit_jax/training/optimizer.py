@@ -18,7 +18,7 @@ from vit_jax.parallel.sharding import match_one, path_of
 DECAY_RULES: tuple[tuple[str, bool], ...] = (
     (r".*/kernel", True),
     (r".*/(bias|scale|gamma)", False),
-    (r"cls|registers|pos_embed/(grid|prefix)|pool/probe", False),
+    (r"cls|dist|registers|pos_embed/(grid|prefix)|pool/probe", False),
 )
 
 

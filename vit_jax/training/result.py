@@ -11,6 +11,7 @@ import optax
 
 import vit_jax
 from vit_jax.config import flat
+from vit_jax.models.model import Config
 from vit_jax.training.progress import Progress
 from vit_jax.training.setup import Run, Start
 from vit_jax.training.workdir import write_json, write_text
@@ -42,15 +43,26 @@ def write_result(workdir: Path, run: Run, start: Start, progress: Progress) -> d
     return result | final
 
 
+SIZES = {
+    "hidden_size": "width {}", "num_layers": "{} layers", "num_heads": "{} heads",
+    "mlp_dim": "MLP {}", "patch_size": "patch {}", "resnet_layers": "ResNet of {} units",
+}  # fmt: skip
+
+
+def _sizes(config: Config) -> str:
+    sizes = {field: getattr(config, field, None) for field in SIZES}
+    return ", ".join(SIZES[field].format(n) for field, n in sizes.items() if n is not None)
+
+
 def model_card(run: Run, origin: str, result: dict[str, Any]) -> str:
     """What the model is, what it was trained on and how, what it reached; in Markdown."""
     c, m = run.config, run.model.config
     split = c.data.eval.split
     height, width = m.image_size
     facts = {
-        "Model": f"{run.model.name}, width {m.hidden_size}, {m.num_layers} layers of {m.num_heads} "
-        f"heads, MLP {m.mlp_dim}, patch {m.patch_size}; {result['num_params']:,} parameters",
-        "Input": f"{height}×{width} px, {m.channels} channels, pixels in [-1, 1]",
+        "Model": f"{run.model.name}, {_sizes(m)}; {result['num_params']:,} parameters",
+        "Input": f"{height}×{width} px, {m.channels} channels, pixels in 0 … 1 less "
+        f"{c.data.mean}, over {c.data.std}",
         "Classes": f"{len(run.classes):,}: {', '.join(run.classes[:10])}"
         + (", … (`classes.json`)" if len(run.classes) > 10 else ""),
         "Training data": f"`{c.data.train.source}` {c.data.train.split}, "

@@ -13,17 +13,20 @@ from jax.sharding import Mesh, NamedSharding
 from ml_collections import ConfigDict
 
 from vit_jax.checkpoint import manager
-from vit_jax.checkpoint.warm_start import warm_start
 from vit_jax.config import Sizes, differences, flat, resolve
 from vit_jax.data import ops, pipeline
 from vit_jax.data.sources import Facts, Source, facts, open_source
 from vit_jax.errors import UserError
 from vit_jax.evaluators.classification import make_eval_step
 from vit_jax.models import Model, create_model
+from vit_jax.models.model import DataConfig
+from vit_jax.models.registry import find_kind, takes
 from vit_jax.parallel.mesh import make_mesh
 from vit_jax.parallel.sharding import BATCH, state_shardings
+from vit_jax.pretrained.load import OF_THE_RUN, fetch_weights, fill
+from vit_jax.pretrained.weights import Weights, open_weights
 from vit_jax.training.optimizer import make_optimizer
-from vit_jax.training.state import State, abstract_state, make_init
+from vit_jax.training.state import State, abstract_state, make_init, make_rest
 from vit_jax.training.step import make_train_step
 
 
@@ -39,6 +42,7 @@ class Run:
     train_source: Source | None
     eval_source: Source | None
     train_examples: int
+    weights: Weights | None = None  # those of `init`
 
     @property
     def summary(self) -> str:
@@ -117,10 +121,14 @@ class Run:
         )  # fmt: skip
         return pipeline.OnDevice(dataset, self.batch_sharding, self.config.data.prefetch)
 
-    def init_state(self) -> State:
-        """The state of step 0, each device making its own part."""
-        init = make_init(self.model, make_optimizer(self.config.optimizer), self.config.seed)
-        return jax.jit(init, out_shardings=self.shardings)()
+    def init_state(self, params: Any = None) -> State:
+        """The state of step 0, each device making its own part; `params` are fresh, or given."""
+        tx, where = make_optimizer(self.config.optimizer), self.shardings
+        if params is None:
+            init = make_init(self.model, tx, self.config.seed)
+            return jax.jit(init, out_shardings=where)()
+        others = {key: where[key] for key in where if key != "params"}
+        return {"params": params} | jax.jit(make_rest(tx), out_shardings=others)(params)
 
 
 def set_up(
@@ -130,6 +138,7 @@ def set_up(
     *,
     classes: list[str] | None = None,
     open_data: bool = True,
+    weights: Weights | None = None,
 ) -> Run:
     """Resolves a config against its data and the machine.
 
@@ -139,6 +148,8 @@ def set_up(
       devices: those to use; all by default.
       classes: those of a trained model, to evaluate it: the training data is not opened.
       open_data: False where only shapes are asked for; what is known of a data set is enough.
+      weights: those that the run starts from: what the config leaves open of the model's
+        arithmetic, and how images are shown, is theirs.
 
     Raises UserError for anything in the config that cannot work.
     """
@@ -159,14 +170,16 @@ def set_up(
     count = jax.device_count() if devices is None else len(devices)
     sizes = Sizes(known.num_examples, known.num_classes, known.channels, count)
     resolved, said = resolve(config, sizes, named)
+    said += _give_way(resolved, list(named))
     said += train_source.notes if train_source else ()
-
-    fields = resolved.model.to_dict()
-    model = create_model(fields.pop("name"), **fields)
-    with resolved.unlocked():
-        resolved.model.update(dataclasses.asdict(model.config))
-        resolved.model.image_size = list(model.config.image_size)
-    if model.config.attention == "cudnn" and open_data and jax.default_backend() != "gpu":
+    if weights is not None:
+        said += _inherit(resolved, weights)
+    model = _make_model(resolved)
+    if (
+        getattr(model.config, "attention", "") == "cudnn"
+        and open_data
+        and jax.default_backend() != "gpu"
+    ):
         raise UserError("model.attention=cudnn needs an NVIDIA GPU; here: model.attention=xla")
     make_optimizer(resolved.optimizer)  # an unknown one is refused before anything is opened
     for part in ("train", "eval"):
@@ -178,8 +191,103 @@ def set_up(
             )
     mesh = make_mesh((resolved.mesh.data, resolved.mesh.fsdp, resolved.mesh.tensor), devices)
     return Run(
-        resolved, said, model, mesh, classes or [], train_source, eval_source, known.num_examples
-    )
+        resolved, said, model, mesh, classes or [], train_source, eval_source, known.num_examples,
+        weights,
+    )  # fmt: skip
+
+
+def open_origin(config: ConfigDict, workdir: Path) -> Weights | None:
+    """What a run with `init` has its model's arithmetic from: once it has saved, its own last
+    checkpoint, which is there when the weights are gone; before, the weights."""
+    if not isinstance(config, ConfigDict) or not config.init or config.resume:
+        return None
+    if _has_saved(workdir):
+        return open_weights(workdir)
+    return open_weights(fetch_weights(config.init), channels=None)
+
+
+def _give_way(config: ConfigDict, named: list[str]) -> list[str]:
+    """Where the user names another model, what the recipe set for its own one gives way: its
+    architecture, and fields that models of the other family do not have."""
+    if "model.name" not in named:
+        return []
+    name = config.model.name
+    _, _, by_name = find_kind(name)
+    lines = []
+    with config.unlocked():
+        for field, value in config.model.to_dict().items():
+            if field == "name" or value is None or f"model.{field}" in named:
+                continue
+            of_model = field not in OF_THE_RUN or field in by_name
+            if of_model or not takes(name, field):
+                config.model[field] = None
+                lines.append(f"model.{field}={value} of the recipe gives way to model.name={name}")
+    return lines
+
+
+def _inherit(config: ConfigDict, weights: Weights) -> list[str]:
+    """Gives the config what it leaves open and the weights decide; says what differs by that from
+    the model's name. Raises UserError where the weights are of another family."""
+    name = config.model.name
+    _, family, by_name = find_kind(name)
+    theirs = weights.model.config
+    if type(theirs) is not family:
+        raise UserError(
+            f"{weights.path} holds a {type(theirs).__name__.removesuffix('Config')} "
+            f"({weights.model.name}), but model.name is {name}"
+        )
+    usual = {field.name: field.default for field in dataclasses.fields(family)} | by_name
+    lines = []
+    with config.unlocked():
+        for field, value in dataclasses.asdict(theirs).items():
+            if field in OF_THE_RUN or field in by_name or config.model[field] is not None:
+                continue
+            config.model[field] = value
+            if value != usual[field]:
+                lines.append(f"model.{field}={value} comes with {weights.path}")
+        for key in ("mean", "std"):
+            if config.data[key] is None:
+                config.data[key] = _per_channel(
+                    getattr(weights.model.data_config, key), config.model.channels
+                )
+    return lines
+
+
+def _per_channel(values: float | tuple[float, ...], channels: int) -> float | list[float]:
+    """One number a channel; over other channels than the weights', their mean."""
+    if isinstance(values, int | float):
+        return float(values)
+    if len(set(values)) > 1 and len(values) == channels:
+        return list(values)
+    return sum(values) / len(values)
+
+
+def _make_model(config: ConfigDict) -> Model:
+    """The model of a resolved config, whose fields it makes final."""
+    fields = config.model.to_dict()
+    model = create_model(fields.pop("name"), **fields)
+    shown: dict[str, Any] = {}
+    with config.unlocked():
+        for field, value in dataclasses.asdict(model.config).items():
+            config.model[field] = list(value) if isinstance(value, tuple) else value
+        for key in ("mean", "std"):
+            value = config.data[key] if config.data[key] is not None else 0.5
+            each = value if isinstance(value, list | tuple) else [value]
+            right = all(isinstance(v, int | float) and (key == "mean" or v > 0) for v in each)
+            if not right or len(each) not in (1, model.config.channels):
+                raise UserError(
+                    f"data.{key} is {'a' if key == 'mean' else 'a positive'} number, or one for "
+                    f"each of the {model.config.channels} channels, not {value!r}"
+                )
+            config.data[key] = list(value) if isinstance(value, tuple) else value
+            shown[key] = tuple(value) if isinstance(value, list | tuple) else float(value)
+    data = DataConfig(written=config.data.eval.pipeline, **shown)
+    return dataclasses.replace(model, data_config=data)
+
+
+def _has_saved(workdir: Path) -> bool:
+    own = workdir / "checkpoints"
+    return own.is_dir() and any(p.name.isdigit() for p in own.iterdir())
 
 
 @dataclasses.dataclass(frozen=True)
@@ -201,8 +309,7 @@ def first_state(run: Run, workdir: Path) -> Start:
     Raises UserError where the checkpoint to continue is another run's, or past this one's end.
     """
     c = run.config
-    own = workdir / "checkpoints"
-    if own.is_dir() and any(p.name.isdigit() for p in own.iterdir()):
+    if _has_saved(workdir):
         source = manager.find(workdir)
         _check_same_run(run, source)
         return _continued(run, source)
@@ -211,14 +318,15 @@ def first_state(run: Run, workdir: Path) -> Start:
         start = _continued(run, source)  # first, to show the tensors of another model
         _check_same_run(run, source)
         return start
-    state = run.init_state()
     if not c.init:
-        return Start(state, ["from scratch"], "scratch")
-    source = manager.find(c.init)
-    where = run.shardings["params"]
-    params, report = warm_start(source, state["params"], where, run.classes)
-    lines = [f"parameters from {source}: {report.lines()[0]}", *report.lines()[1:]]
-    return Start(state | {"params": params}, lines, str(source))
+        return Start(run.init_state(), ["from scratch"], "scratch")
+    weights = run.weights or open_weights(fetch_weights(c.init))
+    params, report = fill(
+        weights, run.model, run.shardings["params"],
+        keep_head=weights.classes == run.classes, seed=c.seed,
+    )  # fmt: skip
+    lines = [f"parameters from {weights.path}: {report.lines()[0]}", *report.lines()[1:]]
+    return Start(run.init_state(params), lines, str(weights.path))
 
 
 def _check_same_run(run: Run, source: Path) -> None:

@@ -17,14 +17,23 @@ from vit_jax.models import Model
 State = dict[str, Any]
 
 
+def make_rest(tx: optax.GradientTransformation) -> Callable[[Any], State]:
+    """A pure function from parameters to the rest of the state of step 0."""
+
+    def rest(params: Any) -> State:
+        zero = jnp.zeros((), jnp.int32)
+        skipped = {"total": zero, "in_row": zero}
+        return {"opt": tx.init(params), "step": zero, "skipped": skipped}
+
+    return rest
+
+
 def make_init(model: Model, tx: optax.GradientTransformation, seed: int) -> Callable[[], State]:
     """A pure function to the state of step 0, to be compiled with the shardings wanted."""
 
     def init() -> State:
         params = model.init_fn(jax.random.key(seed))
-        zero = jnp.zeros((), jnp.int32)
-        skipped = {"total": zero, "in_row": zero}
-        return {"params": params, "opt": tx.init(params), "step": zero, "skipped": skipped}
+        return {"params": params} | make_rest(tx)(params)
 
     return init
 

@@ -1,0 +1,48 @@
+"""Writes weights in another layout, so that the layout's own package reads them.
+
+vit convert ViT-B_16.npz b16 --to=timm               a folder, timm.create_model("local-dir:b16")
+vit convert ViT-B_16.npz b16.safetensors --to=timm   the tensors alone
+vit convert runs/pets pets --to=huggingface          a folder for Transformers
+vit convert model.safetensors vit.npz --to=google
+"""
+
+import argparse
+import sys
+
+from vit_jax.commands.arguments import add_source, model_fields
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The command's options."""
+    add_source(parser)
+    parser.add_argument("destination", help="a file or folder that is not there yet")
+    parser.add_argument(
+        "--to", required=True, metavar="LAYOUT",
+        help="google, big_vision, timm, dinov2, huggingface or orbax",
+    )  # fmt: skip
+    parser.add_argument(
+        "--num-classes", type=int, choices=[0], help="0 leaves the head out"
+    )  # fmt: skip
+
+
+def run(options: argparse.Namespace) -> int:
+    """Does it; returns the exit code."""
+    given = model_fields(options)
+    from vit_jax.pretrained.load import fetch_weights, fill, fitted
+    from vit_jax.pretrained.save import check_destination, save_pretrained
+    from vit_jax.pretrained.weights import open_weights
+
+    check_destination(options.destination, options.to)
+    weights = open_weights(fetch_weights(options.weights), **given)
+    wanted = {} if options.num_classes is None else {"num_classes": options.num_classes}
+    model = fitted(weights, wanted)
+    params, report = fill(weights, model)
+    same = weights.layout == options.to
+    notes = save_pretrained(
+        model, params, options.destination, options.to, classes=weights.classes,
+        dialect=weights.dialect if same else None, extras=weights.extras if same else None,
+    )  # fmt: skip
+    for line in [*report.lines(), *(f"note: {note}" for note in notes)]:
+        print(line, file=sys.stderr)
+    print(f"{weights.path} ({weights.layout}) -> {options.destination} ({options.to})")
+    return 0

@@ -1,0 +1,71 @@
+"""Shows what weights hold: layout, model, sizes, classes, and what of them would load.
+
+vit inspect ViT-B_16.npz
+vit inspect hf://google/vit-base-patch16-224 --tensors
+vit inspect runs/digits --json
+"""
+
+import argparse
+import dataclasses
+import json
+
+from vit_jax.commands.arguments import add_source, model_fields
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The command's options."""
+    add_source(parser)
+    parser.add_argument("--tensors", action="store_true", help="every parameter with its shape")
+    parser.add_argument("--json", action="store_true", help="as JSON")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Does it; returns the exit code."""
+    given = model_fields(options)
+    from vit_jax.pretrained.load import fetch_weights
+    from vit_jax.pretrained.weights import open_weights
+
+    weights = open_weights(fetch_weights(options.weights), **given)
+    model, shapes = weights.model, weights.shapes
+    told = {
+        "path": str(weights.path),
+        "layout": weights.layout,
+        "model": model.name,
+        "parameters": model.num_params,
+        "tensors": len(shapes),
+        "classes": weights.classes or model.config.num_classes,
+        "config": dataclasses.asdict(model.config),
+        "data_config": dataclasses.asdict(model.data_config),
+        "pipeline": model.data_config.pipeline(model.config.image_size),
+        "unused": weights.unused,
+    }
+    if options.tensors:
+        told["shapes"] = {path: list(shape) for path, shape in shapes.items()}
+    if options.json:
+        print(json.dumps(told))
+        return 0
+    print(f"{weights.path}: {weights.layout} layout, {model.name}")
+    print(f"{model.num_params:,} parameters in {len(shapes)} tensors, all of which would load")
+    for name, why in weights.unused.items():
+        print(f"  unused: {name} ({why})")
+    print("model      " + _fields(model.config))
+    print("images     " + _fields(model.data_config) + f"; {told['pipeline']}")
+    print("classes    " + _classes(weights.classes, model.config.num_classes))
+    if options.tensors:
+        width = max(map(len, shapes))
+        print("\n".join(f"{path:{width}}  {list(shape)}" for path, shape in shapes.items()))
+    return 0
+
+
+def _fields(config) -> str:
+    """The fields that say something: neither off nor empty."""
+    shown = {k: v for k, v in vars(config).items() if v not in (None, False, "", 0.0)}
+    return ", ".join(f"{k}={v}" for k, v in shown.items())
+
+
+def _classes(names: list[str] | None, count: int) -> str:
+    if not count:
+        return "none: the weights have no head"
+    if not names:
+        return f"{count:,}, without names"
+    return f"{count:,}: {', '.join(names[:8])}" + (", …" if count > 8 else "")

@@ -1,0 +1,135 @@
+"""Predicts the classes of images with any weights that can be loaded.
+
+vit predict runs/pets cat.jpg dog.png
+vit predict hf://google/vit-base-patch16-224 photos/ --top=3 --output=predictions.csv
+
+Images are prepared as those that the weights were evaluated on (`vit inspect` shows how). A folder
+means every image in it, at any depth. Damaged images are named and skipped.
+"""
+
+import argparse
+import csv
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from vit_jax.commands.arguments import add_source, model_fields
+from vit_jax.errors import UserError
+
+COLUMNS = ("image", "rank", "class", "label", "probability")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The command's options."""
+    add_source(parser)
+    parser.add_argument("images", nargs="+", help="files, or folders of them")
+    parser.add_argument("--top", type=int, default=1, help="classes an image, best first (1)")
+    parser.add_argument("--output", metavar="CSV", help="write the predictions to a file")
+    parser.add_argument("--batch-size", type=int, default=32, help="images at a time (32)")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Does it; returns the exit code."""
+    given = model_fields(options)
+    if options.top < 1 or options.batch_size < 1:
+        raise UserError("--top and --batch-size are at least 1")
+    paths = _images(options.images)
+    output = Path(options.output) if options.output else None
+    if output and not output.absolute().parent.is_dir():
+        raise UserError(f"--output {output}: there is no folder {output.absolute().parent}")
+    from vit_jax.pretrained.load import fetch_weights, fill
+    from vit_jax.pretrained.weights import open_weights
+
+    weights = open_weights(fetch_weights(options.weights), **given)
+    if not weights.model.config.num_classes:
+        raise UserError(f"{weights.path} has no head: it predicts no classes")
+    params, report = fill(weights, weights.model)
+    for line in report.warnings:
+        print(f"warning: {line}", file=sys.stderr)
+    rows = _rows(weights, params, paths, options.top, options.batch_size)
+    if output:
+        count = _write(output, rows)
+        print(f"{count} images: {output}")
+        return 0
+    shown = None
+    for image, rank, _, label, probability in rows:
+        head = f"{image}: " if image != shown else " " * (len(str(image)) + 2)
+        print(f"{head}{label} {float(probability):.2%}")
+        shown = image if rank else shown
+    return 0
+
+
+def _images(given: list[str]) -> list[Path]:
+    """The files, and what folders hold of images. Raises UserError where there are none."""
+    from vit_jax.data.sources import IMAGE_SUFFIXES
+
+    found: list[Path] = []
+    for path in map(Path, given):
+        if path.is_dir():
+            inside = (p for p in sorted(path.rglob("*")) if p.suffix.lower() in IMAGE_SUFFIXES)
+            found += inside
+        elif path.is_file():
+            found.append(path)
+        else:
+            raise UserError(f"{path}: no such file or folder")
+    if not found:
+        raise UserError(f"no images in {', '.join(given)}")
+    return found
+
+
+def _rows(weights, params, paths: list[Path], top: int, batch_size: int) -> Iterator[tuple]:
+    import jax
+    import numpy as np
+
+    from vit_jax.data.decode import DamagedImage, decode
+    from vit_jax.data.ops import parse
+
+    model = weights.model
+    c = model.config
+    prepare = parse(model.data_config.pipeline(c.image_size), c.image_size)
+    names = weights.classes or [str(i) for i in range(c.num_classes)]
+    shape, batch_size = (*c.image_size, c.channels), min(batch_size, len(paths))
+
+    @jax.jit
+    def predict(params, pixels):
+        logits, _ = model.apply(params, model.data_config.normalise(pixels))
+        return jax.lax.top_k(jax.nn.softmax(logits), min(top, c.num_classes))
+
+    def batches():
+        batch, kept = np.zeros((batch_size, *shape), np.uint8), []
+        for number, path in enumerate(paths):
+            try:
+                image = prepare(decode(path.read_bytes(), c.channels), None)
+            except (DamagedImage, OSError) as error:
+                print(f"skipped: {path} ({error})", file=sys.stderr)
+            else:
+                if image.shape != shape:
+                    raise UserError(f"{path} becomes {image.shape}, the model takes {shape}")
+                batch[len(kept)] = image
+                kept.append(path)
+            if kept and (len(kept) == batch_size or number == len(paths) - 1):
+                yield kept, batch
+                kept = []
+
+    for kept, batch in batches():
+        probabilities, classes = jax.device_get(predict(params, batch.copy()))
+        for i, path in enumerate(kept):
+            for rank, index in enumerate(classes[i]):
+                yield path, rank + 1, index, names[index], f"{probabilities[i, rank]:.6f}"
+
+
+def _write(output: Path, rows: Iterator[tuple]) -> int:
+    """The file appears whole or not at all; returns the number of images."""
+    part, images = output.with_name(f".{output.name}.part"), set()
+    try:
+        with part.open("w", newline="") as file:
+            table = csv.writer(file)
+            table.writerow(COLUMNS)
+            for row in rows:
+                table.writerow(row)
+                images.add(row[0])
+        os.replace(part, output)
+    finally:
+        part.unlink(missing_ok=True)
+    return len(images)

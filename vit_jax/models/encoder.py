@@ -1,0 +1,72 @@
+"""L blocks in a row, unrolled (`block00`, `block01`, …) or stacked under one scan (`block`)."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Key
+
+REMAT_POLICIES = {
+    "full": None,  # keep a block's input alone
+    "dots": "dots_with_no_batch_dims_saveable",  # keep the outputs of the dense layers too
+}
+REMAT = ("none", *REMAT_POLICIES)
+
+
+class Encoder(nnx.Module):
+    """`make_block(key)` makes a block, called as `block(z, key, drop_path_rate, return_weights)`
+    and returning (z, attention weights or None).
+
+    Layer l's parameters and dropout draws are the same unrolled and stacked.
+    """
+
+    def __init__(
+        self, num_layers: int, make_block: Callable[[Key[Array, ""]], nnx.Module], *,
+        drop_path: float, scan: bool, remat: str, key: Key[Array, ""],
+    ):  # fmt: skip
+        keys = jax.random.split(key, num_layers)
+        if scan:
+            graph, _ = nnx.split(nnx.eval_shape(lambda: make_block(keys[0])))
+            stack = jax.vmap(lambda key: nnx.to_pure_dict(nnx.state(make_block(key), nnx.Param)))
+            self.block = nnx.merge(graph, stack(keys))
+        else:
+            for layer in range(num_layers):
+                setattr(self, f"block{layer:02d}", make_block(keys[layer]))
+        self.num_layers, self.drop_path, self.scan, self.remat = num_layers, drop_path, scan, remat
+
+    def __call__(self, z, key, *, return_weights=False, gather=None):
+        """`gather` maps one block's parameters to those it computes with (see parallel/)."""
+        rates = jnp.linspace(0.0, self.drop_path, self.num_layers, dtype=jnp.float32)
+        keys = None if key is None else jax.random.split(key, self.num_layers)
+        first = self.block if self.scan else self.block00
+        graph, _ = nnx.split(first)
+
+        def body(z, layer):
+            params, key, rate = layer
+            block = nnx.merge(graph, params if gather is None else gather(params))
+            z, weights = block(z, key, rate, return_weights)
+            return z, (z, weights)
+
+        if self.remat != "none":
+            name = REMAT_POLICIES[self.remat]
+            policy = getattr(jax.checkpoint_policies, name) if name else None
+            body = jax.checkpoint(body, prevent_cse=not self.scan, policy=policy)
+        if self.scan:
+            z, (outputs, weights) = jax.lax.scan(body, z, (_params(self.block), keys, rates))
+        else:
+            outputs, weights = [], []
+            for i in range(self.num_layers):
+                layer_key = None if keys is None else keys[i]
+                params = _params(getattr(self, f"block{i:02d}"))
+                z, (output, weight) = body(z, (params, layer_key, rates[i]))
+                outputs.append(output)
+                weights.append(weight)
+        out = {f"block{i:02d}": outputs[i] for i in range(self.num_layers)}
+        if return_weights:
+            out |= {f"attention{i:02d}": weights[i] for i in range(self.num_layers)}
+        return z, out
+
+
+def _params(module: nnx.Module):
+    return nnx.to_pure_dict(nnx.state(module, nnx.Param))

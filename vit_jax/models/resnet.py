@@ -1,0 +1,299 @@
+"""ResNets with group norm and weight standardisation: BiT, and the backbone of hybrid ViTs.
+
+BiT (arXiv 1912.11370) is a ResNet v2: its units normalise before they convolve. The hybrids of the
+ViT paper (arXiv 2010.11929, section 3.1) put a ResNet v1 under the transformer, whose units
+normalise after. Both replace batch norm by group norm (arXiv 1803.08494) and standardised
+convolutions (arXiv 1903.10520), so that an image's features do not depend on its batch.
+"""
+
+import dataclasses
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float, Key
+
+from vit_jax.models.fields import check, check_choices, check_counts
+
+GROUPS = 32
+STEM = 64  # channels of the root at width factor 1, and inside the first stage's units
+
+# What a kernel less its mean is divided by, from its variance. Published weights want their own.
+STANDARDIZATION = {
+    "google": lambda variance: jnp.sqrt(variance) + 1e-5,  # vision_transformer's hybrids
+    "bit": lambda variance: jnp.sqrt(variance + 1e-10),  # big_transfer's BiT
+    "timm": lambda variance: jnp.sqrt(variance + 1e-8),  # timm's, of both
+}
+
+CHOICES = {
+    "standardization": tuple(STANDARDIZATION),
+    "remat": ("none", "full"),
+    "dtype": ("float32", "bfloat16"),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class ResNetConfig:
+    """Everything that decides a BiT ResNet's parameters and arithmetic."""
+
+    resnet_layers: tuple[int, ...] = (3, 4, 6, 3)  # units of each stage
+    width_factor: int = 1
+    image_size: tuple[int, int] = (224, 224)  # (H, W), any
+    channels: int = 3  # C
+    num_classes: int = 1000  # 0: no head, logits are the pooled features
+    head_bias: float = 0.0  # negative for sigmoid losses
+    groupnorm_eps: float = 1e-5
+    standardization: str = "bit"  # bit | google | timm
+    remat: str = "none"  # none | full
+    dtype: str = "float32"  # of the arithmetic; parameters are float32
+
+    def __post_init__(self):
+        check_counts(self, "width_factor", "channels")
+        check(self, "num_classes", int, lambda n: n >= 0, "a whole number of at least 0")
+        check(self, "groupnorm_eps", float, lambda eps: eps > 0, "a positive number")
+        check_choices(self, CHOICES)
+        for field, fits, wanted in (
+            ("resnet_layers", lambda n: n >= 1, "the units of each stage, such as (3, 4, 6, 3)"),
+            ("image_size", lambda n: n == 2, "(height, width), such as (224, 224)"),
+        ):
+            sizes = getattr(self, field)
+            listed = isinstance(sizes, tuple | list) and fits(len(sizes))
+            if not listed or not all(type(n) is int and n >= 1 for n in sizes):
+                raise ValueError(f"{field} is {wanted}, not {sizes!r}")
+
+    @property
+    def hidden_size(self) -> int:
+        """Width of what the head reads: 2048 at width factor 1."""
+        return features_of(self.resnet_layers, self.width_factor)
+
+
+class StdConv(nnx.Module):
+    """A convolution without bias, its kernel (h, w, in, out) standardised at every forward pass.
+
+    How large an output channel's weights are therefore decides how fast they learn, not what they
+    compute; they start LeCun-normal, as in Google's code.
+    """
+
+    def __init__(
+        self, inputs: int, outputs: int, size: int, stride: int = 1, *, padding: str,
+        standardization: str, dtype, rngs,
+    ):  # fmt: skip
+        init = nnx.initializers.lecun_normal()
+        self.kernel = nnx.Param(init(rngs.params(), (size, size, inputs, outputs), jnp.float32))
+        self.stride, self.padding, self.dtype = stride, padding, dtype
+        self.standardization = standardization
+
+    def __call__(
+        self, x: Float[Array, "batch height width inputs"]
+    ) -> Float[Array, "batch h w outputs"]:
+        kernel = self.kernel[...]
+        kernel = kernel - kernel.mean(axis=(0, 1, 2))
+        variance = jnp.square(kernel).mean(axis=(0, 1, 2))
+        kernel = kernel / STANDARDIZATION[self.standardization](variance)
+        side = kernel.shape[0] // 2
+        return jax.lax.conv_general_dilated(
+            x.astype(self.dtype), kernel.astype(self.dtype), (self.stride, self.stride),
+            "SAME" if self.padding == "same" else ((side, side), (side, side)),
+            dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        )  # fmt: skip
+
+
+def group_norm(features: int, epsilon: float, *, dtype, rngs, scale: float = 1.0) -> nnx.GroupNorm:
+    """32 groups, float32 statistics; the variance from centred values, as E[x²] - E[x]² cancels."""
+    return nnx.GroupNorm(
+        features, GROUPS, epsilon=epsilon, use_fast_variance=False,
+        scale_init=nnx.initializers.constant(scale), dtype=dtype, rngs=rngs,
+    )  # fmt: skip
+
+
+class Root(nnx.Module):
+    """The first convolution, 7 x 7 with stride 2 (v1 normalises it), and a 3 x 3 max pool."""
+
+    def __init__(self, channels: int, width: int, *, preactivation: bool, eps: float, conv: dict):
+        self.conv = StdConv(channels, width, 7, 2, **conv)
+        self.normalises, self.padding = not preactivation, conv["padding"]
+        if self.normalises:
+            self.norm = group_norm(width, eps, dtype=conv["dtype"], rngs=conv["rngs"])
+
+    def __call__(
+        self, x: Float[Array, "batch height width channels"]
+    ) -> Float[Array, "batch h w features"]:
+        x = self.conv(x)
+        if self.normalises:
+            x = nnx.relu(self.norm(x))
+        if self.padding == "same":
+            return nnx.max_pool(x, (3, 3), (2, 2), "SAME")
+        # BiT pads with zeros, which count: its root's values may all be negative in a window.
+        return nnx.max_pool(jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0))), (3, 3), (2, 2))
+
+
+class Unit(nnx.Module):
+    """A bottleneck: 1 x 1 to `width` channels, 3 x 3 with the stride, 1 x 1 to 4 `width`.
+
+    v1 (arXiv 1512.03385) normalises after each convolution, v2 (arXiv 1603.05027) before. v1's last
+    scale starts at zero: a new unit passes on its shortcut, projected where the shape changes.
+    """
+
+    def __init__(
+        self, inputs: int, width: int, stride: int, *, preactivation: bool, eps: float, conv: dict
+    ):
+        norm: dict[str, Any] = {"dtype": conv["dtype"], "rngs": conv["rngs"]}
+        outputs = 4 * width
+        self.preactivation, self.projects = preactivation, stride != 1 or inputs != outputs
+        if self.projects:
+            self.proj = StdConv(inputs, outputs, 1, stride, **conv)
+            if not preactivation:
+                self.proj_norm = group_norm(outputs, eps, **norm)
+        self.conv1 = StdConv(inputs, width, 1, **conv)
+        self.conv2 = StdConv(width, width, 3, stride, **conv)
+        self.conv3 = StdConv(width, outputs, 1, **conv)
+        self.norm1 = group_norm(inputs if preactivation else width, eps, **norm)
+        self.norm2 = group_norm(width, eps, **norm)
+        last = (width, 1.0) if preactivation else (outputs, 0.0)
+        self.norm3 = group_norm(last[0], eps, scale=last[1], **norm)
+
+    def __call__(
+        self, x: Float[Array, "batch height width inputs"]
+    ) -> Float[Array, "batch h w outputs"]:
+        if self.preactivation:
+            y = nnx.relu(self.norm1(x))
+            shortcut = self.proj(y) if self.projects else x
+            y = self.conv2(nnx.relu(self.norm2(self.conv1(y))))
+            return self.conv3(nnx.relu(self.norm3(y))) + shortcut
+        shortcut = self.proj_norm(self.proj(x)) if self.projects else x
+        y = nnx.relu(self.norm1(self.conv1(x)))
+        y = nnx.relu(self.norm2(self.conv2(y)))
+        return nnx.relu(self.norm3(self.conv3(y)) + shortcut)
+
+
+class Stage(nnx.Module):
+    """Units `unit01`, `unit02`, … of one width; the first has the stride."""
+
+    def __init__(self, units: int, inputs: int, width: int, stride: int, **how: Any):
+        self.unit01 = Unit(inputs, width, stride, **how)
+        for u in range(2, units + 1):
+            setattr(self, f"unit{u:02d}", Unit(4 * width, width, 1, **how))
+
+
+class Backbone(nnx.Module):
+    """Root and stages: images to `features` channels at 1 / `stride_of(layers)` of their sides.
+
+    `layers` are the units of each stage, () the root alone. `padding` is "same" (TensorFlow's,
+    which depends on the size: hybrids) or "symmetric" (half the kernel on every side: BiT).
+    """
+
+    def __init__(
+        self, layers: tuple[int, ...], width_factor: int, channels: int, *, preactivation: bool,
+        padding: str, groupnorm_eps: float, standardization: str, dtype, remat: str, rngs,
+    ):  # fmt: skip
+        conv = dict(padding=padding, standardization=standardization, dtype=dtype, rngs=rngs)
+        how: dict[str, Any] = {"preactivation": preactivation, "eps": groupnorm_eps, "conv": conv}
+        self.root = Root(channels, STEM * width_factor, **how)
+        for s, units in enumerate(layers):
+            inputs, outputs = (features_of(layers[:n], width_factor) for n in (s, s + 1))
+            stage = Stage(units, inputs, outputs // 4, 2 if s else 1, **how)
+            setattr(self, f"stage{s + 1}", stage)
+        self.layers, self.recomputes = tuple(layers), remat != "none"
+        self.features = features_of(layers, width_factor)
+
+    def __call__(
+        self, images: Float[Array, "batch height width channels"]
+    ) -> tuple[Float[Array, "batch h w features"], dict[str, Array]]:
+        """The features, and `root`, `stage1_unit01`, … by name."""
+        x = self.root(images)
+        out = {"root": x}
+        for s, units in enumerate(self.layers, start=1):
+            for u in range(1, units + 1):
+                x = self._run(getattr(getattr(self, f"stage{s}"), f"unit{u:02d}"), x)
+                out[f"stage{s}_unit{u:02d}"] = x
+        return x, out
+
+    def _run(self, unit: Unit, x):
+        """With `remat` of any kind the backward pass keeps a unit's input alone."""
+        if not self.recomputes:
+            return unit(x)
+        graph, params = nnx.split(unit, nnx.Param)
+        return jax.checkpoint(lambda p, x: nnx.merge(graph, p)(x))(nnx.to_pure_dict(params), x)
+
+
+class ResNet(nnx.Module):
+    """BiT's ResNet v2: backbone, group norm, ReLU, global mean, head."""
+
+    def __init__(self, c: ResNetConfig, rngs: nnx.Rngs):
+        dtype = jnp.dtype(c.dtype)
+        self.config = c
+        self.backbone = Backbone(
+            c.resnet_layers, c.width_factor, c.channels, preactivation=True, padding="symmetric",
+            groupnorm_eps=c.groupnorm_eps, standardization=c.standardization, remat=c.remat,
+            dtype=dtype, rngs=rngs,
+        )  # fmt: skip
+        self.norm = group_norm(c.hidden_size, c.groupnorm_eps, dtype=dtype, rngs=rngs)
+        if c.num_classes:
+            self.head = nnx.Linear(
+                c.hidden_size, c.num_classes, kernel_init=nnx.initializers.zeros,
+                bias_init=nnx.initializers.constant(c.head_bias), dtype=dtype, rngs=rngs,
+            )  # fmt: skip
+
+    def __call__(
+        self,
+        images: Float[Array, "batch height width channels"],
+        key: Key[Array, ""] | None = None,
+        *,
+        return_weights: bool = False,
+        gather=None,
+    ) -> tuple[Float[Array, "batch classes"], dict[str, Array]]:
+        """Called as a ViT is, though nothing here is random, attends or is an encoder's block."""
+        x, out = self.backbone(images)
+        out["encoded"] = x = nnx.relu(self.norm(x))
+        out["pre_logits"] = x = x.mean(axis=(1, 2))
+        logits = self.head(x) if self.config.num_classes else x
+        return logits.astype(jnp.float32), out
+
+
+def features_of(layers: tuple[int, ...], width_factor: int) -> int:
+    """Channels of a backbone's features: 256 after the first stage, doubled by every other."""
+    return STEM * width_factor * (4 * 2 ** (len(layers) - 1) if layers else 1)
+
+
+def stride_of(layers: tuple[int, ...]) -> int:
+    """Pixels of the image for one of the features: 4 for the root, 2 for each stage but the first.
+
+    With padding of either kind the features' sides are the image's over this, rounded up.
+    """
+    return 4 * 2 ** max(len(layers) - 1, 0)
+
+
+def backbone_macs(
+    layers: tuple[int, ...], width_factor: int, image_size: tuple[int, int], channels: int
+) -> int:
+    """Multiply-accumulates of one image's convolutions, their padding included."""
+
+    def positions(stride: int) -> int:
+        return math.prod(-(-side // stride) for side in image_size)
+
+    macs = positions(2) * 7 * 7 * channels * STEM * width_factor
+    for s, units in enumerate(layers):
+        before, after = positions(stride_of(layers[:s])), positions(stride_of(layers[: s + 1]))
+        inputs, outputs = (features_of(layers[:n], width_factor) for n in (s, s + 1))
+        width = outputs // 4
+        macs += inputs * (before * width + after * outputs)  # the first unit's conv1 and proj
+        macs += (units - 1) * after * outputs * width  # the others' conv1
+        macs += units * after * (9 * width * width + width * outputs)  # conv2 and conv3
+    return macs
+
+
+def forward_macs(c: ResNetConfig) -> int:
+    """Multiply-accumulates of one image through a BiT ResNet: convolutions and head."""
+    backbone = backbone_macs(c.resnet_layers, c.width_factor, c.image_size, c.channels)
+    return backbone + c.hidden_size * c.num_classes
+
+
+def hybrid_macs(
+    layers: tuple[int, ...], image_size: tuple[int, int], channels: int, patch: int, width: int
+) -> int:
+    """The same of a hybrid's backbone and embedding: `patch` in pixels of the image, `width` D."""
+    backbone = backbone_macs(layers, 1, image_size, channels)
+    embedded = math.prod(side // patch for side in image_size) * (patch // stride_of(layers)) ** 2
+    return backbone + embedded * features_of(layers, 1) * width

@@ -1,0 +1,342 @@
+"""Google's `.npz` files: `vision_transformer` (ViT, hybrids, Mixer), BiT and `big_vision`.
+
+ViT: blocks numbered over all parts (`LayerNorm_0`, `MultiHeadDotProductAttention_1`, …) as before
+Linen, or per class as Linen does. big_vision: Linen's, positions of the patches alone at the root,
+layers possibly stacked under one name.
+"""
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+
+from vit_jax.models.mixer import MixerConfig
+from vit_jax.models.model import Config, DataConfig
+from vit_jax.models.resnet import ResNetConfig, stride_of
+from vit_jax.models.vit import ViTConfig
+from vit_jax.pretrained.files import Tensors
+from vit_jax.pretrained.layout import (
+    GOOGLE_PREPROCESSING,
+    Description,
+    Layout,
+    count,
+    grid_of,
+    needs,
+    refused_pool,
+    units,
+)  # fmt: skip
+from vit_jax.pretrained.rows import (
+    BATCHED,
+    POINTWISE_HWIO,
+    POSITIONS,
+    SAME,
+    WIDE,
+    Row,
+    joined,
+    row,
+)  # fmt: skip
+
+PREFIXES = ("", "params/", "opt/target/", "img/", "params/img/")
+BLOCK = "Transformer/encoderblock"
+# Names of a block's parts: attention, second norm, MLP. The first norm is LayerNorm_0 in both.
+NUMBERING = {
+    "old": ("MultiHeadDotProductAttention_1", "LayerNorm_2", "MlpBlock_3"),
+    "linen": ("MultiHeadDotProductAttention_0", "LayerNorm_1", "MlpBlock_0"),
+}
+
+
+def _pair(ours: str, theirs: str, names=("kernel", "bias"), codec=SAME) -> list[Row]:
+    """Two parameters of one layer."""
+    return [row(f"{ours}/{name}", f"{theirs}/{name}", codec) for name in names]
+
+
+def _norm(ours: str, theirs: str, codec=SAME) -> list[Row]:
+    return _pair(ours, theirs, ("scale", "bias"), codec)
+
+
+def _mlp(ours: str, theirs: str) -> list[Row]:
+    return _pair(f"{ours}/fc1", f"{theirs}/Dense_0") + _pair(f"{ours}/fc2", f"{theirs}/Dense_1")
+
+
+def _vit_rows(numbering: str) -> list[Row]:
+    """What both code bases share: embedding, blocks, last norm, head."""
+    attention, norm2, mlp = NUMBERING[numbering]
+    ours, theirs = "encoder/block{i:02d}", BLOCK + "_{i}"
+    qkv = [f"{theirs}/{attention}/{part}" for part in ("query", "key", "value")]
+    return [
+        *_pair("embed", "embedding"),
+        row("cls", "cls", BATCHED),
+        *_norm(f"{ours}/norm1", f"{theirs}/LayerNorm_0"),
+        row(f"{ours}/attention/qkv/kernel", [f"{x}/kernel" for x in qkv], joined(1, 3)),
+        row(f"{ours}/attention/qkv/bias", [f"{x}/bias" for x in qkv], joined(0, 3)),
+        *_pair(f"{ours}/attention/out", f"{theirs}/{attention}/out"),
+        *_norm(f"{ours}/norm2", f"{theirs}/{norm2}"),
+        *_mlp(f"{ours}/mlp", f"{theirs}/{mlp}"),
+        *_norm("norm", "Transformer/encoder_norm"),
+        *_pair("pre_logits", "pre_logits"),
+        *_pair("head", "head"),
+    ]
+
+
+def _hybrid_rows(norm_codec) -> list[Row]:
+    ours, theirs = "backbone/stage{s}/unit{u:02d}", "block{s}/unit{u}"
+    rows = [
+        row("backbone/root/conv/kernel", "conv_root/kernel"),
+        *_norm("backbone/root/norm", "gn_root", norm_codec),
+        row(f"{ours}/proj/kernel", f"{theirs}/conv_proj/kernel"),
+        *_norm(f"{ours}/proj_norm", f"{theirs}/gn_proj", norm_codec),
+    ]
+    for n in (1, 2, 3):
+        rows.append(row(f"{ours}/conv{n}/kernel", f"{theirs}/conv{n}/kernel"))
+        rows += _norm(f"{ours}/norm{n}", f"{theirs}/gn{n}", norm_codec)
+    return rows
+
+
+MIXER = [
+    *_pair("embed", "stem"),
+    *_norm("encoder/block{i:02d}/norm1", "MixerBlock_{i}/LayerNorm_0"),
+    *_mlp("encoder/block{i:02d}/token_mixing", "MixerBlock_{i}/token_mixing"),
+    *_norm("encoder/block{i:02d}/norm2", "MixerBlock_{i}/LayerNorm_1"),
+    *_mlp("encoder/block{i:02d}/channel_mixing", "MixerBlock_{i}/channel_mixing"),
+    *_norm("norm", "pre_head_layer_norm"),
+    *_pair("head", "head"),
+]
+
+
+def _bit_rows(norm_codec) -> list[Row]:
+    """BiT's names, those of TensorFlow: a, b, c are a unit's three convolutions."""
+    conv = "standardized_conv2d/kernel"
+    ours, theirs = "backbone/stage{s}/unit{u:02d}", "resnet/block{s}/unit{u:02d}"
+    rows = [
+        row("backbone/root/conv/kernel", f"resnet/root_block/{conv}"),
+        row(f"{ours}/proj/kernel", f"{theirs}/a/proj/{conv}"),
+        row("norm/scale", "resnet/group_norm/gamma", norm_codec),
+        row("norm/bias", "resnet/group_norm/beta", norm_codec),
+        row("head/kernel", "resnet/head/conv2d/kernel", POINTWISE_HWIO),
+        row("head/bias", "resnet/head/conv2d/bias"),
+    ]
+    for n, letter in enumerate("abc", start=1):
+        group = f"{theirs}/{letter}/group_norm"
+        rows.append(row(f"{ours}/conv{n}/kernel", f"{theirs}/{letter}/{conv}"))
+        rows.append(row(f"{ours}/norm{n}/scale", f"{group}/gamma", norm_codec))
+        rows.append(row(f"{ours}/norm{n}/bias", f"{group}/beta", norm_codec))
+    return rows
+
+
+def _google_rows(config: Config, dialect: dict[str, Any]) -> list[Row]:
+    norms = WIDE if dialect.get("wide_norms") else SAME
+    if isinstance(config, MixerConfig):
+        return MIXER
+    if isinstance(config, ResNetConfig):
+        return _bit_rows(norms)
+    positions = row(
+        ("pos_embed/grid", "pos_embed/prefix"), "Transformer/posembed_input/pos_embedding",
+        POSITIONS,
+    )  # fmt: skip
+    return [*_vit_rows(dialect.get("numbering", "old")), *_hybrid_rows(norms), positions]
+
+
+def _big_vision_rows(config: Config, dialect: dict[str, Any]) -> list[Row]:
+    heads = "MAPHead_0/MultiHeadDotProductAttention_0"
+    kv = [f"{heads}/key", f"{heads}/value"]
+    return [
+        *_vit_rows("linen"),
+        row("pos_embed/grid", "pos_embedding", POSITIONS),
+        row("pool/probe", "MAPHead_0/probe", BATCHED),
+        *_pair("pool/q", f"{heads}/query"),
+        row("pool/kv/kernel", [f"{x}/kernel" for x in kv], joined(1, 2)),
+        row("pool/kv/bias", [f"{x}/bias" for x in kv], joined(0, 2)),
+        *_pair("pool/out", f"{heads}/out"),
+        *_norm("pool/norm", "MAPHead_0/LayerNorm_0"),
+        *_mlp("pool/mlp", "MAPHead_0/MlpBlock_0"),
+    ]
+
+
+def _vit_fields(tensors: Tensors, numbering: str, given: dict[str, Any]) -> dict[str, Any]:
+    """Sizes that both code bases' files tell by their shapes."""
+    shapes = tensors.shapes
+    attention, _, mlp = NUMBERING[numbering]
+    (patch, _, channels, width), (_, heads, _), (_, mlp_dim) = needs(
+        tensors, "embedding/kernel", f"{BLOCK}_0/{attention}/query/kernel",
+        f"{BLOCK}_0/{mlp}/Dense_0/kernel",
+    )  # fmt: skip
+    return {
+        "hidden_size": width, "num_heads": heads, "mlp_dim": mlp_dim, "patch_size": patch,
+        "channels": channels, "num_layers": count(shapes, BLOCK + r"_(\d+)/"),
+        "num_classes": shapes.get("head/kernel", (0, 0))[-1],
+        "pre_logits": "pre_logits/kernel" in shapes,
+        "gelu": "tanh", "layernorm_eps": 1e-6, "posemb_resize": "google",
+    }  # fmt: skip
+
+
+def _describe_google(tensors: Tensors, given: dict[str, Any]) -> Description:
+    shapes = tensors.shapes
+    if "MixerBlock_0/LayerNorm_0/scale" in shapes:
+        return _describe_mixer(tensors, given)
+    if "resnet/root_block/standardized_conv2d/kernel" in shapes:
+        return _describe_bit(tensors)
+    numbering = "old" if f"{BLOCK}_0/{NUMBERING['old'][2]}/Dense_0/kernel" in shapes else "linen"
+    fields = _vit_fields(tensors, numbering, given)
+    dialect: dict[str, Any] = {"numbering": numbering}
+    if "conv_root/kernel" in shapes:
+        layers = units(shapes, r"block(\d+)/unit(\d+)/conv1/")
+        fields["patch_size"] *= stride_of(layers)
+        fields |= {
+            "resnet_layers": layers, "groupnorm_eps": 1e-6, "standardization": "google",
+            "channels": shapes["conv_root/kernel"][2],
+        }  # fmt: skip
+        dialect["wide_norms"] = len(needs(tensors, "gn_root/scale")[0]) == 4
+    token = "cls" in shapes
+    ((_, positions, _),) = needs(tensors, "Transformer/posembed_input/pos_embedding")
+    grid, _ = grid_of(
+        positions, [int(token)], fields["patch_size"], given.get("source_image_size"),
+        str(tensors.path),
+    )  # fmt: skip
+    fields["image_size"] = tuple(side * fields["patch_size"] for side in grid)
+    fields["pool"] = "cls" if token else "gap"
+    return Description(ViTConfig, fields, GOOGLE_PREPROCESSING, dialect=dialect)
+
+
+def _describe_mixer(tensors: Tensors, given: dict[str, Any]) -> Description:
+    (patch, _, channels, width), (tokens, tokens_mlp_dim), (_, mlp_dim) = needs(
+        tensors, "stem/kernel", "MixerBlock_0/token_mixing/Dense_0/kernel",
+        "MixerBlock_0/channel_mixing/Dense_0/kernel",
+    )  # fmt: skip
+    grid, _ = grid_of(tokens, [0], patch, given.get("source_image_size"), str(tensors.path))
+    fields = {
+        "hidden_size": width, "patch_size": patch, "channels": channels, "mlp_dim": mlp_dim,
+        "tokens_mlp_dim": tokens_mlp_dim, "image_size": tuple(side * patch for side in grid),
+        "num_layers": count(tensors.shapes, r"MixerBlock_(\d+)/"),
+        "num_classes": tensors.shapes.get("head/kernel", (0, 0))[-1], "gelu": "tanh",
+    }  # fmt: skip
+    return Description(MixerConfig, fields, GOOGLE_PREPROCESSING)
+
+
+def _describe_bit(tensors: Tensors) -> Description:
+    ((_, _, channels, width), norm) = needs(
+        tensors, "resnet/root_block/standardized_conv2d/kernel", "resnet/group_norm/gamma"
+    )
+    fields = {
+        "resnet_layers": units(tensors.shapes, r"resnet/block(\d+)/unit(\d+)/"),
+        "width_factor": width // 64, "channels": channels, "image_size": 224,
+        "num_classes": tensors.shapes.get("resnet/head/conv2d/kernel", (0, 0))[-1],
+        "groupnorm_eps": 1e-5, "standardization": "bit",
+    }  # fmt: skip
+    dialect = {"wide_norms": len(norm) == 4}
+    return Description(ResNetConfig, fields, GOOGLE_PREPROCESSING, dialect=dialect)
+
+
+def _describe_big_vision(tensors: Tensors, given: dict[str, Any]) -> Description:
+    shapes = tensors.shapes
+    fields = _vit_fields(tensors, "linen", given)
+    patch, size = fields["patch_size"], given.get("source_image_size")
+    if "pos_embedding" in shapes:
+        grid, _ = grid_of(shapes["pos_embedding"][1], [0], patch, size, str(tensors.path))
+        fields["image_size"] = tuple(side * patch for side in grid)
+    else:  # sines and cosines are computed: any size will do
+        fields |= {"posemb": "sincos2d", "image_size": size or 224}
+    pool = "cls" if "cls" in shapes else "map" if "MAPHead_0/probe" in shapes else "gap"
+    fields |= {"pool": pool, "prefix_positions": "none"}
+    data = DataConfig(interpolation="area", crop=0.875)
+    return Description(ViTConfig, fields, data, dialect={"scanned": "stacked" in tensors.config})
+
+
+def _unstacked(tensors: Tensors) -> Tensors:
+    """Stacked layers, `Transformer/encoderblock/…` with a leading axis, one by one."""
+    stacked = {name for name in tensors.shapes if name.startswith(f"{BLOCK}/")}
+    if not stacked:
+        return tensors
+    shapes, slices = {}, {}
+    for name, shape in tensors.shapes.items():
+        for layer in range(shape[0]) if name in stacked else ():
+            one = name.replace(f"{BLOCK}/", f"{BLOCK}_{layer}/", 1)
+            shapes[one], slices[one] = shape[1:], (name, layer)
+        if name not in stacked:
+            shapes[name] = shape
+
+    def read(name: str) -> np.ndarray:
+        if name in slices:
+            whole, layer = slices[name]
+            return tensors.read(whole)[layer]
+        return tensors.read(name)
+
+    config = tensors.config | {"stacked": True}
+    return dataclasses.replace(tensors, shapes=shapes, read=read, config=config)
+
+
+def _stacked(
+    flat: dict[str, np.ndarray], config: Config, dialect: dict[str, Any]
+) -> dict[str, np.ndarray]:
+    """The inverse, for writing a file that had its layers stacked."""
+    if not dialect.get("scanned") or not isinstance(config, ViTConfig):
+        return flat
+    first = f"{BLOCK}_0/"
+    stacked = {
+        name.replace(first, f"{BLOCK}/", 1): np.stack(
+            [
+                flat[name.replace(first, f"{BLOCK}_{layer}/", 1)]
+                for layer in range(config.num_layers)
+            ]
+        )
+        for name in flat
+        if name.startswith(first)
+    }
+    return {n: x for n, x in flat.items() if not n.startswith(f"{BLOCK}_")} | stacked
+
+
+def _is_google(names) -> bool:
+    return (
+        "Transformer/posembed_input/pos_embedding" in names
+        or f"{BLOCK}_0/{NUMBERING['old'][0]}/query/kernel" in names
+        or "MixerBlock_0/LayerNorm_0/scale" in names
+        or "resnet/root_block/standardized_conv2d/kernel" in names
+    )
+
+
+def _is_big_vision(names) -> bool:
+    query = f"{NUMBERING['linen'][0]}/query/kernel"
+    blocks = f"{BLOCK}_0/{query}" in names or f"{BLOCK}/{query}" in names
+    return blocks and "Transformer/posembed_input/pos_embedding" not in names
+
+
+def _google_reader(config: Config) -> dict[str, Any]:
+    if isinstance(config, ResNetConfig):
+        return {"groupnorm_eps": 1e-5, "standardization": "bit"}
+    reader: dict[str, Any] = {"gelu": "tanh", "layernorm_eps": 1e-6}
+    if getattr(config, "resnet_layers", None) is not None:
+        reader |= {"groupnorm_eps": 1e-6, "standardization": "google"}
+    return reader
+
+
+def _google_refuses(config: Config) -> list[str]:
+    return refused_pool(config, "cls", "gap") + _refused_parts(config)
+
+
+def _refused_parts(config: Config) -> list[str]:
+    """What no tensor of a file would show, so that a reader would compute something else."""
+    if not isinstance(config, ViTConfig):
+        return []
+    refused = {
+        "norm_after_pool": config.norm_after_pool,
+        "a class token that the pooling does not read": config.idle_class_token
+        and config.pool != "cls",
+        "projections without a bias": not (config.qkv_bias and config.embed_bias),
+    }
+    return [what for what, there in refused.items() if there]
+
+
+def _big_vision_refuses(config: Config) -> list[str]:
+    if not isinstance(config, ViTConfig):
+        return [f"a {type(config).__name__.removesuffix('Config')}: google has"]
+    return refused_pool(config, "cls", "gap", "map") + _refused_parts(config)
+
+
+GOOGLE = Layout(
+    "google", _is_google, _describe_google, _google_rows, PREFIXES, ".npz",
+    positions=lambda config: "class", refuses=_google_refuses, reader=_google_reader,
+)  # fmt: skip
+BIG_VISION = Layout(
+    "big_vision", _is_big_vision, _describe_big_vision, _big_vision_rows, PREFIXES, ".npz",
+    prepare=_unstacked, finish=_stacked, positions=lambda config: "none",
+    refuses=_big_vision_refuses, reader=lambda config: {"gelu": "tanh", "layernorm_eps": 1e-6},
+)  # fmt: skip

@@ -1,0 +1,203 @@
+"""Folders of Hugging Face's Transformers: ViT, DeiT, DINOv2 with and without registers.
+
+The names are those on disk, which newer versions rename in memory. `config.json` tells heads,
+epsilon, activation and the classes; `preprocessor_config.json` how images were shown.
+"""
+
+import re
+from typing import Any
+
+from vit_jax.errors import UserError
+from vit_jax.models.model import Config
+from vit_jax.models.vit import ViTConfig
+from vit_jax.pretrained.files import Tensors
+from vit_jax.pretrained.huggingface_config import (
+    ACTIVATIONS,
+    config_json,
+    preprocessing,
+    preprocessor_json,
+)  # fmt: skip
+from vit_jax.pretrained.layout import Description, Layout, count, grid_of, needs, refused_pool
+from vit_jax.pretrained.rows import (
+    BATCHED,
+    CONV,
+    DENSE,
+    DENSE_OUT,
+    FLAT,
+    POSITIONS,
+    Row,
+    Shape,
+    joined,
+    row,
+)  # fmt: skip
+
+MODELS = ("vit", "deit", "dinov2", "dinov2_with_registers")
+PREFIXES = ("", *(f"{model}." for model in MODELS))
+
+# Names of a block's parts: (first norm, second norm, MLP's first, MLP's second).
+PARTS = {
+    "vit": ("layernorm_before", "layernorm_after", "intermediate.dense", "output.dense"),
+    "dinov2": ("norm1", "norm2", "mlp.fc1", "mlp.fc2"),
+}
+
+
+def _dense(ours: str, theirs: str, codec=DENSE) -> list[Row]:
+    bias = row(f"{ours}/bias", f"{theirs}.bias", FLAT)
+    return [row(f"{ours}/kernel", f"{theirs}.weight", codec), bias]
+
+
+def _norm(ours: str, theirs: str) -> list[Row]:
+    return [row(f"{ours}/scale", f"{theirs}.weight"), row(f"{ours}/bias", f"{theirs}.bias")]
+
+
+def _rows(config: Config, dialect: dict[str, Any]) -> list[Row]:
+    """`dialect`: the `model` of MODELS, and the `prefix` of all tensors but the heads'."""
+    model, pre = dialect["model"], dialect["prefix"]
+    norm1, norm2, fc1, fc2 = PARTS["dinov2" if "dinov2" in model else "vit"]
+    ours, theirs = "encoder/block{i:02d}", pre + "encoder.layer.{i}"
+    qkv = [f"{theirs}.attention.attention.{part}" for part in ("query", "key", "value")]
+    tokens, head = {"cls": "cls_token"}, "classifier"
+    if model == "dinov2_with_registers":
+        tokens["registers"] = "register_tokens"
+    elif model == "deit" and getattr(config, "distilled", False):
+        tokens["dist"], head = "distillation_token", "cls_classifier"
+    elif model == "deit":  # its second token is read by no head, as a register is not
+        tokens["registers"] = "distillation_token"
+    return [
+        *(row(here, f"{pre}embeddings.{name}", BATCHED) for here, name in tokens.items()),
+        row(
+            ("pos_embed/grid", "pos_embed/prefix"),
+            f"{pre}embeddings.position_embeddings",
+            POSITIONS,
+        ),
+        row("embed/kernel", f"{pre}embeddings.patch_embeddings.projection.weight", CONV),
+        row("embed/bias", f"{pre}embeddings.patch_embeddings.projection.bias"),
+        *_norm(f"{ours}/norm1", f"{theirs}.{norm1}"),
+        row(f"{ours}/attention/qkv/kernel", [f"{x}.weight" for x in qkv], joined(1, 3, DENSE)),
+        row(f"{ours}/attention/qkv/bias", [f"{x}.bias" for x in qkv], joined(0, 3, FLAT)),
+        *_dense(f"{ours}/attention/out", f"{theirs}.attention.output.dense", DENSE_OUT),
+        row(f"{ours}/scale1/gamma", f"{theirs}.layer_scale1.lambda1"),
+        *_norm(f"{ours}/norm2", f"{theirs}.{norm2}"),
+        *_dense(f"{ours}/mlp/fc1", f"{theirs}.{fc1}"),
+        *_dense(f"{ours}/mlp/fc2", f"{theirs}.{fc2}"),
+        *_dense(f"{ours}/mlp/w12", f"{theirs}.mlp.weights_in"),
+        *_dense(f"{ours}/mlp/w3", f"{theirs}.mlp.weights_out"),
+        row(f"{ours}/scale2/gamma", f"{theirs}.layer_scale2.lambda1"),
+        *_norm("norm", f"{pre}layernorm"),
+        *_dense("head", head),
+        *_dense("head_dist", "distillation_classifier"),
+    ]
+
+
+def _describe(tensors: Tensors, given: dict[str, Any]) -> Description:
+    shapes, c = tensors.shapes, tensors.config
+    if c.get("model_type") not in MODELS:
+        raise UserError(
+            f"{tensors.path} has Hugging Face's names but no config.json of "
+            f"{', '.join(MODELS)} beside it (model_type {c.get('model_type')!r}): give the folder"
+        )
+    model = c["model_type"]
+    prefix = next(p for p in PREFIXES if f"{p}embeddings.cls_token" in shapes)
+    patch_embed = f"{prefix}embeddings.patch_embeddings.projection.weight"
+    ((width, channels, patch, _), (_, positions, _)) = needs(
+        tensors, patch_embed, f"{prefix}embeddings.position_embeddings"
+    )
+    dinov2, teacher = "dinov2" in model, "cls_classifier.weight" in shapes
+    dist = f"{prefix}embeddings.distillation_token" in shapes
+    grid, _ = grid_of(
+        positions, [1 + dist], patch, given.get("source_image_size", c.get("image_size")),
+        str(tensors.path),
+    )  # fmt: skip
+    swiglu = shapes.get(f"{prefix}encoder.layer.0.mlp.weights_out.weight")
+    head = shapes.get("cls_classifier.weight" if teacher else "classifier.weight", (0, 0))
+    heads = given.get("num_heads", c.get("num_attention_heads"))
+    if heads is None:
+        raise UserError(f"{tensors.path / 'config.json'} has no num_attention_heads: say num_heads")
+    activation = c.get("hidden_act", "gelu")
+    if activation not in ACTIVATIONS:
+        raise UserError(f"{tensors.path}: hidden_act {activation!r} has no counterpart here")
+    first = f"{prefix}encoder.layer.0.{PARTS['dinov2' if dinov2 else 'vit'][2]}.weight"
+    fields = {
+        "hidden_size": width, "patch_size": patch,
+        "num_layers": count(shapes, rf"{re.escape(prefix)}encoder\.layer\.(\d+)\."),
+        "num_heads": heads, "channels": channels, "num_classes": head[0],
+        "image_size": tuple(side * patch for side in grid),
+        "mlp_dim": swiglu[1] if swiglu else needs(tensors, first)[0][0],
+        "mlp": "swiglu" if swiglu else "dense", "gelu": ACTIVATIONS[activation],
+        "layernorm_eps": c.get("layer_norm_eps", 1e-6 if dinov2 else 1e-12),
+        "layer_scale": 1e-5 if dinov2 else 0.0,
+        "pool": "cls_gap" if dinov2 and head[1] == 2 * width else "cls",
+        "qkv_bias": c.get("qkv_bias", True),
+        # One of the models interpolates as its authors do.
+        "posemb_resize": "dinov2_reg" if model == "dinov2_with_registers" else "huggingface",
+        "distilled": teacher,
+        "registers": 1 if dist and not teacher
+        else shapes.get(f"{prefix}embeddings.register_tokens", (1, 0))[1],
+        "prefix_positions": "all" if dist and not teacher else "class",
+    }  # fmt: skip
+    names = c.get("id2label") or {}
+    classes = [names[key] for key in sorted(names, key=int)] if len(names) == head[0] else None
+    if classes and classes[0] == "LABEL_0":  # what Transformers writes where there are no names
+        classes = None
+    masked = f"{prefix}embeddings.mask_token" in shapes
+    dialect = {"model": model, "prefix": prefix, "masked": masked}
+    return Description(ViTConfig, fields, preprocessing(tensors.path, dinov2), classes, dialect)
+
+
+def _is_huggingface(names) -> bool:
+    return any(
+        f"{prefix}embeddings.patch_embeddings.projection.weight" in names
+        and f"{prefix}encoder.layer.0.attention.attention.query.weight" in names
+        for prefix in PREFIXES
+    )
+
+
+def _fillers(config: Config, dialect: dict[str, Any]) -> dict[str, Shape]:
+    masked = "dinov2" in dialect["model"] and dialect.get("masked", True)
+    return {f"{dialect['prefix']}embeddings.mask_token": (1, config.hidden_size)} if masked else {}
+
+
+def _dialect(config: Config) -> dict[str, Any]:
+    """The model of Transformers that a config is."""
+    if not isinstance(config, ViTConfig):
+        return {"model": "vit", "prefix": "vit."}
+    model = "vit"
+    if config.layer_scale or config.mlp == "swiglu":
+        model = "dinov2_with_registers" if config.registers else "dinov2"
+    elif config.distilled or (config.registers == 1 and config.prefix_positions == "all"):
+        model = "deit"
+    prefix = f"{model}." if config.num_classes else ""
+    return {"model": model, "prefix": prefix}
+
+
+def _positions(config: ViTConfig) -> str:
+    """DeiT's second token has a position, DINOv2's registers have none."""
+    one_head = _dialect(config)["model"] == "deit" and not config.distilled
+    return "all" if one_head else "class"
+
+
+def _refuses(config: Config) -> list[str]:
+    if not isinstance(config, ViTConfig):
+        return [f"a {type(config).__name__.removesuffix('Config')}"]
+    pools: tuple[str, ...] = ("cls",)
+    if "dinov2" in _dialect(config)["model"]:
+        pools = ("cls_gap",) if config.num_classes else ("cls", "cls_gap")
+    found = refused_pool(config, *pools)
+    found += ["norm_after_pool"] * config.norm_after_pool
+    found += ["patches projected without a bias"] * (not config.embed_bias)
+    if config.prefix_positions == "all" and _positions(config) != "all":
+        found += ["positions of registers"] * bool(config.registers)
+    if config.grid[0] != config.grid[1]:
+        found.append(f"a grid of {config.grid[0]} x {config.grid[1]} (Transformers take squares)")
+    return found
+
+
+HUGGINGFACE = Layout(
+    "huggingface", _is_huggingface, _describe, _rows, ("",), "",
+    ignored={
+        r"(\w+\.)?pooler\.dense\.(weight|bias)": "the pooler, which classification does not use",
+        r"(\w+\.)?embeddings\.mask_token": "the mask token of DINOv2's own training",
+    },
+    files={"config.json": config_json, "preprocessor_config.json": preprocessor_json},
+    dialect=_dialect, positions=_positions, refuses=_refuses, fillers=_fillers,
+)  # fmt: skip

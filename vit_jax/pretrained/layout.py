@@ -1,0 +1,130 @@
+"""What a layout is: how its files are recognised, what they say of a model, its table of rows."""
+
+import dataclasses
+import math
+import re
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import numpy as np
+
+from vit_jax.errors import UserError
+from vit_jax.models.model import Config, DataConfig, Model
+from vit_jax.models.vit import ViTConfig
+from vit_jax.pretrained.files import Tensors
+from vit_jax.pretrained.rows import Row, Shape
+
+GOOGLE_PREPROCESSING = DataConfig(squash=True)
+
+
+@dataclasses.dataclass(frozen=True)
+class Description:
+    """What a file says of its model: the family's config class and its fields, how images were
+    shown, the names of the classes, and the `dialect` in which its tensors are named."""
+
+    family: type
+    fields: dict[str, Any]
+    data: DataConfig
+    classes: list[str] | None = None
+    dialect: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+
+Dialect = dict[str, Any]  # how one file of a layout names its tensors
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """One of the layouts that weights are published in.
+
+    Reading: `recognises` looks at names alone, under each of `prefixes`; `describe` gets the file
+    and the fields that the user gave (a number of heads is not in every file); `rows` the model's
+    config and the dialect. `ignored` are names (patterns) that no model here has a use for, and
+    why.
+
+    Writing: to a file with the `suffix`, or a folder with `files` made from the model, its classes
+    and the dialect. `positions` says which prefix tokens have positions in its tables (None: as the
+    model has them), `refuses` what else it cannot hold, `reader` what its own package computes with
+    where the file cannot say otherwise, `fillers` shapes of tensors that it insists on.
+    """
+
+    name: str
+    recognises: Callable[[Iterable[str]], bool]
+    describe: Callable[[Tensors, dict[str, Any]], Description]
+    rows: Callable[[Config, Dialect], list[Row]]
+    prefixes: tuple[str, ...]
+    suffix: str
+    ignored: dict[str, str] = dataclasses.field(default_factory=dict)
+    prepare: Callable[[Tensors], Tensors] = lambda tensors: tensors
+    files: dict[str, Callable[[Model, list[str] | None, Dialect], dict[str, Any]]] = (
+        dataclasses.field(default_factory=dict)
+    )
+    dialect: Callable[[Config], Dialect] = lambda config: {}
+    positions: Callable[[ViTConfig], str | None] = lambda config: None
+    refuses: Callable[[Config], list[str]] = lambda config: []
+    reader: Callable[[Config], dict[str, Any]] = lambda config: {}
+    fillers: Callable[[Config, Dialect], dict[str, Shape]] = lambda config, dialect: {}
+    finish: Callable[[dict[str, np.ndarray], Config, Dialect], dict[str, np.ndarray]] = (
+        lambda tensors, config, dialect: tensors
+    )
+
+
+def refused_pool(config: Config, *pools: str) -> list[str]:
+    """The pooling, where it is none of those that a layout's readers know."""
+    pool = config.pool if isinstance(config, ViTConfig) else None
+    return [f"pool {pool!r}"] if pool and pool not in pools else []
+
+
+def count(names: Iterable[str], pattern: str) -> int:
+    """How many layers there are, by the highest number that the pattern's group takes."""
+    numbers = [int(found.group(1)) for name in names if (found := re.match(pattern, name))]
+    return max(numbers) + 1 if numbers else 0
+
+
+def units(names: Iterable[str], pattern: str) -> tuple[int, ...]:
+    """Units of each stage of a ResNet: the pattern's two groups are stage and unit from 1."""
+    seen: dict[int, int] = {}
+    for name in names:
+        if found := re.match(pattern, name):
+            stage, unit = int(found.group(1)), int(found.group(2))
+            seen[stage] = max(seen.get(stage, 0), unit)
+    return tuple(seen[stage] for stage in sorted(seen))
+
+
+def grid_of(
+    positions: int, prefixes: Iterable[int], patch: int, image_size: Any, what: str
+) -> tuple[tuple[int, int], int]:
+    """The (rows, columns) of a table of positions and how many of it belong to prefix tokens.
+
+    Where the image size is known (metadata, or the user's word), it decides; otherwise the grid is
+    the square that fits.
+
+    Raises UserError where none fits.
+    """
+    prefixes = list(dict.fromkeys(prefixes))
+    if image_size is not None:
+        height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
+        grid = (height // patch, width // patch)
+        for prefix in prefixes:
+            if positions - prefix == math.prod(grid):
+                return grid, prefix
+        raise UserError(
+            f"{what} has positions for {positions - prefixes[0]} patches, not for the {grid[0]} x "
+            f"{grid[1]} of images {height} x {width} (source_image_size is the size that the "
+            "weights were trained at)"
+        )
+    for prefix in prefixes:
+        side = math.isqrt(positions - prefix)
+        if side * side == positions - prefix:
+            return (side, side), prefix
+    raise UserError(
+        f"{what} has positions for {positions - prefixes[0]} patches, which is no square: say "
+        "source_image_size=(HEIGHT, WIDTH) that the weights were trained at"
+    )
+
+
+def needs(tensors: Tensors, *names: str) -> list[Shape]:
+    """Shapes of tensors without which a file says nothing of its model. Raises UserError."""
+    for name in names:
+        if name not in tensors.shapes:
+            raise UserError(f"{tensors.path} lacks the tensor {name!r}")
+    return [tensors.shapes[name] for name in names]

@@ -1,0 +1,287 @@
+"""Weights into a model: another head, resolution, number of channels or layout of the layers.
+
+Every tensor is loaded, resized, adapted, re-initialised or unused, and the table says which; what
+the rules below do not allow is an error.
+"""
+
+import dataclasses
+import math
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, Sharding, SingleDeviceSharding
+
+from vit_jax.checkpoint.tree import Flat, flatten, is_stacked, nest, unstack
+from vit_jax.errors import UserError, nearest
+from vit_jax.models.model import Model, Params
+from vit_jax.models.position import resize_grid
+from vit_jax.models.registry import make_config
+from vit_jax.parallel.sharding import state_shardings
+from vit_jax.pretrained.catalog import CATALOG
+from vit_jax.pretrained.download import fetch
+from vit_jax.pretrained.weights import Weights, listed_params, open_weights
+
+# What may happen to a parameter that the weights lack or have in another shape.
+HEAD = r"(head|head_dist|pre_logits)/.*"
+RESIZES = r"pos_embed/grid"
+ADAPTS = r"embed/kernel|backbone/root/conv/kernel"  # the layer that reads the image's channels
+
+# Fields of a model that its run decides; all others come with the weights, and to change one of
+# them changes what the weights compute.
+OF_THE_RUN = (
+    "num_classes", "image_size", "channels", "head_bias", "pre_logits", "dropout",
+    "attention_dropout", "drop_path", "scan", "remat", "attention", "dtype",
+)  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class Report:
+    """`fates`: parameter (or, where unused, tensor of the file) -> `loaded`, `resized (…)`,
+    `adapted (…)`, `re-initialised (…)`, `unused (…)`. `warnings`: what else should be known."""
+
+    source: str
+    fates: dict[str, str]
+    warnings: list[str] = dataclasses.field(default_factory=list)
+
+    def counts(self) -> dict[str, int]:
+        """How many parameters met each fate."""
+        counts: dict[str, int] = {}
+        for fate in self.fates.values():
+            counts[fate.split(" ")[0]] = counts.get(fate.split(" ")[0], 0) + 1
+        return counts
+
+    def lines(self) -> list[str]:
+        """A count of each fate, then the tensors that were not simply loaded, then warnings."""
+        head = ", ".join(f"{count} {fate}" for fate, count in self.counts().items())
+        others = [f"  {fate}: {p}" for p, fate in self.fates.items() if fate != "loaded"]
+        return [head, *others, *(f"  warning: {line}" for line in self.warnings)]
+
+
+def load_pretrained(
+    name_or_path: str | Path,
+    num_classes: int | None = None,
+    image_size: int | tuple[int, int] | None = None,
+    channels: int | None = None,
+    *,
+    source_image_size: tuple[int, int] | None = None,
+    mesh: Mesh | None = None,
+    seed: int = 0,
+    say: Callable[[str], None] | None = print,
+    **fields: Any,
+) -> tuple[Model, Params, Report]:
+    """A model with published or own weights, its parameters, and the table of what became of each.
+
+    Args:
+      name_or_path: a name of `list_pretrained`, a file or folder, or an address (`https://`,
+        `hf://OWNER/REPO`, `gs://`, `file://`).
+      num_classes: another number than the weights' replaces the head by a fresh one, zero; 0 takes
+        it away; None keeps it.
+      image_size: another than the weights' interpolates positions, as their own code base does.
+      channels: another number than the weights' sums or repeats the first layer's kernel.
+      source_image_size: (height, width) the weights were trained at, where the file does not tell
+        and it was not square.
+      mesh: spreads the parameters over its devices by the rules of `parallel/sharding.py`.
+      seed: of what is re-initialised.
+      say: gets the lines of the table; None for silence.
+      fields: any other field of the model, such as `scan=True`, `dtype`, or `num_heads` where the
+        file does not tell it.
+
+    Returns:
+      model, params (a plain dict of float32 arrays), report.
+
+    Raises:
+      UserError: nothing there, of no known layout, not whole, or tensors that nothing explains.
+    """
+    path = fetch_weights(name_or_path)
+    weights = open_weights(path, source_image_size=source_image_size, **fields)
+    wanted = {"num_classes": num_classes, "image_size": image_size, "channels": channels} | fields
+    model = fitted(weights, {key: value for key, value in wanted.items() if value is not None})
+    keep = num_classes in (None, 0, weights.model.config.num_classes)
+    shardings = None
+    if mesh is not None:
+        shardings = state_shardings({"params": model.abstract_params}, mesh, 2**16)["params"]
+    params, report = fill(weights, model, shardings, keep_head=keep, seed=seed)
+    for line in report.lines() if say else ():
+        say(line)  # type: ignore[misc]
+    return model, params, report
+
+
+def fetch_weights(name_or_path: str | Path) -> Path:
+    """The local path of a name of the catalogue, an address or a path."""
+    text = str(name_or_path)
+    if "://" in text or Path(text).expanduser().exists():
+        return fetch(text)
+    if text in CATALOG:
+        return fetch(CATALOG[text].address, CATALOG[text].sha256)
+    hint = nearest(text, CATALOG)
+    if not hint.startswith("did you mean"):
+        hint = "vit_jax.list_pretrained() has the names"
+    raise UserError(f"{text} is no file, no folder and no name of published weights: {hint}")
+
+
+def fitted(weights: Weights, wanted: dict[str, Any]) -> Model:
+    """The weights' model with some fields set anew. With another head its hidden layer goes too."""
+    config = weights.model.config
+    fields = dict(vars(config))
+    if wanted.get("num_classes", config.num_classes) != config.num_classes:
+        fields |= {"pre_logits": False} if "pre_logits" in fields else {}
+    for field in wanted:
+        if field not in fields:
+            raise UserError(f"{weights.model.name} has no field {field!r}")
+    new = make_config(type(config), fields | wanted, str(weights.path))
+    return dataclasses.replace(weights.model, config=new)
+
+
+def fill(
+    weights: Weights,
+    model: Model,
+    shardings: Any = None,
+    *,
+    keep_head: bool = True,
+    seed: int = 0,
+) -> tuple[Params, Report]:
+    """The model's parameters, each read from the weights straight onto its devices.
+
+    Args:
+      shardings: a tree like the parameters; None is the default device.
+      keep_head: False re-initialises the head whatever its shape, as for other classes.
+
+    Raises UserError listing every parameter that nothing explains.
+    """
+    wanted = listed_params(model)
+    stacked = flatten(model.abstract_params) if getattr(model.config, "scan", False) else wanted
+    fates = _fates(weights, wanted, keep_head)
+    where: Flat = dict.fromkeys(stacked, SingleDeviceSharding(jax.local_devices()[0]))
+    if shardings is not None:
+        where = flatten(shardings)
+    fresh = [p for p, fate in fates.items() if fate.startswith("re-initialised")]
+    flat = _initialised(model, fresh, where, seed) if fresh else {}
+    not_finite: list[str] = []
+
+    def read(path: str) -> np.ndarray:
+        x = _shaped(weights, path, np.asarray(weights.read(path)), tuple(wanted[path].shape))
+        if not np.isfinite(x if x.dtype.kind == "f" else x.astype(np.float32)).all():
+            not_finite.append(path)
+        return x
+
+    for path, leaf in stacked.items():
+        if path not in fresh:
+            layers = _layers_of(path, leaf) if is_stacked([path]) else [path]
+            flat[path] = _place(leaf, where[path], layers, read)
+    warnings = _changed_numerics(weights, model)
+    if not_finite:
+        warnings.append(f"NaN or infinite values in {', '.join(not_finite[:8])}")
+    fates |= {name: f"unused ({why})" for name, why in weights.unused.items()}
+    ordered = {p: flat[p] for p in stacked}
+    return nest(ordered), Report(str(weights.path), fates, warnings)
+
+
+def _fates(weights: Weights, wanted: dict[str, Any], keep_head: bool) -> dict[str, str]:
+    fates, wrong = {}, []
+    for path, leaf in wanted.items():
+        theirs, shape = weights.shapes.get(path), tuple(leaf.shape)
+        if re.fullmatch(HEAD, path) and not (keep_head and theirs == shape):
+            why = "other classes" if theirs else "not in the weights"
+            fates[path] = f"re-initialised ({why})"
+        elif theirs == shape:
+            fates[path] = "loaded"
+        elif theirs and re.fullmatch(RESIZES, path) and theirs[2:] == shape[2:]:
+            rule = getattr(weights.model.config, "posemb_resize", "timm")
+            fates[path] = f"resized ({theirs[0]} x {theirs[1]} to {shape[0]} x {shape[1]}, {rule})"
+        elif theirs and re.fullmatch(ADAPTS, path) and _same_but_channels(theirs, shape):
+            fates[path] = f"adapted ({theirs[2]} to {shape[2]} channels)"
+        else:
+            has = f"have it as {list(theirs)}" if theirs is not None else "lack it"
+            wrong.append(f"  {path} {list(shape)}: the weights {has}")
+    for path, theirs in weights.shapes.items():
+        if path not in wanted and re.fullmatch(HEAD, path):
+            fates[path] = "unused (another head)"
+        elif path not in wanted:
+            wrong.append(f"  {path} {list(theirs)}: only in the weights")
+    if wrong:
+        more = [f"  … and {len(wrong) - 24} more"] if len(wrong) > 24 else []
+        raise UserError(
+            f"{weights.path} ({weights.layout}, {weights.model.name}) does not fit the model: "
+            f"{len(wrong)} tensors have no explanation\n" + "\n".join(sorted(wrong)[:24] + more)
+        )
+    return fates
+
+
+def _same_but_channels(theirs: tuple[int, ...], ours: tuple[int, ...]) -> bool:
+    return theirs[:2] + theirs[3:] == ours[:2] + ours[3:]
+
+
+def _shaped(weights: Weights, path: str, x: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """Positions on another grid; a first layer over other channels."""
+    if x.shape == shape:
+        return x
+    x = x.astype(np.float32)
+    if re.fullmatch(RESIZES, path):
+        rule = getattr(weights.model.config, "posemb_resize", "timm")
+        return resize_grid(x, (shape[0], shape[1]), rule)
+    old, new = x.shape[2], shape[2]
+    if new == 1:  # a grey image is the same value in every channel
+        return x.sum(axis=2, keepdims=True)
+    repeated = np.concatenate([x] * -(-new // old), axis=2)[:, :, :new]
+    return repeated * (old / new)  # so that activations keep their size
+
+
+def _initialised(model: Model, fresh: list[str], where: Flat, seed: int) -> Flat:
+    """Fresh values of a few parameters; the compiler leaves the others' out."""
+
+    def init(key):
+        flat = flatten(model.init_fn(key))
+        return {path: flat[path] for path in fresh}
+
+    out = {path: where[path] for path in fresh}
+    return jax.jit(init, out_shardings=out)(jax.random.key(seed))
+
+
+def _layers_of(path: str, leaf: Any) -> list[str]:
+    return list(unstack({path: leaf}))
+
+
+def _place(
+    leaf: Any, sharding: Sharding, layers: list[str], read: Callable[[str], np.ndarray]
+) -> jax.Array:
+    """Each device's part of a parameter, filled layer by layer: no whole copy is made of it."""
+    shape = tuple(leaf.shape)
+    parts = sharding.addressable_devices_indices_map(shape)
+    keys = {device: _key(index or (), shape) for device, index in parts.items()}
+    buffers = {key: _aligned([stop - start for start, stop in key]) for key in keys.values()}
+    for number, path in enumerate(layers):
+        x = read(path)
+        for key, buffer in buffers.items():
+            index = tuple(slice(start, stop) for start, stop in key)
+            if x.ndim == len(shape):
+                buffer[...] = x[index]
+            else:  # one of several layers: their axis is never split
+                buffer[number] = x[index[1:]]
+    arrays = [jax.device_put(buffers[key], device) for device, key in keys.items()]
+    return jax.make_array_from_single_device_arrays(shape, sharding, arrays)
+
+
+def _aligned(shape: list[int]) -> np.ndarray:
+    """Memory that a CPU device takes over as it is: at 64 bytes, where it would copy any other."""
+    size = 4 * math.prod(shape)
+    raw = np.empty(size + 64, np.uint8)
+    start = -raw.ctypes.data % 64
+    return raw[start : start + size].view(np.float32).reshape(shape)
+
+
+def _key(index: tuple[slice, ...], shape: tuple[int, ...]) -> tuple[tuple[int, int], ...]:
+    bounds = (part.indices(n)[:2] for part, n in zip(index, shape, strict=True))
+    return tuple((start, stop) for start, stop in bounds)
+
+
+def _changed_numerics(weights: Weights, model: Model) -> list[str]:
+    theirs, ours = vars(weights.model.config), vars(model.config)
+    return [
+        f"{field} is {ours[field]!r}, the weights were trained with {theirs[field]!r}"
+        for field in ours
+        if field not in OF_THE_RUN and ours[field] != theirs.get(field)
+    ]

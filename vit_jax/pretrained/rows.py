@@ -1,0 +1,166 @@
+"""Rows of a layout: which tensors of a file are which parameters, and how each becomes the other.
+
+A row holds templates, `encoder/block{i:02d}/norm1/scale` and `blocks.{i}.norm1.weight`,
+and a codec.
+Expanded over a model's abstract parameters, a table of them says everything that reading and
+writing a file needs to know; nothing is initialised to be overwritten.
+"""
+
+import dataclasses
+import functools
+import re
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+Arrays = list[Any]
+Shape = tuple[int, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Codec:
+    """`read`: tensors of a file -> parameters of the given shapes. `write`: the inverse.
+
+    Both work on NumPy arrays, and `write` on traced ones too, which gives a file's shapes.
+    """
+
+    read: Callable[[Arrays, list[Shape]], Arrays]
+    write: Callable[[Arrays], Arrays]
+
+
+def _like(x: Any) -> Any:
+    return np if isinstance(x, np.ndarray) else jnp
+
+
+def _one(read: Callable, write: Callable) -> Codec:
+    """One tensor for one parameter."""
+    return Codec(lambda xs, shapes: [read(xs[0], shapes[0])], lambda ps: [write(ps[0])])
+
+
+SAME = _one(lambda x, shape: x, lambda p: p)
+# Leading dimensions of 1, as tokens (1, 1, D) have and old group norms (1, 1, 1, C).
+BATCHED = _one(lambda x, shape: x.reshape(shape), lambda p: p[None])
+WIDE = _one(lambda x, shape: x.reshape(shape), lambda p: p[None, None, None])
+FLAT = _one(lambda x, shape: x.reshape(shape), lambda p: p.reshape(-1))
+# PyTorch's kernels: (out, in, h, w) for convolutions, (out, in) for dense layers.
+CONV = _one(lambda x, shape: x.transpose(2, 3, 1, 0), lambda p: p.transpose(3, 2, 0, 1))
+
+
+def dense(inputs: int = 1) -> Codec:
+    """A dense layer of PyTorch, (out, in), whose first `inputs` dimensions here are its inputs."""
+
+    def write(p):
+        rows = int(np.prod(p.shape[:inputs]))
+        return p.reshape(rows, -1).T
+
+    return _one(lambda x, shape: x.T.reshape(shape), write)
+
+
+DENSE = dense(1)
+DENSE_OUT = dense(2)  # the heads' output projection, (H, D/H, D)
+POINTWISE = _one(  # a dense layer written as a 1 x 1 convolution of PyTorch
+    lambda x, shape: x.reshape(x.shape[0], -1).T, lambda p: p.T[:, :, None, None]
+)
+POINTWISE_HWIO = _one(lambda x, shape: x.reshape(shape), lambda p: p[None, None])
+
+
+def joined(axis: int, parts: int, each: Codec = SAME) -> Codec:
+    """Several tensors that are one parameter here, side by side along `axis`: q, k and v."""
+
+    def read(xs, shapes):
+        (shape,) = shapes
+        one = shape[:axis] + shape[axis + 1 :]
+        return [np.stack([each.read([x], [one])[0] for x in xs], axis=axis)]
+
+    def write(ps):
+        (p,) = ps
+        return [
+            each.write([_like(p).take(p, part, axis=axis)])[0] for part in range(parts)
+        ]  # fmt: skip
+
+    return Codec(read, write)
+
+
+def _read_positions(xs: Arrays, shapes: list[Shape]) -> Arrays:
+    (x,) = xs
+    grid, *prefix = shapes
+    tokens = prefix[0][0] if prefix else 0
+    return [x[0, tokens:].reshape(grid), *([x[0, :tokens]] if tokens else [])]
+
+
+def _write_positions(ps: Arrays) -> Arrays:
+    grid, *prefix = ps
+    rows = grid.reshape(-1, grid.shape[-1])
+    return [_like(grid).concatenate([*prefix, rows])[None]]
+
+
+# Positions in one table (1, prefix + h w, D): those of prefix tokens first, then row by row.
+POSITIONS = Codec(_read_positions, _write_positions)
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """Templates of our paths and of a file's names, and the codec between them.
+
+    `{i}` is the layer, `{s}` and `{u}` a ResNet's stage and unit from 1, `{s0}` and `{u0}` from 0.
+    """
+
+    ours: tuple[str, ...]
+    theirs: tuple[str, ...]
+    codec: Codec = SAME
+
+
+def row(ours: str | Iterable[str], theirs: str | Iterable[str], codec: Codec = SAME) -> Row:
+    """A row; a single path or name needs no tuple."""
+    paths, names = ((x,) if isinstance(x, str) else tuple(x) for x in (ours, theirs))
+    return Row(paths, names, codec)
+
+
+@dataclasses.dataclass(frozen=True)
+class Bound:
+    """A row of one layer: parameters by path with their shapes, tensors by name with theirs."""
+
+    ours: dict[str, Shape]
+    theirs: dict[str, Shape]
+    codec: Codec
+
+
+def expand(
+    rows: Iterable[Row], params: Mapping[str, Any], chunk: int | None = None
+) -> tuple[list[Bound], list[str]]:
+    """The rows of a table that a model has parameters for, and the paths that no row knows.
+
+    Args:
+      params: path -> anything with a shape, layers listed one by one.
+      chunk: blocks of a chunk, for `{c}`.
+    """
+    bound, known = [], set()
+    for one in rows:
+        pattern = re.compile(
+            re.sub(r"\\\{(\w)(:02d)?\\\}", r"(?P<\1>\\d+)", re.escape(one.ours[0]))
+        )
+        for path in params:
+            found = pattern.fullmatch(path)
+            if found is None:
+                continue
+            numbers = {name: int(value) for name, value in found.groupdict().items()}
+            numbers |= {f"{name}0": value - 1 for name, value in numbers.items() if name in "su"}
+            if chunk:
+                numbers["c"] = numbers.get("i", 0) // chunk
+            ours = [template.format(**numbers) for template in one.ours]
+            ours = [path for path in ours if path in params]  # positions of prefix tokens, or none
+            shapes = tuple(tuple(params[path].shape) for path in ours)
+            theirs = (template.format(**numbers) for template in one.theirs)
+            names = dict(zip(theirs, _written_shapes(one.codec, shapes), strict=True))
+            bound.append(Bound(dict(zip(ours, shapes, strict=True)), names, one.codec))
+            known.update(ours)
+    return bound, sorted(set(params) - known)
+
+
+@functools.cache
+def _written_shapes(codec: Codec, shapes: tuple[Shape, ...]) -> list[Shape]:
+    structs = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes]
+    return [x.shape for x in jax.eval_shape(codec.write, structs)]

@@ -1,0 +1,175 @@
+"""Writes a model in any layout, so that the layout's own package reads it.
+
+What a layout cannot hold is refused by name; what it can hold but its reader would compute with
+other numbers is said. Files appear whole or not at all.
+"""
+
+import dataclasses
+import json
+import os
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from vit_jax.checkpoint import manager
+from vit_jax.checkpoint.tree import Flat, flatten, unstack
+from vit_jax.config import base, flat
+from vit_jax.errors import UserError, nearest
+from vit_jax.models.model import Config, Model, Params
+from vit_jax.models.position import sincos2d
+from vit_jax.models.vit import ViTConfig
+from vit_jax.pretrained.files import whole_file, write_npz, write_safetensors
+from vit_jax.pretrained.layout import Dialect, Layout
+from vit_jax.pretrained.rows import expand
+from vit_jax.pretrained.weights import LAYOUTS
+
+FORMATS = (*LAYOUTS, "orbax")
+
+
+def save_pretrained(
+    model: Model,
+    params: Params,
+    path: str | Path,
+    to: str,
+    *,
+    classes: list[str] | None = None,
+    dialect: dict[str, Any] | None = None,
+    extras: Mapping[str, Callable[[], np.ndarray]] | None = None,
+) -> list[str]:
+    """Writes parameters in a layout; returns what a reader of the file should know.
+
+    Args:
+      path: a file (`.npz` for google and big_vision, `.safetensors` for timm and dinov2), or a
+        folder that does not exist yet (timm and huggingface, with their `config.json`; orbax).
+      to: one of `FORMATS`.
+      classes: names of the outputs, for layouts that have a place for them.
+      dialect: names as a file of this layout had them (`Weights.dialect`).
+      extras: tensors of that file that have no meaning here.
+
+    Raises:
+      UserError: no such layout, parameters that it has no place for, or something at `path`.
+    """
+    path = check_destination(path, to)
+    if to == "orbax":
+        _save_own(model, params, path, classes)
+        return []
+    layout = LAYOUTS[to]
+    dialect = layout.dialect(model.config) if dialect is None else dialect
+    listed: Flat = {p: np.asarray(jax.device_get(x)) for p, x in unstack(flatten(params)).items()}
+    config, listed = _canonical(model.config, listed, layout)
+    bound, homeless = expand(layout.rows(config, dialect), listed, dialect.get("chunk"))
+    homeless += layout.refuses(config)
+    if homeless:
+        hint = "; without a head (num_classes=0) the hidden layer goes too"
+        raise UserError(
+            f"the {to} layout has no place for {', '.join(homeless[:12])}"
+            + (hint if homeless[0].startswith("pre_logits") else "")
+        )
+    tensors: Flat = {
+        name: np.zeros(shape, np.float32) for name, shape in layout.fillers(config, dialect).items()
+    }
+    tensors |= {name: np.array(read()) for name, read in (extras or {}).items()}
+    for one in bound:
+        written = one.codec.write([listed[p] for p in one.ours])
+        arrays = map(np.ascontiguousarray, written)
+        tensors |= dict(zip(one.theirs, arrays, strict=True))
+    tensors = layout.finish(tensors, config, dialect)
+    prefix = dialect.get("prefix_of_all", "")
+    tensors = {prefix + name: x for name, x in tensors.items()}
+    _write(dataclasses.replace(model, config=config), tensors, path, layout, dialect, classes)
+    return [
+        f"{field} is {getattr(config, field)!r} here; readers of {to} files compute with {value!r} "
+        "unless told otherwise"
+        for field, value in layout.reader(config).items()
+        if hasattr(config, field) and getattr(config, field) != value
+    ]
+
+
+def check_destination(path: str | Path, to: str) -> Path:
+    """The absolute path. Raises UserError where nothing can be written there, or no such layout."""
+    path = Path(path).expanduser().absolute()
+    if to not in FORMATS:
+        raise UserError(f"unknown layout {to!r}: {nearest(to, FORMATS)}")
+    layout = LAYOUTS.get(to)
+    if layout and path.suffix != layout.suffix and not layout.files:
+        raise UserError(f"{path}: {to} weights are written to a {layout.suffix} file")
+    if path.exists():
+        raise UserError(f"{path} is there already: name another, or remove it")
+    if not path.parent.is_dir():
+        raise UserError(f"{path}: there is no folder {path.parent}")
+    return path
+
+
+def _canonical(config: Config, listed: Flat, layout: Layout) -> tuple[Config, Flat]:
+    """The same function with positions as the layout has them: fixed ones in a table, those of
+    the class token in the table or added to the token itself."""
+    if not isinstance(config, ViTConfig):
+        return config, listed
+    listed, wanted = dict(listed), layout.positions(config)
+    if config.posemb == "sincos2d" and layout.name != "big_vision":
+        config = dataclasses.replace(config, posemb="learned", prefix_positions="none")
+        listed["pos_embed/grid"] = sincos2d(*config.grid, config.hidden_size)
+        wanted = layout.positions(config)
+    tokens = [token for token in ("cls", "dist") if token in listed]
+    if config.posemb != "learned" or not tokens:
+        return config, listed
+    if (config.prefix_positions, wanted) == ("class", "none"):
+        prefix = listed.pop("pos_embed/prefix")
+        for number, token in enumerate(tokens):
+            listed[token] = listed[token] + prefix[number : number + 1]
+    elif (config.prefix_positions, wanted) == ("none", "class"):
+        listed["pos_embed/prefix"] = np.zeros((len(tokens), config.hidden_size), np.float32)
+    else:
+        return config, listed
+    return dataclasses.replace(config, prefix_positions=str(wanted)), listed
+
+
+def _metadata(model: Model, classes: list[str] | None) -> dict[str, Any]:
+    fields = dataclasses.asdict(model.config)
+    for field in ("scan", "remat", "attention", "dtype"):  # of a run, not of weights
+        fields.pop(field, None)
+    return {"fields": fields, "data": dataclasses.asdict(model.data_config), "classes": classes}
+
+
+def _write(
+    model: Model, tensors: Flat, path: Path, layout: Layout, dialect: Dialect,
+    classes: list[str] | None,
+) -> None:  # fmt: skip
+    metadata = _metadata(model, classes)
+    write = write_npz if layout.suffix == ".npz" else write_safetensors
+    if path.suffix == layout.suffix and layout.suffix:
+        return whole_file(path, lambda part: write(part, tensors, metadata))
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
+        part = Path(folder) / "part"
+        part.mkdir()
+        write(part / "model.safetensors", tensors, metadata)
+        for name, make in layout.files.items():
+            text = json.dumps(make(model, classes, dialect), indent=2)
+            (part / name).write_text(text + "\n")
+        os.replace(part, path)
+    return None
+
+
+def _save_own(model: Model, params: Params, path: Path, classes: list[str] | None) -> None:
+    """A checkpoint as a run leaves it, less the optimiser's state."""
+    config = base()
+    data = model.data_config
+    with config.unlocked():
+        config.model.name = model.name
+        for field, value in dataclasses.asdict(model.config).items():
+            config.model[field] = list(value) if isinstance(value, tuple) else value
+        for key in ("mean", "std"):
+            value = getattr(data, key)
+            config.data[key] = list(value) if isinstance(value, tuple) else value
+        config.data.eval.pipeline = data.pipeline(model.config.image_size)
+    about = {
+        "config": flat(config),
+        "classes": classes or [str(i) for i in range(model.config.num_classes)],
+        "origin": "converted", "train_examples": 0, "examples_seen": 0, "damaged_images": 0,
+        "train_seconds": 0.0,
+    }  # fmt: skip
+    manager.write(path, {"params": params}, about)

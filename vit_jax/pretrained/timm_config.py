@@ -1,0 +1,165 @@
+"""timm's `config.json`, which stands beside the tensors, read and written.
+
+`timm.create_model("local-dir:FOLDER", pretrained=True)` makes the model from a written folder.
+"""
+
+import re
+from typing import Any
+
+from vit_jax.errors import UserError
+from vit_jax.models.mixer import MixerConfig
+from vit_jax.models.model import DataConfig, Model
+from vit_jax.models.registry import create_model, find_kind, list_models
+from vit_jax.models.resnet import ResNetConfig
+from vit_jax.models.vit import ViTConfig
+
+ACTIVATIONS = {"gelu": "exact", "gelu_tanh": "tanh", "quick_gelu": "quick"}
+_NAMES = {ours: theirs for theirs, ours in ACTIVATIONS.items()}
+_POOL = {"cls": "token", "gap": "avg", "map": "map"}
+_POOLS = {theirs: ours for ours, theirs in _POOL.items()}
+
+# What timm's architectures mean beyond the sizes in their names, where shapes do not tell it.
+_SAID_BY_NAME: tuple[tuple[str, dict[str, Any]], ...] = (
+    (r"vit_\w+_clip_quickgelu_\d+", {"gelu": "quick"}),
+    (r"vit_(base_patch32|so400m_patch16|giantopt_patch16)_siglip_\w+", {"gelu": "tanh"}),
+    (r"vit_large_patch16_siglip_(gap_)?512", {"gelu": "tanh"}),
+    (r"vit_(wee|xsmall)_\w+", {"num_heads": 4}),
+    (r"vit_little_\w+", {"num_heads": 5}),
+    (r"(vit|deit3)_mediumd?_\w+", {"num_heads": 8}),
+    (r"vit_betwixt_\w+", {"num_heads": 10}),
+    (r"vit_so150m2_\w+", {"num_heads": 13}),
+    (r"vit_so150m_\w+|vit_base_patch\d+_plus_\w+", {"num_heads": 14}),
+    (r"vit_base_patch16_gap_224|vit_giantopt_\w+", {"num_heads": 16}),
+)
+_POST_NORM = r"vit_\w+_rpn_\d+"  # its tensors have the names and shapes of a pre-norm ViT
+
+
+def said_by(config: dict[str, Any]) -> dict[str, Any]:
+    """What timm's `config.json` says beyond shapes: heads, activation, pooling, the image size.
+
+    Raises UserError for what shapes do not show either and no model here computes.
+    """
+    said: dict[str, Any] = {}
+    architecture = str(config.get("architecture", "")).partition(".")[0]
+    arguments = config.get("model_args") or {}
+    if size := arguments.get("img_size"):
+        said["source_image_size"] = (size, size) if isinstance(size, int) else tuple(size)
+    elif size := _pretrained_cfg(config).get("input_size"):
+        said["source_image_size"] = tuple(size[1:])
+    if re.fullmatch(_POST_NORM, architecture):
+        raise UserError(f"timm's {architecture} normalises after its blocks: no model here does")
+    if arguments.get("pool_include_prefix"):
+        raise UserError("timm's pool_include_prefix: no model here pools registers too")
+    for pattern, fields in _SAID_BY_NAME:
+        if re.fullmatch(pattern, architecture):
+            said |= fields
+    try:
+        _, _, fields = find_kind(architecture)
+        said |= {key: fields[key] for key in ("num_heads",) if key in fields}
+    except UserError:  # an architecture of timm's that has no name here: shapes decide
+        pass
+    said |= {key: arguments[key] for key in ("num_heads",) if key in arguments}
+    if (pool := arguments.get("global_pool", config.get("global_pool"))) in _POOLS:
+        said["pool"] = _POOLS[pool]
+    if activation := arguments.get("act_layer"):
+        if activation not in ACTIVATIONS:
+            raise UserError(f"timm's act_layer {activation!r} has no counterpart here")
+        said["gelu"] = ACTIVATIONS[activation]
+    return said
+
+
+def _pretrained_cfg(config: dict[str, Any]) -> dict[str, Any]:
+    """How the weights were trained; in old files it stands beside the architecture."""
+    return config.get("pretrained_cfg") or (config if "architecture" in config else {})
+
+
+def classes_of(config: dict[str, Any]) -> list[str] | None:
+    """Names of the outputs, where they are listed one by one."""
+    names = config.get("label_names") or _pretrained_cfg(config).get("label_names")
+    return names if isinstance(names, list) else None
+
+
+def preprocessing(config: dict[str, Any]) -> DataConfig | None:
+    """How images were shown, where `pretrained_cfg` says it."""
+    shown = _pretrained_cfg(config)
+    if not shown:
+        return None
+    return DataConfig(
+        tuple(shown.get("mean", (0.5,) * 3)), tuple(shown.get("std", (0.5,) * 3)),
+        shown.get("interpolation", "bicubic"), shown.get("crop_pct", 0.875),
+        shown.get("crop_mode") == "squash",
+    )  # fmt: skip
+
+
+def config_json(model: Model, classes: list[str] | None, dialect: dict) -> dict[str, Any]:
+    """timm's `config.json`: `timm.create_model("local-dir:FOLDER")` makes the model from it."""
+    c, data = model.config, model.data_config
+    mean, std = data.per_channel(c.channels)
+    architecture, arguments = architecture_of(model)
+    return {
+        "architecture": architecture, "num_classes": c.num_classes,
+        "num_features": getattr(c, "num_features", c.hidden_size), "model_args": arguments,
+        "label_names": classes,
+        "pretrained_cfg": {
+            "input_size": [c.channels, *c.image_size], "mean": mean, "std": std,
+            "interpolation": data.interpolation, "crop_pct": data.crop,
+            "crop_mode": "squash" if data.squash else "center", "num_classes": c.num_classes,
+        },
+    }  # fmt: skip
+
+
+def architecture_of(model: Model) -> tuple[str, dict[str, Any]]:
+    """The name of a timm model and the arguments that make it this one.
+
+    Raises UserError where no architecture of timm has this backbone.
+    """
+    c = model.config
+    if isinstance(c, MixerConfig):
+        return "mixer_b16_224", {
+            "img_size": list(c.image_size), "patch_size": c.patch_size, "in_chans": c.channels,
+            "num_blocks": c.num_layers, "embed_dim": c.hidden_size,
+            "mlp_ratio": [_ratio(n, c.hidden_size) for n in (c.tokens_mlp_dim, c.mlp_dim)],
+            "act_layer": _NAMES[c.gelu],
+        }  # fmt: skip
+    if isinstance(c, ResNetConfig):
+        return _same_backbone(c, "resnetv2_*_bit"), {"in_chans": c.channels}
+    arguments: dict[str, Any] = {
+        "img_size": list(c.image_size), "patch_size": c.patch_size, "in_chans": c.channels,
+        "embed_dim": c.hidden_size, "depth": c.num_layers, "num_heads": c.num_heads,
+        "mlp_ratio": _ratio(c.mlp_dim, c.hidden_size), "qkv_bias": c.qkv_bias,
+        "qk_norm": c.qk_norm,
+        "init_values": c.layer_scale or None, "class_token": c.class_token,
+        "no_embed_class": c.prefix_positions == "none", "reg_tokens": c.registers,
+        "pre_norm": c.pre_norm, "global_pool": _POOL[c.pool], "fc_norm": c.norm_after_pool,
+    }  # fmt: skip
+    if c.mlp == "swiglu":  # timm counts both halves
+        arguments["mlp_ratio"] = _ratio(2 * c.mlp_dim, c.hidden_size)
+        return "vit_giant_patch14_dinov2", arguments
+    arguments["act_layer"] = _NAMES[c.gelu]
+    if c.resnet_layers is not None:
+        del arguments["patch_size"]  # of the ResNet's features, which the architecture says
+        return _same_backbone(c, "vit_*_r*"), arguments
+    if c.distilled:
+        return "deit_base_distilled_patch16_224", {
+            k: v for k, v in arguments.items() if k not in ("no_embed_class", "global_pool")
+        }
+    # They differ in the epsilon of their norms.
+    return "vit_base_patch16_clip_224" if c.pre_norm else "vit_base_patch16_224", arguments
+
+
+def _ratio(hidden: int, width: int) -> float:
+    """A ratio from which timm, which cuts its product with the width, gets the hidden width."""
+    ratio = hidden / width
+    return ratio if int(width * ratio) == hidden else (hidden + 0.5) / width
+
+
+def _same_backbone(c: ViTConfig | ResNetConfig, pattern: str) -> str:
+    for name in list_models(pattern):
+        other = create_model(name).config
+        same = ("resnet_layers", "width_factor", "patch_size")
+        if all(getattr(other, field, 1) == getattr(c, field, 1) for field in same):
+            return name
+    raise UserError(
+        f"timm has no architecture with this ResNet ({c.resnet_layers}): write the "
+        "tensors alone, to a .safetensors file"
+    )

@@ -1,0 +1,249 @@
+"""Opens weights of any layout as one thing: a model, and its parameters read one by one.
+
+The layout is recognised from names, the model from names and shapes (and what stands beside them);
+then every tensor must be explained. Reading happens later, tensor by tensor.
+"""
+
+import dataclasses
+import functools
+import re
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from vit_jax.checkpoint import manager
+from vit_jax.checkpoint.tree import flatten, unstack
+from vit_jax.errors import UserError
+from vit_jax.models.model import Config, DataConfig, Model
+from vit_jax.models.registry import create_model, make_config, name_of
+from vit_jax.pretrained.files import Tensors, open_tensors
+from vit_jax.pretrained.google import BIG_VISION, GOOGLE
+from vit_jax.pretrained.huggingface import HUGGINGFACE
+from vit_jax.pretrained.layout import Description, Layout
+from vit_jax.pretrained.rows import expand
+from vit_jax.pretrained.timm import DINOV2_HUB, TIMM
+
+LAYOUTS = {layout.name: layout for layout in (GOOGLE, BIG_VISION, TIMM, DINOV2_HUB, HUGGINGFACE)}
+SHOWN = 12  # tensors named in an error
+
+
+@dataclasses.dataclass(frozen=True)
+class Weights:
+    """Parameters that can be had: `shapes` by path (layers listed one by one), `read` one of them
+    as a NumPy array, `unused` names of the file with the reason.
+
+    `model` is the one that they were trained with, `classes` the names of its outputs where the
+    file has them, `extras` tensors that have no meaning here but belong to the file.
+    """
+
+    path: Path
+    layout: str
+    model: Model
+    classes: list[str] | None
+    shapes: dict[str, tuple[int, ...]]
+    read: Callable[[str], np.ndarray]
+    unused: dict[str, str]
+    dialect: dict[str, Any]
+    extras: Mapping[str, Callable[[], np.ndarray]] = dataclasses.field(default_factory=dict)
+
+
+def open_weights(path: str | Path, **given: Any) -> Weights:
+    """Opens a file, a folder of Hugging Face or timm, or one of this package's own checkpoints.
+
+    Args:
+      given: what the file does not tell, or tells wrongly: any field of the model's config
+        (`num_heads`, `gelu`, …), and `source_image_size`, the (height, width) trained at.
+
+    Raises:
+      UserError: unknown or ambiguous layout, tensors missing, superfluous or of another shape, a
+        damaged file, or one that holds code.
+    """
+    path = Path(path).expanduser()
+    given = {field: value for field, value in given.items() if value is not None}
+    if _is_own(path):
+        return _open_own(path)
+    tensors = open_tensors(path)
+    layout, prefix = _recognise(tensors)
+    inside = layout.prepare(tensors.below(prefix))
+    try:
+        found = layout.describe(inside, _written(tensors.metadata) | given)
+        found = _with_metadata(found, tensors.metadata)
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        raise UserError(
+            f"{path} has names of {layout.name}, but its shapes, or config.json or vit_jax's "
+            f"metadata with it, make no sense ({type(error).__name__}: {error})"
+        ) from error
+    fields = [field.name for field in dataclasses.fields(found.family)]
+    given = {field: value for field, value in given.items() if field in fields}
+    config = make_config(found.family, found.fields | given, str(path))
+    _check_depth(tensors, config, given)
+    model = Model(name_of(config), config, found.data)
+    bound, unknown = expand(
+        layout.rows(config, found.dialect), listed_params(model), found.dialect.get("chunk")
+    )
+    if unknown:
+        raise UserError(f"{path}: {layout.name} files hold no {', '.join(unknown[:SHOWN])}")
+    unused = {n: f"outside of {prefix}" for n in tensors.shapes if not n.startswith(prefix)}
+    consumed = {name: shape for one in bound for name, shape in one.theirs.items()}
+    ignored = {
+        name: why
+        for name in inside.shapes.keys() - consumed
+        for pattern, why in layout.ignored.items()
+        if re.fullmatch(pattern, name)
+    }
+    _check_explained(path, layout, consumed, inside.shapes, ignored)
+    where = {ours: one for one in bound for ours in one.ours}
+
+    def read(ours: str) -> np.ndarray:
+        one = where[ours]
+        arrays = [inside.read(name) for name in one.theirs]
+        parts = one.codec.read(arrays, list(one.ours.values()))
+        return parts[list(one.ours).index(ours)]
+
+    extras = {name: functools.partial(inside.read, name) for name in ignored}
+    return Weights(
+        path, layout.name, model, found.classes, {p: one.ours[p] for p, one in where.items()}, read,
+        unused | ignored, found.dialect | {"prefix_of_all": prefix}, extras,
+    )  # fmt: skip
+
+
+def listed_params(model: Model) -> dict[str, jax.ShapeDtypeStruct]:
+    """path -> shape of every parameter, layers listed one by one.
+
+    They are those of the scanned model, of which a single block is built, and not all of them.
+    """
+    if hasattr(model.config, "scan"):
+        config = dataclasses.replace(model.config, scan=True)  # type: ignore[arg-type]
+        model = dataclasses.replace(model, config=config)
+    return unstack(flatten(model.abstract_params))
+
+
+def _recognise(tensors: Tensors) -> tuple[Layout, str]:
+    """The one layout whose names these are, and the prefix under which they stand."""
+    found = []
+    for layout in LAYOUTS.values():
+        prefixes = [p for p in layout.prefixes if _fits(layout, tensors.below(p))]
+        found += [(layout, prefix) for prefix in prefixes[:1]]
+    if not found:
+        some = ", ".join(sorted(tensors.shapes)[:4]) or "no tensors at all"
+        raise UserError(
+            f"{tensors.path} is of no known layout ({', '.join(LAYOUTS)}): it holds {some}"
+            + (" …" if len(tensors.shapes) > 4 else "")
+        )
+    if len(found) > 1:
+        names = " and ".join(f"{layout.name} (under {p!r})" for layout, p in found)
+        raise UserError(
+            f"{tensors.path} is ambiguous: its names are those of {names}; keep the tensors of one"
+        )
+    return found[0]
+
+
+def _fits(layout: Layout, tensors: Tensors) -> bool:
+    return bool(tensors.shapes) and layout.recognises(tensors.shapes)
+
+
+def _written(metadata: dict[str, Any]) -> dict[str, Any]:
+    """What this package wrote beside the tensors, as a user would give it."""
+    if not metadata:
+        return {}
+    told = {field: value for field, value in metadata["fields"].items() if value is not None}
+    return told | {"source_image_size": told["image_size"]}
+
+
+def _with_metadata(found: Description, metadata: dict[str, Any]) -> Description:
+    """What this package wrote beside the tensors is exact: it goes before what shapes suggest."""
+    if not metadata:
+        return found
+    shown: dict[str, Any] = {
+        key: tuple(value) if isinstance(value, list) else value
+        for key, value in metadata["data"].items()
+    }
+    data = DataConfig(**shown)
+    return dataclasses.replace(
+        found, fields=found.fields | metadata["fields"], data=data,
+        classes=metadata.get("classes") or found.classes,
+    )  # fmt: skip
+
+
+def _check_depth(tensors: Tensors, config: Config, given: dict[str, Any]) -> None:
+    """As many layers as `config.json` says, where it does: shapes cannot tell that the last ones
+    are missing."""
+    arguments = tensors.config.get("model_args")
+    said = arguments.get("depth") if isinstance(arguments, dict) else None
+    said = tensors.config.get("num_hidden_layers", said)
+    found = getattr(config, "num_layers", None)
+    if said not in (None, found) and "num_layers" not in given:
+        raise UserError(
+            f"{tensors.path / 'config.json'} says {said!r} layers, the tensors are those of {found}"
+        )
+
+
+def _check_explained(
+    path: Path, layout: Layout, wanted: dict, held: dict, ignored: Iterable[str]
+) -> None:
+    """Every tensor of the file has a place, and every place a tensor of its shape."""
+    lists = {
+        "missing": [f"{n} {list(wanted[n])}" for n in wanted.keys() - held],
+        "superfluous": [f"{n} {list(held[n])}" for n in held.keys() - wanted.keys() - set(ignored)],
+        "of another shape": [
+            f"{n} {list(held[n])}, expected {list(wanted[n])}"
+            for n in wanted.keys() & held
+            if tuple(held[n]) != tuple(wanted[n])
+        ],
+    }
+    parts = []
+    for what, names in lists.items():
+        names.sort()
+        if names:
+            more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+            parts.append(f"{len(names)} {what}: {', '.join(names[:SHOWN])}{more}")
+    if parts:
+        raise UserError(f"{path} ({layout.name}) does not add up: {'; '.join(parts)}")
+
+
+def _is_own(path: Path) -> bool:
+    """A work folder, its checkpoints, or one of them."""
+    return path.is_dir() and (
+        (path / "state").is_dir()
+        or (path / "checkpoints").is_dir()
+        or any(p.name.isdigit() and (p / "state").is_dir() for p in path.iterdir())
+    )
+
+
+def _open_own(path: Path) -> Weights:
+    checkpoint = manager.find(path)
+    about = manager.about(checkpoint)
+    flat = about["config"]
+    fields = {
+        key.removeprefix("model."): value
+        for key, value in flat.items()
+        if key.startswith("model.") and value is not None
+    }
+    model = create_model(fields.pop("name"), **fields)
+    shown: dict[str, Any] = {
+        key: tuple(value) if isinstance(value, list) else value
+        for key in ("mean", "std")
+        if (value := flat.get(f"data.{key}")) is not None
+    }
+    data = DataConfig(written=flat["data.eval.pipeline"], **shown)
+    stored = {
+        name.removeprefix("params/"): leaf
+        for name, leaf in manager.stored_shapes(checkpoint).items()
+        if name.startswith("params/")
+    }
+    model = dataclasses.replace(model, data_config=data)
+    listed = unstack(stored)
+    whole: dict[str, Any] = {}
+
+    def read(ours: str) -> np.ndarray:
+        if not whole:  # at once: opening the store costs more than reading it
+            names = {f"params/{p}": leaf for p, leaf in stored.items()}
+            arrays = manager.read_host(checkpoint, names)
+            whole.update(unstack({p.removeprefix("params/"): x for p, x in arrays.items()}))
+        return whole[ours]
+
+    shapes = {p: tuple(leaf.shape) for p, leaf in listed.items()}
+    return Weights(checkpoint, "orbax", model, about["classes"], shapes, read, {}, {})
