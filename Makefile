@@ -1,16 +1,22 @@
-# make demo, make test: each makes its own .venv with what it needs, from Python >= 3.11 and pip.
+# make demo, make test, make test-peers: each makes its own .venv with what it needs, from Python >= 3.11 and pip.
 PYTHON ?= python3
 VENV ?= .venv
 CONSTRAINTS ?= $$($(PYTHON) .ci/constraints.py)
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint clean
+EXTRAS ?= dev
+
+.PHONY: demo test test-peers lint clean
 
 demo: $(VENV)/.installed
 	$(BIN)/vit train --config=digits.py --workdir=runs/digits
 
 test: $(VENV)/.installed
 	$(BIN)/python -m pytest -n 2 --dist loadfile
+
+test-peers:
+	$(MAKE) VENV=.venv-peers EXTRAS=dev,peers CONSTRAINTS="$(CONSTRAINTS) -c .ci/constraints-peers.txt" .venv-peers/.installed
+	.venv-peers/bin/python -m pytest -n 2 --dist loadfile tests/peers tests/pretrained/test_references.py tests/models/test_resnet_peer.py tests/pretrained/test_catalog.py
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .
@@ -21,7 +27,7 @@ lint: $(VENV)/.installed
 $(VENV)/.installed: setup.py $(wildcard .ci/constraints-*.txt)
 	@$(PYTHON) -c 'import sys; v = sys.version_info; v >= (3, 11) or sys.exit("make: vit_jax needs Python 3.11 or newer, %s is %d.%d: make PYTHON=python3.11" % (sys.executable, v[0], v[1]))'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check -e .[dev] -c $(CONSTRAINTS)
+	$(BIN)/pip install --quiet --disable-pip-version-check -e .[$(EXTRAS)] -c $(CONSTRAINTS)
 	@touch $@
 
 clean:

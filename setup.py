@@ -59,6 +59,6 @@ setup(
             "hypothesis>=6", "import-linter>=2", "mypy>=1.15", "pytest>=8", "pytest-xdist>=3",
             "ruff>=0.9",
         ],
-        "peers": ["torch>=2.6", "timm>=1.0.15", "transformers>=5", "tensorflow-cpu>=2.21"],
+        "peers": ["torch>=2.6", "torchvision>=0.21", "timm>=1.0.15", "transformers>=5"],
     },
 )  # fmt: skip

@@ -1,4 +1,4 @@
-"""ResNets, hybrids, Mixers and the other ViTs train, continue and evaluate as the plain ViT does."""
+"""ResNets, hybrids, Mixers and the other ViTs train and evaluate as the plain ViT does."""
 
 import json
 

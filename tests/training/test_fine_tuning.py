@@ -10,7 +10,9 @@ import pytest
 import vit_jax
 from tests.digits_run import tiny_config
 from vit_jax.errors import UserError
-from vit_jax.training.setup import first_state, set_up
+from vit_jax.models.model import DataConfig
+from vit_jax.models.position import resize_grid
+from vit_jax.training.setup import first_state, open_origin, set_up
 
 ONE = jax.devices()[:1]
 
@@ -93,3 +95,79 @@ def test_resume_takes_the_whole_state_of_another_work_folder(pretrained, tmp_pat
     assert begun.step == 5
     assert begun.examples_seen == 5 * 32
     assert int(begun.state["step"]) == 5
+
+
+# -- from weights of other layouts --------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def foreign(tmp_path_factory):
+    """A two-layer ViT of three classes as a timm file, with timm's numerics and ImageNet's mean."""
+    model = vit_jax.create_model(
+        "vit_mu_patch4_8", num_layers=2, num_classes=3, gelu="exact", layernorm_eps=1e-5,
+        posemb_resize="huggingface", image_size=16,
+    )  # fmt: skip
+    shown = DataConfig((0.4, 0.5, 0.6), (0.2, 0.2, 0.4))
+    model = dataclasses.replace(model, data_config=shown)
+    path = tmp_path_factory.mktemp("foreign") / "weights.safetensors"
+    vit_jax.save_pretrained(model, model.init(1), path, to="timm")
+    return path, model.init(1)
+
+
+def tune(path, workdir, devices=ONE, **changes):
+    config = tiny_config(init=str(path), data__train__source="synthetic:size=8", **changes)
+    return vit_jax.train(config, workdir, devices=devices, quiet=True)
+
+
+def test_the_arithmetic_and_the_value_range_of_the_weights_come_with_them(foreign, tmp_path):
+    path, params = foreign
+    config = tiny_config(init=str(path), data__train__source="synthetic:size=8")
+    run = set_up(config, devices=ONE, weights=open_origin(config, tmp_path))
+    c = run.model.config
+    assert (c.gelu, c.layernorm_eps, c.posemb_resize) == ("exact", 1e-5, "huggingface")
+    assert c.dropout == 0.1  # the run's own
+    assert run.config.data.mean == [0.4, 0.5, 0.6]
+    assert run.model.data_config.std == (0.2, 0.2, 0.4)
+    assert any("model.gelu=exact comes with" in line for line in run.said)
+    begun = first_state(run, tmp_path)
+    np.testing.assert_array_equal(
+        begun.state["params"]["encoder"]["block01"]["mlp"]["fc1"]["kernel"],
+        params["encoder"]["block01"]["mlp"]["fc1"]["kernel"],
+    )
+    resized = resize_grid(np.asarray(params["pos_embed"]["grid"]), (2, 2), "huggingface")
+    np.testing.assert_array_equal(begun.state["params"]["pos_embed"]["grid"], resized)
+
+
+def test_a_key_goes_before_the_weights_and_the_table_warns_of_it(foreign, tmp_path):
+    config = tiny_config(
+        init=str(foreign[0]), data__train__source="synthetic:size=8", model__gelu="tanh"
+    )
+    run = set_up(config, devices=ONE, weights=open_origin(config, tmp_path))
+    assert run.model.config.gelu == "tanh"
+    said = "\n".join(first_state(run, tmp_path).said)
+    assert "warning: gelu is 'tanh', the weights were trained with 'exact'" in said
+
+
+def test_a_run_continues_when_its_weights_are_gone(foreign, tmp_path):
+    path = tmp_path / "moved.safetensors"
+    path.write_bytes(foreign[0].read_bytes())
+    tune(path, tmp_path / "work", total_steps=2)
+    path.unlink()
+    assert tune(path, tmp_path / "work", total_steps=4)["steps"] == 4
+
+
+def test_weights_of_another_family_are_refused(foreign, tmp_path):
+    with pytest.raises(UserError, match=r"holds a ViT .* but model.name is resnetv2_50x1_bit"):
+        tune(
+            foreign[0], tmp_path, model__name="resnetv2_50x1_bit", model__num_layers=None,
+            model__dropout=None, model__attention_dropout=None, model__drop_path=None,
+        )  # fmt: skip
+    assert not (tmp_path / "checkpoints").exists()
+
+
+def test_a_wrong_value_range_is_refused(tmp_path):
+    for mean, std, says in (([0.1, 0.2], None, "data.mean"), (None, 0.0, "data.std")):
+        config = tiny_config(data__train__source="synthetic:size=8")
+        config.data.mean, config.data.std = mean, std
+        with pytest.raises(UserError, match=says):
+            set_up(config, devices=ONE)

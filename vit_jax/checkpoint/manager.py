@@ -94,8 +94,8 @@ def read_host(checkpoint: Path, wanted: dict[str, jax.ShapeDtypeStruct]) -> dict
     """The named arrays of a checkpoint as NumPy arrays; no device is touched."""
     target = nest(wanted)
     kinds = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), target)
-    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader, _readable(checkpoint):
-        tree = reader.restore(
+    with _readable(checkpoint):
+        tree = ocp.PyTreeCheckpointHandler().restore(
             checkpoint / "state",
             args=ocp.args.PyTreeRestore(target, restore_args=kinds, partial_restore=True),
         )

@@ -38,12 +38,17 @@ def run(options: argparse.Namespace) -> int:
     output = Path(options.output) if options.output else None
     if output and not output.absolute().parent.is_dir():
         raise UserError(f"--output {output}: there is no folder {output.absolute().parent}")
+    if output and output.is_dir():
+        raise UserError(f"--output {output} is a folder: name a file")
     from vit_jax.pretrained.load import fetch_weights, fill
     from vit_jax.pretrained.weights import open_weights
 
     weights = open_weights(fetch_weights(options.weights), **given)
-    if not weights.model.config.num_classes:
+    c = weights.model.config
+    if not c.num_classes:
         raise UserError(f"{weights.path} has no head: it predicts no classes")
+    if c.channels not in (1, 3):
+        raise UserError(f"{weights.path} takes {c.channels} channels: image files have 1 or 3")
     params, report = fill(weights, weights.model)
     for line in report.warnings:
         print(f"warning: {line}", file=sys.stderr)
@@ -52,11 +57,9 @@ def run(options: argparse.Namespace) -> int:
         count = _write(output, rows)
         print(f"{count} images: {output}")
         return 0
-    shown = None
     for image, rank, _, label, probability in rows:
-        head = f"{image}: " if image != shown else " " * (len(str(image)) + 2)
+        head = f"{image}: " if rank == 1 else " " * (len(str(image)) + 2)
         print(f"{head}{label} {float(probability):.2%}")
-        shown = image if rank else shown
     return 0
 
 
@@ -79,6 +82,7 @@ def _images(given: list[str]) -> list[Path]:
 
 
 def _rows(weights, params, paths: list[Path], top: int, batch_size: int) -> Iterator[tuple]:
+    """COLUMNS of every image in turn, best class first. Raises UserError where none can be read."""
     import jax
     import numpy as np
 
@@ -97,7 +101,7 @@ def _rows(weights, params, paths: list[Path], top: int, batch_size: int) -> Iter
         return jax.lax.top_k(jax.nn.softmax(logits), min(top, c.num_classes))
 
     def batches():
-        batch, kept = np.zeros((batch_size, *shape), np.uint8), []
+        batch, kept, read = np.zeros((batch_size, *shape), np.uint8), [], 0
         for number, path in enumerate(paths):
             try:
                 image = prepare(decode(path.read_bytes(), c.channels), None)
@@ -108,9 +112,12 @@ def _rows(weights, params, paths: list[Path], top: int, batch_size: int) -> Iter
                     raise UserError(f"{path} becomes {image.shape}, the model takes {shape}")
                 batch[len(kept)] = image
                 kept.append(path)
+                read += 1
             if kept and (len(kept) == batch_size or number == len(paths) - 1):
                 yield kept, batch
                 kept = []
+        if not read:
+            raise UserError(f"none of the {len(paths)} files is an image that can be read")
 
     for kept, batch in batches():
         probabilities, classes = jax.device_get(predict(params, batch.copy()))
@@ -121,15 +128,15 @@ def _rows(weights, params, paths: list[Path], top: int, batch_size: int) -> Iter
 
 def _write(output: Path, rows: Iterator[tuple]) -> int:
     """The file appears whole or not at all; returns the number of images."""
-    part, images = output.with_name(f".{output.name}.part"), set()
+    part, images = output.with_name(f".{output.name}.part"), 0
     try:
         with part.open("w", newline="") as file:
             table = csv.writer(file)
             table.writerow(COLUMNS)
             for row in rows:
                 table.writerow(row)
-                images.add(row[0])
+                images += row[1] == 1
         os.replace(part, output)
     finally:
         part.unlink(missing_ok=True)
-    return len(images)
+    return images

@@ -124,12 +124,16 @@ KINDS = (
         tuple(f"{name}_{side}" for name in HYBRIDS for side in (224, 384)),
     ),
     Kind(
-        r"deit_(?P<size>tiny|small|base)_distilled_patch(?P<patch>\d+)_(?P<side>\d+)",
+        r"deit_(?P<size>tiny|small|base)_(?P<two>distilled_)?patch(?P<patch>\d+)_(?P<side>\d+)",
         lambda of: _encoder(
-            SIZES[of["size"]], int(of["patch"]), int(of["side"]), distilled=True, gelu="exact"
+            SIZES[of["size"]], int(of["patch"]), int(of["side"]), gelu="exact",
+            distilled=bool(of["two"]),
         ),
-        tuple(f"deit_{size}_distilled_patch16_224" for size in ("tiny", "small", "base"))
-        + ("deit_base_distilled_patch16_384",),
+        tuple(
+            f"deit_{size}_{two}patch16_{side}"
+            for size, side in (("tiny", 224), ("small", 224), ("base", 224), ("base", 384))
+            for two in ("", "distilled_")
+        ),
         IMAGENET,
     ),
     Kind(

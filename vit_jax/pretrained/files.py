@@ -263,3 +263,4 @@ def write_safetensors(path: Path, tensors: dict[str, np.ndarray], metadata: dict
     from safetensors.numpy import save_file
 
     save_file(tensors, path, metadata={"format": "pt", OURS: json.dumps(metadata)})
+    path.chmod(0o644)  # the library makes files that their owner alone may read

@@ -73,22 +73,24 @@ def config_json(model: Model, classes: list[str] | None, dialect: dict[str, Any]
     return config | {"num_register_tokens": c.registers}
 
 
-def _mlp_ratio(c: ViTConfig) -> float:
-    """DINOv2's hidden width comes from a ratio; SwiGLU's is two thirds of it, in eights.
+def _mlp_ratio(c: ViTConfig) -> int:
+    """DINOv2's hidden width comes from a whole ratio; SwiGLU's is two thirds of it, in eights.
 
     Raises UserError for a width that no ratio gives.
     """
 
-    def width(ratio: float) -> int:
-        whole = int(c.hidden_size * ratio)
+    def width(ratio: int) -> int:
+        whole = c.hidden_size * ratio
         return (int(whole * 2 / 3) + 7) // 8 * 8 if c.mlp == "swiglu" else whole
 
     near = c.mlp_dim / c.hidden_size * (1.5 if c.mlp == "swiglu" else 1)
-    ratios = [math.floor(near), math.ceil(near), near, (near * c.hidden_size + 1) / c.hidden_size]
-    for ratio in ratios:
+    for ratio in (math.floor(near), math.ceil(near)):
         if width(ratio) == c.mlp_dim:
             return ratio
-    raise UserError(f"Transformers have no DINOv2 with an mlp_dim of {c.mlp_dim}")
+    raise UserError(
+        f"Transformers have no DINOv2 of width {c.hidden_size} with an mlp_dim of {c.mlp_dim}: "
+        "theirs is a whole ratio of the width"
+    )
 
 
 def preprocessor_json(

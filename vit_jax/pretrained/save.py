@@ -95,8 +95,12 @@ def check_destination(path: str | Path, to: str) -> Path:
     if to not in FORMATS:
         raise UserError(f"unknown layout {to!r}: {nearest(to, FORMATS)}")
     layout = LAYOUTS.get(to)
-    if layout and path.suffix != layout.suffix and not layout.files:
-        raise UserError(f"{path}: {to} weights are written to a {layout.suffix} file")
+    suffix = layout.suffix if layout else ""
+    if layout and path.suffix != suffix and not layout.files:
+        raise UserError(f"{path}: {to} weights are written to a {suffix} file")
+    if path.suffix in (".npz", ".safetensors", ".bin", ".pth") and path.suffix != suffix:
+        file = f" or a {suffix} file" if suffix else ""
+        raise UserError(f"{path}: {to} weights are written to a folder{file}, not to such a file")
     if path.exists():
         raise UserError(f"{path} is there already: name another, or remove it")
     if not path.parent.is_dir():
@@ -159,6 +163,7 @@ def _save_own(model: Model, params: Params, path: Path, classes: list[str] | Non
     config = base()
     data = model.data_config
     with config.unlocked():
+        config.total_steps = 1  # a config has a length; this one is evaluated alone
         config.model.name = model.name
         for field, value in dataclasses.asdict(model.config).items():
             config.model[field] = list(value) if isinstance(value, tuple) else value

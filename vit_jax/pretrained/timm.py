@@ -299,7 +299,9 @@ def _positions(config: ViTConfig) -> str | None:
 
 
 def _timm_reader(config: Config) -> dict[str, Any]:
-    """`config.json` tells the activation, but no epsilon."""
+    """`config.json` tells a ViT's activation, but no epsilon, and of a Mixer neither."""
+    if isinstance(config, MixerConfig):
+        return {"gelu": "exact", "layernorm_eps": 1e-6}
     reader: dict[str, Any] = {"layernorm_eps": 1e-5 if getattr(config, "pre_norm", 0) else 1e-6}
     if getattr(config, "resnet_layers", None) is not None:
         reader |= {"groupnorm_eps": 1e-5, "standardization": "timm"}

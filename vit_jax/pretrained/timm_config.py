@@ -8,10 +8,9 @@ from typing import Any
 
 from vit_jax.errors import UserError
 from vit_jax.models.mixer import MixerConfig
-from vit_jax.models.model import DataConfig, Model
+from vit_jax.models.model import Config, DataConfig, Model
 from vit_jax.models.registry import create_model, find_kind, list_models
 from vit_jax.models.resnet import ResNetConfig
-from vit_jax.models.vit import ViTConfig
 
 ACTIVATIONS = {"gelu": "exact", "gelu_tanh": "tanh", "quick_gelu": "quick"}
 _NAMES = {ours: theirs for theirs, ours in ACTIVATIONS.items()}
@@ -111,18 +110,16 @@ def config_json(model: Model, classes: list[str] | None, dialect: dict) -> dict[
 def architecture_of(model: Model) -> tuple[str, dict[str, Any]]:
     """The name of a timm model and the arguments that make it this one.
 
-    Raises UserError where no architecture of timm has this backbone.
+    Raises UserError where timm has none.
     """
     c = model.config
     if isinstance(c, MixerConfig):
-        return "mixer_b16_224", {
-            "img_size": list(c.image_size), "patch_size": c.patch_size, "in_chans": c.channels,
-            "num_blocks": c.num_layers, "embed_dim": c.hidden_size,
+        return _same(c, "mixer_*", "patch_size", "num_layers", "hidden_size"), {
+            "img_size": list(c.image_size), "in_chans": c.channels,
             "mlp_ratio": [_ratio(n, c.hidden_size) for n in (c.tokens_mlp_dim, c.mlp_dim)],
-            "act_layer": _NAMES[c.gelu],
         }  # fmt: skip
     if isinstance(c, ResNetConfig):
-        return _same_backbone(c, "resnetv2_*_bit"), {"in_chans": c.channels}
+        return _same(c, "resnetv2_*_bit", "resnet_layers", "width_factor"), {"in_chans": c.channels}
     arguments: dict[str, Any] = {
         "img_size": list(c.image_size), "patch_size": c.patch_size, "in_chans": c.channels,
         "embed_dim": c.hidden_size, "depth": c.num_layers, "num_heads": c.num_heads,
@@ -138,7 +135,7 @@ def architecture_of(model: Model) -> tuple[str, dict[str, Any]]:
     arguments["act_layer"] = _NAMES[c.gelu]
     if c.resnet_layers is not None:
         del arguments["patch_size"]  # of the ResNet's features, which the architecture says
-        return _same_backbone(c, "vit_*_r*"), arguments
+        return _same(c, "vit_*_r*", "resnet_layers", "patch_size"), arguments
     if c.distilled:
         return "deit_base_distilled_patch16_224", {
             k: v for k, v in arguments.items() if k not in ("no_embed_class", "global_pool")
@@ -153,13 +150,14 @@ def _ratio(hidden: int, width: int) -> float:
     return ratio if int(width * ratio) == hidden else (hidden + 0.5) / width
 
 
-def _same_backbone(c: ViTConfig | ResNetConfig, pattern: str) -> str:
+def _same(c: Config, pattern: str, *fields: str) -> str:
+    """timm's name of the architecture with these numbers, which its arguments cannot change."""
     for name in list_models(pattern):
         other = create_model(name).config
-        same = ("resnet_layers", "width_factor", "patch_size")
-        if all(getattr(other, field, 1) == getattr(c, field, 1) for field in same):
+        if all(getattr(other, field, 1) == getattr(c, field, 1) for field in fields):
             return name
+    numbers = ", ".join(f"{field} {getattr(c, field, 1)}" for field in fields)
     raise UserError(
-        f"timm has no architecture with this ResNet ({c.resnet_layers}): write the "
-        "tensors alone, to a .safetensors file"
+        f"timm has no architecture {pattern} with {numbers}: write the tensors alone, to a "
+        ".safetensors file"
     )

@@ -213,6 +213,15 @@ def _is_own(path: Path) -> bool:
     )
 
 
+def _shown_by(pipeline: str, image_size: tuple[int, int], shown: dict[str, Any]) -> DataConfig:
+    """What a run's evaluation pipeline does, also in the words that other layouts have for it."""
+    short = re.search(r"\|\s*resize_small(\((\d+))?", pipeline)
+    if short is None:
+        return DataConfig(written=pipeline, squash=True, crop=1.0, **shown)
+    crop = max(image_size) / int(short[2]) if short[2] else DataConfig.crop
+    return DataConfig(written=pipeline, crop=min(crop, 1.0), **shown)
+
+
 def _open_own(path: Path) -> Weights:
     checkpoint = manager.find(path)
     about = manager.about(checkpoint)
@@ -228,22 +237,23 @@ def _open_own(path: Path) -> Weights:
         for key in ("mean", "std")
         if (value := flat.get(f"data.{key}")) is not None
     }
-    data = DataConfig(written=flat["data.eval.pipeline"], **shown)
+    data = _shown_by(flat["data.eval.pipeline"], model.config.image_size, shown)
     stored = {
         name.removeprefix("params/"): leaf
         for name, leaf in manager.stored_shapes(checkpoint).items()
         if name.startswith("params/")
     }
     model = dataclasses.replace(model, data_config=data)
-    listed = unstack(stored)
-    whole: dict[str, Any] = {}
+    where = {ours: path for path, leaf in stored.items() for ours in unstack({path: leaf})}
+    held: dict[str, Any] = {}  # the layers of one stored parameter
 
     def read(ours: str) -> np.ndarray:
-        if not whole:  # at once: opening the store costs more than reading it
-            names = {f"params/{p}": leaf for p, leaf in stored.items()}
-            arrays = manager.read_host(checkpoint, names)
-            whole.update(unstack({p.removeprefix("params/"): x for p, x in arrays.items()}))
-        return whole[ours]
+        if ours not in held:
+            path = where[ours]
+            array = manager.read_host(checkpoint, {f"params/{path}": stored[path]})
+            held.clear()
+            held.update(unstack({path: array[f"params/{path}"]}))
+        return held[ours]
 
-    shapes = {p: tuple(leaf.shape) for p, leaf in listed.items()}
+    shapes = {p: tuple(leaf.shape) for p, leaf in unstack(stored).items()}
     return Weights(checkpoint, "orbax", model, about["classes"], shapes, read, {}, {})
