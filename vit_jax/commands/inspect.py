@@ -58,8 +58,12 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _fields(config) -> str:
-    """The fields that say something: neither off nor empty."""
+    """The fields that say something of the weights: neither off, nor empty, nor of a run."""
+    off: tuple[str, ...] = ("scan", "remat", "attention", "dtype")
+    if getattr(config, "resnet_layers", None) is None:
+        off += ("groupnorm_eps", "standardization")
     shown = {k: v for k, v in vars(config).items() if v not in (None, False, "", 0.0)}
+    shown = {k: v for k, v in shown.items() if k not in off}
     return ", ".join(f"{k}={v}" for k, v in shown.items())
 
 

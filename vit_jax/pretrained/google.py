@@ -299,7 +299,7 @@ def _is_big_vision(names) -> bool:
     return blocks and "Transformer/posembed_input/pos_embedding" not in names
 
 
-def _google_reader(config: Config) -> dict[str, Any]:
+def _google_reader(config: Config, folder: bool) -> dict[str, Any]:
     if isinstance(config, ResNetConfig):
         return {"groupnorm_eps": 1e-5, "standardization": "bit"}
     reader: dict[str, Any] = {"gelu": "tanh", "layernorm_eps": 1e-6}
@@ -338,5 +338,5 @@ GOOGLE = Layout(
 BIG_VISION = Layout(
     "big_vision", _is_big_vision, _describe_big_vision, _big_vision_rows, PREFIXES, ".npz",
     prepare=_unstacked, finish=_stacked, positions=lambda config: "none",
-    refuses=_big_vision_refuses, reader=lambda config: {"gelu": "tanh", "layernorm_eps": 1e-6},
+    refuses=_big_vision_refuses, reader=lambda config, _: {"gelu": "tanh", "layernorm_eps": 1e-6},
 )  # fmt: skip

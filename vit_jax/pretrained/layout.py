@@ -44,7 +44,7 @@ class Layout:
     Writing: to a file with the `suffix`, or a folder with `files` made from the model, its classes
     and the dialect. `positions` says which prefix tokens have positions in its tables (None: as the
     model has them), `refuses` what else it cannot hold, `reader` what its own package computes with
-    where the file cannot say otherwise, `fillers` shapes of tensors that it insists on.
+    where the file, or the folder, cannot say otherwise, `fillers` shapes of tensors that it insists on.
     """
 
     name: str
@@ -61,7 +61,7 @@ class Layout:
     dialect: Callable[[Config], Dialect] = lambda config: {}
     positions: Callable[[ViTConfig], str | None] = lambda config: None
     refuses: Callable[[Config], list[str]] = lambda config: []
-    reader: Callable[[Config], dict[str, Any]] = lambda config: {}
+    reader: Callable[[Config, bool], dict[str, Any]] = lambda config, folder: {}
     fillers: Callable[[Config, Dialect], dict[str, Shape]] = lambda config, dialect: {}
     finish: Callable[[dict[str, np.ndarray], Config, Dialect], dict[str, np.ndarray]] = (
         lambda tensors, config, dialect: tensors

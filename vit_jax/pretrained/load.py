@@ -38,6 +38,9 @@ OF_THE_RUN = (
 )  # fmt: skip
 
 
+MANY = 12  # tensors of one fate that are told one by one
+
+
 @dataclasses.dataclass(frozen=True)
 class Report:
     """`fates`: parameter (or, where unused, tensor of the file) -> `loaded`, `resized (…)`,
@@ -57,8 +60,17 @@ class Report:
     def lines(self) -> list[str]:
         """A count of each fate, then the tensors that were not simply loaded, then warnings."""
         head = ", ".join(f"{count} {fate}" for fate, count in self.counts().items())
-        others = [f"  {fate}: {p}" for p, fate in self.fates.items() if fate != "loaded"]
-        return [head, *others, *(f"  warning: {line}" for line in self.warnings)]
+        alike: dict[str, list[str]] = {}
+        for path, fate in self.fates.items():
+            alike.setdefault(fate, []).append(path)
+        alike.pop("loaded", None)
+        lines = []
+        for fate, paths in alike.items():
+            if len(paths) > MANY:  # an optimiser's state beside the weights
+                lines.append(f"  {fate}: {len(paths)} tensors, such as {paths[0]}")
+            else:
+                lines += [f"  {fate}: {path}" for path in paths]
+        return [head, *lines, *(f"  warning: {line}" for line in self.warnings)]
 
 
 def load_pretrained(

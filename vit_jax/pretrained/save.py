@@ -84,7 +84,7 @@ def save_pretrained(
     return [
         f"{field} is {getattr(config, field)!r} here; readers of {to} files compute with {value!r} "
         "unless told otherwise"
-        for field, value in layout.reader(config).items()
+        for field, value in layout.reader(config, path.is_dir()).items()
         if hasattr(config, field) and getattr(config, field) != value
     ]
 
@@ -173,7 +173,7 @@ def _save_own(model: Model, params: Params, path: Path, classes: list[str] | Non
         config.data.eval.pipeline = data.pipeline(model.config.image_size)
     about = {
         "config": flat(config),
-        "classes": classes or [str(i) for i in range(model.config.num_classes)],
+        "classes": classes or [],  # none: by number
         "origin": "converted", "train_examples": 0, "examples_seen": 0, "damaged_images": 0,
         "train_seconds": 0.0,
     }  # fmt: skip

@@ -298,11 +298,11 @@ def _positions(config: ViTConfig) -> str | None:
     return "none" if config.registers and config.prefix_positions == "class" else None
 
 
-def _timm_reader(config: Config) -> dict[str, Any]:
+def _timm_reader(config: Config, folder: bool) -> dict[str, Any]:
     """`config.json` tells a ViT's activation, but no epsilon, and of a Mixer neither."""
-    if isinstance(config, MixerConfig):
-        return {"gelu": "exact", "layernorm_eps": 1e-6}
     reader: dict[str, Any] = {"layernorm_eps": 1e-5 if getattr(config, "pre_norm", 0) else 1e-6}
+    if isinstance(config, MixerConfig) or not folder:
+        reader["gelu"] = "exact"
     if getattr(config, "resnet_layers", None) is not None:
         reader |= {"groupnorm_eps": 1e-5, "standardization": "timm"}
     return reader
@@ -348,7 +348,7 @@ DINOV2_HUB = Layout(
     "dinov2", _is_dinov2, _describe_dinov2, _dinov2_rows, PREFIXES, ".safetensors",
     ignored={r"mask_token": "the mask token of DINOv2's own training"},
     positions=lambda config: "class", refuses=_dinov2_refuses,
-    reader=lambda config: {"gelu": "exact", "layernorm_eps": 1e-6},
+    reader=lambda config, folder: {"gelu": "exact", "layernorm_eps": 1e-6},
     fillers=lambda config, dialect: {"mask_token": (1, config.hidden_size)}
     if dialect.get("masked", True) else {},
 )  # fmt: skip

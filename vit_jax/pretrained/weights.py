@@ -215,6 +215,8 @@ def _is_own(path: Path) -> bool:
 
 def _shown_by(pipeline: str, image_size: tuple[int, int], shown: dict[str, Any]) -> DataConfig:
     """What a run's evaluation pipeline does, also in the words that other layouts have for it."""
+    how = re.search(r"\|\s*resize\w*\([^|]*'(bilinear|bicubic|area)'", pipeline)
+    shown = shown | ({"interpolation": how[1]} if how else {})
     short = re.search(r"\|\s*resize_small(\((\d+))?", pipeline)
     if short is None:
         return DataConfig(written=pipeline, squash=True, crop=1.0, **shown)
@@ -256,4 +258,4 @@ def _open_own(path: Path) -> Weights:
         return held[ours]
 
     shapes = {p: tuple(leaf.shape) for p, leaf in unstack(stored).items()}
-    return Weights(checkpoint, "orbax", model, about["classes"], shapes, read, {}, {})
+    return Weights(checkpoint, "orbax", model, about["classes"] or None, shapes, read, {}, {})

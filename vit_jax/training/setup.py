@@ -166,7 +166,12 @@ def set_up(
         classes = train_source.classes
         known = Facts(len(train_source), len(classes), train_source.channels)
     if open_data and data.eval.split:
-        eval_source = open_source(eval_spec, data.eval.split, classes)
+        eval_source = open_source(eval_spec, data.eval.split, classes or None)
+        if not classes and len(eval_source.classes) != config.model.num_classes:
+            raise UserError(
+                f"{eval_spec} has {len(eval_source.classes)} classes, the weights "
+                f"{config.model.num_classes} without names: they cannot be told apart"
+            )
     count = jax.device_count() if devices is None else len(devices)
     sizes = Sizes(known.num_examples, known.num_classes, known.channels, count)
     resolved, said = resolve(config, sizes, named)

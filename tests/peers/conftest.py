@@ -1,0 +1,23 @@
+"""Made weights stand with the tests of the layouts, which need no other package."""
+
+import contextlib
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "pretrained"))
+
+# PyTorch for CPUs beside a torchvision for GPUs: its operators cannot be loaded, and its import
+# ends in an error over the first ones that are missing. timm imports it, and calls none of them.
+OPERATORS = ("nms", "qnms")
+
+with contextlib.suppress(ImportError):
+    import torch
+
+    try:
+        import torchvision  # noqa: F401
+    except RuntimeError:
+        library = torch.library.Library("torchvision", "FRAGMENT")
+        for name in OPERATORS:
+            library.define(f"{name}(Tensor x) -> Tensor")
+        for name in [name for name in sys.modules if name.startswith("torchvision")]:
+            del sys.modules[name]
