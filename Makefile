@@ -5,6 +5,7 @@ CONSTRAINTS ?= $$($(PYTHON) .ci/constraints.py)
 BIN := $(VENV)/bin
 
 EXTRAS ?= dev
+TESTS ?=
 
 .PHONY: demo test test-peers lint clean
 
@@ -12,7 +13,7 @@ demo: $(VENV)/.installed
 	$(BIN)/vit train --config=digits.py --workdir=runs/digits
 
 test: $(VENV)/.installed
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 2 --dist loadfile $(TESTS)
 
 test-peers:
 	$(MAKE) VENV=.venv-peers EXTRAS=dev,peers CONSTRAINTS="$(CONSTRAINTS) -c .ci/constraints-peers.txt" .venv-peers/.installed
