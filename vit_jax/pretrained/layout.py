@@ -44,7 +44,8 @@ class Layout:
     Writing: to a file with the `suffix`, or a folder with `files` made from the model, its classes
     and the dialect. `positions` says which prefix tokens have positions in its tables (None: as the
     model has them), `refuses` what else it cannot hold, `reader` what its own package computes with
-    where the file, or the folder, cannot say otherwise, `fillers` shapes of tensors that it insists on.
+    where the file (or the folder) cannot say otherwise, `fillers` shapes of tensors that it insists
+    on.
     """
 
     name: str
