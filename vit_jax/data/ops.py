@@ -22,12 +22,19 @@ cv2.setNumThreads(0)  # the pipeline's threads are the parallelism
 
 Size = int | tuple[int, int] | None
 OPS: dict[str, Callable] = {}
+RANDOM: set[str] = set()  # those that draw from `rng`; evaluation refuses them
 
 
-def op(function: Callable) -> Callable:
+def op(*, random: bool = False) -> Callable[[Callable], Callable]:
     """Registers an operation under its own name."""
-    OPS[function.__name__] = function
-    return function
+
+    def register(function: Callable) -> Callable:
+        OPS[function.__name__] = function
+        if random:
+            RANDOM.add(function.__name__)
+        return function
+
+    return register
 
 
 def _pair(size: Size, default: tuple[int, int]) -> tuple[int, int]:
@@ -57,13 +64,13 @@ def _resize(image: np.ndarray, height: int, width: int, how: str | None = None) 
     return cv2.resize(image, (width, height), interpolation=filter_).reshape(height, width, -1)
 
 
-@op
+@op()
 def resize(image, rng, model_size, size: Size = None, how: str | None = None):
     """To `size` whatever the aspect; `how` is one of nearest, bilinear, bicubic, lanczos, area."""
     return _resize(image, *_pair(size, model_size), how)
 
 
-@op
+@op()
 def resize_small(image, rng, model_size, size: int | None = None, how: str | None = None):
     """Short side to `size` (1/0.875 of the model's, as in 256 for 224), aspect kept."""
     short = size or round(max(model_size) / 0.875)
@@ -72,7 +79,7 @@ def resize_small(image, rng, model_size, size: int | None = None, how: str | Non
     return _resize(image, max(short, round(height * scale)), max(short, round(width * scale)), how)
 
 
-@op
+@op()
 def central_crop(image, rng, model_size, size: Size = None):
     """The middle `size`. The image must be as large."""
     height, width = _pair(size, model_size)
@@ -80,7 +87,7 @@ def central_crop(image, rng, model_size, size: Size = None):
     return image[max(top, 0) : max(top, 0) + height, max(left, 0) : max(left, 0) + width]
 
 
-@op
+@op(random=True)
 def inception_crop(
     image, rng, model_size, size: Size = None, area_min: float = 0.05, area_max: float = 1.0
 ):
@@ -100,13 +107,13 @@ def inception_crop(
     return _resize(image[top : top + h, left : left + w], *_pair(size, model_size))
 
 
-@op
+@op(random=True)
 def flip_lr(image, rng, model_size):
     """Mirrors left and right with probability one half."""
     return image[:, ::-1] if rng.random() < 0.5 else image
 
 
-@op
+@op(random=True)
 def shift(image, rng, model_size, pixels: int = 1):
     """Moves the image by up to `pixels` each way; what comes in is black."""
     padded = np.pad(image, ((pixels, pixels), (pixels, pixels), (0, 0)))
@@ -114,7 +121,7 @@ def shift(image, rng, model_size, pixels: int = 1):
     return padded[top : top + image.shape[0], left : left + image.shape[1]]
 
 
-@op
+@op(random=True)
 def rotate(image, rng, model_size, degrees: float = 10.0):
     """Turns the image about its centre by up to `degrees` either way; corners are black."""
     height, width = image.shape[:2]
@@ -122,9 +129,6 @@ def rotate(image, rng, model_size, degrees: float = 10.0):
         ((width - 1) / 2, (height - 1) / 2), rng.uniform(-degrees, degrees), 1.0
     )
     return cv2.warpAffine(image, turn, (width, height)).reshape(image.shape)
-
-
-RANDOM = ("inception_crop", "flip_lr", "shift", "rotate")
 
 
 @dataclasses.dataclass(frozen=True)

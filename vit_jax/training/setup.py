@@ -192,7 +192,7 @@ def set_up(
         if parsed.random and part == "eval" and data.eval.split:
             raise UserError(
                 f"data.eval.pipeline {parsed.text!r} is random, evaluation is not: leave out "
-                f"{', '.join(ops.RANDOM)}"
+                f"{', '.join(sorted(ops.RANDOM))}"
             )
     mesh = make_mesh((resolved.mesh.data, resolved.mesh.fsdp, resolved.mesh.tensor), devices)
     return Run(
