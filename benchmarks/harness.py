@@ -25,7 +25,10 @@ Row = dict[str, Any]
 
 LOAD = os.getloadavg()[0]  # of the machine before this run
 REST = 0.01  # seconds between two sides, for the threads of the one before to go to sleep
-PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy", "torch", "timm")
+PACKAGES = (
+    "jax", "jaxlib", "flax", "optax", "numpy", "torch", "timm", "tensorflow", "pillow",
+    "simplejpeg", "opencv-python-headless", "grain",
+)  # fmt: skip
 
 
 def parser(description: str | None) -> argparse.ArgumentParser:

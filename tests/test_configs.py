@@ -189,7 +189,8 @@ def test_without_the_data_one_is_told_what_to_put_where(tmp_path):
     assert str(error.value) == (
         "tfds:imagenet21k is not on this machine: expected its array_record files and "
         f"dataset_info.json in {tmp_path}/imagenet21k/VERSION/ (TFDS_DATA_DIR moves the root), "
-        "or give a folder of images PATH/train/CLASS/*.jpg and PATH/val/CLASS/*.jpg as "
+        "which `vit data prepare imagenet21k --from=TARS` makes; or give a folder of images "
+        "PATH/train/CLASS/*.jpg and PATH/val/CLASS/*.jpg as "
         "--config.data.train.source=folder:PATH --config.data.eval.split=val"
     )
     assert not (tmp_path / "work").exists()

@@ -90,7 +90,9 @@ def base() -> ConfigDict:  # noqa: PLR0915
     c.data.workers = 0  # processes that read and augment instead
     c.data.prefetch = 2  # batches kept on the device ahead of the step
     c.data.damaged = "skip"  # skip | fail
-    c.mixup = 0.0  # p of Beta(p, p); 0 is off
+    c.mixup = 0.0  # p of Beta(p, p), the share of an image in its mix with another; 0 is off
+    c.cutmix = 0.0  # p of Beta(p, p), the share outside of a box of another; 0 is off
+    c.mix_each = False  # every example has its own share and box; else a batch has one
 
     c.optimizer = ConfigDict()
     c.optimizer.name = "adamw"  # adam | adamw | sgd | any function of optax
@@ -323,7 +325,7 @@ def _check_ranges(c: ConfigDict) -> None:
             _at_least_one(c, key)
     if not 0 <= c.seed < 2**32:
         raise UserError(f"seed lies in 0 … 2**32 - 1, not {c.seed}")
-    for key, value in (("mixup", c.mixup), ("data.threads", c.data.threads),
+    for key, value in (("mixup", c.mixup), ("cutmix", c.cutmix), ("data.threads", c.data.threads),
                        ("data.workers", c.data.workers)):  # fmt: skip
         if value < 0:
             raise UserError(f"{key} must be 0 or more, not {value}")

@@ -4,7 +4,7 @@ import numpy as np
 from made_images import smooth
 
 from vit_jax.data import ops, pipeline
-from vit_jax.data.sources import Arrays
+from vit_jax.data.memory import Arrays
 
 SHAPE = (8, 8, 3)
 EXAMPLES = 37  # a prime, which no batch divides
@@ -22,7 +22,7 @@ def training(source=None, *, text="decode|shift(1)|rotate(20)", seed=0, batch_si
     """The batches of a run's next steps, as a list."""
     rows = np.arange(batch_size) if rows is None else rows
     return list(
-        pipeline.train_dataset(
+        pipeline.train_batches(
             numbered() if source is None else source, ops.parse(text, SHAPE[:2]), SHAPE, seed=seed,
             batch_size=batch_size, rows=rows, examples_seen=seen, steps=steps, threads=threads,
             workers=workers,
@@ -34,7 +34,7 @@ def evaluation(source=None, *, text="decode", batch_size=8, rows=None, threads=1
     """The batches of one evaluation, as a list."""
     rows = np.arange(batch_size) if rows is None else rows
     return list(
-        pipeline.eval_dataset(
+        pipeline.eval_batches(
             numbered() if source is None else source, ops.parse(text, SHAPE[:2]), SHAPE,
             batch_size=batch_size, rows=rows, threads=threads,
         )

@@ -7,9 +7,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from made_images import encoded, smooth
-from PIL import Image
+from PIL import Image, ImageOps
 
-from vit_jax.data.decode import DamagedImage, decode
+from vit_jax.data.decode import ORIENTATION, DamagedImage, EncodedJpeg, decode
+from vit_jax.data.decode import encoded as open_encoded
+from vit_jax.errors import UserError
 
 LOSSLESS = ["PNG", "BMP", "TIFF"]
 
@@ -100,10 +102,115 @@ def test_a_cmyk_jpeg_is_decoded():
     assert np.abs(ours.astype(int) - theirs).max() <= 1
 
 
-@pytest.mark.parametrize("channels", [0, 2, 4])
-def test_other_numbers_of_channels_are_refused(channels):
-    with pytest.raises(DamagedImage, match=f"1 or 3 channels, the model wants {channels}"):
+@pytest.mark.parametrize(("channels", "mode"), [(2, "LA"), (4, "RGBA")])
+@pytest.mark.parametrize("kind", ["PNG", "JPEG"])
+def test_alpha_is_a_channel_where_the_model_has_one_for_it(channels, mode, kind):
+    data = encoded(smooth(), kind)
+    np.testing.assert_array_equal(decode(data, channels), by_pillow(data, mode))
+    transparent = io.BytesIO()
+    Image.fromarray(np.dstack([smooth(), smooth()[..., 2]])).save(transparent, "PNG")
+    found = decode(transparent.getvalue(), 4)
+    np.testing.assert_array_equal(found[..., 3], smooth()[..., 2])
+
+
+@pytest.mark.parametrize("channels", [0, 5])
+def test_files_of_images_have_no_other_numbers_of_channels(channels):
+    with pytest.raises(UserError, match=f"1 to 4 channels, the model wants {channels}: .*npy"):
         decode(encoded(smooth()), channels)
+
+
+@pytest.mark.parametrize(("dtype", "scale"), [(np.uint8, 1), (np.uint16, 256)])
+def test_a_numpy_file_has_any_number_of_channels(dtype, scale):
+    pixels = np.random.default_rng(0).integers(0, 256, (5, 7, 6), np.uint8)
+    file = io.BytesIO()
+    np.save(file, pixels.astype(dtype) * scale)
+    np.testing.assert_array_equal(decode(file.getvalue(), 6), pixels)
+    with pytest.raises(UserError, match=r"has 6 channels, the model wants 3 .*model.channels=6"):
+        decode(file.getvalue(), 3)
+
+
+@pytest.mark.parametrize("values", [np.zeros((3, 3)), np.zeros((0, 3), np.uint8), np.array([None])])
+def test_other_numpy_files_are_damaged_images(values):
+    file = io.BytesIO()
+    np.save(file, values, allow_pickle=True)
+    with pytest.raises(DamagedImage):
+        decode(file.getvalue(), 3)
+
+
+# -- upright ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
+def test_an_exif_orientation_is_applied(orientation, kind):
+    lying = Image.fromarray(smooth(30, 40))
+    exif = Image.Exif()
+    exif[ORIENTATION] = orientation
+    file = io.BytesIO()
+    lying.save(file, kind, exif=exif, **({"lossless": True} if kind == "WEBP" else {}))
+    with Image.open(io.BytesIO(file.getvalue())) as stored:
+        wanted = np.asarray(ImageOps.exif_transpose(stored).convert("RGB"))
+    found = decode(file.getvalue())
+    assert found.shape == wanted.shape == ((30, 40, 3) if orientation < 5 else (40, 30, 3))
+    assert np.abs(found.astype(int) - wanted).mean() <= 1
+
+
+# -- a part of a JPEG ---------------------------------------------------------------------
+
+JPEGS = {
+    "plain": {}, "progressive": {"progressive": True}, "colours whole": {"subsampling": 0},
+    "optimised": {"optimize": True}, "restarts": {"restart_marker_blocks": 3},
+    "restarted rows": {"restart_marker_rows": 1}, "grey": {},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", JPEGS)
+@given(st.data())
+@settings(max_examples=25, deadline=None, derandomize=True)
+def test_a_part_of_a_jpeg_is_that_part_of_the_whole(kind, data):
+    height, width = data.draw(st.integers(1, 70)), data.draw(st.integers(1, 50))
+    pixels = noise(height, width)
+    file = encoded(pixels[..., 0] if kind == "grey" else pixels, **JPEGS[kind])
+    whole = decode(file)
+    top, left = data.draw(st.integers(0, height - 1)), data.draw(st.integers(0, width - 1))
+    tall, wide = data.draw(st.integers(1, height - top)), data.draw(st.integers(1, width - left))
+    part = whole_jpeg(file).region(top, left, tall, wide, (tall, wide))
+    np.testing.assert_array_equal(part, whole[top : top + tall, left : left + wide])
+
+
+@pytest.mark.parametrize("factor", [2, 4, 8])
+def test_a_large_jpeg_is_reduced_while_it_is_decoded(factor):
+    file = encoded(smooth(400, 320), quality=95)
+    size = 200 // factor, 160 // factor
+    part = whole_jpeg(file).region(96, 64, 200, 160, size)
+    assert part.shape == (*size, 3)
+    exact = decode(file)[96:296, 64:224]
+    mean = exact.reshape(size[0], factor, size[1], factor, 3).mean((1, 3))
+    assert np.abs(part - mean).mean() <= 2
+
+
+def test_what_follows_the_part_that_is_read_does_not_matter_unless_it_is_not_there():
+    file = encoded(noise(400, 60), quality=95)
+    whole = decode(file)
+    cut = file[: int(0.9 * len(file))]
+    with pytest.raises(DamagedImage):
+        whole_jpeg(cut).region(0, 0, 40, 60, (40, 60))
+    harmless = whole_jpeg(file).region(0, 0, 40, 60, (40, 60))
+    np.testing.assert_array_equal(harmless, whole[:40])
+
+
+def whole_jpeg(data):
+    image = open_encoded(data, 3)
+    assert isinstance(image, EncodedJpeg)
+    return image
+
+
+def test_a_decompression_bomb_is_refused_by_its_head():
+    head = bytearray(encoded(np.zeros((8, 8, 3), np.uint8)))
+    frame = head.index(b"\xff\xc0")
+    head[frame + 5 : frame + 9] = (20_000).to_bytes(2, "big") * 2
+    with pytest.raises(DamagedImage, match="20000 x 20000 pixels are more than"):
+        decode(bytes(head))
 
 
 # -- damage -------------------------------------------------------------------------------

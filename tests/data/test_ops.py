@@ -241,10 +241,10 @@ def test_turns_go_both_ways_and_no_further_than_asked():
 @pytest.mark.parametrize(
     ("text", "told"),
     [
-        ("decode|crop", r"unknown operation 'crop' in pipeline: did you mean central_crop"),
+        ("decode|crop", r"unknown operation 'crop' in pipeline: did you mean "),
         ("decode|flip_rl", "did you mean flip_lr"),
         ("decode|inception-crop", "did you mean inception_crop"),
-        ("decode|inception_crop(32", "did you mean inception_crop"),
+        ("decode|inception_crop(32", r"inception_crop takes \(size: int"),
         ("decode|decode", "unknown operation 'decode'"),
         ("", "must begin with decode, as in decode|resize"),
         ("resize|flip_lr", "must begin with decode"),

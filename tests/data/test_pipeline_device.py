@@ -15,7 +15,7 @@ from vit_jax.parallel.sharding import BATCH
 
 def on_device(steps=5, *, sizes=(8, 1, 1), prefetch=2, text="decode|rotate(20)"):
     sharding = NamedSharding(make_mesh(sizes), BATCH)
-    dataset = pipeline.train_dataset(
+    dataset = pipeline.train_batches(
         numbered(), ops.parse(text, SHAPE[:2]), SHAPE, seed=0, batch_size=8,
         rows=pipeline.rows_of_process(sharding, 8), examples_seen=0, steps=steps, threads=2,
         workers=0,

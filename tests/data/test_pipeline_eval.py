@@ -58,7 +58,7 @@ def test_a_random_pipeline_is_refused(text):
 class Files:
     """Encoded images in memory; those numbered in `damaged` are cut in half."""
 
-    channels, classes = 3, list("abcde")
+    channels, classes, max_labels, notes = 3, list("abcde"), 1, ()
 
     def __init__(self, examples, damaged):
         whole = [

@@ -7,7 +7,8 @@ import pytest
 from made_images import folder_of_images
 from sklearn.datasets import load_digits
 
-from vit_jax.data.sources import Arrays, facts, open_source
+from vit_jax.data.memory import Arrays
+from vit_jax.data.sources import facts, open_source
 from vit_jax.errors import UserError
 
 
@@ -100,7 +101,7 @@ def test_a_misspelt_size_is_answered_with_how_to_write_it(rest):
         ("digit", "unknown data source 'digit': did you mean digits"),
         ("folders:/a", "did you mean folder"),
         ("cifar10", "unknown data source 'cifar10': .*tfds"),
-        ("", "there are: digits, folder, synthetic, tfds"),
+        ("", "there are: digits, folder, csv, synthetic, tfds, hf"),
     ],
 )
 def test_an_unknown_source_is_answered_with_those_there_are(spec, told):

@@ -65,7 +65,7 @@ def run(options: argparse.Namespace) -> int:
 
 def _images(given: list[str]) -> list[Path]:
     """The files, and what folders hold of images. Raises UserError where there are none."""
-    from vit_jax.data.sources import IMAGE_SUFFIXES
+    from vit_jax.data.files import IMAGE_SUFFIXES
 
     found: list[Path] = []
     for path in map(Path, given):

@@ -6,8 +6,10 @@ continues exactly from `examples_seen`, with any number of threads, workers or p
 """
 
 import dataclasses
+import itertools
 import signal
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import grain
@@ -15,14 +17,15 @@ import jax
 import numpy as np
 from jax.sharding import NamedSharding
 
-from vit_jax.data.decode import DamagedImage, decode
+from vit_jax.data.decode import DamagedImage, encoded
 from vit_jax.data.ops import Pipeline
-from vit_jax.data.sources import Source
+from vit_jax.data.source import NO_LABEL, PADDING, Source
+from vit_jax.data.sources import Mixture
 from vit_jax.errors import UserError
 
 Batch = dict[str, Any]
-PADDING = -1  # label of what fills the last evaluation batch
 MAX_DAMAGED = 100  # in a row
+PART = 8  # rows that a thread fills at a time
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,26 +47,44 @@ class Prepare(grain.transforms.RandomMap):
             try:
                 example = self.source[index]
                 image = example["image"]
-                image = decode(image, self.shape[-1]) if isinstance(image, bytes) else image
+                if isinstance(image, bytes):
+                    image = encoded(image, self.shape[-1])
+                image = self.pipeline(image, rng)
             except (DamagedImage, OSError):
                 damaged = int(element) if damaged < 0 else damaged
                 if not self.training:
                     return self.filler() | {"damaged": np.int64(damaged)}
                 index = (index + 1) % len(self.source)
                 continue
-            image = self.pipeline(image, rng)
             if image.shape != self.shape:
                 raise UserError(
                     f"pipeline {self.pipeline.text!r} makes {self.source.describe(index)} "
                     f"{list(image.shape)}, but the model takes {list(self.shape)}"
                 )
-            label = np.int32(example["label"])
             return {
-                "image": image, "label": label, "id": np.int64(index), "damaged": np.int64(damaged),
+                "image": image, "label": self._labels(example["label"], index),
+                "id": np.int64(index), "damaged": np.int64(damaged),
             }  # fmt: skip
         raise UserError(
             f"{MAX_DAMAGED} images in a row are damaged, from {self.source.describe(int(element))}"
         )
+
+    def _labels(self, label: Any, index: int) -> np.ndarray | np.int32:
+        """int32 [], or [max_labels] filled up with NO_LABEL. Raises UserError for what is none."""
+        most, last = self.source.max_labels, len(self.source.classes) - 1
+        if most == 1 and isinstance(label, int) and 0 <= label <= last:
+            return np.int32(label)
+        labels = np.atleast_1d(np.asarray(label, np.float64))  # of which NaN is in no range
+        whole = (labels >= 0) & (labels <= last) & (labels == np.round(labels))
+        if not whole.all() or len(labels) > most or (most == 1 and not len(labels)):
+            number = f", {most} of them at most" if len(labels) != 1 else ""
+            raise UserError(
+                f"{self.source.describe(index)} has the label {label!r}: labels are whole numbers "
+                f"from 0 to {last}{number}"
+            )
+        if most == 1:
+            return np.int32(labels[0])
+        return np.pad(labels.astype(np.int32), (0, most - len(labels)), constant_values=NO_LABEL)
 
     def map(self, element: int) -> Batch:
         """Without randomness, for evaluation."""
@@ -71,29 +92,77 @@ class Prepare(grain.transforms.RandomMap):
 
     def filler(self) -> Batch:
         """What stands in a row that counts for nothing."""
+        labels = self.source.max_labels if self.source.max_labels > 1 else ()
         return {
-            "image": np.zeros(self.shape, np.uint8), "label": np.int32(PADDING),
+            "image": np.zeros(self.shape, np.uint8), "label": np.full(labels, PADDING, np.int32),
             "id": np.int64(-1), "damaged": np.int64(-1),
         }  # fmt: skip
 
 
-class Share:
-    """Rows of the global batches that this process feeds, by number, as Grain reads them."""
+class Batches:
+    """The batches of a run's next steps, of which this process makes the rows that its devices
+    hold: dicts of arrays with a first axis of [rows].
 
-    def __init__(self, examples, rows: np.ndarray, batch_size: int, first: int, steps: int,
-                 limit: int | None = None, filler: Batch | None = None):  # fmt: skip
-        self.examples, self.rows, self.batch_size = examples, rows, batch_size
-        self.first, self.steps, self.limit, self.filler = first, steps, limit, filler
+    Iterate over it, two batches being in the making at a time, so that no thread waits for the
+    slowest image of one; with workers, each of them makes whole batches, so that their content does
+    not depend on how many there are. Or take batch k by its number, as Grain does.
+    """
+
+    def __init__(
+        self, examples: grain.MapDataset, filler: Batch, rows: np.ndarray, batch_size: int, *,
+        steps: int, threads: int, workers: int, first: int = 0, limit: int | None = None,
+    ):  # fmt: skip
+        self.examples, self.filler, self.rows, self.batch_size = examples, filler, rows, batch_size
+        self.steps, self.first, self.limit, self.workers = steps, first, limit, workers
+        self._threads = None if workers else ThreadPoolExecutor(max(1, threads), "examples")
 
     def __len__(self) -> int:
-        return self.steps * len(self.rows)
+        return self.steps
 
-    def __getitem__(self, number: int) -> Batch:
-        step, row = divmod(int(number), len(self.rows))
-        index = self.first + step * self.batch_size + int(self.rows[row])
-        if self.limit is not None and index >= self.limit:
-            return self.filler  # type: ignore[return-value]
-        return self.examples[index]
+    def __getitem__(self, step: int) -> Batch:
+        batch = {
+            name: np.empty((len(self.rows), *value.shape), value.dtype)
+            for name, value in self.filler.items()
+        }
+
+        def fill(part: range) -> None:
+            for row in part:
+                number = self.first + int(step) * self.batch_size + int(self.rows[row])
+                past = self.limit is not None and number >= self.limit
+                example = self.filler if past else self.examples[number]
+                for name, value in example.items():
+                    batch[name][row] = value
+
+        parts = [
+            range(row, min(row + PART, len(self.rows))) for row in range(0, len(self.rows), PART)
+        ]
+        for _ in self._threads.map(fill, parts) if self._threads else map(fill, parts):
+            pass
+        return batch
+
+    @property
+    def dataset(self) -> grain.IterDataset:
+        """The batches in order, made in the background."""
+        dataset = grain.MapDataset.source(self)
+        if not self.workers:
+            return dataset.to_iter_dataset(grain.ReadOptions(num_threads=2, prefetch_buffer_size=2))
+        from absl import flags
+
+        if not flags.FLAGS.is_parsed():
+            flags.FLAGS.mark_as_parsed()  # Grain's workers ask for them
+        one = grain.ReadOptions(num_threads=1, prefetch_buffer_size=1)
+        options = grain.MultiprocessingOptions(num_workers=self.workers, per_worker_buffer_size=2)
+        return dataset.to_iter_dataset(one).mp_prefetch(
+            options, worker_init_fn=_leave_interrupts_to_the_run
+        )
+
+    def __iter__(self) -> Iterator[Batch]:
+        return iter(self.dataset)
+
+    def close(self) -> None:
+        """Ends the threads; a batch that is in the making fails."""
+        if self._threads:
+            self._threads.shutdown(cancel_futures=True)
 
 
 def rows_of_process(sharding: NamedSharding, batch_size: int) -> np.ndarray:
@@ -102,49 +171,47 @@ def rows_of_process(sharding: NamedSharding, batch_size: int) -> np.ndarray:
     return np.unique(np.concatenate([np.arange(batch_size)[where] for where in held.values()]))
 
 
-def train_dataset(
+def train_batches(
     source: Source, pipeline: Pipeline, shape: tuple[int, int, int], *, seed: int, batch_size: int,
     rows: np.ndarray, examples_seen: int, steps: int, threads: int, workers: int,
-) -> grain.IterDataset:  # fmt: skip
+) -> Batches:  # fmt: skip
     """Batches of the next `steps` steps of a run that has seen `examples_seen` examples.
 
-    Every epoch has each example once, in an order of its own. A batch is a dict of arrays:
-    `image` uint8 [rows, H, W, C], `label` int32, `id` and `damaged` int64 [rows].
+    Every epoch has each example once, in an order of its own. A batch has `image` uint8
+    [rows, H, W, C], `label` int32 [rows], `id` and `damaged` int64 [rows].
     """
-    order = grain.MapDataset.range(len(source)).seed(seed).shuffle().repeat()
-    examples = order.random_map(Prepare(source, pipeline, shape, training=True))
-    share = Share(examples, rows, batch_size, examples_seen, steps)
-    return _batched(share, len(rows), threads, workers)
+    prepare = Prepare(source, pipeline, shape, training=True)
+    return Batches(
+        _order(source, seed).random_map(prepare), prepare.filler(), rows, batch_size,
+        steps=steps, first=examples_seen, threads=threads, workers=workers,
+    )  # fmt: skip
 
 
-def eval_dataset(
+def _order(source: Source, seed: int) -> grain.MapDataset:
+    """Numbers of examples, epoch after epoch; of a mixture with weights, drawn by their shares."""
+
+    def shuffled(first: int, end: int) -> grain.MapDataset:
+        return grain.MapDataset.range(first, end).seed(seed).shuffle().repeat()
+
+    if not isinstance(source, Mixture) or not source.weights:
+        return shuffled(0, len(source))
+    ends = [0, *source.ends.tolist()]
+    parts = [shuffled(first, end) for first, end in itertools.pairwise(ends)]
+    return grain.MapDataset.mix(parts, source.weights).seed(seed)
+
+
+def eval_batches(
     source: Source, pipeline: Pipeline, shape: tuple[int, int, int], *, batch_size: int,
     rows: np.ndarray, threads: int, workers: int = 0,
-) -> grain.IterDataset:  # fmt: skip
+) -> Batches:  # fmt: skip
     """Batches that hold every example once, in order; the last one is padded with label -1."""
     if pipeline.random:
         raise UserError(f"data.eval.pipeline {pipeline.text!r} is random: evaluation is not")
     prepare = Prepare(source, pipeline, shape, training=False)
-    examples = grain.MapDataset.range(len(source)).map(prepare.map)
-    steps = -(-len(source) // batch_size)
-    share = Share(examples, rows, batch_size, 0, steps, len(source), prepare.filler())
-    return _batched(share, len(rows), threads, workers)
-
-
-def _batched(share: Share, rows: int, threads: int, workers: int) -> grain.IterDataset:
-    examples = grain.MapDataset.source(share)
-    if workers:
-        # A worker makes whole batches, so their content does not depend on how many there are.
-        from absl import flags
-
-        if not flags.FLAGS.is_parsed():
-            flags.FLAGS.mark_as_parsed()  # Grain's workers ask for them
-        one = grain.ReadOptions(num_threads=1, prefetch_buffer_size=1)
-        options = grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=2)
-        batches = examples.batch(rows).to_iter_dataset(one)
-        return batches.mp_prefetch(options, worker_init_fn=_leave_interrupts_to_the_run)
-    ahead = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=max(2 * rows, threads))
-    return examples.to_iter_dataset(ahead).batch(rows)
+    return Batches(
+        grain.MapDataset.range(len(source)).map(prepare.map), prepare.filler(), rows, batch_size,
+        steps=-(-len(source) // batch_size), limit=len(source), threads=threads, workers=workers,
+    )  # fmt: skip
 
 
 def _leave_interrupts_to_the_run(worker: int, workers: int) -> None:
@@ -156,7 +223,7 @@ class OnDevice:
     """Iterates over (host part, device part) of batches, `prefetch` of them on the way in the
     background. The host part has `id` and `damaged`; the device part is global and sharded."""
 
-    def __init__(self, dataset: grain.IterDataset, sharding: NamedSharding, prefetch: int):
+    def __init__(self, batches: Batches, sharding: NamedSharding, prefetch: int):
         def put(batch: Batch) -> tuple[Batch, Batch]:
             device = {
                 name: jax.make_array_from_process_local_data(sharding, batch[name])
@@ -165,9 +232,9 @@ class OnDevice:
             return {name: batch[name] for name in ("id", "damaged")}, device
 
         ahead = grain.experimental.ThreadPrefetchIterDataset(
-            dataset.map(put), prefetch_buffer_size=max(1, prefetch)
+            batches.dataset.map(put), prefetch_buffer_size=max(1, prefetch)
         )
-        self._iterator = iter(ahead)
+        self._batches, self._iterator = batches, iter(ahead)
 
     def __iter__(self) -> Iterator[tuple[Batch, Batch]]:
         return self
@@ -177,4 +244,5 @@ class OnDevice:
 
     def close(self) -> None:
         """Ends the background thread and worker processes."""
+        self._batches.close()
         self._iterator.close()

@@ -7,23 +7,33 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
+from vit_jax.data.source import PADDING
 from vit_jax.models import Model
 
 IN_FLIGHT = 4  # batches queued on the device at most
 
 
 def make_eval_step(model: Model) -> Callable:
-    """(params, batch) -> sums over the batch's real rows (label >= 0) and their count."""
+    """(params, batch) -> sums over the batch's real rows and their count.
+
+    Of several labels, the one that ranks highest counts, and the loss is that of the sigmoid.
+    """
 
     def eval_step(params, batch: dict[str, Array]) -> dict[str, Array]:
-        labels = batch["label"]
-        real = labels >= 0
+        labels = batch["label"] if batch["label"].ndim == 2 else batch["label"][:, None]
+        real = labels[:, 0] != PADDING
         logits, _ = model.apply(params, model.data_config.normalise(batch["image"]))
-        wanted = jnp.take_along_axis(logits, jnp.maximum(labels, 0)[:, None], axis=-1)
+        of_labels = jnp.take_along_axis(logits, jnp.maximum(labels, 0), axis=-1)
+        wanted = jnp.max(jnp.where(labels < 0, -jnp.inf, of_labels), axis=-1, keepdims=True)
         # The rank among logits; ties count against, so that constant logits score nothing, and so
         # does what is not a number, which is ahead of nothing and behind nothing.
         ahead = jnp.sum(~(logits < wanted), axis=-1) - 1
-        nll = jax.nn.logsumexp(logits, axis=-1) - wanted[:, 0]
+        if batch["label"].ndim == 2:
+            ahead = jnp.where(jnp.any(labels >= 0, axis=-1), ahead, logits.shape[-1])
+            of_labels = jnp.where(labels < 0, 0.0, of_labels)
+            nll = jnp.sum(jax.nn.softplus(logits), axis=-1) - jnp.sum(of_labels, axis=-1)
+        else:
+            nll = jax.nn.logsumexp(logits, axis=-1) - wanted[:, 0]
         return {
             "count": jnp.sum(real),
             "correct": jnp.sum(real & (ahead < 1)),

@@ -6,11 +6,17 @@ from jaxtyping import Array, Float, Int
 
 
 def targets(
-    labels: Int[Array, " batch"], num_classes: int, smoothing: float
+    labels: Int[Array, " batch"] | Int[Array, "batch labels"], num_classes: int, smoothing: float
 ) -> Float[Array, "batch classes"]:
     """One-hot labels, with `smoothing` of their mass spread over all classes
-    (arXiv 1512.00567, section 7)."""
-    return jax.nn.one_hot(labels, num_classes) * (1.0 - smoothing) + smoothing / num_classes
+    (arXiv 1512.00567, section 7). Of several labels, each class there is 1; below 0 is none."""
+    if labels.ndim == 1:
+        hot = jax.nn.one_hot(labels, num_classes)
+    else:
+        places = jnp.where(labels < 0, num_classes, labels)  # past the end is dropped
+        empty = jnp.zeros((len(labels), num_classes))
+        hot = empty.at[jnp.arange(len(labels))[:, None], places].set(1.0, mode="drop")
+    return hot * (1.0 - smoothing) + smoothing / num_classes
 
 
 def softmax_cross_entropy(

@@ -42,6 +42,7 @@ class Run:
     train_source: Source | None
     eval_source: Source | None
     train_examples: int
+    max_labels: int = 1  # of an example
     weights: Weights | None = None  # those of `init`
 
     @property
@@ -74,9 +75,10 @@ class Run:
         """Shapes of a batch on the devices."""
         c, where = self.model.config, self.batch_sharding
         shape = (size, *c.image_size, c.channels)
+        labels = (size,) if self.max_labels == 1 else (size, self.max_labels)
         return {
             "image": jax.ShapeDtypeStruct(shape, jnp.uint8, sharding=where),
-            "label": jax.ShapeDtypeStruct((size,), jnp.int32, sharding=where),
+            "label": jax.ShapeDtypeStruct(labels, jnp.int32, sharding=where),
         }
 
     def compile_train_step(self) -> Callable:
@@ -105,7 +107,7 @@ class Run:
     def train_batches(self, examples_seen: int, steps: int) -> pipeline.OnDevice:
         """The batches of the next `steps` steps."""
         assert self.train_source is not None
-        dataset = pipeline.train_dataset(
+        dataset = pipeline.train_batches(
             self.train_source, self._pipeline("train"), seed=self.config.seed,
             examples_seen=examples_seen, steps=steps,
             **self._dataset_sizes(self.config.batch_size),
@@ -115,7 +117,7 @@ class Run:
     def eval_batches(self) -> pipeline.OnDevice:
         """Every example of the evaluation split once."""
         assert self.eval_source is not None
-        dataset = pipeline.eval_dataset(
+        dataset = pipeline.eval_batches(
             self.eval_source, self._pipeline("eval"),
             **self._dataset_sizes(self.config.eval_batch_size) | {"workers": 0},
         )  # fmt: skip
@@ -164,7 +166,9 @@ def set_up(
     else:
         train_source = open_source(data.train.source, data.train.split)
         classes = train_source.classes
-        known = Facts(len(train_source), len(classes), train_source.channels)
+        known = Facts(
+            len(train_source), len(classes), train_source.channels, train_source.max_labels
+        )
     if open_data and data.eval.split:
         eval_source = open_source(eval_spec, data.eval.split, classes or None)
         if not classes and len(eval_source.classes) != config.model.num_classes:
@@ -186,6 +190,11 @@ def set_up(
         and jax.default_backend() != "gpu"
     ):
         raise UserError("model.attention=cudnn needs an NVIDIA GPU; here: model.attention=xla")
+    if known.max_labels > 1 and resolved.loss.name == "softmax":
+        raise UserError(
+            f"{data.train.source} has up to {known.max_labels} labels an example, loss=softmax "
+            "takes one: --config.loss=sigmoid"
+        )
     make_optimizer(resolved.optimizer)  # an unknown one is refused before anything is opened
     for part in ("train", "eval"):
         parsed = ops.parse(resolved.data[part].pipeline, model.config.image_size)
@@ -197,7 +206,7 @@ def set_up(
     mesh = make_mesh((resolved.mesh.data, resolved.mesh.fsdp, resolved.mesh.tensor), devices)
     return Run(
         resolved, said, model, mesh, classes or [], train_source, eval_source, known.num_examples,
-        weights,
+        known.max_labels, weights,
     )  # fmt: skip
 
 

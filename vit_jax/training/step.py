@@ -11,6 +11,7 @@ from jax.sharding import PartitionSpec as P
 from jaxtyping import Array
 from ml_collections import ConfigDict
 
+from vit_jax.data.mixing import mix_images, mix_targets, partners
 from vit_jax.models import Model
 from vit_jax.parallel.sharding import BATCH, gather_block
 from vit_jax.training.losses import LOSSES, targets
@@ -22,7 +23,8 @@ Metrics = dict[str, Array]
 
 
 def make_train_step(model: Model, config: ConfigDict, mesh: Mesh) -> Callable:
-    """(state, {"image": uint8 [B, H, W, C], "label": int32 [B]}) -> (state, metrics).
+    """(state, batch) -> (state, metrics), of a batch with `image` uint8 [B, H, W, C] and `label`
+    int32 [B] or [B, labels].
 
     With `microbatch` m < batch_size B, gradients are the mean over k = B/m passes, of which pass j
     takes rows j::k (so that rows stay on their device). A step whose loss or gradient is not
@@ -33,6 +35,7 @@ def make_train_step(model: Model, config: ConfigDict, mesh: Mesh) -> Callable:
     schedule = make_schedule(c.schedule, c.optimizer.lr, c.total_steps)
     loss_fn = LOSSES[c.loss.name]
     passes = c.batch_size // c.microbatch
+    mixes = c.mixup or c.cutmix
     dtype = jnp.dtype(c.model.dtype)
     gather = gather_block(mesh, c.mesh.min_shard_size, dtype)
     rows = NamedSharding(mesh, P(None, *BATCH))
@@ -41,12 +44,10 @@ def make_train_step(model: Model, config: ConfigDict, mesh: Mesh) -> Callable:
         """Mean loss over one microbatch."""
         images = model.data_config.normalise(batch["image"])
         wanted = targets(batch["label"], c.model.num_classes, c.loss.label_smoothing)
-        if c.mixup:
-            share = batch["share"][:, None]
+        if mixes:
             other = targets(batch["label2"], c.model.num_classes, c.loss.label_smoothing)
-            wanted = share * wanted + (1 - share) * other
-            share = batch["share"][:, None, None, None]
-            images = share * images + (1 - share) * model.data_config.normalise(batch["image2"])
+            wanted = mix_targets(wanted, other, batch)
+            images = mix_images(images, model.data_config.normalise(batch["image2"]), batch)
         logits, _ = model.apply(params, images, train=True, key=key, gather=gather)
         return loss_fn(logits, wanted).mean()
 
@@ -72,8 +73,8 @@ def make_train_step(model: Model, config: ConfigDict, mesh: Mesh) -> Callable:
     def train_step(state: State, batch: dict[str, Array]) -> tuple[State, Metrics]:
         step = state["step"]
         mixup_key, key = jax.random.split(jax.random.fold_in(jax.random.key(c.seed), step))
-        if c.mixup:
-            batch = mixup(batch, c.mixup, mixup_key)
+        if mixes:
+            batch = partners(batch, c.mixup, c.cutmix, c.mix_each, mixup_key)
         loss, grads = gradients(state["params"], batch, key)
         norm = optax.tree.norm(grads)
         rate = schedule(step)
@@ -94,21 +95,6 @@ def make_train_step(model: Model, config: ConfigDict, mesh: Mesh) -> Callable:
         return new, {"loss": loss, "grad_norm": norm, "learning_rate": rate, **new["skipped"]}
 
     return train_step
-
-
-def mixup(batch: dict[str, Array], p: float, key: Array) -> dict[str, Array]:
-    """Adds each example's partner and its own share of the mix (arXiv 1710.09412).
-
-    One share lambda ~ Beta(p, p) a batch, max(lambda, 1 - lambda); the partner is the row before
-    (a roll by one, as big_vision does).
-    """
-    share = jax.random.beta(key, p, p)
-    share = jnp.maximum(share, 1 - share)
-    return batch | {
-        "image2": jnp.roll(batch["image"], 1, axis=0),
-        "label2": jnp.roll(batch["label"], 1, axis=0),
-        "share": jnp.full(batch["label"].shape, share, jnp.float32),
-    }
 
 
 def _choose(fine: Array, new, old):

@@ -1,0 +1,76 @@
+"""Sources that need no files: arrays, scikit-learn's digits, noise."""
+
+from typing import Any
+
+import numpy as np
+
+from vit_jax.data.source import known_split
+from vit_jax.errors import UserError
+
+
+class Arrays:
+    """Images held in memory: uint8 [N, H, W, C] and labels [N]."""
+
+    notes: tuple[str, ...] = ()
+    max_labels = 1
+
+    def __init__(self, name: str, images: np.ndarray, labels: np.ndarray, classes: list[str]):
+        self.name, self.images, self.labels, self.classes = name, images, labels, classes
+        self.channels = images.shape[-1]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return {"image": self.images[index], "label": int(self.labels[index])}
+
+    def describe(self, index: int) -> str:
+        return f"{self.name} example {index}"
+
+
+def digits(rest: str, split: str, classes: list[str] | None) -> Arrays:
+    """scikit-learn's 1,797 handwritten digits of 8 x 8 pixels; every fifth of a class is held
+    out as `val` (stratified, the same for everyone)."""
+    from sklearn.datasets import load_digits
+
+    known_split("digits", split)
+    data = load_digits()
+    held_out = np.zeros(len(data.target), bool)
+    for label in range(10):
+        held_out[np.flatnonzero(data.target == label)[4::5]] = True
+    chosen = held_out if split == "val" else ~held_out
+    images = np.round(data.images[chosen] * (255 / 16)).astype(np.uint8)[..., None]
+    return Arrays("digits", images, data.target[chosen], [str(label) for label in range(10)])
+
+
+class Synthetic:
+    """Noise whose brightness depends on the label, made from the example's number."""
+
+    notes: tuple[str, ...] = ()
+    max_labels = 1
+
+    def __init__(self, rest: str, split: str, classes: list[str] | None):
+        sizes = {"examples": 1024, "classes": 10, "size": 256, "channels": 3}
+        for part in filter(None, rest.split(",")):
+            key, _, value = part.partition("=")
+            if key not in sizes or not value.isdecimal() or int(value) < 1:
+                options = ",".join(f"{k}={v}" for k, v in sizes.items())
+                raise UserError(f"synthetic:{rest}: write it as synthetic:{options}")
+            sizes[key] = int(value)
+        known_split("synthetic", split)
+        self.first = 0 if split == "train" else 2**40
+        self.num, self.size, self.channels = sizes["examples"], sizes["size"], sizes["channels"]
+        self.classes = [str(label) for label in range(sizes["classes"])]
+
+    def __len__(self) -> int:
+        return self.num
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        rng = np.random.default_rng(self.first + index)
+        label = int(rng.integers(len(self.classes)))
+        low = 128 * label // len(self.classes)
+        shape = (self.size, self.size, self.channels)
+        return {"image": rng.integers(low, low + 128, shape, np.uint8), "label": label}
+
+    def describe(self, index: int) -> str:
+        return f"synthetic example {index}"
