@@ -1,0 +1,388 @@
+"""Augmentations that change what an image looks like: RandAugment, AutoAugment, TrivialAugment,
+colour jitter, random erasing, 3-Augment. Sizes, crops and flips are in `ops.py`.
+
+First the transformations, plain functions of an image and their strengths; then the policies,
+tables of transformations and the operations that draw from them. Images are uint8 [height, width,
+channels] and never changed in place. `greyscale`, `color` and `shift_hue` need colours: they leave
+an image that has not three channels as it is. All others take any number of channels.
+"""
+
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+from jaxtyping import UInt8
+
+from vit_jax.data.ops import op
+
+Image = UInt8[np.ndarray, "height width channels"]
+Rng = np.random.Generator
+
+GREY, BLACK = 128, 0
+LEVELS = np.arange(256)
+SMOOTH = np.array([[1, 1, 1], [1, 5, 1], [1, 1, 1]], np.float32) / 13
+
+
+# -- transformations of values --------------------------------------------------------------
+
+
+def _look_up(image: Image, table: np.ndarray) -> Image:
+    """Every value v becomes table[v]; `table` is [256], or [256, channels]."""
+    return cv2.LUT(image, table.astype(np.uint8)[None]).reshape(image.shape)
+
+
+def _blend(first: Image, second: Image, factor: float) -> Image:
+    """first + factor (second - first), clipped and cut to whole levels as by Pillow's `blend`."""
+    # OpenCV rounds. A little under a half less cuts instead; a half would cut whole levels too.
+    return cv2.addWeighted(second, factor, first, 1 - factor, -0.499).reshape(first.shape)
+
+
+def _blend_level(level: int, image: Image, factor: float) -> Image:
+    """`_blend` from an image whose every value is `level`."""
+    table = level + np.float32(factor) * (LEVELS - level).astype(np.float32)
+    return _look_up(image, np.clip(table, 0, 255))
+
+
+def auto_contrast(image: Image) -> Image:
+    """Stretches each channel's lowest … highest value to 0 … 255; Pillow's `autocontrast`."""
+    rows = image.reshape(len(image), -1)  # down the columns first, where NumPy is quick
+    low = rows.min(axis=0).reshape(-1, image.shape[-1]).min(axis=0).astype(int)
+    high = rows.max(axis=0).reshape(-1, image.shape[-1]).max(axis=0).astype(int)
+    scale = 255 / np.maximum(high - low, 1)
+    stretched = np.clip(LEVELS[:, None] * scale - low * scale, 0, 255)
+    return _look_up(image, np.where(high > low, stretched, LEVELS[:, None]))
+
+
+def equalize(image: Image) -> Image:
+    """Spreads each channel's values evenly over 0 … 255; Pillow's `equalize`: v becomes
+    (pixels below v + s // 2) // s, where s = (pixels - those at the highest value) // 255."""
+    tables = []
+    for channel in range(image.shape[-1]):
+        counts = cv2.calcHist([image], [channel], None, [256], [0, 256]).ravel().astype(int)
+        step = (counts.sum() - counts[np.flatnonzero(counts)[-1]]) // 255
+        below = np.cumsum(counts) - counts
+        tables.append(np.minimum((below + step // 2) // step, 255) if step else LEVELS)
+    return _look_up(image, np.stack(tables, axis=-1))
+
+
+def invert(image: Image) -> Image:
+    """255 - v."""
+    return 255 - image
+
+
+def posterize(image: Image, bits: int) -> Image:
+    """Keeps the upper `bits` of each value's eight; black for none, the image from eight on."""
+    return image & np.uint8(256 - 2 ** max(8 - bits, 0))
+
+
+def solarize_above(image: Image, threshold: float) -> Image:
+    """255 - v for values from `threshold` on; nothing changes where that is above 255."""
+    return _look_up(image, np.where(threshold > LEVELS, LEVELS, 255 - LEVELS))
+
+
+def solarize_add(image: Image, addition: int, threshold: int = 128) -> Image:
+    """v + `addition`, clipped, for values below `threshold`."""
+    return _look_up(image, np.clip(LEVELS + addition * (threshold > LEVELS), 0, 255))
+
+
+def greyscale(image: Image) -> Image:
+    """The luma 0.299 R + 0.587 G + 0.114 B (ITU-R BT.601) in each of three channels."""
+    if image.shape[-1] != 3:
+        return image
+    return cv2.cvtColor(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB)
+
+
+def color(image: Image, factor: float) -> Image:
+    """Saturation: 0 is grey, 1 the image, 2 as far again; Pillow's `ImageEnhance.Color`."""
+    return _blend(greyscale(image), image, factor)
+
+
+def contrast(image: Image, factor: float) -> Image:
+    """0 is one level, the rounded mean of the grey image (without colours, of all channels), 1 the
+    image; Pillow's `ImageEnhance.Contrast`."""
+    rows = greyscale(image).reshape(len(image), -1)
+    return _blend_level(int(cv2.mean(rows)[0] + 0.5), image, factor)
+
+
+def brightness(image: Image, factor: float) -> Image:
+    """factor v, clipped; Pillow's `ImageEnhance.Brightness`."""
+    return _blend_level(0, image, factor)
+
+
+def shift_hue(image: Image, fraction: float) -> Image:
+    """Turns the hue of HSV by a `fraction` of the circle of colours."""
+    if image.shape[-1] != 3:
+        return image
+    work = np.array(image, np.float32, order="C")  # in place: fresh memory costs five times as much
+    cv2.cvtColor(work, cv2.COLOR_RGB2HSV, work)
+    work[..., 0] += 360 * (fraction % 1)  # degrees; OpenCV takes them beyond one turn
+    return cv2.convertScaleAbs(cv2.cvtColor(work, cv2.COLOR_HSV2RGB, work))
+
+
+# -- transformations of neighbourhoods and places ---------------------------------------------
+
+
+def sharpness(image: Image, factor: float) -> Image:
+    """0 is smoothed by `SMOOTH`, 1 the image, 2 as far again; the border's pixels stay. Pillow's
+    `ImageEnhance.Sharpness`."""
+    made = _blend(cv2.filter2D(image, -1, SMOOTH).reshape(image.shape), image, factor)
+    made[[0, -1]], made[:, [0, -1]] = image[[0, -1]], image[:, [0, -1]]
+    return made
+
+
+def gaussian_blur(image: Image, sigma: float) -> Image:
+    """A Gaussian of standard deviation `sigma` pixels; the border's values go on outside."""
+    # In floats: OpenCV's own GaussianBlur has weights of eight bits, and is slower.
+    kernel = cv2.getGaussianKernel(2 * math.ceil(4 * sigma) + 1, sigma, cv2.CV_32F)
+    blurred = cv2.sepFilter2D(image, -1, kernel, kernel, borderType=cv2.BORDER_REPLICATE)
+    return blurred.reshape(image.shape)
+
+
+def affine(image: Image, matrix, fill: int) -> Image:
+    """The pixel at (x, y) becomes the one at matrix @ (x, y, 1), rounded, halves up; `fill` where
+    that is outside. `matrix` is [2, 3]; pixels have whole coordinates, the first (0, 0)."""
+    height, width = image.shape[:2]
+    # OpenCV 5 rounds halves to even, which would double and drop pixels: lift them a little.
+    matrix = np.asarray(matrix, float) + [[0, 0, 2**-11]]
+    how = cv2.INTER_NEAREST | cv2.WARP_INVERSE_MAP
+    moved = cv2.warpAffine(image, matrix, (width, height), flags=how, borderValue=(fill,) * 4)
+    return moved.reshape(image.shape)
+
+
+def rotate(image: Image, degrees: float, fill: int) -> Image:
+    """Turns counter-clockwise about the middle."""
+    middle = (image.shape[1] - 1) / 2, (image.shape[0] - 1) / 2
+    return affine(image, cv2.getRotationMatrix2D(middle, -degrees, 1.0), fill)
+
+
+def cutout(image: Image, half: int, rng: Rng, fill: int) -> Image:
+    """`fill` in a square of side 2 `half` whose centre is any pixel (arXiv 1708.04552); what is
+    beyond the border is cut off."""
+    y, x = (rng.integers(side) for side in image.shape[:2])
+    made = image.copy()
+    made[max(y - half, 0) : y + half, max(x - half, 0) : x + half] = fill
+    return made
+
+
+# -- policies: tables of transformations ------------------------------------------------------
+
+
+class Row(NamedTuple):
+    """A transformation, and its arguments after the image from a strength and random draws."""
+
+    transform: Callable[..., Image]
+    arguments: Callable[[float, Rng], tuple] = lambda s, rng: ()
+
+    def __call__(self, image: Image, strength: float, rng: Rng) -> Image:
+        return self.transform(image, *self.arguments(strength, rng))
+
+
+def _sign(rng: Rng) -> float:
+    return 1.0 if rng.random() < 0.5 else -1.0
+
+
+def _happens(probability: float, rng: Rng) -> bool:
+    if not 0 <= probability <= 1:
+        raise ValueError(f"probability {probability} is not in 0 … 1")
+    return rng.random() < probability
+
+
+def _rows(
+    fill: int, turn: float, shear: float, pixels: Callable, factor: Callable
+) -> dict[str, Row]:
+    """Rows that all policies share. What comes in is `fill`; `turn` in degrees and `shear` are
+    those of strength 1, `pixels` and `factor` functions of the strength."""
+
+    def skew(s: float, rng: Rng) -> float:
+        return _sign(rng) * s * shear
+
+    def move(s: float, rng: Rng) -> float:
+        return _sign(rng) * pixels(s)
+
+    return {
+        "AutoContrast": Row(auto_contrast),
+        "Equalize": Row(equalize),
+        "Rotate": Row(rotate, lambda s, rng: (_sign(rng) * s * turn, fill)),
+        "ShearX": Row(affine, lambda s, rng: ([[1, skew(s, rng), 0], [0, 1, 0]], fill)),
+        "ShearY": Row(affine, lambda s, rng: ([[1, 0, 0], [skew(s, rng), 1, 0]], fill)),
+        "TranslateX": Row(affine, lambda s, rng: ([[1, 0, move(s, rng)], [0, 1, 0]], fill)),
+        "TranslateY": Row(affine, lambda s, rng: ([[1, 0, 0], [0, 1, move(s, rng)]], fill)),
+        "Color": Row(color, factor),
+        "Contrast": Row(contrast, factor),
+        "Brightness": Row(brightness, factor),
+        "Sharpness": Row(sharpness, factor),
+    }
+
+
+def _reference_rows(pixels: float, half: float) -> dict[str, Row]:
+    """The sixteen of TensorFlow's EfficientNet, taken over by big_vision; strength = level / 10.
+
+    Where that code differs from what it sets out to do, this does the latter: its `contrast` takes
+    the number of pixels / 256 for the mean, and in its `solarize` a threshold above 255 wraps.
+    """
+    return _rows(GREY, 30, 0.3, lambda s: s * pixels, lambda s, rng: (s * 1.8 + 0.1,)) | {
+        "Invert": Row(invert),
+        "Posterize": Row(posterize, lambda s, rng: (int(s * 4),)),
+        "Solarize": Row(solarize_above, lambda s, rng: (int(s * 256),)),
+        "SolarizeAdd": Row(solarize_add, lambda s, rng: (int(s * 110),)),
+        "Cutout": Row(cutout, lambda s, rng: (int(s * half), rng, GREY)),
+    }
+
+
+RANDAUGMENT = _reference_rows(pixels=100, half=40)
+AUTOAUGMENT = _reference_rows(pixels=250, half=100)
+# The wide space of TrivialAugment's code; strength = 0 … 1.
+TRIVIALAUGMENT = _rows(
+    BLACK, 135, 0.99, lambda s: int(s * 32), lambda s, rng: (1 + _sign(rng) * s * 0.99,)
+) | {
+    "Identity": Row(lambda image: image),
+    "Posterize": Row(posterize, lambda s, rng: (8 - round(s * 6),)),
+    "Solarize": Row(solarize_above, lambda s, rng: (255 * (1 - s),)),
+}
+
+# Sub-policies: two of (name, probability, level of ten). `v0` is that of EfficientNet's code for
+# ImageNet, which is not the one in the paper's Table 9.
+POLICIES = {
+    "v0": (
+        (("Equalize", 0.8, 1), ("ShearY", 0.8, 4)), (("Color", 0.4, 9), ("Equalize", 0.6, 3)),
+        (("Color", 0.4, 1), ("Rotate", 0.6, 8)), (("Solarize", 0.8, 3), ("Equalize", 0.4, 7)),
+        (("Solarize", 0.4, 2), ("Solarize", 0.6, 2)), (("Color", 0.2, 0), ("Equalize", 0.8, 8)),
+        (("Equalize", 0.4, 8), ("SolarizeAdd", 0.8, 3)), (("ShearX", 0.2, 9), ("Rotate", 0.6, 8)),
+        (("Color", 0.6, 1), ("Equalize", 1.0, 2)), (("Invert", 0.4, 9), ("Rotate", 0.6, 0)),
+        (("Equalize", 1.0, 9), ("ShearY", 0.6, 3)), (("Color", 0.4, 7), ("Equalize", 0.6, 0)),
+        (("Posterize", 0.4, 6), ("AutoContrast", 0.4, 7)),
+        (("Solarize", 0.6, 8), ("Color", 0.6, 9)), (("Solarize", 0.2, 4), ("Rotate", 0.8, 9)),
+        (("Rotate", 1.0, 7), ("TranslateY", 0.8, 9)), (("ShearX", 0.0, 0), ("Solarize", 0.8, 4)),
+        (("ShearY", 0.8, 0), ("Color", 0.6, 4)), (("Color", 1.0, 0), ("Rotate", 0.6, 2)),
+        (("Equalize", 0.8, 4), ("Equalize", 0.0, 8)),
+        (("Equalize", 1.0, 4), ("AutoContrast", 0.6, 2)),
+        (("ShearY", 0.4, 7), ("SolarizeAdd", 0.6, 7)),
+        (("Posterize", 0.8, 2), ("Solarize", 0.6, 10)),
+        (("Solarize", 0.6, 8), ("Equalize", 0.6, 1)), (("Color", 0.8, 6), ("Rotate", 0.4, 5)),
+    ),
+}  # fmt: skip
+
+
+@op(random=True)
+def randaug(
+    image, rng, model_size, num_ops: int = 2, magnitude: float = 15, probability: float = 1.0
+):
+    """RandAugment (arXiv 1909.13719) as in AugReg (arXiv 2106.10270) and big_vision: `num_ops`
+    times one of sixteen transformations, each as likely, at level `magnitude` of ten.
+
+    Their code draws a probability of 0.2 … 0.8 for each and drops it, so that each is applied, as
+    in the paper. `probability` 0.5 is what those draws would come to. Raises ValueError: `num_ops`
+    below 1, a negative `magnitude`, a `probability` not in 0 … 1.
+    """
+    if num_ops < 1 or magnitude < 0:
+        raise ValueError(f"num_ops {num_ops} is below 1, or magnitude {magnitude} below 0")
+    rows = list(RANDAUGMENT.values())
+    for _ in range(num_ops):
+        row = rows[rng.integers(len(rows))]
+        if _happens(probability, rng):
+            image = row(image, magnitude / 10, rng)
+    return image
+
+
+@op(random=True)
+def autoaugment(image, rng, model_size, policy: str = "v0"):
+    """AutoAugment (arXiv 1805.09501): a sub-policy of `POLICIES[policy]`, each as likely. Raises
+    KeyError: no such policy."""
+    policies = POLICIES[policy]
+    for name, probability, level in policies[rng.integers(len(policies))]:
+        if _happens(probability, rng):
+            image = AUTOAUGMENT[name](image, level / 10, rng)
+    return image
+
+
+@op(random=True)
+def trivialaugment(image, rng, model_size):
+    """TrivialAugment (arXiv 2103.10158), wide: one of fourteen transformations at one of 31
+    strengths, each as likely. What comes in is black."""
+    rows = list(TRIVIALAUGMENT.values())
+    return rows[rng.integers(len(rows))](image, rng.integers(31) / 30, rng)
+
+
+# (transformation, strength that changes nothing, the least), as color_jitter's arguments.
+JITTERED = (brightness, 1, 0), (contrast, 1, 0), (color, 1, 0), (shift_hue, 0, -np.inf)
+
+
+@op(random=True)
+def color_jitter(
+    image, rng, model_size,
+    brightness: float = 0.4, contrast: float = 0.4, saturation: float = 0.4, hue: float = 0.0,
+):  # fmt: skip
+    """The first three by factors of 1 ± strength, not below 0, and the hue turned by ± `hue` of the
+    circle, in random order; PyTorch's `ColorJitter`. Raises ValueError: a negative strength."""
+    strengths = (brightness, contrast, saturation, hue)
+    for which in rng.permutation(4):
+        (transform, middle, least), strength = JITTERED[which], strengths[which]
+        if strength:
+            factor = rng.uniform(max(middle - strength, least), middle + strength)
+            image = transform(image, factor)
+    return image
+
+
+FILLS: dict[str, Callable] = {
+    "noise": lambda rng, shape: rng.integers(0, 256, shape, np.uint8),
+    "grey": lambda rng, shape: GREY,
+    "black": lambda rng, shape: BLACK,
+}
+
+
+@op(random=True)
+def random_erasing(
+    image, rng, model_size,
+    probability: float = 0.25, area_min: float = 0.02, area_max: float = 1 / 3, fill: str = "noise",
+):  # fmt: skip
+    """One of `FILLS` in a rectangle of `area_min` … `area_max` of the image, of aspect 0.3 … 1/0.3,
+    evenly in its logarithm (arXiv 1708.04896, Algorithm 1); none where ten draws do not fit.
+    Raises KeyError: no such fill; ValueError: areas or a probability that cannot be."""
+    height, width = image.shape[:2]
+    filling = FILLS[fill]
+    if not 0 < area_min <= area_max <= 1:
+        raise ValueError(f"areas {area_min} … {area_max} are not in 0 … 1")
+    if not _happens(probability, rng):
+        return image
+    for _ in range(10):
+        area = rng.uniform(area_min, area_max) * height * width
+        aspect = np.exp(rng.uniform(np.log(0.3), -np.log(0.3)))
+        h, w = round(np.sqrt(area / aspect)), round(np.sqrt(area * aspect))
+        if 0 < h <= height and 0 < w <= width:
+            top, left = rng.integers(height - h + 1), rng.integers(width - w + 1)
+            image = image.copy()
+            image[top : top + h, left : left + w] = filling(rng, (h, w, image.shape[2]))
+            break
+    return image
+
+
+@op(random=True)
+def grey(image, rng, model_size, probability: float = 0.2):
+    """`greyscale` of every fifth image, or as `probability` says."""
+    return greyscale(image) if _happens(probability, rng) else image
+
+
+@op(random=True)
+def solarize(image, rng, model_size, probability: float = 0.2):
+    """`solarize_above` 128 of every fifth image, or as `probability` says."""
+    return solarize_above(image, 128) if _happens(probability, rng) else image
+
+
+@op(random=True)
+def blur(
+    image, rng, model_size, probability: float = 0.5, sigma_min: float = 0.1, sigma_max: float = 2.0
+):
+    """`gaussian_blur` of every other image, or as `probability` says, its sigma drawn evenly."""
+    sigma = rng.uniform(sigma_min, sigma_max)
+    return gaussian_blur(image, sigma) if _happens(probability, rng) else image
+
+
+THREE_AUGMENT = (grey, solarize, blur)
+
+
+@op(random=True)
+def three_augment(image, rng, model_size):
+    """3-Augment of DeiT III (arXiv 2204.07118): `grey`, `solarize` or `blur`, each as likely."""
+    return THREE_AUGMENT[rng.integers(3)](image, rng, model_size, 1.0)
