@@ -91,6 +91,7 @@ def _prepare(options: argparse.Namespace) -> int:
 
 def _check(options: argparse.Namespace) -> int:
     from vit_jax.data.check import check, lines
+    from vit_jax.training.workdir import write_json
 
     report = check(options.source, options.split, options.threads)
     if options.json == "-":
@@ -98,7 +99,7 @@ def _check(options: argparse.Namespace) -> int:
     else:
         print("\n".join(lines(report)))
     if options.json not in (None, "-"):
-        Path(options.json).write_text(json.dumps(report, indent=2) + "\n")
+        write_json(Path(options.json), report)
     return 1 if report["problems"] else 0
 
 

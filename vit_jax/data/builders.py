@@ -101,6 +101,9 @@ def tfrecords(file: Path) -> Iterator[bytes]:
 def _build(rest: str, make: Callable, root: Path, source: str | None, shards: int | None):
     import tensorflow_datasets as tfds
 
+    if not sys.stderr.isatty():
+        tfds.disable_progress_bar()
+
     def attempt(call: Callable, **options):
         try:
             return call(**options)
@@ -141,7 +144,9 @@ def _own(rest: str) -> Callable:
     import tensorflow_datasets as tfds
 
     missing = [name for name in NEEDS if find_spec(name) is None]
-    if rest.partition("/")[0].partition(":")[0] not in tfds.list_builders():
+    if rest.partition("/")[0].partition(":")[0] not in tfds.list_builders(
+        with_community_datasets=False
+    ):
         raise UserError(
             f"TFDS has no data set tfds:{rest}; a builder of your own is "
             "tfds:PACKAGE.MODULE:BUILDER"

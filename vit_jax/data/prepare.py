@@ -71,13 +71,14 @@ def prepare(spec: str, options: Options, say: Say = print) -> Path:
             flags = [f"--{option}".replace("source", "from") for option in (name, *takes)]
             raise UserError(f"{flags[0]} is not for {kind}, which takes {', '.join(flags[1:])}")
     for name in ("shards", "threads"):
-        if (getattr(options, name) or 1) < 1:
-            raise UserError(f"--{name}={getattr(options, name)} must be 1 or more")
-    root = Path(options.output).expanduser().absolute() if options.output else data_root()
+        number = getattr(options, name)
+        if number is not None and number < 1:
+            raise UserError(f"--{name}={number} must be 1 or more")
+    root = (Path(options.output).expanduser() if options.output else data_root()).absolute()
     target, write = plan(rest, options, root)
     with new_folder(root, target) as folder:
         write(folder, say)
-    elsewhere = f" (with TFDS_DATA_DIR={root})" if root != data_root() else ""
+    elsewhere = f" (with TFDS_DATA_DIR={root})" if root != data_root().absolute() else ""
     say(f"{root / target} is whole: train on tfds:{target.rpartition('/')[0]}{elsewhere}")
     return root / target
 

@@ -17,7 +17,7 @@ def new_folder(root: Path, target: str) -> Iterator[Path]:
 
     Raises UserError: the target is there already, or another process is at it.
     """
-    if re.match(r"\w+:/", str(root)):
+    if re.search(r"\w+:/\w", str(root)):  # such as gs://
         raise UserError(f"{root} is no folder of this machine: prepare to one, and copy it there")
     final = root / target
     if final.exists():
