@@ -44,13 +44,13 @@ def tar(files: dict[str, bytes]) -> bytes:
     return buffer.getvalue()
 
 
-def devkit(truth: dict[str, str]) -> bytes:
+def devkit(truth: dict[str, str], ids: dict[str, int] = IDS) -> bytes:
     """The development kit's .tar.gz: the truth as IDs, and what they are as MATLAB's structs."""
     kind = [("ILSVRC2012_ID", "O"), ("WNID", "O"), ("words", "O"), ("gloss", "O")]
     kind += [("num_children", "O"), ("children", "O"), ("wordnet_height", "O")]
     kind += [("num_train_images", "O")]
-    synsets = np.zeros((len(IDS), 1), kind)
-    for row, (synset, number) in enumerate(IDS.items()):
+    synsets = np.zeros((len(ids), 1), kind)
+    for row, (synset, number) in enumerate(ids.items()):
         inner = number > 1000
         synsets[row, 0] = (
             number, synset, "some, words", "what it is", 2 if inner else 0,
@@ -58,7 +58,7 @@ def devkit(truth: dict[str, str]) -> bytes:
         )  # fmt: skip
     meta = io.BytesIO()
     savemat(meta, {"synsets": synsets})
-    lines = "".join(f"{IDS[synset]}\n" for synset in truth.values())
+    lines = "".join(f"{ids[synset]}\n" for synset in truth.values())
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w:gz") as archive:
         for name, data in {
