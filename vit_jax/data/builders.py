@@ -8,6 +8,7 @@ do.
 
 import functools
 import importlib
+import inspect
 import json
 import os
 import re
@@ -112,7 +113,7 @@ def _build(rest: str, make: Callable, root: Path, source: str | None, shards: in
                 f"tfds:{rest} needs {error.name or error}: pip install vit_jax[tf]"
             ) from error
         except Exception as error:  # whatever a builder does
-            raise UserError(f"tfds:{rest} cannot be built: {_reason(error)}") from error
+            raise UserError(f"tfds:{rest} cannot be built: {_reason(error, make)}") from error
 
     def built(data_dir: Path):
         return attempt(make, data_dir=str(data_dir), file_format="array_record")
@@ -171,13 +172,9 @@ def _imported(module: str, name: str) -> Callable:
     return found
 
 
-def _reason(error: Exception) -> str:
-    """An error in one line, with the place of the last line that is not TFDS's."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    frames = [
-        frame
-        for frame in traceback.extract_tb(error.__traceback__)
-        if "site-packages" not in frame.filename and frame.filename != __file__
-    ]
-    where = f" ({frames[-1].filename}, line {frames[-1].lineno})" if frames else ""
-    return f"{type(error).__name__}: {' '.join(lines[:2])[:300]}{where}"
+def _reason(error: Exception, make: Callable) -> str:
+    """An error in one line; with its place where that is in the file of a builder of one's own."""
+    file = inspect.getfile(make) if inspect.isclass(make) else None
+    lines = [f.lineno for f in traceback.extract_tb(error.__traceback__) if f.filename == file]
+    where = f" ({file}, line {lines[-1]})" if lines else ""
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:400]}{where}"

@@ -130,7 +130,7 @@ def _write_shards(prefix: Path, split: Split, features, options: Options) -> tup
 
     def record(index: int) -> bytes:
         try:
-            example = split.source[index]
+            example = split.source[int(index)]
         except OSError as error:
             raise UserError(
                 f"cannot read {split.source.describe(index)}: {error.strerror} "
@@ -142,7 +142,7 @@ def _write_shards(prefix: Path, split: Split, features, options: Options) -> tup
     total = len(split.indices)
     shards = min(options.shards or 0, total)
     ends = {total * (shard + 1) // shards for shard in range(shards)}
-    order = split.indices[np.argsort(_hashes(split, f"seed {options.seed or 0}"))].tolist()
+    order = split.indices[np.argsort(_hashes(split, f"seed {options.seed or 0}"))]
     lengths: list[int] = []
     written, size, writer = 0, 0, None
     for number, data in enumerate(
@@ -163,9 +163,9 @@ def _hashes(split: Split, salt: str) -> np.ndarray:
     """uint64 [examples], from the files' names alone: an order that nothing else decides."""
     start = blake2b(f"{salt}/".encode(), digest_size=8)
     hashes = np.empty(len(split.indices), np.uint64)
-    for place, index in enumerate(split.indices.tolist()):
+    for place, index in enumerate(split.indices):
         named = start.copy()
-        named.update(os.fsencode(split.file_name(index)))
+        named.update(os.fsencode(split.file_name(int(index))))
         hashes[place] = int.from_bytes(named.digest(), "little")
     return hashes
 

@@ -9,7 +9,9 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
+
+import numpy as np
 
 from vit_jax.data.sources import SPLIT_NAMES, open_source
 from vit_jax.errors import UserError
@@ -19,7 +21,9 @@ R = TypeVar("R")
 AHEAD = 64  # examples in memory at a time
 
 
-def read_ahead(read: Callable[[T], R], items: Sequence[T], threads: int, title: str) -> Iterator[R]:
+def read_ahead(
+    read: Callable[[Any], R], items: Sequence | np.ndarray, threads: int, title: str
+) -> Iterator[R]:
     """`map(read, items)` by threads, in order, at most `AHEAD` results ahead."""
     with ThreadPoolExecutor(threads) as pool:
         chunks = (items[start : start + AHEAD] for start in range(0, len(items), AHEAD))
