@@ -22,6 +22,7 @@ setup(
         "vit_jax.configs",
         "vit_jax.launch",
     ],
+    package_data={"vit_jax.data": ["synsets.txt.xz"]},
     package_dir={"vit_jax.configs": "configs", "vit_jax.launch": "launch"},
     entry_points={"console_scripts": ["vit = vit_jax.cli:entry"]},
     # Lower bounds: .ci/constraints-lowest.txt. Upper ones: the next minor version of JAX's family
@@ -50,7 +51,7 @@ setup(
     extras_require={
         "cuda": ["jax[cuda12]"],
         "tpu": ["jax[tpu]"],
-        "tf": ["tensorflow-cpu>=2.21"],
+        "tf": ["tensorflow-cpu>=2.21", "importlib_resources>=6"],
         "weights": ["torch>=2.6"],
         "sweep": ["optuna>=4"],
         "slurm": ["submitit>=1.5"],

@@ -15,6 +15,7 @@ COMMANDS = {
     "predict": "classify images with any weights",
     "inspect": "show what weights of any layout hold",
     "convert": "write weights in another layout",
+    "data": "check data sets, prepare them, list the operations",
     "describe": "show what a config resolves to, without training",
     "doctor": "show versions and devices, and check that they work",
 }

@@ -1,10 +1,10 @@
-"""Made weights stand with the tests of the layouts, which need no other package."""
+"""Made weights and data stand with the tests that need no other package."""
 
 import contextlib
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "pretrained"))
+sys.path[:0] = [str(Path(__file__).parents[1] / folder) for folder in ("pretrained", "data")]
 
 # PyTorch for CPUs beside a torchvision for GPUs: its operators cannot be loaded, and its import
 # ends in an error over the first ones that are missing. timm imports it, and calls none of them.

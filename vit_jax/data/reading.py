@@ -1,0 +1,89 @@
+"""Reads whole splits with threads, in an order of the caller's, and shows how far it is.
+
+For the commands that see every example once (`vit data check`, `vit data prepare`); training reads
+through `vit_jax.data.pipeline`.
+"""
+
+import os
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+
+from vit_jax.data.sources import SPLIT_NAMES, open_source
+from vit_jax.errors import UserError
+
+T = TypeVar("T")
+R = TypeVar("R")
+AHEAD = 64  # examples in memory at a time
+
+
+def read_ahead(
+    read: Callable[[Any], R], items: Sequence | np.ndarray, threads: int, title: str
+) -> Iterator[R]:
+    """`map(read, items)` by threads, in order, at most `AHEAD` results ahead."""
+    with ThreadPoolExecutor(threads) as pool:
+        chunks = (items[start : start + AHEAD] for start in range(0, len(items), AHEAD))
+        yield from shown((r for chunk in chunks for r in pool.map(read, chunk)), len(items), title)
+
+
+def shown(items: Iterable[T], total: int | None, title: str) -> Iterator[T]:
+    """The items, with a bar on a terminal and nothing in a log."""
+    from rich.console import Console
+    from rich.progress import track
+
+    console = Console(stderr=True)
+    yield from track(
+        items, title, total, console=console, transient=True, disable=not sys.stderr.isatty()
+    )
+
+
+def open_splits(spec: str, names: Sequence[str] = ()) -> dict:
+    """Every split of a source, or those named, by name; the first one's classes are everyone's.
+
+    Raises UserError as `open_source` does. Of a folder of classes without splits, a tiny one may
+    hold nothing out.
+    """
+    kind, _, rest = spec.partition(":")
+    found: dict = {}
+    for name in names or _split_names(kind, rest):
+        classes = next(iter(found.values())).classes if found else None
+        try:
+            found[name] = open_source(spec, name, classes)
+        except UserError:
+            if names or not found or not _hashed(kind, rest):
+                raise
+    return found
+
+
+def _split_names(kind: str, rest: str) -> list[str]:
+    """The splits that a source has, that of training first."""
+    if kind == "folder" and not _hashed(kind, rest):
+        return [name for name in SPLIT_NAMES if (Path(rest).expanduser() / name).is_dir()]
+    if kind == "tfds" and (folder := prepared_folder(rest, data_root())):
+        import tensorflow_datasets as tfds
+
+        splits = tfds.builder_from_directory(folder).info.splits
+        return sorted(splits, key=lambda name: (name != "train", name))
+    return ["train", "val"] if kind != "tfds" else ["train"]
+
+
+def _hashed(kind: str, rest: str) -> bool:
+    """Whether it is a folder of classes, of which a hash of the names makes the splits."""
+    root = Path(rest).expanduser()
+    return kind == "folder" and not any((root / name).is_dir() for name in SPLIT_NAMES)
+
+
+def data_root() -> Path:
+    """Where TFDS keeps its sets: `TFDS_DATA_DIR` or `~/tensorflow_datasets`."""
+    return Path(os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets").expanduser()
+
+
+def prepared_folder(name: str, root: Path) -> Path | None:
+    """The folder of `NAME[/CONFIG][:VERSION]` below a root; the last version there is, or None."""
+    name, _, version = name.partition(":")
+    found = sorted((root / name).glob(f"{version or '**'}/dataset_info.json")) if name else []
+    return found[-1].parent if found else None

@@ -1,0 +1,68 @@
+"""Where a data set is written: a folder that appears whole or not at all, and its files."""
+
+import contextlib
+import fcntl
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+from vit_jax.errors import UserError
+
+
+@contextlib.contextmanager
+def new_folder(root: Path, target: str) -> Iterator[Path]:
+    """A folder to fill, which becomes `root/target` when the block ends well and else goes.
+
+    Raises UserError: the target is there already, or another process is at it.
+    """
+    if re.search(r"\w+:/\w", str(root)):  # such as gs://
+        raise UserError(f"{root} is no folder of this machine: prepare to one, and copy it there")
+    final = root / target
+    if final.exists():
+        raise UserError(f"{final} is there already: delete it, or write elsewhere with --output")
+    # Not below NAME, where a reader would take it for a version.
+    folder = root / f".{target.replace('/', '-')}.incomplete"
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise UserError(f"another process is writing {final}") from error
+        try:
+            for left in folder.iterdir():  # by a process that was killed
+                shutil.rmtree(left) if left.is_dir() else left.unlink()
+            yield folder
+            final.parent.mkdir(parents=True, exist_ok=True)
+            folder.rename(final)
+        except BaseException:
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
+    finally:
+        os.close(lock)
+
+
+class Shard:
+    """An array_record file that is being written; it tells of errors when it is closed."""
+
+    def __init__(self, path: str):
+        from array_record.python.array_record_module import ArrayRecordWriter
+
+        self.path, self.length, self.size = path, 0, 0
+        self._writer = ArrayRecordWriter(path, "group_size:1")
+
+    def write(self, data: bytes) -> None:
+        self._writer.write(data)
+        self.length, self.size = self.length + 1, self.size + len(data)
+        if not self._writer.ok():
+            self.close()
+
+    def close(self) -> int:
+        try:
+            self._writer.close()
+        except RuntimeError as error:
+            reason = str(error).split(";")[0].rpartition(": ")[2]
+            raise UserError(f"cannot write {self.path}: {reason}") from error
+        return self.length
