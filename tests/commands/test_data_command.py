@@ -66,7 +66,7 @@ def test_ops_lists_every_operation_with_its_arguments_and_whether_it_draws(vit):
     drawn = {e.partition("(")[0] for e in entries if "(draws" in e.splitlines()[0]}
     assert drawn == RANDOM
     assert "shift(pixels=1)  (draws: not for evaluation)" in out
-    assert "resize(size=None, how=None)\n    To `size` whatever the aspect" in out
+    assert "resize(size=None, how=None, antialias=True)\n    To `size` whatever the aspect" in out
 
 
 @pytest.mark.parametrize(

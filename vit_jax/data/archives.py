@@ -18,8 +18,8 @@ from typing import IO, Any, NamedTuple
 
 import numpy as np
 
+from vit_jax.data.files import IMAGE_SUFFIXES
 from vit_jax.data.reading import shown
-from vit_jax.data.sources import IMAGE_SUFFIXES
 from vit_jax.errors import UserError, nearest
 
 SYNSET = re.compile(r"\bn\d{8}(?!\d)")

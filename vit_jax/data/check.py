@@ -5,7 +5,6 @@ of the classes are told without judgement.
 """
 
 import io
-import warnings
 from collections import Counter
 from collections.abc import Iterator
 from functools import partial
@@ -16,9 +15,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
-from vit_jax.data.decode import DamagedImage, decode
+from vit_jax.data.decode import ORIENTATION, DamagedImage, decode
 from vit_jax.data.reading import open_splits, read_ahead
-from vit_jax.data.sources import Source
+from vit_jax.data.source import Source
 
 TINY, HUGE = 32, 10_000  # px: a short side below, a long side above
 FORMATS = {
@@ -29,7 +28,7 @@ KINDS = {  # Pillow's modes that are worth telling
     "1": "grey", "L": "grey", "LA": "alpha", "PA": "alpha", "RGBA": "alpha", "CMYK": "CMYK",
     "P": "palette", "I": "16-bit", "I;16": "16-bit", "I;16B": "16-bit",
 }  # fmt: skip
-ORIENTATION = 0x0112  # EXIF: 1 is upright
+
 Problem = dict[str, str]
 
 
@@ -53,7 +52,6 @@ def check(spec: str, split: str | None = None, threads: int | None = None) -> di
 
     Raises UserError: no such source or split.
     """
-    warnings.simplefilter("ignore", Image.DecompressionBombWarning)
     sources = open_splits(spec, [split] if split else ())
     found: list[Problem] = []
     splits: dict[str, dict] = {}

@@ -17,7 +17,7 @@ import numpy as np
 from vit_jax.data import archives, builders
 from vit_jax.data.reading import data_root, open_splits, read_ahead
 from vit_jax.data.shards import Shard, new_folder
-from vit_jax.data.sources import Source
+from vit_jax.data.source import Source
 from vit_jax.errors import UserError, nearest
 
 VERSION = "1.0.0"

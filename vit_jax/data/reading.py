@@ -13,7 +13,8 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from vit_jax.data.sources import SPLIT_NAMES, open_source
+from vit_jax.data.files import SPLIT_NAMES
+from vit_jax.data.sources import open_source
 from vit_jax.errors import UserError
 
 T = TypeVar("T")
