@@ -7,8 +7,8 @@ import pytest
 import tensorflow_datasets as tfds
 from imagenet_files import devkit, downloads, picture, tar
 
-from vit_jax.data.archives import DEVKIT, label_map
-from vit_jax.data.prepare import Options, prepare
+from vit_jax.preparing.archives import DEVKIT, label_map
+from vit_jax.preparing.prepare import Options, prepare
 
 needs_tensorflow = pytest.mark.skipif(
     any(find_spec(name) is None for name in ("tensorflow", "importlib_resources")),

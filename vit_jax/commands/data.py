@@ -82,7 +82,7 @@ def run(options: argparse.Namespace) -> int:
 def _prepare(options: argparse.Namespace) -> int:
     from dataclasses import fields
 
-    from vit_jax.data.prepare import Options, prepare
+    from vit_jax.preparing.prepare import Options, prepare
 
     given = Options(**{field.name: getattr(options, field.name) for field in fields(Options)})
     prepare(options.source_spec, given)
@@ -90,7 +90,7 @@ def _prepare(options: argparse.Namespace) -> int:
 
 
 def _check(options: argparse.Namespace) -> int:
-    from vit_jax.data.check import check, lines
+    from vit_jax.preparing.check import check, lines
     from vit_jax.training.workdir import write_json
 
     report = check(options.source, options.split, options.threads)

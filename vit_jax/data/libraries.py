@@ -83,22 +83,29 @@ class Tfds:
 
 def tfds_root() -> Path:
     """Where TFDS keeps its data sets: $TFDS_DATA_DIR, or ~/tensorflow_datasets."""
-    return Path(os.environ.get("TFDS_DATA_DIR", "~/tensorflow_datasets")).expanduser()
+    return Path(os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets").expanduser()
 
 
-def expected_folder(rest: str) -> Path:
+def names_builder(rest: str) -> bool:
+    """Whether this is `my_package.my_module:Builder`, and no NAME[/CONFIG][:VERSION]."""
+    _, _, last = rest.partition(":")
+    return last.isidentifier()
+
+
+def expected_folder(rest: str, root: Path | None = None) -> Path:
     """Where the files of NAME[/CONFIG][:VERSION] or of a builder belong."""
-    module, _, last = rest.partition(":")
-    if "." in module and last:
-        return Path(imported(rest, "a TFDS builder")(data_dir=str(tfds_root())).data_path)
-    return tfds_root() / module / (last or "VERSION")
+    root = root or tfds_root()
+    if names_builder(rest):
+        return Path(imported(rest, "a TFDS builder")(data_dir=str(root)).data_path)
+    name, _, version = rest.partition(":")
+    return root / name / (version or "VERSION")
 
 
-def prepared_folder(rest: str) -> Path | None:
-    """The folder of a prepared data set, of its last version where none is named."""
+def prepared_folder(rest: str, root: Path | None = None) -> Path | None:
+    """The folder of a prepared data set, of its last version where none is named; or None."""
     if not rest:
         return None
-    place = expected_folder(rest)
+    place = expected_folder(rest, root)
     if place.name != "VERSION":
         return place if (place / "dataset_info.json").is_file() else None
     versions = [info.parent for info in place.parent.glob("**/dataset_info.json")]
@@ -106,6 +113,7 @@ def prepared_folder(rest: str) -> Path | None:
 
 
 def _version(name: str) -> list[int]:
+    """`1.10.0` comes after `1.9.0`."""
     return [int(part) if part.isdecimal() else -1 for part in name.split(".")]
 
 

@@ -7,11 +7,9 @@ do.
 """
 
 import functools
-import importlib
 import inspect
 import json
 import os
-import re
 import struct
 import sys
 import traceback
@@ -19,9 +17,11 @@ from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
 
-from vit_jax.data.reading import prepared_folder, shown
-from vit_jax.data.shards import Shard
+from vit_jax.data import libraries
 from vit_jax.errors import UserError
+from vit_jax.preparing.reading import shown
+from vit_jax.preparing.shards import Shard
+from vit_jax.user_code import imported
 
 Say = Callable[[str], None]
 Fill = Callable[[Path, Say], None]
@@ -41,11 +41,10 @@ def plan(rest: str, root: Path, source: str | None, shards: int | None) -> tuple
 
     Raises UserError: no such set or builder, or TensorFlow is needed and not here.
     """
-    name, _, last = rest.partition(":")
-    if last and not re.fullmatch(r"[\d.*]+", last):
-        return _build(rest, _imported(name, last), root, source, shards)
+    if libraries.names_builder(rest):
+        return _build(rest, imported(rest, "a TFDS builder"), root, source, shards)
     place = Path(source).expanduser() if source else root
-    folder = prepared_folder(rest, place)
+    folder = libraries.prepared_folder(rest, place)
     if folder is None:
         return _build(rest, _own(rest), root, source, shards)
     if json.loads((folder / "dataset_info.json").read_text()).get("fileFormat") != "tfrecord":
@@ -158,18 +157,6 @@ def _own(rest: str) -> Callable:
             "pip install vit_jax[tf]"
         )
     return functools.partial(tfds.builder, rest)
-
-
-def _imported(module: str, name: str) -> Callable:
-    """A builder class by its import path; modules of the current folder count."""
-    sys.path.insert(0, os.getcwd())
-    try:
-        found = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError) as error:
-        raise UserError(f"tfds:{module}:{name} cannot be imported: {error}") from error
-    finally:
-        sys.path.remove(os.getcwd())
-    return found
 
 
 def _reason(error: Exception, make: Callable) -> str:

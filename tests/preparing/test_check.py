@@ -7,9 +7,9 @@ import pytest
 from made_images import encoded, folder_of_images, smooth
 from PIL import Image
 
-from vit_jax.data.check import check, lines
-from vit_jax.data.prepare import Options, prepare
 from vit_jax.errors import UserError
+from vit_jax.preparing.check import check, lines
+from vit_jax.preparing.prepare import Options, prepare
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from made_images import folder_of_images
 
 import vit_jax
 from vit_jax import recipe
-from vit_jax.data.prepare import Options, prepare
+from vit_jax.preparing.prepare import Options, prepare
 
 NO_TENSORFLOW = "raise ImportError('TensorFlow is not to be imported here')\n"
 TINY = {

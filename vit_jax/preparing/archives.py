@@ -19,8 +19,8 @@ from typing import IO, Any, NamedTuple
 import numpy as np
 
 from vit_jax.data.files import IMAGE_SUFFIXES
-from vit_jax.data.reading import shown
 from vit_jax.errors import UserError, nearest
+from vit_jax.preparing.reading import shown
 
 SYNSET = re.compile(r"\bn\d{8}(?!\d)")
 VALIDATION = re.compile(r"ILSVRC2012_val_(\d{8})")
@@ -175,7 +175,7 @@ def label_map(name: str, synsets: Iterable[str | None] = ()) -> list[str]:
     Raises UserError: no such map, or a file that is none.
     """
     if name in LABEL_MAPS:
-        packed = resources.files("vit_jax.data").joinpath("synsets.txt.xz").read_bytes()
+        packed = resources.files("vit_jax.preparing").joinpath("synsets.txt.xz").read_bytes()
         lines = lzma.decompress(packed).decode().splitlines()
         steps = dict(zip(lines[::2], lines[1::2], strict=True))[name].split()
         return [f"n{number:08d}" for number in np.cumsum([int(step) for step in steps])]

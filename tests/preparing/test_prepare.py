@@ -22,11 +22,11 @@ from imagenet_files import (
 )  # fmt: skip
 from made_images import encoded, folder_of_images, smooth
 
-from vit_jax.data import prepare as preparing
-from vit_jax.data.archives import label_map
-from vit_jax.data.prepare import Options, prepare
 from vit_jax.data.sources import open_source
 from vit_jax.errors import UserError
+from vit_jax.preparing import prepare as preparing
+from vit_jax.preparing.archives import label_map
+from vit_jax.preparing.prepare import Options, prepare
 
 COUNTS = {"train/cat": 12, "train/dog": 8, "val/cat": 2, "val/dog": 1}
 
@@ -528,13 +528,13 @@ def bad_places(tmp_path):
         ("imagenet21k --from={tmp}/d --val=99", "--val=99 leaves nothing of 10 images"),
         ("tfds:no_such_set", "TFDS has no data set tfds:no_such_set"),
         ("tfds:no_module:Builder", "cannot be imported: No module named 'no_module'"),
-        ("tfds:json:Builder", "has no attribute 'Builder'"),
+        ("tfds:json:Builder", "the module has no 'Builder'"),
         ("tfds:cifar10", "pip install vit_jax[tf]"),
     ],
 )
 def test_what_cannot_be_prepared_is_one_line(bad_places, root, line, says, capsys, monkeypatch):
     from vit_jax import cli
-    from vit_jax.data import builders
+    from vit_jax.preparing import builders
 
     monkeypatch.setattr(builders, "NEEDS", ("tensorflow", "a_package_that_is_not_here"))
     code = cli.main(["data", "prepare", *line.format(tmp=bad_places).split()])

@@ -14,11 +14,12 @@ from pathlib import Path
 
 import numpy as np
 
-from vit_jax.data import archives, builders
-from vit_jax.data.reading import data_root, open_splits, read_ahead
-from vit_jax.data.shards import Shard, new_folder
+from vit_jax.data.libraries import tfds_root
 from vit_jax.data.source import Source
 from vit_jax.errors import UserError, nearest
+from vit_jax.preparing import archives, builders
+from vit_jax.preparing.reading import open_splits, read_ahead
+from vit_jax.preparing.shards import Shard, new_folder
 
 VERSION = "1.0.0"
 SHARD_BYTES = 2**30
@@ -74,11 +75,11 @@ def prepare(spec: str, options: Options, say: Say = print) -> Path:
         number = getattr(options, name)
         if number is not None and number < 1:
             raise UserError(f"--{name}={number} must be 1 or more")
-    root = (Path(options.output).expanduser() if options.output else data_root()).absolute()
+    root = (Path(options.output).expanduser() if options.output else tfds_root()).absolute()
     target, write = plan(rest, options, root)
     with new_folder(root, target) as folder:
         write(folder, say)
-    elsewhere = f" (with TFDS_DATA_DIR={root})" if root != data_root().absolute() else ""
+    elsewhere = f" (with TFDS_DATA_DIR={root})" if root != tfds_root().absolute() else ""
     say(f"{root / target} is whole: train on tfds:{target.rpartition('/')[0]}{elsewhere}")
     return root / target
 

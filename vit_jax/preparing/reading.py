@@ -4,7 +4,6 @@ For the commands that see every example once (`vit data check`, `vit data prepar
 through `vit_jax.data.pipeline`.
 """
 
-import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -14,6 +13,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from vit_jax.data.files import SPLIT_NAMES
+from vit_jax.data.libraries import prepared_folder
 from vit_jax.data.sources import open_source
 from vit_jax.errors import UserError
 
@@ -64,7 +64,7 @@ def _split_names(kind: str, rest: str) -> list[str]:
     """The splits that a source has, that of training first."""
     if kind == "folder" and not _hashed(kind, rest):
         return [name for name in SPLIT_NAMES if (Path(rest).expanduser() / name).is_dir()]
-    if kind == "tfds" and (folder := prepared_folder(rest, data_root())):
+    if kind == "tfds" and (folder := prepared_folder(rest)):
         import tensorflow_datasets as tfds
 
         splits = tfds.builder_from_directory(folder).info.splits
@@ -76,15 +76,3 @@ def _hashed(kind: str, rest: str) -> bool:
     """Whether it is a folder of classes, of which a hash of the names makes the splits."""
     root = Path(rest).expanduser()
     return kind == "folder" and not any((root / name).is_dir() for name in SPLIT_NAMES)
-
-
-def data_root() -> Path:
-    """Where TFDS keeps its sets: `TFDS_DATA_DIR` or `~/tensorflow_datasets`."""
-    return Path(os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets").expanduser()
-
-
-def prepared_folder(name: str, root: Path) -> Path | None:
-    """The folder of `NAME[/CONFIG][:VERSION]` below a root; the last version there is, or None."""
-    name, _, version = name.partition(":")
-    found = sorted((root / name).glob(f"{version or '**'}/dataset_info.json")) if name else []
-    return found[-1].parent if found else None

@@ -16,8 +16,8 @@ import numpy as np
 from PIL import Image
 
 from vit_jax.data.decode import ORIENTATION, DamagedImage, decode
-from vit_jax.data.reading import open_splits, read_ahead
 from vit_jax.data.source import Source
+from vit_jax.preparing.reading import open_splits, read_ahead
 
 TINY, HUGE = 32, 10_000  # px: a short side below, a long side above
 FORMATS = {

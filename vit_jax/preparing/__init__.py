@@ -1,0 +1,1 @@
+"""Data sets checked and written, for training to read: what `vit data` does."""
