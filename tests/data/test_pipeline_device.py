@@ -1,5 +1,7 @@
 """Batches on the devices: uint8, sharded by rows, made ahead in the background."""
 
+import os
+import signal
 import threading
 
 import jax
@@ -9,16 +11,17 @@ from jax.sharding import NamedSharding
 from numbered import SHAPE, numbered, training
 
 from vit_jax.data import ops, pipeline
+from vit_jax.errors import Stopped
 from vit_jax.parallel.mesh import make_mesh
 from vit_jax.parallel.sharding import BATCH
 
 
-def on_device(steps=5, *, sizes=(8, 1, 1), prefetch=2, text="decode|rotate(20)"):
+def on_device(steps=5, *, sizes=(8, 1, 1), prefetch=2, text="decode|rotate(20)", workers=0):
     sharding = NamedSharding(make_mesh(sizes), BATCH)
     dataset = pipeline.train_batches(
         numbered(), ops.parse(text, SHAPE[:2]), SHAPE, seed=0, batch_size=8,
         rows=pipeline.rows_of_process(sharding, 8), examples_seen=0, steps=steps, threads=2,
-        workers=0,
+        workers=workers,
     )  # fmt: skip
     return pipeline.OnDevice(dataset, sharding, prefetch)
 
@@ -74,4 +77,17 @@ def test_an_error_of_the_reader_reaches_whoever_asks_for_the_batch():
     batches = on_device(3, text="decode|resize(5)")
     with pytest.raises(Exception, match="but the model takes"):
         next(batches)
+    batches.close()
+
+
+def test_a_killed_worker_ends_the_run_and_is_named():
+    batches = on_device(10_000, workers=2)
+    for _ in range(4):
+        next(batches)
+    killed = batches._workers[1].pid
+    os.kill(killed, signal.SIGKILL)
+    with pytest.raises(Stopped, match=f"a data worker was killed .process {killed}") as stopped:
+        for _ in range(10_000):
+            next(batches)
+    assert stopped.value.code == 75
     batches.close()

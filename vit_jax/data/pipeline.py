@@ -7,6 +7,7 @@ continues exactly from `examples_seen`, with any number of threads, workers or p
 
 import dataclasses
 import itertools
+import multiprocessing
 import signal
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -21,7 +22,7 @@ from vit_jax.data.decode import DamagedImage, encoded
 from vit_jax.data.ops import Pipeline
 from vit_jax.data.source import NO_LABEL, PADDING, Source
 from vit_jax.data.sources import Mixture
-from vit_jax.errors import UserError
+from vit_jax.errors import RESTART, Stopped, UserError
 
 Batch = dict[str, Any]
 MAX_DAMAGED = 100  # in a row
@@ -235,12 +236,27 @@ class OnDevice:
             batches.dataset.map(put), prefetch_buffer_size=max(1, prefetch)
         )
         self._batches, self._iterator = batches, iter(ahead)
+        self._workers: list[Any] = []
 
     def __iter__(self) -> Iterator[tuple[Batch, Batch]]:
         return self
 
     def __next__(self) -> tuple[Batch, Batch]:
-        return next(self._iterator)
+        try:
+            batch = next(self._iterator)
+        except RuntimeError as error:
+            if "Worker process was terminated" not in str(error):
+                raise
+            dead = [f"process {p.pid}" for p in self._workers if p.exitcode is not None]
+            raise Stopped(
+                f"a data worker was killed ({', '.join(dead) or 'at once'}); if that was for want "
+                "of memory, take fewer --config.data.workers. Start again: the run goes on from "
+                "its last checkpoint",
+                RESTART,
+            ) from error
+        if len(self._workers) < self._batches.workers:  # they start one after the other
+            self._workers = multiprocessing.active_children()
+        return batch
 
     def close(self) -> None:
         """Ends the background thread and worker processes."""
