@@ -1,5 +1,6 @@
 """Batches on the devices: uint8, sharded by rows, made ahead in the background."""
 
+import itertools
 import os
 import signal
 import threading
@@ -87,7 +88,6 @@ def test_a_killed_worker_ends_the_run_and_is_named():
     killed = batches._workers[1].pid
     os.kill(killed, signal.SIGKILL)
     with pytest.raises(Stopped, match=f"a data worker was killed .process {killed}") as stopped:
-        for _ in range(10_000):
-            next(batches)
+        list(itertools.islice(batches, 10_000))
     assert stopped.value.code == 75
     batches.close()
