@@ -6,7 +6,7 @@ import pytest
 from made_images import folder_of_images
 
 from vit_jax import cli
-from vit_jax.data.ops import OPS, RANDOM
+from vit_jax.data.ops import OPS, RANDOM, SHOWN
 
 
 @pytest.fixture
@@ -62,7 +62,7 @@ def test_ops_lists_every_operation_with_its_arguments_and_whether_it_draws(vit):
     code, out, _ = vit("ops")
     assert code == 0
     entries = [entry for entry in out.split("\n\n") if entry]
-    assert [entry.partition("(")[0] for entry in entries[1:]] == list(OPS)
+    assert [entry.partition("(")[0] for entry in entries[1:]] == [*OPS, *SHOWN]
     drawn = {e.partition("(")[0] for e in entries if "(draws" in e.splitlines()[0]}
     assert drawn == RANDOM
     assert "shift(pixels=1)  (draws: not for evaluation)" in out

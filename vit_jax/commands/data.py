@@ -104,11 +104,11 @@ def _check(options: argparse.Namespace) -> int:
 
 
 def _ops(options: argparse.Namespace) -> int:
-    from vit_jax.data.ops import OPS, RANDOM
+    from vit_jax.data.ops import OPS, RANDOM, SHOWN
 
     print("decode\n    the file's pixels, uint8 [height, width, channels]; always the first\n")
-    for name, function in OPS.items():
-        takes = list(inspect.signature(function).parameters.values())[3:]
+    for name, function in {**OPS, **SHOWN}.items():
+        takes = list(inspect.signature(function).parameters.values())[3 if name in OPS else 0 :]
         arguments = ", ".join(
             f"{p.name}={p.default!r}" if p.default is not p.empty else p.name for p in takes
         )

@@ -9,7 +9,9 @@ import ast
 import dataclasses
 import functools
 import inspect
+import math
 from collections.abc import Callable
+from typing import Any
 
 import cv2
 import numpy as np
@@ -17,10 +19,13 @@ from PIL import Image
 
 from vit_jax.data.decode import EncodedJpeg
 from vit_jax.errors import UserError, nearest
+from vit_jax.user_code import imported
 
 cv2.setNumThreads(0)  # the pipeline's threads are the parallelism
 
 Size = int | tuple[int, int] | None
+LOG_ASPECT = math.log(4 / 3)
+
 OPS: dict[str, Callable] = {}
 RANDOM: set[str] = set()  # those that draw from `rng`; evaluation refuses them
 ENCODED: set[str] = set()  # those that take an EncodedJpeg too, and decode what they need of it
@@ -140,11 +145,13 @@ def inception_crop(
     """A random part of `area_min` … `area_max` of the image, aspect 3/4 … 4/3, resized to
     `size` (arXiv 1409.4842, section 6). The central square where ten draws do not fit. A JPEG much
     larger than `size` is decoded at a half, quarter or eighth of its resolution."""
+    if not 0 < area_min <= area_max <= 1:
+        raise ValueError(f"areas {area_min} … {area_max} are not in 0 … 1")
     height, width = image.shape[:2]
     for _ in range(10):
-        area = rng.uniform(area_min, area_max) * height * width
-        aspect = np.exp(rng.uniform(np.log(3 / 4), np.log(4 / 3)))
-        h, w = round(np.sqrt(area / aspect)), round(np.sqrt(area * aspect))
+        area = (area_min + (area_max - area_min) * rng.random()) * height * width
+        aspect = math.exp(LOG_ASPECT * (2 * rng.random() - 1))
+        h, w = round(math.sqrt(area / aspect)), round(math.sqrt(area * aspect))
         if 0 < h <= height and 0 < w <= width:
             top, left = int(rng.integers(height - h + 1)), int(rng.integers(width - w + 1))
             break
@@ -181,6 +188,21 @@ def rotate(image, rng, model_size, degrees: float = 10.0):
     return cv2.warpAffine(image, turn, (width, height)).reshape(image.shape)
 
 
+def value_range(low: float = -1.0, high: float = 1.0):
+    """Pixels from 0 … 255 to `low` … `high`; the last in a pipeline, done on the device."""
+    return -low / (high - low), 1 / (high - low)
+
+
+def normalise(mean: float | tuple[float, ...], std: float | tuple[float, ...]):
+    """Pixels in 0 … 1 less `mean`, over `std`, each one number or one a channel; the last in a
+    pipeline, done on the device."""
+    return mean, std
+
+
+# How images are shown to the model: functions to (mean, std), as data.mean and data.std have them.
+SHOWN: dict[str, Callable] = {"value_range": value_range, "normalise": normalise}
+
+
 @dataclasses.dataclass(frozen=True)
 class Pipeline:
     """A parsed pipeline string. Call it with (image, rng); `random` says whether it draws."""
@@ -189,6 +211,7 @@ class Pipeline:
     steps: tuple[Callable, ...]
     random: bool
     encoded: bool = False  # the first operation takes an EncodedJpeg
+    shown: tuple[Any, Any] | None = None  # mean and std, where the text says them
 
     def __call__(
         self, image: np.ndarray | EncodedJpeg, rng: np.random.Generator | None
@@ -202,47 +225,55 @@ class Pipeline:
 
 
 def parse(text: str, model_size: tuple[int, int]) -> Pipeline:
-    """The pipeline that `text` names. `decode` comes first and is done by the reader.
+    """The pipeline that `text` names. `decode` comes first and is done by the reader; an operation
+    of one's own is named by its import path, `my_package.my_module:NAME(…)`.
 
     Raises UserError: an unknown operation (with the nearest), or arguments that it does not take.
     """
     parts = [part.strip() for part in text.split("|") if part.strip()]
     if not parts or parts[0] != "decode":
         raise UserError(f"pipeline {text!r} must begin with decode, as in decode|resize")
-    steps, names, blank = [], [], np.zeros((*model_size, 3), np.uint8)
-    for part in parts[1:]:
+    steps: list[Callable] = []
+    shown, draws, encoded, blank = None, False, False, np.zeros((*model_size, 3), np.uint8)
+    for number, part in enumerate(parts[1:], 1):
         name = part.partition("(")[0].strip()
-        if name not in OPS:
-            raise UserError(f"unknown operation {part!r} in pipeline: {nearest(name, OPS)}")
+        last = part is parts[-1]
+        function = SHOWN.get(name) if last else None
+        of_image = function is None
+        if of_image:
+            if name in SHOWN:
+                raise UserError(f"{part!r} in pipeline comes last: it is done on the device")
+            function = imported(name, "an operation") if ":" in name else OPS.get(name)
+        if function is None:
+            known = [*OPS, *SHOWN]
+            raise UserError(f"unknown operation {part!r} in pipeline: {nearest(name, known)}")
         try:
-            arguments, options = _arguments(part)
-            inspect.signature(OPS[name]).bind(None, None, None, *arguments, **options)
-            made = OPS[name](blank, np.random.default_rng(0), model_size, *arguments, **options)
-            if made.ndim != blank.ndim or not made.size:
-                raise ValueError(f"makes an image of shape {made.shape}")
+            arguments, options = _arguments(part.removeprefix(name).strip())
+            if not of_image:
+                shown = function(*arguments, **options)
+                continue
+            made = function(blank, np.random.default_rng(0), model_size, *arguments, **options)
+            if made.ndim != blank.ndim or not made.size or made.dtype != np.uint8:
+                raise ValueError(f"makes an image of {made.dtype}, of shape {made.shape}")
         except Exception as error:  # whatever an operation does with arguments it cannot use
-            wants = list(map(str, inspect.signature(OPS[name]).parameters.values()))[3:]
-            raise UserError(
-                f"operation {part!r} in pipeline: {name} takes ({', '.join(wants)})"
-            ) from error
+            wants = list(map(str, inspect.signature(function).parameters.values()))
+            takes = ", ".join(wants[3 if of_image else 0 :])
+            raise UserError(f"operation {part!r} in pipeline: {name} takes ({takes})") from error
         steps.append(functools.partial(_call, name, model_size, arguments, options))
-        names.append(name)
-    return Pipeline(
-        text,
-        tuple(steps),
-        any(name in RANDOM for name in names),
-        bool(names) and names[0] in ENCODED,
-    )
+        draws = draws or name in RANDOM or name not in OPS
+        encoded = encoded or (number == 1 and name in ENCODED)
+    return Pipeline(text, tuple(steps), draws, encoded, shown)
 
 
-def _arguments(part: str) -> tuple[list, dict]:
-    """Those of `name`, `name(224)` or `name(area_min=0.3)`: literals alone."""
-    call = ast.parse(part if "(" in part else f"{part}()", mode="eval").body
+def _arguments(text: str) -> tuple[list, dict]:
+    """Those of ``, `(224)` or `(area_min=0.3)`: literals alone."""
+    call = ast.parse(f"operation{text or '()'}", mode="eval").body
     if not isinstance(call, ast.Call) or not isinstance(call.func, ast.Name):
-        raise ValueError(part)
+        raise ValueError(text)
     options = {str(option.arg): ast.literal_eval(option.value) for option in call.keywords}
     return [ast.literal_eval(value) for value in call.args], options
 
 
 def _call(name, model_size, arguments, options, image, rng):  # by name, so that workers can pickle
-    return OPS[name](image, rng, model_size, *arguments, **options)
+    function = OPS.get(name) or imported(name, "an operation")
+    return function(image, rng, model_size, *arguments, **options)

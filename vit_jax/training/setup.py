@@ -183,6 +183,7 @@ def set_up(
     said += train_source.notes if train_source else ()
     if weights is not None:
         said += _inherit(resolved, weights)
+    _shown_by_pipelines(resolved, list(named))
     model = _make_model(resolved)
     if (
         getattr(model.config, "attention", "") == "cudnn"
@@ -265,6 +266,21 @@ def _inherit(config: ConfigDict, weights: Weights) -> list[str]:
                     getattr(weights.model.data_config, key), config.model.channels
                 )
     return lines
+
+
+def _shown_by_pipelines(config: ConfigDict, named: list[str]) -> None:
+    """Takes mean and std from the end of the pipelines, where they are said there."""
+    parts = ["train", *(["eval"] if config.data.eval.split else [])]
+    said = [ops.parse(config.data[part].pipeline, (32, 32)).shown for part in parts]
+    if not any(said):
+        return
+    if said[0] is None or said[0] != said[-1] or {"data.mean", "data.std"} & set(named):
+        raise UserError(
+            "value_range or normalise belongs into both pipelines alike, or data.mean and data.std "
+            f"are set instead: {', '.join(config.data[part].pipeline for part in parts)}"
+        )
+    with config.unlocked():
+        config.data.mean, config.data.std = said[0]
 
 
 def _per_channel(values: float | tuple[float, ...], channels: int) -> float | list[float]:
