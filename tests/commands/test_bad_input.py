@@ -1,6 +1,8 @@
 """Whatever a user gives wrong ends in one clear line and exit code 2, and leaves nothing behind."""
 
 import fcntl
+import importlib.util
+import io
 import json
 import os
 import shutil
@@ -392,3 +394,120 @@ def test_train_in_a_notebook_takes_a_config_and_says_so(tmp_path):
     with pytest.raises(UserError, match=r"recipe.load gives it, not 'digits.py'"):
         vit_jax.train("digits.py", tmp_path / "work")
     assert {"create_model", "list_models", "train"} <= set(dir(vit_jax))
+
+
+# -- images and labels -----------------------------------------------------------------------------
+
+
+def table(root: Path, label: str = "1", image: bytes | None = None) -> str:
+    """A table of twelve images, of which the fourth has this label, or these bytes."""
+    root.mkdir(parents=True)
+    lines = ["image,label,split"]
+    for number in range(12):
+        file = root / f"{number}.jpg"
+        Image.fromarray(np.full((9, 9, 3), 20 * number, np.uint8)).save(file, quality=95)
+        of = label if number == 3 else str(number % 2)
+        lines.append(f"{file.name},{of},{'val' if number > 9 else 'train'}")
+    if image is not None:
+        (root / "3.jpg").write_bytes(image)
+    (root / "t.csv").write_text("\n".join(lines))
+    return f"csv:{root}/t.csv"
+
+
+def test_a_label_that_is_no_class_ends_before_the_run(train, tmp_path):
+    source = table(tmp_path / "data", "nan")
+    code, said = train(f"--config.data.train.source={source}", *FOLDER_KEYS)
+    assert (code, said.count("\n")) == (2, 1)
+    assert "t.csv, line 5: the label 'nan' is no class" in said
+    assert not (tmp_path / "work").exists()
+
+
+def bomb() -> bytes:
+    """A JPEG that says it has 20,000 x 20,000 pixels."""
+    file = io.BytesIO()
+    Image.new("RGB", (8, 8)).save(file, "JPEG")
+    data = bytearray(file.getvalue())
+    frame = data.index(b"\xff\xc0")
+    data[frame + 5 : frame + 9] = (20_000).to_bytes(2, "big") * 2
+    return bytes(data)
+
+
+def one_pixel_png() -> bytes:
+    file = io.BytesIO()
+    Image.new("RGB", (1, 1)).save(file, "PNG")
+    return file.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("image", "damaged"),
+    [(b"", 1), (b"\xff\xd8\xff\xe0 cut off", 1), (bomb(), 1), (one_pixel_png(), 0)],
+    ids=["zero bytes", "truncated", "bomb", "PNG of one pixel named .jpg"],
+)
+@pytest.mark.parametrize("crop", ["resize", "inception_crop"])
+def test_a_bad_file_is_skipped_by_name_and_counted_once_an_epoch(
+    train, tmp_path, image, damaged, crop
+):
+    source = table(tmp_path / "data", image=image)
+    code, said = train(
+        f"--config.data.train.source={source}", *FOLDER_KEYS[1:], "--config.total_steps=5",
+        f"--config.data.train.pipeline=decode|{crop}",
+    )  # fmt: skip
+    assert code == 0, said
+    assert (
+        said.count(f"damaged image skipped: {tmp_path}/data/3.jpg") == 4 * damaged
+    )  # 40 of 10 examples
+
+
+OWN = """
+import numpy as np
+class Wrong:
+    classes = ["a", "b"]
+    def __init__(self, split):
+        self.split = split
+    def __len__(self):
+        return 32
+    def __getitem__(self, index):
+        label = {label} if index == 5 and self.split == "train" else 0
+        return {{"image": np.zeros((8, 8, 3), np.uint8), "label": label}}
+"""
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize("label", ["2", "float('nan')"])
+def test_a_label_out_of_range_ends_the_run_in_one_line(
+    train, tmp_path, monkeypatch, label, workers
+):
+    package = f"labels_{workers}_{label == '2'}"
+    (tmp_path / package).mkdir()
+    (tmp_path / package / "ours.py").write_text(OWN.format(label=label))
+    monkeypatch.chdir(tmp_path)
+    code, said = train(
+        f"--config.data.train.source={package}.ours:Wrong", f"--config.data.workers={workers}"
+    )
+    assert code == 2
+    last = said.splitlines()[-1]
+    assert "Wrong example 5 has the label" in last
+    assert "whole numbers from 0 to 1" in last
+    assert "Traceback" not in said
+
+
+@pytest.mark.parametrize(
+    ("key", "told"),
+    [
+        ("data.train.pipeline=decode|inception_corp", "did you mean inception_crop"),
+        ("data.train.pipeline=decode|randaug(two)", "randaug takes (num_ops: int = 2"),
+        ("data.train.pipeline=decode|nothing.here:op", "cannot be imported: No module named"),
+        ("data.train.source=nothing.here:Source", "cannot be imported: No module named"),
+        ("data.train.source=hf:nothing", "vit_jax[hf]"),
+        ("data.eval.split=tset", "has no split 'tset': it has train, val"),
+        ("data.train.source=csv:/nowhere.csv", "there is no file /nowhere.csv"),
+        ("cutmix=-1", "cutmix must be 0 or more, not -1"),
+    ],
+)
+def test_a_source_or_pipeline_that_cannot_be_is_one_line(train, tmp_path, key, told):
+    if key.startswith("data.train.source=hf:") and importlib.util.find_spec("datasets"):
+        told = "hf:nothing cannot be loaded"
+    code, said = train(f"--config.{key}")
+    assert (code, said.count("\n")) == (2, 1)
+    assert told in said
+    assert not (tmp_path / "work").exists()

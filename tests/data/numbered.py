@@ -18,12 +18,12 @@ def numbered(examples: int = EXAMPLES) -> Arrays:
 
 
 def training(source=None, *, text="decode|shift(1)|rotate(20)", seed=0, batch_size=8, rows=None,
-             seen=0, steps=5, threads=1, workers=0):  # fmt: skip
+             seen=0, steps=5, threads=1, workers=0, shape=SHAPE):  # fmt: skip
     """The batches of a run's next steps, as a list."""
     rows = np.arange(batch_size) if rows is None else rows
     return list(
         pipeline.train_batches(
-            numbered() if source is None else source, ops.parse(text, SHAPE[:2]), SHAPE, seed=seed,
+            numbered() if source is None else source, ops.parse(text, shape[:2]), shape, seed=seed,
             batch_size=batch_size, rows=rows, examples_seen=seen, steps=steps, threads=threads,
             workers=workers,
         )

@@ -1,0 +1,133 @@
+"""Runs on several labels, on other channels, on mixtures, and on pipelines that say how images are
+shown: each trains, evaluates and continues as any other."""
+
+import numpy as np
+import pytest
+from made_images import encoded
+from PIL import Image
+
+from tests.digits_run import rows, tiny_config, told
+from vit_jax.errors import UserError
+from vit_jax.training.loop import train
+from vit_jax.training.setup import set_up
+
+
+@pytest.fixture
+def several_labels(tmp_path):
+    """24 images of 8 x 8 with none to three of four labels."""
+    rng = np.random.default_rng(0)
+    lines = ["image,label,split"]
+    for number in range(24):
+        pixels = rng.integers(0, 256, (8, 8, 3), np.uint8)
+        (tmp_path / f"{number}.png").write_bytes(encoded(pixels, "PNG"))
+        labels = ";".join(sorted({"abcd"[i] for i in rng.integers(0, 4, number % 4)}))
+        lines.append(f"{number}.png,{labels},{'val' if number % 3 == 0 else 'train'}")
+    (tmp_path / "t.csv").write_text("\n".join(lines) + "\n")
+    return f"csv:{tmp_path}/t.csv"
+
+
+def config_on(source, **changes):
+    changes = {
+        "data__train__source": source, "data__train__pipeline": "decode|flip_lr",
+        "model__num_layers": 1, "batch_size": 16, "total_steps": 6, "loss__name": "sigmoid",
+        "eval_every_steps": 6, "checkpoint__every_steps": 3,
+    } | changes  # fmt: skip
+    return tiny_config(**changes)
+
+
+@pytest.mark.parametrize("changes", [{}, {"cutmix": 1.0, "mix_each": True, "microbatch": 8}])
+def test_several_labels_train_and_are_measured_by_the_definition(several_labels, changes, tmp_path):
+    config = config_on(several_labels, **changes)
+    result = train(config, tmp_path / "run", quiet=True)
+    row = next(r for r in rows(tmp_path / "run") if "eval/val/accuracy" in r)
+    assert row["eval/val/examples"] == 8
+    from vit_jax.checkpoint import manager
+
+    run = set_up(config)
+    source = manager.find(tmp_path / "run")
+    params = manager.restore(
+        source, run.abstract_state["params"], run.shardings["params"], part="params"
+    )
+    images, labels = [], []
+    for index in range(8):
+        file = run.eval_source.path(index)
+        images.append(np.asarray(Image.open(file)))
+        labels.append(run.eval_source[index]["label"])
+    logits, _ = run.model.apply(params, run.model.data_config.normalise(np.stack(images)))
+    logits = np.asarray(logits, np.float64)
+    hot = np.zeros_like(logits)
+    for row_, of in enumerate(labels):
+        hot[row_, of] = 1
+    p = 1 / (1 + np.exp(-logits))
+    nll = -(hot * np.log(p) + (1 - hot) * np.log(1 - p)).sum(-1).mean()
+    right = hot[np.arange(8), logits.argmax(-1)].mean()
+    np.testing.assert_allclose(row["eval/val/loss"], nll, rtol=1e-5)
+    np.testing.assert_allclose(row["eval/val/accuracy"], right, atol=1e-9)
+    assert result["steps"] == 6
+
+
+def test_several_labels_and_softmax_do_not_go_together(several_labels):
+    with pytest.raises(UserError, match=r"up to 3 labels an example, loss=softmax takes one: --"):
+        set_up(config_on(several_labels, loss__name="softmax"))
+
+
+def test_a_run_with_mixup_and_cutmix_continues_bit_for_bit(tmp_path):
+    changes = {"mixup": 0.4, "cutmix": 1.0, "mix_each": True, "total_steps": 6}
+    changes |= {
+        "checkpoint__every_steps": 3,
+        "schedule__name": "constant",
+        "schedule__warmup_steps": 2,
+    }
+    train(tiny_config(**changes), tmp_path / "whole", quiet=True)
+    train(tiny_config(**changes | {"total_steps": 3}), tmp_path / "halves", quiet=True)
+    train(tiny_config(**changes), tmp_path / "halves", quiet=True)
+    assert told(tmp_path / "whole") == told(tmp_path / "halves")
+
+
+def test_a_mixture_with_weights_trains_and_evaluates_on_all_of_its_parts(tmp_path):
+    config = tiny_config(data__train__source="0.3*digits + 0.7*digits", total_steps=4)
+    result = train(config, tmp_path, quiet=True)
+    assert result["steps"] == 4
+    row = next(r for r in rows(tmp_path) if "eval/val/accuracy" in r)
+    assert row["eval/val/examples"] == 2 * 355
+
+
+def test_six_channels_train(tmp_path):
+    rng = np.random.default_rng(0)
+    lines = ["image,label,split"]
+    for number in range(20):
+        np.save(tmp_path / f"{number}.npy", rng.integers(0, 2**16, (8, 8, 6), np.uint16))
+        lines.append(f"{number}.npy,{number % 2},{'val' if number % 5 == 0 else 'train'}")
+    (tmp_path / "t.csv").write_text("\n".join(lines))
+    config = config_on(f"csv:{tmp_path}/t.csv", loss__name="softmax")
+    train(config, tmp_path / "run", quiet=True)
+    assert set_up(config).model.config.channels == 6
+
+
+@pytest.mark.parametrize(
+    ("end", "low", "high"),
+    [("value_range(0, 1)", 0, 1), ("value_range", -1, 1), ("normalise(0.25, 0.5)", -0.5, 1.5)],
+)
+def test_a_pipelines_end_says_how_images_are_shown(end, low, high):
+    config = tiny_config(
+        data__train__pipeline=f"decode|shift(1)|{end}", data__eval__pipeline=f"decode|{end}"
+    )
+    shown = set_up(config).model.data_config.normalise(np.array([[[[0], [255]]]], np.uint8))
+    np.testing.assert_allclose(np.asarray(shown).ravel(), [low, high], atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("train_end", "eval_end", "named", "told_"),
+    [
+        ("|value_range(0, 1)", "", [], "belongs into both pipelines alike"),
+        ("|value_range(0, 1)", "|value_range(-1, 1)", [], "belongs into both pipelines alike"),
+        ("|value_range", "|value_range", ["data.mean"], "or data.mean and data.std"),
+        ("|value_range|shift(1)", "", [], "'value_range' in pipeline comes last"),
+    ],
+)
+def test_two_sayings_of_it_are_refused(train_end, eval_end, named, told_):
+    config = tiny_config(
+        data__train__pipeline=f"decode{train_end}", data__eval__pipeline=f"decode{eval_end}"
+    )
+    with pytest.raises(UserError, match=told_):
+        set_up(config, named)
