@@ -52,6 +52,7 @@ setup(
         "cuda": ["jax[cuda12]"],
         "tpu": ["jax[tpu]"],
         "tf": ["tensorflow-cpu>=2.21", "importlib_resources>=6"],
+        "hf": ["datasets>=3"],
         "weights": ["torch>=2.6"],
         "sweep": ["optuna>=4"],
         "slurm": ["submitit>=1.5"],

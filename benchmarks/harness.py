@@ -156,6 +156,7 @@ COLUMNS: tuple[tuple[str, Callable[[Row], str]], ...] = (
      lambda r: f"{r['ratio']:.3f} [{r['ratio_low']:.3f}, {r['ratio_high']:.3f}]"),
     ("until done", lambda r: f"{r['until_done_s'] * 1e3:.3f} ms"),
     ("images/s", lambda r: f"{r['images_per_second']:.1f}"),
+    ("held", lambda r: f"{r['held_mb']:.0f} MB"),
     ("MFU", lambda r: f"{r['mfu']:.1%}"),
 )  # fmt: skip
 

@@ -17,6 +17,7 @@ COMMANDS = {
     "convert": "write weights in another layout",
     "data": "check data sets, prepare them, list the operations",
     "describe": "show what a config resolves to, without training",
+    "bench": "measure parts of a run on this machine",
     "doctor": "show versions and devices, and check that they work",
 }
 
@@ -77,7 +78,10 @@ def entry():
     background threads of libraries would tell the same error again."""
     import os
 
-    computes = sys.argv[1:2] in (["train"], ["evaluate"], ["predict"]) and sys.platform == "linux"
+    computes = (
+        sys.argv[1:2] in (["train"], ["evaluate"], ["predict"], ["bench"])
+        and sys.platform == "linux"
+    )
     if computes and "GLIBC_TUNABLES" not in os.environ and not check_versions():
         environment = dict(os.environ, GLIBC_TUNABLES=MALLOC)
         os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], environment)

@@ -236,11 +236,15 @@ def _folders(root: Path) -> list[str]:
 
 def _images(folder: Path) -> list[str]:
     """Image files below a class's folder, as sorted paths relative to it."""
-    found = []
-    for place, folders, files in os.walk(folder, followlinks=True):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        inside = os.path.relpath(place, folder)
-        for name in files:
-            if name.lower().endswith(IMAGE_SUFFIXES) and not name.startswith("."):
-                found.append(name if inside == "." else os.path.join(inside, name))
+    found, inside = [], [""]
+    while inside:
+        place = inside.pop()
+        with os.scandir(folder / place) as entries:
+            for entry in entries:
+                if entry.name.startswith("."):
+                    continue
+                if entry.name.lower().endswith(IMAGE_SUFFIXES):  # and is not asked what it is
+                    found.append(place + entry.name)
+                elif entry.is_dir():
+                    inside.append(f"{place}{entry.name}/")
     return sorted(found)

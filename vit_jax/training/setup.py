@@ -92,8 +92,9 @@ class Run:
     def eval_step(self) -> Callable:
         return jax.jit(make_eval_step(self.model))
 
-    def _pipeline(self, part: str) -> ops.Pipeline:
-        return ops.parse(self.config.data[part].pipeline, self.model.config.image_size)
+    @property
+    def train_pipeline(self) -> ops.Pipeline:
+        return ops.parse(self.config.data.train.pipeline, self.model.config.image_size)
 
     def _dataset_sizes(self, batch_size: int) -> dict[str, Any]:
         return {
@@ -104,24 +105,29 @@ class Run:
             "workers": self.config.data.workers,
         }
 
-    def train_batches(self, examples_seen: int, steps: int) -> pipeline.OnDevice:
-        """The batches of the next `steps` steps."""
+    def train_host_batches(self, examples_seen: int, steps: int) -> pipeline.Batches:
+        """The batches of the next `steps` steps, the rows of this process."""
         assert self.train_source is not None
-        dataset = pipeline.train_batches(
-            self.train_source, self._pipeline("train"), seed=self.config.seed,
+        return pipeline.train_batches(
+            self.train_source, self.train_pipeline, seed=self.config.seed,
             examples_seen=examples_seen, steps=steps,
             **self._dataset_sizes(self.config.batch_size),
         )  # fmt: skip
-        return pipeline.OnDevice(dataset, self.batch_sharding, self.config.data.prefetch)
+
+    def train_batches(self, examples_seen: int, steps: int) -> pipeline.OnDevice:
+        """The same on the devices."""
+        host = self.train_host_batches(examples_seen, steps)
+        return pipeline.OnDevice(host, self.batch_sharding, self.config.data.prefetch)
 
     def eval_batches(self) -> pipeline.OnDevice:
         """Every example of the evaluation split once."""
         assert self.eval_source is not None
-        dataset = pipeline.eval_batches(
-            self.eval_source, self._pipeline("eval"),
+        host = pipeline.eval_batches(
+            self.eval_source,
+            ops.parse(self.config.data.eval.pipeline, self.model.config.image_size),
             **self._dataset_sizes(self.config.eval_batch_size) | {"workers": 0},
-        )  # fmt: skip
-        return pipeline.OnDevice(dataset, self.batch_sharding, self.config.data.prefetch)
+        )
+        return pipeline.OnDevice(host, self.batch_sharding, self.config.data.prefetch)
 
     def init_state(self, params: Any = None) -> State:
         """The state of step 0, each device making its own part; `params` are fresh, or given."""
