@@ -61,6 +61,8 @@ setup(
             "hypothesis>=6", "import-linter>=2", "mypy>=1.15", "pytest>=8", "pytest-xdist>=3",
             "ruff>=0.9",
         ],
-        "peers": ["torch>=2.6", "torchvision>=0.21", "timm>=1.0.15", "transformers>=5"],
+        "peers": [
+            "datasets>=3", "timm>=1.0.15", "torch>=2.6", "torchvision>=0.21", "transformers>=5",
+        ],
     },
 )  # fmt: skip

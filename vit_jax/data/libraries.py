@@ -3,6 +3,7 @@
 import os
 from pathlib import Path
 from typing import Any
+from urllib.parse import parse_qsl
 
 from vit_jax.errors import UserError
 from vit_jax.user_code import imported
@@ -118,11 +119,12 @@ def _version(name: str) -> list[int]:
 
 
 class HuggingFace:
-    """`hf:NAME[/CONFIG]` or `hf:FOLDER` (of `save_to_disk`): a set of the package `datasets`, with
-    its image column left encoded."""
+    """`hf:NAME`, or `hf:FOLDER` of `save_to_disk`: a set of the package `datasets`, its image
+    column left encoded. `?config=…&image=…&label=…` names a configuration and columns where several
+    are possible."""
 
     notes: tuple[str, ...] = ()
-    channels = 3
+    channels, max_labels = 3, 1
 
     def __init__(self, rest: str, split: str, classes: list[str] | None):
         try:
@@ -131,31 +133,42 @@ class HuggingFace:
             raise UserError(
                 f"hf:{rest} needs the package datasets: pip install vit_jax[hf]"
             ) from error
+        name, _, query = rest.partition("?")
+        chosen, folder = dict(parse_qsl(query)), Path(name).expanduser()
+        unknown = sorted(set(chosen) - {"config", "image", "label"})
+        if unknown:
+            raise UserError(
+                f"hf:{rest}: after ? stand config=, image= or label=, not {unknown[0]}="
+            )
         try:
-            if Path(rest).expanduser().is_dir() and (
-                list(Path(rest).expanduser().glob("dataset_dict.json"))
-                or list(Path(rest).expanduser().glob("state.json"))
-            ):
-                loaded = datasets.load_from_disk(str(Path(rest).expanduser()))
+            if any((folder / file).is_file() for file in ("dataset_dict.json", "state.json")):
+                loaded = datasets.load_from_disk(str(folder))
             else:
-                loaded = datasets.load_dataset(rest)
+                loaded = datasets.load_dataset(name, chosen.get("config"))
         except Exception as error:  # whatever that package does about names and networks
             text = str(error).strip().splitlines() or [type(error).__name__]
             raise UserError(f"hf:{rest} cannot be loaded: {text[0]}") from error
-        if isinstance(loaded, dict):
-            if split not in loaded:
-                raise UserError(f"hf:{rest} has no split {split!r}: it has {', '.join(loaded)}")
-            loaded = loaded[split]
-        elif split != "train":
-            raise UserError(
-                f"hf:{rest} has no split {split!r}: it has one alone, called train here"
-            )
-        columns = loaded.features
-        self._image = _only(rest, "an image", columns, datasets.Image, ("image", "img"))
-        self._label = _only(rest, "a class", columns, datasets.ClassLabel, ("label", "labels"))
-        self.classes = list(columns[self._label].names)
-        self._data = loaded.cast_column(self._image, datasets.Image(decode=False))
-        self._name, self.max_labels = f"hf:{rest} {split}", 1
+        splits = loaded if isinstance(loaded, dict) else {"train": loaded}
+        if split not in splits:
+            raise UserError(f"hf:{rest} has no split {split!r}: it has {', '.join(splits)}")
+        data = splits[split]
+
+        def column(what: str, kind: type, usual: str) -> str:
+            """That of the query, else the usual one, else the only one of its kind."""
+            found = [name for name, feature in data.features.items() if isinstance(feature, kind)]
+            name = chosen.get(what, usual if usual in found or len(found) != 1 else found[0])
+            if name not in found:
+                raise UserError(
+                    f"hf:{rest} needs ?{what}=COLUMN, one of {', '.join(found) or 'none there is'} "
+                    f"(its columns: {', '.join(data.features)})"
+                )
+            return name
+
+        self._image = column("image", datasets.Image, "image")
+        self._label = column("label", datasets.ClassLabel, "label")
+        self.classes = list(data.features[self._label].names)
+        self._data = data.cast_column(self._image, datasets.Image(decode=False))
+        self._name = f"hf:{rest} {split}"
 
     def __len__(self) -> int:
         return len(self._data)
@@ -168,12 +181,3 @@ class HuggingFace:
 
     def describe(self, index: int) -> str:
         return f"{self._name} example {index}"
-
-
-def _only(rest: str, what: str, columns: Any, kind: type, usual: tuple[str, ...]) -> str:
-    """The column of a kind: the usual name, else the only one there is."""
-    found = [name for name, feature in columns.items() if isinstance(feature, kind)]
-    chosen = [name for name in usual if name in found] or found
-    if len(chosen) != 1 and chosen != [usual[0], *chosen[1:]]:
-        raise UserError(f"hf:{rest} has {len(found)} columns of {what}: {dict(columns)}")
-    return chosen[0]
