@@ -16,8 +16,9 @@ test: $(VENV)/.installed
 	$(BIN)/python -m pytest -n 2 --dist loadfile $(TESTS)
 
 test-peers:
-	$(MAKE) VENV=.venv-peers EXTRAS=dev,peers CONSTRAINTS="$(CONSTRAINTS) -c .ci/constraints-peers.txt" .venv-peers/.installed
-	.venv-peers/bin/python -m pytest -n 2 --dist loadfile tests/peers tests/pretrained/test_references.py tests/models/test_resnet_peer.py tests/pretrained/test_catalog.py
+	$(MAKE) VENV=.venv-peers EXTRAS=dev,peers,tf CONSTRAINTS="$(CONSTRAINTS) -c .ci/constraints-peers.txt" .venv-peers/.installed
+	.venv-peers/bin/python -m pytest tests/peers/test_tfds_builds.py  # TensorFlow, apart from PyTorch
+	.venv-peers/bin/python -m pytest -n 2 --dist loadfile --ignore=tests/peers/test_tfds_builds.py tests/peers tests/pretrained/test_references.py tests/models/test_resnet_peer.py tests/pretrained/test_catalog.py
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .
