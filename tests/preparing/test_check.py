@@ -186,3 +186,24 @@ def test_people_read_a_line_a_problem_and_then_what_there_is(photos):
 def test_a_source_that_is_not_there(spec):
     with pytest.raises(UserError):
         check(spec)
+
+
+def test_tables_with_several_labels_and_numpy_files_are_checked(tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 256, (3, 40, 50, 6), np.uint8)
+    for number, image in enumerate(pixels):
+        np.save(tmp_path / f"{number}.npy", image)
+    np.save(tmp_path / "3.npy", pixels[0])
+    np.save(tmp_path / "4.npy", pixels[0][..., :3])
+    rows = ["0.npy,a;b,train", "1.npy,b,train", "2.npy,,train", "3.npy,a,test", "4.npy,b,test"]
+    (tmp_path / "t.csv").write_text("\n".join(["image,label,split", *rows]))
+    report = check(f"csv:{tmp_path}/t.csv")
+    assert list(report["splits"]) == ["train", "test"]
+    train = report["splits"]["train"]
+    assert train["images_per_class"] == {"min": 1, "median": 1.5, "max": 2}
+    assert (train["short_side"]["max"], train["long_side"]["max"]) == (40, 50)
+    assert [(p["path"], p["problem"]) for p in report["found"]] == [
+        (f"{tmp_path}/4.npy", "damaged: a NumPy file has 3 channels, the model wants 6 "
+         "(--config.model.channels=3)"),
+        (f"{tmp_path}/3.npy", f"the same bytes as {tmp_path}/0.npy, which is labelled 'a', 'b', "
+         "which is in 'train'"),
+    ]  # fmt: skip

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from vit_jax.data.source import known_split
+from vit_jax.data.source import NoSplit, known_split
 from vit_jax.errors import UserError
 
 IMAGE_SUFFIXES = (
@@ -108,7 +108,7 @@ class Folder(Files):
         if hashed:
             known_split(f"folder:{rest} (CLASS/* without splits)", split)
         elif split not in inside:
-            raise UserError(
+            raise NoSplit(
                 f"folder:{rest} has no split {split!r}: it has {', '.join(splits)} "
                 "(--config.data.eval.split= leaves evaluation out)"
             )
@@ -194,9 +194,7 @@ class Table(Files):
         splits = sorted({str(where) for _, _, where in rows})
         rows = [row for row in rows if row[2] == split]
         if not rows:
-            raise UserError(
-                f"{file} has no split {split!r}: it has {', '.join(splits) or 'no rows'}"
-            )
+            raise NoSplit(f"{file} has no split {split!r}: it has {', '.join(splits) or 'no rows'}")
         if classes is None:
             numbers = all(name.isdecimal() for name in every)
             classes = sorted(every, key=(lambda name: (int(name), name)) if numbers else None)

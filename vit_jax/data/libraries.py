@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl
 
+from vit_jax.data.source import NoSplit
 from vit_jax.errors import UserError
 from vit_jax.user_code import imported
 
@@ -150,7 +151,7 @@ class HuggingFace:
             raise UserError(f"hf:{rest} cannot be loaded: {text[0]}") from error
         splits = loaded if isinstance(loaded, dict) else {"train": loaded}
         if split not in splits:
-            raise UserError(f"hf:{rest} has no split {split!r}: it has {', '.join(splits)}")
+            raise NoSplit(f"hf:{rest} has no split {split!r}: it has {', '.join(splits)}")
         data = splits[split]
 
         def column(what: str, kind: type, usual: str) -> str:

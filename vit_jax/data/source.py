@@ -9,6 +9,10 @@ PADDING = -1  # label of a row that fills a batch up
 NO_LABEL = -2  # fills the places of an example that has fewer labels than others
 
 
+class NoSplit(UserError):
+    """The source is there, and has no such split."""
+
+
 class Source(Protocol):
     """Random access to the examples of one split."""
 
@@ -37,6 +41,6 @@ class Facts:
 
 
 def known_split(what: str, split: str, splits: tuple[str, ...] = ("train", "val")) -> None:
-    """Raises UserError where a split is none of those there are."""
+    """Raises NoSplit where a split is none of those there are."""
     if split not in splits:
-        raise UserError(f"{what} has no split {split!r}: it has {', '.join(splits)}")
+        raise NoSplit(f"{what} has no split {split!r}: it has {', '.join(splits)}")

@@ -17,6 +17,7 @@ from PIL import Image
 
 from vit_jax.data.decode import ORIENTATION, DamagedImage, decode
 from vit_jax.data.source import Source
+from vit_jax.errors import UserError
 from vit_jax.preparing.reading import open_splits, read_ahead
 
 TINY, HUGE = 32, 10_000  # px: a short side below, a long side above
@@ -35,7 +36,7 @@ Problem = dict[str, str]
 class Seen(NamedTuple):
     """What an example turned out to be; `digest` is 0 and `size` None where it has no pixels."""
 
-    label: int = -1
+    labels: tuple[int, ...] = ()
     problem: str | None = None
     digest: int = 0
     size: tuple[int, int] | None = None
@@ -56,18 +57,21 @@ def check(spec: str, split: str | None = None, threads: int | None = None) -> di
     found: list[Problem] = []
     splits: dict[str, dict] = {}
     digests, labels = [], []
+    label_sets: dict[tuple[int, ...], int] = {}
     for name, source in sources.items():
         label, digest = np.full(len(source), -1, np.int32), np.zeros(len(source), np.uint64)
+        counts = np.zeros(len(source.classes), np.int64)
         sides, kinds = np.zeros((len(source), 2), np.int32), Counter[str]()
         look, title = partial(_look, source), f"checking {name}"
         for index, seen in enumerate(read_ahead(look, range(len(source)), threads or 8, title)):
-            label[index], digest[index] = seen.label, seen.digest
+            digest[index] = seen.digest
+            label[index] = label_sets.setdefault(seen.labels, len(label_sets))
+            counts[list(seen.labels)] += 1
             sides[index] = sorted(seen.size or (0, 0))
             kinds.update(seen.kinds)
             if seen.problem:
                 path = source.describe(index)
                 found.append({"split": name, "path": path, "problem": seen.problem})
-        counts = np.bincount(label[label >= 0], minlength=len(source.classes))
         if not splits:  # a class may well be absent from what is held out
             found += _empty(spec, name, source, counts)
         sides = sides[sides[:, 0] > 0]
@@ -83,7 +87,7 @@ def check(spec: str, split: str | None = None, threads: int | None = None) -> di
         }
         digests.append(digest)
         labels.append(label)
-    found += _doubles(sources, digests, labels)
+    found += _doubles(sources, digests, labels, list(label_sets))
     return {"source": spec, "problems": len(found), "found": found, "splits": splits}
 
 
@@ -109,22 +113,29 @@ def _look(source: Source, index: int) -> Seen:
         example = source[index]
     except OSError as error:
         return Seen(problem=f"cannot be read: {error.strerror}")
-    image, label = example["image"], int(example["label"])
+    image, label = example["image"], example["label"]
+    numbers = tuple(label if isinstance(label, list | tuple | np.ndarray) else [label])
+    wrong = [one for one in numbers if not 0 <= one < len(source.classes) or one != int(one)]
+    if wrong:  # NaN too
+        return Seen(problem=f"label {wrong[0]} is none of the {len(source.classes):,} classes")
+    labels = tuple(sorted(map(int, numbers)))
     data = image if isinstance(image, bytes) else image.tobytes()
     digest = int.from_bytes(blake2b(data, digest_size=8).digest(), "little")
     if not isinstance(image, bytes):
         height, width, channels = image.shape
-        return Seen(label, None, digest, (height, width), ("grey",) if channels == 1 else ())
+        return Seen(labels, None, digest, (height, width), ("grey",) if channels == 1 else ())
     if not image:
-        return Seen(label, "the file is empty")
+        return Seen(labels, "the file is empty")
     try:
-        decode(image)
+        pixels = decode(image, source.channels)
+        if image[:6] == b"\x93NUMPY":
+            return Seen(labels, None, digest, pixels.shape[:2], ("NumPy",))
         size, kinds = _header(image)
-    except (DamagedImage, OSError) as error:
-        return Seen(label, f"damaged: {error}")
+    except (DamagedImage, UserError, OSError) as error:
+        return Seen(labels, f"damaged: {error}")
     named = FORMATS.get(Path(source.describe(index)).suffix.lower(), kinds[0])
     problem = None if named == kinds[0] else f"it is a {kinds[0]} by another name"
-    return Seen(label, problem, digest, size, kinds)
+    return Seen(labels, problem, digest, size, kinds)
 
 
 def _header(data: bytes) -> tuple[tuple[int, int], tuple[str, ...]]:
@@ -147,7 +158,10 @@ def _empty(spec: str, split: str, source: Source, counts: np.ndarray) -> list[Pr
 
 
 def _doubles(
-    sources: dict[str, Source], digests: list[np.ndarray], labels: list[np.ndarray]
+    sources: dict[str, Source],
+    digests: list[np.ndarray],
+    labels: list[np.ndarray],
+    label_sets: list[tuple[int, ...]],
 ) -> Iterator[Problem]:
     """Examples with the bytes of an earlier one, of any split."""
     names, starts = list(sources), np.cumsum([0, *map(len, digests)])
@@ -166,7 +180,8 @@ def _doubles(
         (split, path), (first_split, first_path) = find(this), find(first)
         problem = f"the same bytes as {first_path}"
         if label[this] != label[first]:
-            problem += f", which is labelled {sources[first_split].classes[label[first]]!r}"
+            classes = [sources[first_split].classes[one] for one in label_sets[label[first]]]
+            problem += f", which is labelled {', '.join(map(repr, classes)) or 'nothing'}"
         if split != first_split:
             problem += f", which is in {first_split!r}"
         yield {"split": split, "path": path, "problem": problem}

@@ -14,6 +14,7 @@ import numpy as np
 
 from vit_jax.data.files import SPLIT_NAMES
 from vit_jax.data.libraries import prepared_folder
+from vit_jax.data.source import NoSplit, Source
 from vit_jax.data.sources import open_source
 from vit_jax.errors import UserError
 
@@ -42,34 +43,39 @@ def shown(items: Iterable[T], total: int | None, title: str) -> Iterator[T]:
     )
 
 
-def open_splits(spec: str, names: Sequence[str] = ()) -> dict:
+def open_splits(spec: str, names: Sequence[str] = ()) -> dict[str, Source]:
     """Every split of a source, or those named, by name; the first one's classes are everyone's.
 
     Raises UserError as `open_source` does. Of a folder of classes without splits, a tiny one may
     hold nothing out.
     """
     kind, _, rest = spec.partition(":")
-    found: dict = {}
+    found: dict[str, Source] = {}
+    missing: UserError | None = None
     for name in names or _split_names(kind, rest):
         classes = next(iter(found.values())).classes if found else None
         try:
             found[name] = open_source(spec, name, classes)
+        except NoSplit as error:
+            missing = missing or error
+            if names:
+                raise
         except UserError:
             if names or not found or not _hashed(kind, rest):
                 raise
+    if not found and missing:
+        raise missing
     return found
 
 
-def _split_names(kind: str, rest: str) -> list[str]:
-    """The splits that a source has, that of training first."""
-    if kind == "folder" and not _hashed(kind, rest):
-        return [name for name in SPLIT_NAMES if (Path(rest).expanduser() / name).is_dir()]
+def _split_names(kind: str, rest: str) -> Sequence[str]:
+    """The splits that a source may have, that of training first."""
     if kind == "tfds" and (folder := prepared_folder(rest)):
         import tensorflow_datasets as tfds
 
         splits = tfds.builder_from_directory(folder).info.splits
         return sorted(splits, key=lambda name: (name != "train", name))
-    return ["train", "val"] if kind != "tfds" else ["train"]
+    return ["train"] if kind == "tfds" else SPLIT_NAMES
 
 
 def _hashed(kind: str, rest: str) -> bool:
