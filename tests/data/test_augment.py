@@ -448,7 +448,17 @@ def test_what_comes_in_is_grey_but_black_in_trivialaugment(name):
     image = np.full((300, 300, 3), 9, np.uint8)
     for policy, fill in [("RANDAUGMENT", 128), ("AUTOAUGMENT", 128), ("TRIVIALAUGMENT", 0)]:
         table, strength = TABLES[policy]
-        assert set(np.unique(table[name](image, strength, rng()))) == {9, fill}
+        made = table[name](image, strength / 2, rng())
+        assert set(np.unique(made)) == {9, fill}
+
+
+@pytest.mark.parametrize("side", [56, 112, 224, 448])
+def test_lengths_grow_with_the_image_and_are_the_references_at_224(side):
+    image = np.full((side, side, 1), 9, np.uint8)
+    moved = augment.RANDAUGMENT["TranslateX"](image, 1.0, rng())
+    assert (moved == 128).all(axis=(0, 2)).sum() == 100 * side // 224
+    cut = max((augment.RANDAUGMENT["Cutout"](image, 1.0, rng(n)) == 128).sum() for n in range(50))
+    assert cut == (2 * (40 * side // 224)) ** 2
 
 
 def test_autoaugments_v0_has_25_pairs_with_the_totals_of_the_published_table():

@@ -170,13 +170,15 @@ def cutout(image: Image, half: int, rng: Rng, fill: int) -> Image:
 
 
 class Row(NamedTuple):
-    """A transformation, and its arguments after the image from a strength and random draws."""
+    """A transformation, and its arguments after the image from a strength, random draws and `px`:
+    lengths are those of an image of 224 pixels, for which the policies were made, times that."""
 
     transform: Callable[..., Image]
-    arguments: Callable[[float, Rng], tuple] = lambda s, rng: ()
+    arguments: Callable[..., tuple] = lambda s, rng, px=1.0: ()
 
     def __call__(self, image: Image, strength: float, rng: Rng) -> Image:
-        return self.transform(image, *self.arguments(strength, rng))
+        px = min(image.shape[:2]) / 224
+        return self.transform(image, *self.arguments(strength, rng, px))
 
 
 def _sign(rng: Rng) -> float:
@@ -198,17 +200,21 @@ def _rows(
     def skew(s: float, rng: Rng) -> float:
         return _sign(rng) * s * shear
 
-    def move(s: float, rng: Rng) -> float:
-        return _sign(rng) * pixels(s)
+    def move(s: float, rng: Rng, px: float) -> float:
+        return _sign(rng) * pixels(s) * px
 
     return {
         "AutoContrast": Row(auto_contrast),
         "Equalize": Row(equalize),
-        "Rotate": Row(rotate, lambda s, rng: (_sign(rng) * s * turn, fill)),
-        "ShearX": Row(affine, lambda s, rng: ([[1, skew(s, rng), 0], [0, 1, 0]], fill)),
-        "ShearY": Row(affine, lambda s, rng: ([[1, 0, 0], [skew(s, rng), 1, 0]], fill)),
-        "TranslateX": Row(affine, lambda s, rng: ([[1, 0, move(s, rng)], [0, 1, 0]], fill)),
-        "TranslateY": Row(affine, lambda s, rng: ([[1, 0, 0], [0, 1, move(s, rng)]], fill)),
+        "Rotate": Row(rotate, lambda s, rng, px=1.0: (_sign(rng) * s * turn, fill)),
+        "ShearX": Row(affine, lambda s, rng, px=1.0: ([[1, skew(s, rng), 0], [0, 1, 0]], fill)),
+        "ShearY": Row(affine, lambda s, rng, px=1.0: ([[1, 0, 0], [skew(s, rng), 1, 0]], fill)),
+        "TranslateX": Row(
+            affine, lambda s, rng, px=1.0: ([[1, 0, move(s, rng, px)], [0, 1, 0]], fill)
+        ),
+        "TranslateY": Row(
+            affine, lambda s, rng, px=1.0: ([[1, 0, 0], [0, 1, move(s, rng, px)]], fill)
+        ),
         "Color": Row(color, factor),
         "Contrast": Row(contrast, factor),
         "Brightness": Row(brightness, factor),
@@ -222,12 +228,12 @@ def _reference_rows(pixels: float, half: float) -> dict[str, Row]:
     Where that code differs from what it sets out to do, this does the latter: its `contrast` takes
     the number of pixels / 256 for the mean, and in its `solarize` a threshold above 255 wraps.
     """
-    return _rows(GREY, 30, 0.3, lambda s: s * pixels, lambda s, rng: (s * 1.8 + 0.1,)) | {
+    return _rows(GREY, 30, 0.3, lambda s: s * pixels, lambda s, rng, px=1.0: (s * 1.8 + 0.1,)) | {
         "Invert": Row(invert),
-        "Posterize": Row(posterize, lambda s, rng: (int(s * 4),)),
-        "Solarize": Row(solarize_above, lambda s, rng: (int(s * 256),)),
-        "SolarizeAdd": Row(solarize_add, lambda s, rng: (int(s * 110),)),
-        "Cutout": Row(cutout, lambda s, rng: (int(s * half), rng, GREY)),
+        "Posterize": Row(posterize, lambda s, rng, px=1.0: (int(s * 4),)),
+        "Solarize": Row(solarize_above, lambda s, rng, px=1.0: (int(s * 256),)),
+        "SolarizeAdd": Row(solarize_add, lambda s, rng, px=1.0: (int(s * 110),)),
+        "Cutout": Row(cutout, lambda s, rng, px=1.0: (int(s * half * px), rng, GREY)),
     }
 
 
@@ -235,11 +241,11 @@ RANDAUGMENT = _reference_rows(pixels=100, half=40)
 AUTOAUGMENT = _reference_rows(pixels=250, half=100)
 # The wide space of TrivialAugment's code; strength = 0 … 1.
 TRIVIALAUGMENT = _rows(
-    BLACK, 135, 0.99, lambda s: int(s * 32), lambda s, rng: (1 + _sign(rng) * s * 0.99,)
+    BLACK, 135, 0.99, lambda s: int(s * 32), lambda s, rng, px=1.0: (1 + _sign(rng) * s * 0.99,)
 ) | {
     "Identity": Row(lambda image: image),
-    "Posterize": Row(posterize, lambda s, rng: (8 - round(s * 6),)),
-    "Solarize": Row(solarize_above, lambda s, rng: (255 * (1 - s),)),
+    "Posterize": Row(posterize, lambda s, rng, px=1.0: (8 - round(s * 6),)),
+    "Solarize": Row(solarize_above, lambda s, rng, px=1.0: (255 * (1 - s),)),
 }
 
 # Sub-policies: two of (name, probability, level of ten). `v0` is that of EfficientNet's code for
