@@ -22,7 +22,10 @@ setup(
         "vit_jax.configs",
         "vit_jax.launch",
     ],
-    package_data={"vit_jax.preparing": ["synsets.txt.xz"]},
+    package_data={
+        "vit_jax.preparing": ["synsets.txt.xz"],
+        "vit_jax.pretrained": ["catalog.csv"],
+    },
     package_dir={"vit_jax.configs": "configs", "vit_jax.launch": "launch"},
     entry_points={"console_scripts": ["vit = vit_jax.cli:entry"]},
     # Lower bounds: .ci/constraints-lowest.txt. Upper ones: the next minor version of JAX's family

@@ -6,8 +6,9 @@ from urllib.parse import urlsplit
 import pytest
 
 from vit_jax.errors import UserError
-from vit_jax.pretrained.catalog import CATALOG, ENTRIES, Entry, find, list_pretrained
+from vit_jax.pretrained.catalog import CATALOG, Entry, _entries, find, list_pretrained
 
+ENTRIES = list(_entries())  # of which no name may stand twice
 BY_NAME = {"argvalues": ENTRIES, "ids": [entry.name for entry in ENTRIES]}
 
 
