@@ -168,14 +168,14 @@ def test_a_checkpoint_of_other_names_and_shapes_shows_both_lists(train, tmp_path
     assert not (tmp_path / "other").exists()
 
 
-def test_init_from_another_width_lists_what_has_no_explanation(train, tmp_path):
+def test_init_from_another_width_is_told_in_one_sentence(train, tmp_path):
     assert train("--config.total_steps=1")[0] == 0
     code, said = train(
         "--config.total_steps=1", f"--config.init={tmp_path}/work", "--config.model.hidden_size=16",
         workdir=tmp_path / "other",
     )  # fmt: skip
     assert code == 2
-    assert "encoder/block00/norm1/scale [16]: the weights have it as [32]" in said
+    assert "has hidden_size 32 (the model here: 16): model.name=vit_mu_patch4_32 would fit" in said
 
 
 def truncate(file: Path) -> None:

@@ -269,12 +269,11 @@ def computed(model, folder) -> dict[str, np.ndarray]:
             continue
         with Image.open(path) as image:
             image = image.convert("RGB")
-        short = round(24 / 0.875)
-        scale = short / min(image.size)
-        sides = [max(short, round(side * scale)) for side in image.size]
+        short = int(24 / 0.875)
+        sides = [short * side // min(image.size) for side in image.size]
         if image.size != tuple(sides):
             image = image.resize(sides, Image.Resampling.BILINEAR)
-        left, top = ((side - 24) // 2 for side in sides)
+        left, top = (round((side - 24) / 2) for side in sides)
         pixels = np.asarray(image.crop((left, top, left + 24, top + 24)), np.float32)
         logits, _ = jax.jit(model[0].apply)(model[1], pixels[None] / 127.5 - 1)
         found[path.name] = np.asarray(jax.nn.softmax(logits[0]))

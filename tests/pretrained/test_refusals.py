@@ -213,7 +213,7 @@ WRONG = {
     ),
     "config.json with a word for a number": (
         lambda f: huggingface(f, hf_config(num_hidden_layers="two")),
-        ["config.json says 'two' layers", "of 2"],
+        ["config.json: num_hidden_layers is a whole number, not 'two'"],
     ),
     "config.json with a list for a number": (
         lambda f: huggingface(f, hf_config(image_size={"height": 48})),
@@ -221,11 +221,11 @@ WRONG = {
     ),
     "config.json with more layers than the file": (
         lambda f: huggingface(f, hf_config(num_hidden_layers=3)),
-        ["config.json says 3 layers", "of 2"],
+        ["config.json says num_hidden_layers 3", "of 2"],
     ),
     "config.json with fewer layers than the file": (
         lambda f: huggingface(f, hf_config(num_hidden_layers=1)),
-        ["config.json says 1 layers", "of 2"],
+        ["config.json says num_hidden_layers 1", "of 2"],
     ),
     "config.json of another image size": (
         lambda f: huggingface(f, hf_config(image_size=64)),
@@ -422,7 +422,7 @@ def test_a_timm_folder_of_another_depth_than_its_file_is_refused(tmp_path):
     said = told("timm_folder")["config"]
     said["model_args"]["depth"] = 3
     (tmp_path / "config.json").write_text(json.dumps(said))
-    assert "config.json says 3 layers, the tensors are those of 2" in line_of(load, tmp_path)
+    assert "config.json says depth 3, the tensors are those of 2" in line_of(load, tmp_path)
 
 
 def test_heads_of_an_odd_width_can_be_given(tmp_path):

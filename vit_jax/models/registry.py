@@ -74,7 +74,7 @@ SIGLIP = [("base", 16, 224), ("base", 16, 256), ("base", 16, 384), ("large", 16,
 PLAIN: dict[type, str] = {ViTConfig: "vit", MixerConfig: "mixer", ResNetConfig: "resnetv2"}
 
 IMAGENET = DataConfig((0.485, 0.456, 0.406), (0.229, 0.224, 0.225), "bicubic", crop=0.9)
-SQUASHED = DataConfig(squash=True)
+SQUASHED = DataConfig(crop=1.0, squash=True)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -10,6 +10,7 @@ import json
 import math
 import mmap
 import os
+import shutil
 import struct
 import zipfile
 import zlib
@@ -20,7 +21,7 @@ from typing import Any
 import numpy as np
 from jax.numpy import bfloat16
 
-from vit_jax.errors import UserError
+from vit_jax.errors import UserError, cannot_write
 
 INDEX = ".index.json"  # of a model in several safetensors files
 PICKLE = b"\x80"  # begins a pickle, then its protocol
@@ -237,13 +238,21 @@ def _open_shards(folder: Path, index: Path) -> Tensors:
     return Tensors(folder, "safetensors", shapes, lambda name: shards[where[name]].read(name))
 
 
-def whole_file(path: Path, write: Callable[[Path], None]) -> None:
-    """Writes beside the path, then renames: the file appears whole or not at all."""
+@contextlib.contextmanager
+def whole(path: Path) -> Iterator[Path]:
+    """A place beside the path to write a file or a folder to, which then takes the path's name:
+    it appears whole or not at all. Raises UserError where nothing can be written."""
     part = path.with_name(f".{path.name}.part")
     try:
-        write(part)
+        yield part
         os.replace(part, path)
+    except Exception as error:
+        if not isinstance(error, OSError) and type(error).__name__ != "SafetensorError":
+            raise
+        raise cannot_write(path, error) from error
     finally:
+        if part.is_dir():
+            shutil.rmtree(part, ignore_errors=True)
         part.unlink(missing_ok=True)
 
 

@@ -1,15 +1,18 @@
 """What stands beside the tensors in a folder of Transformers: `config.json` and
 `preprocessor_config.json`, read and written."""
 
+import dataclasses
 import json
 import math
+import re
 from pathlib import Path
 from typing import Any
 
 from vit_jax.errors import UserError
-from vit_jax.models.model import DataConfig, Model
-from vit_jax.models.registry import IMAGENET
+from vit_jax.models.model import DataConfig, Model, crop_of
+from vit_jax.models.registry import IMAGENET, SQUASHED
 from vit_jax.models.vit import ViTConfig
+from vit_jax.pretrained.layout import check_keys
 
 ACTIVATIONS = {
     "gelu": "exact", "gelu_new": "tanh", "gelu_pytorch_tanh": "tanh", "quick_gelu": "quick",
@@ -19,30 +22,125 @@ _TITLES = {
     "vit": "ViT", "deit": "DeiT", "dinov2": "Dinov2",
     "dinov2_with_registers": "Dinov2WithRegisters",
 }  # fmt: skip
-_FILTERS = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic", 4: "area"}  # Pillow's numbers
+# Pillow's numbers.
+_FILTERS = {
+    0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic", 4: "area", 5: "hamming",
+}  # fmt: skip
+
+KEYS = {
+    "model_type": "a word", "hidden_size": "a whole number", "num_hidden_layers": "a whole number",
+    "num_attention_heads": "a whole number", "image_size": "a size", "hidden_act": "a word",
+    "layer_norm_eps": "a positive number", "qkv_bias": "true or false", "id2label": "an object",
+}  # fmt: skip
+_PER_CHANNEL, _SIZE = "a number, or one for each channel", "a size or an object of sizes"
+_FLAG = "true or false"
+_SHOWN = {
+    "image_processor_type": "a word", "feature_extractor_type": "a word", "size": _SIZE,
+    "crop_size": _SIZE, "resample": "a whole number", "rescale_factor": "a positive number",
+    "image_mean": _PER_CHANNEL, "image_std": _PER_CHANNEL, "do_resize": _FLAG,
+    "do_center_crop": _FLAG, "do_rescale": _FLAG, "do_normalize": _FLAG,
+}  # fmt: skip
+
+# Transformers' processors by the beginning of their names: what they do where the file is silent.
+_ANY = {"do_resize": True, "do_rescale": True, "do_normalize": True, "rescale_factor": 1 / 255,
+        "image_mean": [0.5] * 3, "image_std": [0.5] * 3, "do_center_crop": False,
+        "crop_size": {"height": 224, "width": 224}}  # fmt: skip
+_PROCESSORS: dict[str, dict[str, Any]] = {
+    "ViT": _ANY | {"resample": 2, "size": {"height": 224, "width": 224}},
+    "DeiT": _ANY | {"resample": 3, "size": {"height": 256, "width": 256}, "do_center_crop": True},
+    "Bit": _ANY | {
+        "resample": 3, "size": {"shortest_edge": 224}, "do_center_crop": True,
+        "image_mean": [0.48145466, 0.4578275, 0.40821073],
+        "image_std": [0.26862954, 0.26130258, 0.27577711],
+    },
+}  # fmt: skip
+_OF_MODEL = {"vit": "ViT", "deit": "DeiT", "dinov2": "Bit", "dinov2_with_registers": "Bit"}
+
+# What the published models of a kind have.
+_CROPPED = DataConfig(IMAGENET.mean, IMAGENET.std, "bicubic", crop=0.875, floor=True)
+_PUBLISHED = {
+    "ViT": SQUASHED, "DeiT": dataclasses.replace(_CROPPED, squash=True), "Bit": _CROPPED,
+}  # fmt: skip
 
 
-def preprocessing(folder: Path, dinov2: bool) -> DataConfig:
+def preprocessing(folder: Path, model: str, image_size: tuple[int, int]) -> DataConfig:
     """`preprocessor_config.json`, or what the published models of the kind have.
 
-    Raises UserError where the file is no JSON.
+    Raises UserError where the file is no JSON, or says what nothing here does.
     """
-    path = folder / "preprocessor_config.json"
+    path, kind = folder / "preprocessor_config.json", _OF_MODEL[model]
     if not path.is_file():
-        published = DataConfig(IMAGENET.mean, IMAGENET.std, "bicubic", crop=0.875)
-        return published if dinov2 else DataConfig(squash=True)
+        return _PUBLISHED[kind]
     try:
         shown = json.loads(path.read_text())
     except ValueError as error:
         raise UserError(f"{path} is no JSON: {error}") from error
-    size, crop = shown.get("size", {}), shown.get("crop_size", {})
-    short = size.get("shortest_edge") if isinstance(size, dict) else None
-    cropped = shown.get("do_center_crop", False) and short and isinstance(crop, dict)
+    if not isinstance(shown, dict):
+        raise UserError(f"{path} holds no JSON object")
+    check_keys(path, shown, _SHOWN)
+    name = shown.get("image_processor_type") or shown.get("feature_extractor_type") or kind
+    found = re.fullmatch(r"(ViT|DeiT|Bit)(ImageProcessor(Fast|Pil)?|FeatureExtractor)?", name)
+    if found is None:
+        raise UserError(f"{path}: {name} is no processor of {', '.join(_PROCESSORS)}")
+    usual = _PROCESSORS[found[1]]
+    said = usual | {key: value for key, value in shown.items() if value is not None}
+    if not said["do_resize"] or said["resample"] not in _FILTERS:
+        raise UserError(
+            f"{path}: do_resize {said['do_resize']} with resample {said['resample']} has no "
+            "counterpart here"
+        )
+    resized, shown_at, short = _sizes(path, said, usual)
+    factor = 255 * said["rescale_factor"] if said["do_rescale"] else 255
+    mean, std = said["image_mean"], said["image_std"]
+    if not said["do_normalize"]:
+        mean, std = 0.0, 1.0
+    mean, std = (
+        tuple(v / factor for v in values) if isinstance(values, list) else values / factor
+        for values in (mean, std)
+    )
     return DataConfig(
-        tuple(shown.get("image_mean", (0.5,) * 3)), tuple(shown.get("image_std", (0.5,) * 3)),
-        _FILTERS.get(shown.get("resample", 2), "bilinear"),
-        crop.get("height", short) / short if cropped else 1.0, squash=not short,
+        mean, std, _FILTERS[said["resample"]], crop_of(shown_at[0], resized[0]), squash=not short,
+        floor=True, image_size=None if shown_at == image_size else shown_at,
     )  # fmt: skip
+
+
+def _sizes(
+    path: Path, said: dict[str, Any], usual: dict[str, Any]
+) -> tuple[tuple[int, int], tuple[int, int], bool]:
+    """(height, width) resized to and shown, and whether the first is that of the short side.
+
+    Raises UserError for what gives images of any aspect, or a border.
+    """
+    size, crop = said["size"], said["crop_size"]
+    if isinstance(size, int):
+        size = {key: size for key in usual["size"]}
+    crop = {"height": crop, "width": crop} if isinstance(crop, int) else crop
+    sides, short = {"height", "width"}, size.keys() == {"shortest_edge"}
+    if not said["do_center_crop"]:
+        crop = size
+    if (short or size.keys() == sides) and (crop == size or crop.keys() >= sides):
+        resized = (size["shortest_edge"],) * 2 if short else (size["height"], size["width"])
+        shown = (crop["height"], crop["width"]) if said["do_center_crop"] else resized
+        part = crop_of(shown[0], resized[0]) if shown[0] <= resized[0] else 2.0
+        fits = tuple(math.floor(side / part) for side in shown) == resized
+        if fits and not (short and (shown[0] != shown[1] or not said["do_center_crop"])):
+            return resized, shown, short
+    raise UserError(
+        f"{path}: size {size} with do_center_crop {said['do_center_crop']} and crop_size {crop} "
+        "has no counterpart here"
+    )
+
+
+def classes_of(path: Path, config: dict[str, Any], count: int) -> list[str] | None:
+    """Names of the outputs, where `id2label` has them. Raises UserError where it numbers others."""
+    names = config.get("id2label") or {}
+    if not count or len(names) != count:
+        return None
+    if sorted(names) != sorted(map(str, range(count))):
+        raise UserError(f"{path}: id2label numbers {', '.join(sorted(names))}, not 0 … {count - 1}")
+    classes = [str(names[str(i)]) for i in range(count)]
+    # What Transformers write where there are no names.
+    return None if classes[0] == "LABEL_0" else classes
 
 
 def config_json(model: Model, classes: list[str] | None, dialect: dict[str, Any]) -> dict[str, Any]:
@@ -55,7 +153,8 @@ def config_json(model: Model, classes: list[str] | None, dialect: dict[str, Any]
     config: dict[str, Any] = {
         "architectures": [f"{_TITLES[kind]}{task}{teacher}"], "model_type": kind,
         "hidden_size": c.hidden_size, "num_hidden_layers": c.num_layers,
-        "num_attention_heads": c.num_heads, "image_size": c.image_size[0],
+        "num_attention_heads": c.num_heads,
+        "image_size": c.image_size[0] if len(set(c.image_size)) == 1 else list(c.image_size),
         "patch_size": c.patch_size, "num_channels": c.channels, "qkv_bias": c.qkv_bias,
         "layer_norm_eps": c.layernorm_eps, "hidden_act": _NAMES[c.gelu],
         "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0,
@@ -97,16 +196,27 @@ def preprocessor_json(
     model: Model, classes: list[str] | None, dialect: dict[str, Any]
 ) -> dict[str, Any]:
     """How images are shown, as Transformers' image processors read it."""
-    data, (height, width) = model.data_config, model.config.image_size
+    data = model.data_config
     mean, std = data.per_channel(model.config.channels)
-    size = {"height": height, "width": width}
-    shown: dict[str, Any] = {"do_center_crop": False, "size": size}
-    if not data.squash:
-        short = round(max(height, width) / data.crop)
-        shown = {"do_center_crop": True, "crop_size": size, "size": {"shortest_edge": short}}
+    size = data.image_size or model.config.image_size
+    resized, sides = data.resized(size), ("height", "width")
+    kind = "Bit" if not data.squash else "ViT" if resized == tuple(size) else "DeiT"
+    shown: dict[str, Any] = {"size": dict(zip(sides, resized, strict=True))}
+    if kind == "Bit":
+        shown = {"size": {"shortest_edge": max(resized)}}
+    shown |= {"do_center_crop": kind != "ViT"}
+    shown |= {"crop_size": dict(zip(sides, size, strict=True))} if kind != "ViT" else {}
     numbers = {name: number for number, name in _FILTERS.items()}
     return {
-        "image_processor_type": "ViTImageProcessor" if data.squash else "BitImageProcessor",
+        "image_processor_type": f"{kind}ImageProcessor",
         "do_resize": True, "do_normalize": True, "do_rescale": True, "rescale_factor": 1 / 255,
         "image_mean": mean, "image_std": std, "resample": numbers[data.interpolation], **shown,
     }  # fmt: skip
+
+
+def notes(model: Model) -> list[str]:
+    """What `preprocessor_config.json` cannot say."""
+    height, width = size = model.data_config.resized(model.config.image_size)
+    if model.data_config.squash or height == width:
+        return []
+    return [f"images cover {size} here; Transformers resize their short side to {max(size)}"]

@@ -14,7 +14,7 @@ from vit_jax.models.vit import ViTConfig
 from vit_jax.pretrained.files import Tensors
 from vit_jax.pretrained.rows import Row, Shape
 
-GOOGLE_PREPROCESSING = DataConfig(squash=True)
+SHOWN = 12  # names in an error
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,8 +44,8 @@ class Layout:
     Writing: to a file with the `suffix`, or a folder with `files` made from the model, its classes
     and the dialect. `positions` says which prefix tokens have positions in its tables (None: as the
     model has them), `refuses` what else it cannot hold, `reader` what its own package computes with
-    where the file (or the folder) cannot say otherwise, `fillers` shapes of tensors that it insists
-    on.
+    where the file (or the folder) cannot say otherwise, `notes` what else its readers take
+    otherwise, `fillers` shapes of tensors that it insists on.
     """
 
     name: str
@@ -63,10 +63,52 @@ class Layout:
     positions: Callable[[ViTConfig], str | None] = lambda config: None
     refuses: Callable[[Config], list[str]] = lambda config: []
     reader: Callable[[Config, bool], dict[str, Any]] = lambda config, folder: {}
+    notes: Callable[[Model], list[str]] = lambda model: []
     fillers: Callable[[Config, Dialect], dict[str, Shape]] = lambda config, dialect: {}
     finish: Callable[[dict[str, np.ndarray], Config, Dialect], dict[str, np.ndarray]] = (
         lambda tensors, config, dialect: tensors
     )
+
+
+def some(names: Iterable[str]) -> str:
+    """The first few names, and how many more there are."""
+    names = list(names)
+    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    return ", ".join(names[:SHOWN]) + more
+
+
+def _number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _counts(value: Any) -> bool:
+    return isinstance(value, list) and all(type(n) is int and n > 0 for n in value)
+
+
+# What a key of a JSON file may hold, in the words of the error.
+KINDS: dict[str, Callable[[Any], bool]] = {
+    "a word": lambda value: isinstance(value, str),
+    "a number": _number,
+    "a positive number": lambda value: _number(value) and value > 0,
+    "a whole number": lambda value: type(value) is int,
+    "true or false": lambda value: isinstance(value, bool),
+    "an object": lambda value: isinstance(value, dict),
+    "a number, or one for each channel": lambda value: (
+        _number(value) or (isinstance(value, list) and bool(value) and all(map(_number, value)))
+    ),
+    "a size": lambda value: _counts([value]) or (_counts(value) and len(value) == 2),
+    "channels, height and width": lambda value: _counts(value) and len(value) == 3,
+    "a size or an object of sizes": lambda value: (
+        _counts([value]) or (isinstance(value, dict) and _counts(list(value.values())))
+    ),
+}
+
+
+def check_keys(where: Any, config: dict[str, Any], kinds: dict[str, str]) -> None:
+    """Refuses a value that is none of what its key holds (of `KINDS`); null counts as absent."""
+    for key, kind in kinds.items():
+        if config.get(key) is not None and not KINDS[kind](config[key]):
+            raise UserError(f"{where}: {key} is {kind}, not {config[key]!r}")
 
 
 def refused_pool(config: Config, *pools: str) -> list[str]:

@@ -21,20 +21,11 @@ from vit_jax.pretrained.layout import (
     needs,
     refused_pool,
     units,
-)
-from vit_jax.pretrained.rows import (
-    BATCHED,
-    CONV,
-    DENSE,
-    DENSE_OUT,
-    FLAT,
-    POINTWISE,
-    POSITIONS,
-    Row,
-    Shape,
-    row,
 )  # fmt: skip
-from vit_jax.pretrained.timm_config import classes_of, config_json, preprocessing, said_by
+from vit_jax.pretrained.rows import BATCHED, CONV, DENSE_OUT, POINTWISE, POSITIONS, Row, Shape, row
+from vit_jax.pretrained.rows import torch_dense as _dense
+from vit_jax.pretrained.rows import torch_norm as _norm
+from vit_jax.pretrained.timm_config import checked, classes_of, config_json, preprocessing, said_by
 
 PREFIXES = ("", "module.", "model.", "visual.trunk.", "backbone.", "student.backbone.")
 
@@ -43,17 +34,9 @@ HEADS = {width: heads for width, _, heads, _ in SIZES.values()}
 del HEADS[SIZES["mu"][0]], HEADS[SIZES["nano"][0]]  # ours, which others' files may contradict
 
 AUGREG = DataConfig(interpolation="bicubic", crop=0.9)
+MIXED = DataConfig(interpolation="bicubic")
 WHOLE = DataConfig(interpolation="bicubic", crop=1.0)
 WHOLE_IMAGENET = DataConfig(IMAGENET.mean, IMAGENET.std, "bicubic", crop=1.0)
-
-
-def _dense(ours: str, theirs: str, codec=DENSE) -> list[Row]:
-    bias = row(f"{ours}/bias", f"{theirs}.bias", FLAT)
-    return [row(f"{ours}/kernel", f"{theirs}.weight", codec), bias]
-
-
-def _norm(ours: str, theirs: str) -> list[Row]:
-    return [row(f"{ours}/scale", f"{theirs}.weight"), row(f"{ours}/bias", f"{theirs}.bias")]
 
 
 def _block_rows(block: str, swiglu: tuple[str, str]) -> list[Row]:
@@ -166,18 +149,16 @@ def heads_of(width: int, swiglu: bool, given: dict[str, Any], what: str) -> int:
 
 
 def _describe_timm(tensors: Tensors, given: dict[str, Any]) -> Description:
-    data, said = preprocessing(tensors.config), said_by(tensors.config) | given
+    config = checked(tensors)
+    data, said = preprocessing(config), said_by(config) | given
     if "stem.proj.weight" in tensors.shapes:
-        family, fields, default = (
-            *_mixer_fields(tensors, said),
-            DataConfig(interpolation="bicubic"),
-        )
+        family, fields, default = *_mixer_fields(tensors, said), MIXED
     elif "stem.conv.weight" in tensors.shapes:
         family, fields, default = *_bit_fields(tensors, said), WHOLE
     else:
         fields, default = _vit_fields(tensors, said)
         family = ViTConfig
-    return Description(family, fields, data or default, classes_of(tensors.config))
+    return Description(family, fields, data or default, classes_of(config))
 
 
 def _vit_fields(

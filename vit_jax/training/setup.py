@@ -259,21 +259,11 @@ def _inherit(config: ConfigDict, weights: Weights) -> list[str]:
             config.model[field] = value
             if value != usual[field]:
                 lines.append(f"model.{field}={value} comes with {weights.path}")
-        for key in ("mean", "std"):
+        shown = weights.model.data_config.per_channel(config.model.channels)
+        for key, each in zip(("mean", "std"), shown, strict=True):
             if config.data[key] is None:
-                config.data[key] = _per_channel(
-                    getattr(weights.model.data_config, key), config.model.channels
-                )
+                config.data[key] = each if len(set(each)) > 1 else each[0]
     return lines
-
-
-def _per_channel(values: float | tuple[float, ...], channels: int) -> float | list[float]:
-    """One number a channel; over other channels than the weights', their mean."""
-    if isinstance(values, int | float):
-        return float(values)
-    if len(set(values)) > 1 and len(values) == channels:
-        return list(values)
-    return sum(values) / len(values)
 
 
 def _make_model(config: ConfigDict) -> Model:
