@@ -75,9 +75,11 @@ class DataConfig:
 
 
 def crop_of(side: int, resized: int) -> float:
-    """The shortest decimal `DataConfig.crop` that takes `side` out of a side of `resized`."""
-    decimals = (side * 10**digits // resized / 10**digits for digits in range(1, 17))
-    return next(crop for crop in decimals if crop and math.floor(side / crop) == resized)
+    """The `DataConfig.crop` that takes `side` out of a side of `resized`: the usual one, or the
+    shortest decimal."""
+    decimals = [side * 10**digits // resized / 10**digits for digits in range(1, 17)]
+    crops = (crop for crop in (DataConfig.crop, *decimals) if crop)
+    return next(crop for crop in crops if math.floor(side / crop) == resized)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -19,7 +19,7 @@ from vit_jax.checkpoint.tree import Flat, flatten, is_stacked, nest, unstack
 from vit_jax.errors import UserError, nearest
 from vit_jax.models.model import Model, Params
 from vit_jax.models.position import resize_grid
-from vit_jax.models.registry import make_config
+from vit_jax.models.registry import PLAIN, make_config
 from vit_jax.parallel.sharding import state_shardings
 from vit_jax.pretrained.catalog import CATALOG
 from vit_jax.pretrained.download import fetch
@@ -219,7 +219,9 @@ def _check_sizes(weights: Weights, model: Model) -> None:
     other = [f for f in SIZES if f in ours and ours[f] != theirs.get(f)]
     if other and any(weights.shapes.get(path) != shapes[path] for path in body):
         sizes = ", ".join(f"{f} {theirs.get(f)} (the model here: {ours[f]})" for f in other)
-        raise UserError(f"{weights.path} has {sizes}: model.name={weights.model.name} would fit")
+        name = weights.model.name
+        fits = "give the model these" if name in PLAIN.values() else f"model.name={name} would fit"
+        raise UserError(f"{weights.path} has {sizes}: {fits}")
 
 
 def _fates(weights: Weights, wanted: dict[str, Any], keep_head: bool) -> dict[str, str]:

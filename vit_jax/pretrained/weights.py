@@ -87,7 +87,8 @@ def open_weights(path: str | Path, **given: Any) -> Weights:
     classes = found.classes if config.num_classes else None
     if classes and len(classes) != config.num_classes:
         raise UserError(f"{path} names {len(classes)} classes, its head has {config.num_classes}")
-    model = Model(name_of(config), config, found.data)
+    like = str(tensors.config.get("architecture") or tensors.config.get("model_type") or "vit")
+    model = Model(name_of(config, like.partition("_")[0]), config, found.data)
     bound, unknown = expand(
         layout.rows(config, found.dialect), listed_params(model), found.dialect.get("chunk")
     )
