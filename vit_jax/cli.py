@@ -111,9 +111,22 @@ def _quiet_libraries():
     sys.unraisablehook = ignored
 
 
+_CONFIG = (
+    "what would work: more microbatches (--config.microbatch), a smaller --config.batch_size, "
+    "--config.model.remat=full, or parameters spread over devices (--config.mesh.fsdp)"
+)
+# What takes less of a device's memory.
+_LESS = {
+    "train": _CONFIG,
+    "evaluate": "what would work: a smaller --config.eval_batch_size, or more devices",
+    "predict": "what would work: a smaller --batch-size",
+}
+
+
 def _run(command, arguments):
     import errno
     import importlib
+    import os
 
     _quiet_libraries()
     from vit_jax import errors
@@ -129,13 +142,19 @@ def _run(command, arguments):
             nearest = errors.nearest(command, COMMANDS)
             raise errors.UserError(f"unknown command {command!r}: {nearest}")
         module = importlib.import_module("vit_jax.commands." + command)
-        return module.run(command_line(command, module, arguments)) or errors.OK
+        code = module.run(command_line(command, module, arguments)) or errors.OK
+        sys.stdout.flush()  # here, where a reader that has gone is no error
+        return code
     except errors.UserError as error:
         print(f"vit: error: {error}", file=sys.stderr)
         return errors.USER_ERROR
     except errors.Stopped as stopped:
         print(f"vit: {stopped}", file=sys.stderr)
         return stopped.code
+    except BrokenPipeError:  # `vit … | head -1`
+        for stream in (sys.stdout, sys.stderr):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+        return errors.READER_GONE
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT, errno.EROFS, errno.EACCES):
             raise
@@ -145,6 +164,12 @@ def _run(command, arguments):
     except KeyboardInterrupt:
         print("vit: stopped at once", file=sys.stderr)
         return errors.INTERRUPTED
+    except Exception as error:
+        if "RESOURCE_EXHAUSTED" not in str(error) and not isinstance(error, MemoryError):
+            raise
+        reason = str(error).partition("\n")[0].removeprefix("RESOURCE_EXHAUSTED: ")
+        print(f"vit: error: {reason[:200]}; {_LESS.get(command, '')}", file=sys.stderr)
+        return errors.USER_ERROR
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """Whatever a user gives wrong ends in one clear line and exit code 2, and leaves nothing behind."""
 
 import fcntl
+import importlib
 import json
 import os
 import shutil
@@ -8,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
@@ -176,6 +178,32 @@ def test_init_from_another_width_is_told_in_one_sentence(train, tmp_path):
     )  # fmt: skip
     assert code == 2
     assert "has hidden_size 32 (the model here: 16): model.name=vit_mu_patch4_32 would fit" in said
+
+
+@pytest.mark.parametrize("key", ["init", "resume"])
+def test_an_empty_name_of_weights_is_no_start_from_scratch(train, tmp_path, key):
+    code, said = train("--config.total_steps=1", f"--config.{key}=")
+    assert code == 2
+    assert f"{key} is empty: name weights, or none with --config.{key}=None" in said
+    assert not (tmp_path / "work").exists()
+    assert train("--config.total_steps=1", f"--config.{key}=None")[0] == 0
+
+
+@pytest.mark.parametrize(
+    ("command", "told"),
+    [
+        ("train", "--config.microbatch"), ("evaluate", "--config.eval_batch_size"),
+        ("predict", "--batch-size"),
+    ],
+)  # fmt: skip
+def test_a_device_without_enough_memory_is_told_in_one_line(monkeypatch, capsys, command, told):
+    module = importlib.import_module(f"vit_jax.commands.{command}")
+    monkeypatch.setattr(module, "run", lambda options: jnp.zeros(1 << 45).block_until_ready())
+    needed = {"train": ["--config=digits.py", "--workdir=x"], "evaluate": ["--workdir=x"]}
+    assert cli.main([command, *needed.get(command, ["a", "b"])]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("vit: error: Out of memory allocating ")
+    assert told in line
 
 
 def truncate(file: Path) -> None:
