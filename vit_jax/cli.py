@@ -76,12 +76,21 @@ def entry():
     """The console script. A run that failed leaves without the interpreter's farewell, in which
     background threads of libraries would tell the same error again."""
     import os
+    import signal
 
     computes = sys.argv[1:2] in (["train"], ["evaluate"], ["predict"]) and sys.platform == "linux"
     if computes and "GLIBC_TUNABLES" not in os.environ and not check_versions():
         environment = dict(os.environ, GLIBC_TUNABLES=MALLOC)
         os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], environment)
-    code = main()
+    try:
+        try:
+            code = main()
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError:  # `vit … | head -1`: its reader has left
+        for stream in (sys.stdout, sys.stderr):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+        code = 128 + signal.SIGPIPE
     if code:
         sys.stdout.flush()
         sys.stderr.flush()
@@ -111,22 +120,18 @@ def _quiet_libraries():
     sys.unraisablehook = ignored
 
 
-_CONFIG = (
-    "what would work: more microbatches (--config.microbatch), a smaller --config.batch_size, "
-    "--config.model.remat=full, or parameters spread over devices (--config.mesh.fsdp)"
-)
 # What takes less of a device's memory.
 _LESS = {
-    "train": _CONFIG,
-    "evaluate": "what would work: a smaller --config.eval_batch_size, or more devices",
-    "predict": "what would work: a smaller --batch-size",
+    "train": "a smaller --config.microbatch or --config.batch_size, --config.model.remat=full, or "
+    "parameters spread over devices (--config.mesh.fsdp)",
+    "evaluate": "a smaller --config.eval_batch_size, or more devices",
+    "predict": "a smaller --batch-size",
 }
 
 
 def _run(command, arguments):
     import errno
     import importlib
-    import os
 
     _quiet_libraries()
     from vit_jax import errors
@@ -142,19 +147,13 @@ def _run(command, arguments):
             nearest = errors.nearest(command, COMMANDS)
             raise errors.UserError(f"unknown command {command!r}: {nearest}")
         module = importlib.import_module("vit_jax.commands." + command)
-        code = module.run(command_line(command, module, arguments)) or errors.OK
-        sys.stdout.flush()  # here, where a reader that has gone is no error
-        return code
+        return module.run(command_line(command, module, arguments)) or errors.OK
     except errors.UserError as error:
         print(f"vit: error: {error}", file=sys.stderr)
         return errors.USER_ERROR
     except errors.Stopped as stopped:
         print(f"vit: {stopped}", file=sys.stderr)
         return stopped.code
-    except BrokenPipeError:  # `vit … | head -1`
-        for stream in (sys.stdout, sys.stderr):
-            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
-        return errors.READER_GONE
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT, errno.EROFS, errno.EACCES):
             raise
@@ -168,7 +167,8 @@ def _run(command, arguments):
         if "RESOURCE_EXHAUSTED" not in str(error) and not isinstance(error, MemoryError):
             raise
         reason = str(error).partition("\n")[0].removeprefix("RESOURCE_EXHAUSTED: ")
-        print(f"vit: error: {reason[:200]}; {_LESS.get(command, '')}", file=sys.stderr)
+        less = _LESS.get(command, "more memory")
+        print(f"vit: error: {reason[:200]}; what would work: {less}", file=sys.stderr)
         return errors.USER_ERROR
 
 

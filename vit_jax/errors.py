@@ -6,7 +6,6 @@ from collections.abc import Iterable
 from pathlib import Path
 
 OK, USER_ERROR, RESTART, WATCHDOG, NON_FINITE, INTERRUPTED = 0, 2, 75, 76, 77, 130
-READER_GONE = 141  # as the shell says of programs that wrote into a closed pipe
 
 
 class UserError(Exception):

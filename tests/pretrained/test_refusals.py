@@ -251,7 +251,7 @@ WRONG = {
     ),
     "a size of the long side": (
         lambda f: shown(f, size={"longest_edge": 48}),
-        ["preprocessor_config.json: size {'longest_edge': 48}", "no counterpart"],
+        ["preprocessor_config.json: ", "size {'longest_edge': 48}", "no counterpart"],
     ),
     "images that are not resized": (
         lambda f: shown(f, do_resize=False), ["preprocessor_config.json: do_resize False"]

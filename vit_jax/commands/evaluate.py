@@ -37,7 +37,7 @@ def run(options: argparse.Namespace) -> int:
     config = stored_config(about["config"])
     config.mesh.update(base().mesh)  # of this machine, not of the one that trained
     named = recipe.override(config, options.overrides)
-    stored = tuple(config.model.image_size)
+    stored = tuple(about["config"]["model.image_size"])
     if (shown := about.get("data", {}).get("image_size")) and "model.image_size" not in named:
         config.model.image_size = shown
     _fit_batches(config, named)

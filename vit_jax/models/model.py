@@ -47,6 +47,10 @@ class DataConfig:
     image_size: tuple[int, int] | None = None  # shown, where that is not the model's
     written: str = ""  # the whole pipeline, where a run's config states it
 
+    def __post_init__(self):  # JSON has no tuples
+        for field, value in vars(self).items():
+            object.__setattr__(self, field, tuple(value) if isinstance(value, list) else value)
+
     def normalise(self, pixels: Array) -> Float[Array, "..."]:
         """uint8 pixels [..., C] to float32 in the model's value range ([-1, 1] by default)."""
         mean, std = (np.asarray(v, np.float32) for v in self.per_channel(pixels.shape[-1]))

@@ -73,15 +73,8 @@ def _top1(percent: float | None, source: str) -> str:
     return f"ImageNet-1k top-1 {round(percent, 2)}% ({source})" if percent else ""
 
 
-def _timm(
-    model: str,
-    tag: str,
-    classes: int,
-    size: int,
-    top1: float | None,
-    source: str,
-    expected: str = "",
-) -> Entry:
+def _timm(model: str, tag: str, classes: int, size: int, top1: float | None, source: str,
+          expected: str = "") -> Entry:  # fmt: skip
     """Weights as timm publishes them on the Hub; top-1 is timm's own measurement."""
     name = f"{model}.{tag}"
     expected = expected or _top1(top1, TIMM)
@@ -92,43 +85,29 @@ def _timm(
 
 # The papers' names and timm's, less the resolution.
 ARCHITECTURES = {
-    "Ti_16": "vit_tiny_patch16",
-    "S_32": "vit_small_patch32",
-    "S_16": "vit_small_patch16",
-    "B_32": "vit_base_patch32",
-    "B_16": "vit_base_patch16",
-    "B_8": "vit_base_patch8",
-    "L_32": "vit_large_patch32",
-    "L_16": "vit_large_patch16",
-    "H_14": "vit_huge_patch14",
-    "R_Ti_16": "vit_tiny_r_s16_p8",
-    "R26_S_32": "vit_small_r26_s32",
-    "R50+B_16": "vit_base_r50_s16",
-    "R50_L_32": "vit_large_r50_s32",
-}
+    "Ti_16": "vit_tiny_patch16", "S_32": "vit_small_patch32", "S_16": "vit_small_patch16",
+    "B_32": "vit_base_patch32", "B_16": "vit_base_patch16", "B_8": "vit_base_patch8",
+    "L_32": "vit_large_patch32", "L_16": "vit_large_patch16", "H_14": "vit_huge_patch14",
+    "R_Ti_16": "vit_tiny_r_s16_p8", "R26_S_32": "vit_small_r26_s32",
+    "R50+B_16": "vit_base_r50_s16", "R50_L_32": "vit_large_r50_s32",
+}  # fmt: skip
 
 # Pre-trained on ImageNet-21k at 224: size, file, what fine-tuning at 384 px reaches on CIFAR-10,
 # CIFAR-100 and ImageNet-1k.
 PAPER = [
-    ("B_32", "ViT-B_32", "98.9 / 92.3 / 81.7"),
-    ("B_16", "ViT-B_16", "99.0 / 92.1 / 84.5"),
-    ("L_32", "ViT-L_32", "99.1 / 93.3 / 81.9"),
-    ("L_16", "ViT-L_16", "99.1 / 92.9 / 84.5"),
-    ("H_14", "ViT-H_14", ""),
-    ("R50+B_16", "R50+ViT-B_16", "98.7 / 90.9 / 83.7"),
-]
+    ("B_32", "ViT-B_32", "98.9 / 92.3 / 81.7"), ("B_16", "ViT-B_16", "99.0 / 92.1 / 84.5"),
+    ("L_32", "ViT-L_32", "99.1 / 93.3 / 81.9"), ("L_16", "ViT-L_16", "99.1 / 92.9 / 84.5"),
+    ("H_14", "ViT-H_14", ""), ("R50+B_16", "R50+ViT-B_16", "98.7 / 90.9 / 83.7"),
+]  # fmt: skip
 
 # The same fine-tuned on ImageNet-1k: size, file, resolution, top-1 and who measured it, whether
 # timm has it too.
 PAPER_FINE_TUNED = [
-    ("B_32", "ViT-B_32", 384, None, "", False),
-    ("B_16", "ViT-B_16-224", 224, 81.2, README, False),
-    ("B_16", "ViT-B_16", 384, 84.200, TIMM, True),
-    ("L_32", "ViT-L_32", 384, 81.510, TIMM, True),
-    ("L_16", "ViT-L_16-224", 224, 82.7, README, False),
-    ("L_16", "ViT-L_16", 384, None, "", False),
+    ("B_32", "ViT-B_32", 384, None, "", False), ("B_16", "ViT-B_16-224", 224, 81.2, README, False),
+    ("B_16", "ViT-B_16", 384, 84.200, TIMM, True), ("L_32", "ViT-L_32", 384, 81.510, TIMM, True),
+    ("L_16", "ViT-L_16-224", 224, 82.7, README, False), ("L_16", "ViT-L_16", 384, None, "", False),
     ("R50+B_16", "R50+ViT-B_16", 384, 84.976, TIMM, True),
-]
+]  # fmt: skip
 
 
 def _paper() -> Iterator[Entry]:
@@ -191,8 +170,7 @@ AUGREG_FILES: list[tuple[Any, ...]] = [
 # Those that Google recommends, the best by the metrics of the pre-training: size, augmentation,
 # weight decay, dropout; rate of the fine-tuning at 384, its top-1.
 AUGREG_RECOMMENDED: list[tuple[Any, ...]] = [
-    ("Ti_16", "none", "0.03", "0.0", "0.03", 78.22),
-    ("S_32", "none", "0.1", "0.0", "0.01", 79.58),
+    ("Ti_16", "none", "0.03", "0.0", "0.03", 78.22), ("S_32", "none", "0.1", "0.0", "0.01", 79.58),
     ("S_16", "light1", "0.03", "0.0", "0.03", 83.73),
     ("B_32", "light1", "0.1", "0.0", "0.01", 83.59),
     ("B_16", "medium1", "0.1", "0.0", "0.03", 85.49),
@@ -200,7 +178,7 @@ AUGREG_RECOMMENDED: list[tuple[Any, ...]] = [
     ("R_Ti_16", "none", "0.03", "0.0", "0.03", 75.40),
     ("R26_S_32", "light1", "0.1", "0.0", "0.01", 83.85),
     ("R50_L_32", "medium1", "0.1", "0.1", "0.01", 85.99),
-]
+]  # fmt: skip
 
 
 def _augreg_file(name: str, size: str, data: str, recipe: list[str], rate: str | None, side: int,
@@ -267,12 +245,9 @@ SIGLIP_TIMM = [
 
 def _big_vision() -> Iterator[Entry]:
     for epochs, top1 in PLAIN_S16:
-        name, url = (
-            f"big_vision/S_16_in1k_{epochs}ep",
-            f"{GOOGLE}/big_vision/vit_s16_i1k_{epochs}ep",
-        )
+        name, url = f"S_16_in1k_{epochs}ep", f"{GOOGLE}/big_vision/vit_s16_i1k_{epochs}ep.npz"
         model, expected = "vit_small_patch16_224", _top1(top1, PLAIN)
-        yield Entry(name, f"{url}.npz", None, model, 1000, 224, expected, PLAIN)
+        yield Entry(f"big_vision/{name}", url, None, model, 1000, 224, expected, PLAIN)
     for name, model, file, side in SIGLIP_FILES:
         url, model = f"{GOOGLE}/big_vision/siglip/{file}.npz", f"{model}_siglip_{side}"
         yield Entry(f"siglip/{name}", url, None, model, 0, side, "", SIGLIP)
@@ -288,20 +263,16 @@ MIXERS = [("B", 96.72, 96.82, 76.602), ("L", 96.59, 98.34, 72.054)]
 
 # Name, resolution of the fine-tuning on ImageNet-1k, its top-1.
 BITS = [
-    ("50x1", 448, 80.340),
-    ("50x3", 448, 84.020),
-    ("101x1", 448, 82.342),
-    ("101x3", 448, 84.438),
-    ("152x2", 448, 84.510),
-    ("152x4", 480, 84.916),
-]
+    ("50x1", 448, 80.340), ("50x3", 448, 84.020), ("101x1", 448, 82.342), ("101x3", 448, 84.438),
+    ("152x2", 448, 84.510), ("152x4", 480, 84.916),
+]  # fmt: skip
 
 # timm's distilled student and its teachers (arXiv 2106.05237).
 BITS_DISTILLED = [
     ("50x1", "goog_distilled_in1k", 224, 82.820),
     ("152x2", "goog_teacher_in21k_ft_in1k", 224, 82.876),
     ("152x2", "goog_teacher_in21k_ft_in1k_384", 384, 83.834),
-]
+]  # fmt: skip
 
 
 def _mixers_and_bits() -> Iterator[Entry]:
@@ -311,12 +282,9 @@ def _mixers_and_bits() -> Iterator[Entry]:
             ("imagenet1k", "in1k", 1000, from_1k),
             ("imagenet21k", "in21k", 21843, from_21k),
         ):
-            name, url = (
-                f"mixer/{size}_16_{tag}",
-                f"{GOOGLE}/mixer_models/{data}/Mixer-{size}_16.npz",
-            )
+            url = f"{GOOGLE}/mixer_models/{data}/Mixer-{size}_16.npz"
             expected = f"fine-tuned: CIFAR-10 {cifar}% ({README})"
-            yield Entry(name, url, None, model, classes, 224, expected, MIXER)
+            yield Entry(f"mixer/{size}_16_{tag}", url, None, model, classes, 224, expected, MIXER)
         yield _timm(model, "goog_in21k", 21843, 224, None, MIXER)
         yield _timm(model, "goog_in21k_ft_in1k", 1000, 224, top1, MIXER)
     for size, side, top1 in BITS:
@@ -335,23 +303,17 @@ def _mixers_and_bits() -> Iterator[Entry]:
 
 # Model, resolution, timm's top-1.
 DEITS = [
-    ("deit_tiny_patch16", 224, 72.172),
-    ("deit_small_patch16", 224, 79.844),
-    ("deit_base_patch16", 224, 81.992),
-    ("deit_base_patch16", 384, 83.106),
-    ("deit_tiny_distilled_patch16", 224, 74.500),
-    ("deit_small_distilled_patch16", 224, 81.218),
-    ("deit_base_distilled_patch16", 224, 83.386),
-    ("deit_base_distilled_patch16", 384, 85.426),
-]
+    ("deit_tiny_patch16", 224, 72.172), ("deit_small_patch16", 224, 79.844),
+    ("deit_base_patch16", 224, 81.992), ("deit_base_patch16", 384, 83.106),
+    ("deit_tiny_distilled_patch16", 224, 74.500), ("deit_small_distilled_patch16", 224, 81.218),
+    ("deit_base_distilled_patch16", 224, 83.386), ("deit_base_distilled_patch16", 384, 85.426),
+]  # fmt: skip
 
 # Size, letter, ImageNet-1k by k-NN and by a linear head: without registers, with four.
 DINOV2S = [
-    ("small", "s", (79.0, 81.1), (79.1, 80.9)),
-    ("base", "b", (82.1, 84.5), (82.0, 84.6)),
-    ("large", "l", (83.5, 86.3), (83.8, 86.7)),
-    ("giant", "g", (83.5, 86.5), (83.7, 87.1)),
-]
+    ("small", "s", (79.0, 81.1), (79.1, 80.9)), ("base", "b", (82.1, 84.5), (82.0, 84.6)),
+    ("large", "l", (83.5, 86.3), (83.8, 86.7)), ("giant", "g", (83.5, 86.5), (83.7, 87.1)),
+]  # fmt: skip
 
 # Repository of the Hub, model, classes.
 HUB_VITS = [
@@ -387,13 +349,6 @@ def _dinov2() -> Iterator[Entry]:
             yield _timm(model, "lvd142m", 0, 518, None, source, expected)
 
 
-ENTRIES = (
-    *_paper(),
-    *_augreg(),
-    *_sam(),
-    *_big_vision(),
-    *_mixers_and_bits(),
-    *_deit_and_hub(),
-    *_dinov2(),
-)
+_SOURCES = (_paper, _augreg, _sam, _big_vision, _mixers_and_bits, _deit_and_hub, _dinov2)
+ENTRIES = tuple(entry for entries in _SOURCES for entry in entries())
 CATALOG: dict[str, Entry] = {entry.name: entry for entry in ENTRIES}

@@ -201,12 +201,7 @@ def _open_torch(path: Path) -> Tensors:
 
 
 def _open_folder(folder: Path) -> Tensors:
-    config = {}
-    if (folder / "config.json").is_file():
-        with _whole(folder / "config.json"):
-            config = json.loads((folder / "config.json").read_text())
-        if not isinstance(config, dict):
-            raise UserError(f"{folder / 'config.json'} holds no JSON object")
+    config = read_object(folder / "config.json") if (folder / "config.json").is_file() else {}
     for name in ("model.safetensors", "pytorch_model.bin"):
         if (folder / f"{name}{INDEX}").is_file():
             opened = _open_shards(folder, folder / f"{name}{INDEX}")
@@ -219,6 +214,15 @@ def _open_folder(folder: Path) -> Tensors:
         f"{folder} holds no weights: expected a work folder with checkpoints/STEP, or config.json "
         "with model.safetensors or pytorch_model.bin"
     )
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """The JSON object that a file holds. Raises UserError where it holds none."""
+    with _whole(path):
+        found = json.loads(path.read_text())
+    if not isinstance(found, dict):
+        raise UserError(f"{path} holds no JSON object")
+    return found
 
 
 def _open_shards(folder: Path, index: Path) -> Tensors:
@@ -251,9 +255,8 @@ def whole(path: Path) -> Iterator[Path]:
             raise
         raise cannot_write(path, error) from error
     finally:
-        if part.is_dir():
-            shutil.rmtree(part, ignore_errors=True)
-        part.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            shutil.rmtree(part) if part.is_dir() else part.unlink(missing_ok=True)
 
 
 def write_npz(path: Path, tensors: dict[str, np.ndarray], metadata: dict[str, Any]) -> None:

@@ -13,7 +13,6 @@ from vit_jax.models.vit import ViTConfig
 from vit_jax.pretrained.files import Tensors
 from vit_jax.pretrained.huggingface_config import (
     ACTIVATIONS,
-    KEYS,
     classes_of,
     config_json,
     notes,
@@ -23,7 +22,6 @@ from vit_jax.pretrained.huggingface_config import (
 from vit_jax.pretrained.layout import (
     Description,
     Layout,
-    check_keys,
     count,
     grid_of,
     needs,
@@ -100,7 +98,6 @@ def _describe(tensors: Tensors, given: dict[str, Any]) -> Description:
             f"{tensors.path} has Hugging Face's names but no config.json of "
             f"{', '.join(MODELS)} beside it (model_type {c.get('model_type')!r}): give the folder"
         )
-    check_keys(tensors.path / "config.json", c, KEYS)
     model = c["model_type"]
     prefix = next(p for p in PREFIXES if f"{p}embeddings.cls_token" in shapes)
     patch_embed = f"{prefix}embeddings.patch_embeddings.projection.weight"

@@ -2,16 +2,18 @@
 `preprocessor_config.json`, read and written."""
 
 import dataclasses
-import json
 import math
 import re
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from vit_jax.errors import UserError
 from vit_jax.models.model import DataConfig, Model, crop_of
 from vit_jax.models.registry import IMAGENET, SQUASHED
 from vit_jax.models.vit import ViTConfig
+from vit_jax.pretrained.files import read_object
 from vit_jax.pretrained.layout import check_keys
 
 ACTIVATIONS = {
@@ -27,20 +29,6 @@ _FILTERS = {
     0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic", 4: "area", 5: "hamming",
 }  # fmt: skip
 
-KEYS = {
-    "model_type": "a word", "hidden_size": "a whole number", "num_hidden_layers": "a whole number",
-    "num_attention_heads": "a whole number", "image_size": "a size", "hidden_act": "a word",
-    "layer_norm_eps": "a positive number", "qkv_bias": "true or false", "id2label": "an object",
-}  # fmt: skip
-_PER_CHANNEL, _SIZE = "a number, or one for each channel", "a size or an object of sizes"
-_FLAG = "true or false"
-_SHOWN = {
-    "image_processor_type": "a word", "feature_extractor_type": "a word", "size": _SIZE,
-    "crop_size": _SIZE, "resample": "a whole number", "rescale_factor": "a positive number",
-    "image_mean": _PER_CHANNEL, "image_std": _PER_CHANNEL, "do_resize": _FLAG,
-    "do_center_crop": _FLAG, "do_rescale": _FLAG, "do_normalize": _FLAG,
-}  # fmt: skip
-
 # Transformers' processors by the beginning of their names: what they do where the file is silent.
 _ANY = {"do_resize": True, "do_rescale": True, "do_normalize": True, "rescale_factor": 1 / 255,
         "image_mean": [0.5] * 3, "image_std": [0.5] * 3, "do_center_crop": False,
@@ -54,6 +42,7 @@ _PROCESSORS: dict[str, dict[str, Any]] = {
         "image_std": [0.26862954, 0.26130258, 0.27577711],
     },
 }  # fmt: skip
+_SIDES = ("height", "width")
 _OF_MODEL = {"vit": "ViT", "deit": "DeiT", "dinov2": "Bit", "dinov2_with_registers": "Bit"}
 
 # What the published models of a kind have.
@@ -71,64 +60,37 @@ def preprocessing(folder: Path, model: str, image_size: tuple[int, int]) -> Data
     path, kind = folder / "preprocessor_config.json", _OF_MODEL[model]
     if not path.is_file():
         return _PUBLISHED[kind]
-    try:
-        shown = json.loads(path.read_text())
-    except ValueError as error:
-        raise UserError(f"{path} is no JSON: {error}") from error
-    if not isinstance(shown, dict):
-        raise UserError(f"{path} holds no JSON object")
-    check_keys(path, shown, _SHOWN)
+    shown = read_object(path)
+    check_keys(path, shown)
     name = shown.get("image_processor_type") or shown.get("feature_extractor_type") or kind
     found = re.fullmatch(r"(ViT|DeiT|Bit)(ImageProcessor(Fast|Pil)?|FeatureExtractor)?", name)
     if found is None:
         raise UserError(f"{path}: {name} is no processor of {', '.join(_PROCESSORS)}")
     usual = _PROCESSORS[found[1]]
     said = usual | {key: value for key, value in shown.items() if value is not None}
-    if not said["do_resize"] or said["resample"] not in _FILTERS:
-        raise UserError(
-            f"{path}: do_resize {said['do_resize']} with resample {said['resample']} has no "
-            "counterpart here"
-        )
-    resized, shown_at, short = _sizes(path, said, usual)
+    size, crop = (
+        said[key] if isinstance(said[key], dict) else dict.fromkeys(usual[key], said[key])
+        for key in ("size", "crop_size")
+    )
+    short = set(size) == {"shortest_edge"}
+    resized = [size.get("shortest_edge" if short else side, 0) for side in _SIDES]
+    sides = [crop.get(side, 0) for side in _SIDES] if said["do_center_crop"] else resized
+    part = crop_of(sides[0], resized[0]) if 0 < sides[0] <= resized[0] else math.inf
+    fits = [
+        said["do_resize"], said["resample"] in _FILTERS, short or set(size) == set(_SIDES),
+        [math.floor(side / part) for side in sides] == resized, said["do_center_crop"] or not short,
+    ]  # fmt: skip
+    if not all(fits):  # images of any aspect, a border, another filter
+        keys = ("do_resize", "size", "resample", "do_center_crop", "crop_size")
+        wrong = ", ".join(f"{key} {said[key]}" for key in keys)
+        raise UserError(f"{path}: {wrong} together have no counterpart here")
     factor = 255 * said["rescale_factor"] if said["do_rescale"] else 255
-    mean, std = said["image_mean"], said["image_std"]
-    if not said["do_normalize"]:
-        mean, std = 0.0, 1.0
-    mean, std = (
-        tuple(v / factor for v in values) if isinstance(values, list) else values / factor
-        for values in (mean, std)
-    )
+    given = (said["image_mean"], said["image_std"]) if said["do_normalize"] else (0.0, 1.0)
+    mean, std = ((np.asarray(values) / factor).tolist() for values in given)
     return DataConfig(
-        mean, std, _FILTERS[said["resample"]], crop_of(shown_at[0], resized[0]), squash=not short,
-        floor=True, image_size=None if shown_at == image_size else shown_at,
+        mean, std, _FILTERS[said["resample"]], part, squash=not short, floor=True,
+        image_size=None if sides == list(image_size) else (sides[0], sides[1]),
     )  # fmt: skip
-
-
-def _sizes(
-    path: Path, said: dict[str, Any], usual: dict[str, Any]
-) -> tuple[tuple[int, int], tuple[int, int], bool]:
-    """(height, width) resized to and shown, and whether the first is that of the short side.
-
-    Raises UserError for what gives images of any aspect, or a border.
-    """
-    size, crop = said["size"], said["crop_size"]
-    if isinstance(size, int):
-        size = {key: size for key in usual["size"]}
-    crop = {"height": crop, "width": crop} if isinstance(crop, int) else crop
-    sides, short = {"height", "width"}, size.keys() == {"shortest_edge"}
-    if not said["do_center_crop"]:
-        crop = size
-    if (short or size.keys() == sides) and (crop == size or crop.keys() >= sides):
-        resized = (size["shortest_edge"],) * 2 if short else (size["height"], size["width"])
-        shown = (crop["height"], crop["width"]) if said["do_center_crop"] else resized
-        part = crop_of(shown[0], resized[0]) if shown[0] <= resized[0] else 2.0
-        fits = tuple(math.floor(side / part) for side in shown) == resized
-        if fits and not (short and (shown[0] != shown[1] or not said["do_center_crop"])):
-            return resized, shown, short
-    raise UserError(
-        f"{path}: size {size} with do_center_crop {said['do_center_crop']} and crop_size {crop} "
-        "has no counterpart here"
-    )
 
 
 def classes_of(path: Path, config: dict[str, Any], count: int) -> list[str] | None:
@@ -138,9 +100,8 @@ def classes_of(path: Path, config: dict[str, Any], count: int) -> list[str] | No
         return None
     if sorted(names) != sorted(map(str, range(count))):
         raise UserError(f"{path}: id2label numbers {', '.join(sorted(names))}, not 0 … {count - 1}")
-    classes = [str(names[str(i)]) for i in range(count)]
-    # What Transformers write where there are no names.
-    return None if classes[0] == "LABEL_0" else classes
+    unnamed = names["0"] == "LABEL_0"  # what Transformers write where there are no names
+    return None if unnamed else [str(names[str(i)]) for i in range(count)]
 
 
 def config_json(model: Model, classes: list[str] | None, dialect: dict[str, Any]) -> dict[str, Any]:
@@ -199,13 +160,13 @@ def preprocessor_json(
     data = model.data_config
     mean, std = data.per_channel(model.config.channels)
     size = data.image_size or model.config.image_size
-    resized, sides = data.resized(size), ("height", "width")
+    resized = data.resized(size)
     kind = "Bit" if not data.squash else "ViT" if resized == tuple(size) else "DeiT"
-    shown: dict[str, Any] = {"size": dict(zip(sides, resized, strict=True))}
+    shown: dict[str, Any] = {"size": dict(zip(_SIDES, resized, strict=True))}
     if kind == "Bit":
         shown = {"size": {"shortest_edge": max(resized)}}
     shown |= {"do_center_crop": kind != "ViT"}
-    shown |= {"crop_size": dict(zip(sides, size, strict=True))} if kind != "ViT" else {}
+    shown |= {"crop_size": dict(zip(_SIDES, size, strict=True))} if kind != "ViT" else {}
     numbers = {name: number for number, name in _FILTERS.items()}
     return {
         "image_processor_type": f"{kind}ImageProcessor",

@@ -81,34 +81,39 @@ def _number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def _counts(value: Any) -> bool:
-    return isinstance(value, list) and all(type(n) is int and n > 0 for n in value)
+def _counts(value: Any, *lengths: int) -> bool:
+    listed = isinstance(value, list) and len(value) in lengths
+    return listed and all(type(n) is int and n > 0 for n in value)
 
 
-# What a key of a JSON file may hold, in the words of the error.
-KINDS: dict[str, Callable[[Any], bool]] = {
-    "a word": lambda value: isinstance(value, str),
-    "a number": _number,
-    "a positive number": lambda value: _number(value) and value > 0,
-    "a whole number": lambda value: type(value) is int,
-    "true or false": lambda value: isinstance(value, bool),
-    "an object": lambda value: isinstance(value, dict),
-    "a number, or one for each channel": lambda value: (
-        _number(value) or (isinstance(value, list) and bool(value) and all(map(_number, value)))
-    ),
-    "a size": lambda value: _counts([value]) or (_counts(value) and len(value) == 2),
-    "channels, height and width": lambda value: _counts(value) and len(value) == 3,
-    "a size or an object of sizes": lambda value: (
-        _counts([value]) or (isinstance(value, dict) and _counts(list(value.values())))
-    ),
-}
+# What keys of JSON files hold, of Transformers' and of timm's: in words, the test, the keys.
+KINDS: tuple[tuple[str, Callable[[Any], Any], str], ...] = (
+    ("a word", lambda v: isinstance(v, str), "architecture model_type hidden_act act_layer "
+     "global_pool interpolation crop_mode image_processor_type feature_extractor_type"),
+    ("a whole number", lambda v: type(v) is int, "hidden_size num_hidden_layers embed_dim depth "
+     "num_attention_heads num_heads resample"),
+    ("a positive number", lambda v: _number(v) and v > 0, "layer_norm_eps crop_pct rescale_factor"),
+    ("a number, or one for each channel", lambda v: _number(v)
+     or (isinstance(v, list) and v and all(map(_number, v))), "mean std image_mean image_std"),
+    ("true or false", lambda v: isinstance(v, bool),
+     "qkv_bias do_resize do_center_crop do_rescale do_normalize"),
+    ("an object", lambda v: isinstance(v, dict), "id2label model_args pretrained_cfg"),
+    ("a size", lambda v: _counts([v], 1) or _counts(v, 2), "image_size img_size"),
+    ("channels, height and width", lambda v: _counts(v, 3), "input_size"),
+    ("a size, or an object of sizes", lambda v: _counts([v], 1)
+     or (isinstance(v, dict) and _counts(list(v.values()), 1, 2)), "size crop_size"),
+)  # fmt: skip
 
 
-def check_keys(where: Any, config: dict[str, Any], kinds: dict[str, str]) -> None:
-    """Refuses a value that is none of what its key holds (of `KINDS`); null counts as absent."""
-    for key, kind in kinds.items():
-        if config.get(key) is not None and not KINDS[kind](config[key]):
-            raise UserError(f"{where}: {key} is {kind}, not {config[key]!r}")
+def check_keys(where: Any, config: dict[str, Any]) -> None:
+    """Refuses a value that is none of what its key holds (`KINDS`); null counts as absent."""
+    for kind, fits, keys in KINDS:
+        for key in keys.split():
+            if config.get(key) is not None and not fits(config[key]):
+                raise UserError(f"{where}: {key} is {kind}, not {config[key]!r}")
+    for key in ("model_args", "pretrained_cfg"):
+        if inside := config.get(key):
+            check_keys(where, inside)
 
 
 def refused_pool(config: Config, *pools: str) -> list[str]:

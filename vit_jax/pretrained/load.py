@@ -19,7 +19,7 @@ from vit_jax.checkpoint.tree import Flat, flatten, is_stacked, nest, unstack
 from vit_jax.errors import UserError, nearest
 from vit_jax.models.model import Model, Params
 from vit_jax.models.position import resize_grid
-from vit_jax.models.registry import PLAIN, make_config
+from vit_jax.models.registry import create_model, make_config
 from vit_jax.parallel.sharding import state_shardings
 from vit_jax.pretrained.catalog import CATALOG
 from vit_jax.pretrained.download import fetch
@@ -204,24 +204,19 @@ def fill(
     return nest(ordered), Report(str(weights.path), fates, warnings)
 
 
-# Fields that decide which parameters there are, and of which shapes.
-SIZES = (
-    "hidden_size", "num_layers", "num_heads", "mlp_dim", "patch_size", "pool", "distilled",
-    "registers", "resnet_layers", "mlp", "tokens_mlp_dim", "width_factor",
-)  # fmt: skip
-
-
 def _check_sizes(weights: Weights, model: Model) -> None:
     """One sentence for weights of another model, whose tensors would all be of other shapes."""
     theirs, ours = vars(weights.model.config), vars(model.config)
     shapes = {path: leaf.shape for path, leaf in listed_params(model).items()}
     body = {p for p in shapes if not re.fullmatch(f"{HEAD}|{RESIZES}|{ADAPTS}", p)}
-    other = [f for f in SIZES if f in ours and ours[f] != theirs.get(f)]
+    other = [f for f in ours if f not in OF_THE_RUN and ours[f] != theirs.get(f)]
     if other and any(weights.shapes.get(path) != shapes[path] for path in body):
         sizes = ", ".join(f"{f} {theirs.get(f)} (the model here: {ours[f]})" for f in other)
-        name = weights.model.name
-        fits = "give the model these" if name in PLAIN.values() else f"model.name={name} would fit"
-        raise UserError(f"{weights.path} has {sizes}: {fits}")
+        named = vars(create_model(weights.model.name).config)
+        fits = f"model.name={weights.model.name}"
+        if any(named[f] != theirs.get(f) for f in other):
+            fits = ", ".join(f"model.{f}={theirs.get(f)}" for f in other)
+        raise UserError(f"{weights.path} has {sizes}: {fits} would fit")
 
 
 def _fates(weights: Weights, wanted: dict[str, Any], keep_head: bool) -> dict[str, str]:

@@ -11,27 +11,11 @@ from vit_jax.models.mixer import MixerConfig
 from vit_jax.models.model import Config, DataConfig, Model
 from vit_jax.models.registry import IMAGENET, create_model, find_kind, list_models
 from vit_jax.models.resnet import ResNetConfig
-from vit_jax.pretrained.files import Tensors
-from vit_jax.pretrained.layout import check_keys
 
 ACTIVATIONS = {"gelu": "exact", "gelu_tanh": "tanh", "quick_gelu": "quick"}
 _NAMES = {ours: theirs for theirs, ours in ACTIVATIONS.items()}
 _POOL = {"cls": "token", "gap": "avg", "map": "map"}
 _POOLS = {theirs: ours for ours, theirs in _POOL.items()}
-_FILTERS = {"box": "area"}  # Pillow's filters that have another name here
-_KEYS = {
-    "architecture": "a word", "global_pool": "a word", "model_args": "an object",
-    "pretrained_cfg": "an object",
-}  # fmt: skip
-_ARGUMENTS = {
-    "img_size": "a size", "num_heads": "a whole number", "global_pool": "a word",
-    "act_layer": "a word", "depth": "a whole number", "embed_dim": "a whole number",
-}  # fmt: skip
-_SHOWN = {
-    "input_size": "channels, height and width", "mean": "a number, or one for each channel",
-    "std": "a number, or one for each channel", "interpolation": "a word",
-    "crop_pct": "a positive number", "crop_mode": "a word",
-}  # fmt: skip
 
 # What timm's architectures mean beyond the sizes in their names, where shapes do not tell it.
 _SAID_BY_NAME: tuple[tuple[str, dict[str, Any]], ...] = (
@@ -47,15 +31,6 @@ _SAID_BY_NAME: tuple[tuple[str, dict[str, Any]], ...] = (
     (r"vit_base_patch16_gap_224|vit_giantopt_\w+", {"num_heads": 16}),
 )
 _POST_NORM = r"vit_\w+_rpn_\d+"  # its tensors have the names and shapes of a pre-norm ViT
-
-
-def checked(tensors: Tensors) -> dict[str, Any]:
-    """The folder's `config.json`. Raises UserError for values of another kind."""
-    config, where = tensors.config, tensors.path / "config.json"
-    check_keys(where, config, _KEYS)
-    check_keys(where, config.get("model_args") or {}, _ARGUMENTS)
-    check_keys(where, _pretrained_cfg(config), _SHOWN)
-    return config
 
 
 def said_by(config: dict[str, Any]) -> dict[str, Any]:
@@ -114,12 +89,10 @@ def preprocessing(config: dict[str, Any]) -> DataConfig | None:
     if (mode := shown.get("crop_mode", "center")) not in ("center", "squash"):
         raise UserError(f"timm's crop_mode {mode!r} has no counterpart here")
     how = shown.get("interpolation", "bicubic")
-    mean, std = (
-        tuple(value) if isinstance(value, list) else value
-        for value in (shown.get("mean", IMAGENET.mean), shown.get("std", IMAGENET.std))
-    )
-    crop = shown.get("crop_pct", 0.875)
-    return DataConfig(mean, std, _FILTERS.get(how, how), crop, squash=mode == "squash")
+    return DataConfig(
+        shown.get("mean", IMAGENET.mean), shown.get("std", IMAGENET.std),
+        "area" if how == "box" else how, shown.get("crop_pct", 0.875), mode == "squash",
+    )  # fmt: skip
 
 
 def config_json(model: Model, classes: list[str] | None, dialect: dict) -> dict[str, Any]:

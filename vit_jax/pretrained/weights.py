@@ -22,7 +22,7 @@ from vit_jax.models.registry import create_model, make_config, name_of
 from vit_jax.pretrained.files import Tensors, open_tensors
 from vit_jax.pretrained.google import BIG_VISION, GOOGLE
 from vit_jax.pretrained.huggingface import HUGGINGFACE
-from vit_jax.pretrained.layout import Description, Layout, some
+from vit_jax.pretrained.layout import Description, Layout, check_keys, some
 from vit_jax.pretrained.rows import expand
 from vit_jax.pretrained.timm import DINOV2_HUB, TIMM
 
@@ -72,6 +72,7 @@ def open_weights(path: str | Path, **given: Any) -> Weights:
     tensors = open_tensors(path)
     layout, prefix = _recognise(tensors)
     inside = layout.prepare(tensors.below(prefix))
+    check_keys(path / "config.json", tensors.config)
     try:
         found = layout.describe(inside, _written(tensors.metadata) | given)
         found = _with_metadata(found, tensors.metadata)
@@ -166,16 +167,9 @@ def _with_metadata(found: Description, metadata: dict[str, Any]) -> Description:
     if not metadata:
         return found
     return dataclasses.replace(
-        found, fields=found.fields | metadata["fields"], data=_data_config(metadata["data"]),
+        found, fields=found.fields | metadata["fields"], data=DataConfig(**metadata["data"]),
         classes=metadata.get("classes") or found.classes,
     )  # fmt: skip
-
-
-def _data_config(told: dict[str, Any]) -> DataConfig:
-    shown: dict[str, Any] = {
-        key: tuple(value) if isinstance(value, list) else value for key, value in told.items()
-    }
-    return DataConfig(**shown)
 
 
 def _check_said(tensors: Tensors, config: Config, given: dict[str, Any]) -> None:
@@ -224,12 +218,13 @@ def _shown_by(pipeline: str, image_size: tuple[int, int], shown: dict[str, Any])
     """What a run's evaluation pipeline does, also in the words that other layouts have for it."""
     how = re.search(r"\|\s*resize\w*\([^|]*'(\w+)'", pipeline)
     shown = shown | ({"interpolation": how[1]} if how else {})
-    short = re.search(r"\|\s*resize_small(\(\(?(\d+))?", pipeline)
-    if short is None:
-        return DataConfig(written=pipeline, squash=True, crop=1.0, **shown)
-    side = image_size[0] if "resize_small((" in pipeline else max(image_size)
-    crop = crop_of(side, max(side, int(short[2]))) if short[2] else DataConfig.crop
-    return DataConfig(written=pipeline, crop=crop, **shown)
+    found = re.search(r"\|\s*resize(_small)?(?:\((\()?(\d+))?", pipeline)
+    squash = found is None or not found[1]
+    crop = 1.0 if squash else DataConfig.crop
+    if found and found[3] and "central_crop" in pipeline:
+        side = image_size[0] if found[2] else max(image_size)
+        crop = crop_of(side, max(side, int(found[3])))
+    return DataConfig(written=pipeline, squash=squash, crop=crop, **shown)
 
 
 def _open_own(path: Path) -> Weights:
@@ -242,14 +237,10 @@ def _open_own(path: Path) -> Weights:
         if key.startswith("model.") and value is not None
     }
     model = create_model(fields.pop("name"), **fields)
-    shown: dict[str, Any] = {
-        key: tuple(value) if isinstance(value, list) else value
-        for key in ("mean", "std")
-        if (value := flat.get(f"data.{key}")) is not None
-    }
     if told := about.get("data"):  # of weights that were converted
-        data = _data_config(told)
+        data = DataConfig(**told)
     else:
+        shown = {key: v for key in ("mean", "std") if (v := flat.get(f"data.{key}")) is not None}
         data = _shown_by(flat["data.eval.pipeline"], model.config.image_size, shown)
     stored = {
         name.removeprefix("params/"): leaf

@@ -284,7 +284,7 @@ def _make_model(config: ConfigDict) -> Model:
                     f"each of the {model.config.channels} channels, not {value!r}"
                 )
             config.data[key] = list(value) if isinstance(value, tuple) else value
-            shown[key] = tuple(value) if isinstance(value, list | tuple) else float(value)
+            shown[key] = config.data[key]
     data = DataConfig(written=config.data.eval.pipeline, **shown)
     return dataclasses.replace(model, data_config=data)
 
