@@ -77,6 +77,7 @@ def entry():
     """The console script. A run that failed leaves without the interpreter's farewell, in which
     background threads of libraries would tell the same error again."""
     import os
+    import signal
 
     computes = (
         sys.argv[1:2] in (["train"], ["evaluate"], ["predict"], ["bench"])
@@ -85,7 +86,15 @@ def entry():
     if computes and "GLIBC_TUNABLES" not in os.environ and not check_versions():
         environment = dict(os.environ, GLIBC_TUNABLES=MALLOC)
         os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], environment)
-    code = main()
+    try:
+        try:
+            code = main()
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError:  # `vit … | head -1`: its reader has left
+        for stream in (sys.stdout, sys.stderr):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+        code = 128 + signal.SIGPIPE
     if code:
         sys.stdout.flush()
         sys.stderr.flush()
@@ -113,6 +122,15 @@ def _quiet_libraries():
             tell_ignored(failed)
 
     sys.unraisablehook = ignored
+
+
+# What takes less of a device's memory.
+_LESS = {
+    "train": "a smaller --config.microbatch or --config.batch_size, --config.model.remat=full, or "
+    "parameters spread over devices (--config.mesh.fsdp)",
+    "evaluate": "a smaller --config.eval_batch_size, or more devices",
+    "predict": "a smaller --batch-size",
+}
 
 
 def _run(command, arguments):
@@ -149,6 +167,13 @@ def _run(command, arguments):
     except KeyboardInterrupt:
         print("vit: stopped at once", file=sys.stderr)
         return errors.INTERRUPTED
+    except Exception as error:
+        if "RESOURCE_EXHAUSTED" not in str(error) and not isinstance(error, MemoryError):
+            raise
+        reason = str(error).partition("\n")[0].removeprefix("RESOURCE_EXHAUSTED: ")
+        less = _LESS.get(command, "more memory")
+        print(f"vit: error: {reason[:200]}; what would work: {less}", file=sys.stderr)
+        return errors.USER_ERROR
 
 
 if __name__ == "__main__":

@@ -246,6 +246,9 @@ def resolve(
     check_tree(config)
     named = list(named)
     check_read(config, set_by_user(config, named))
+    for key in ("init", "resume"):
+        if config[key] == "":
+            raise UserError(f"{key} is empty: name weights, or none with --config.{key}=None")
     if config.init and config.resume:
         raise UserError(
             "init and resume are both set: init takes the parameters alone, resume the whole "

@@ -1,7 +1,9 @@
 """What a user is told when something they gave cannot work, and the exit codes of `vit`."""
 
 import difflib
+import errno
 from collections.abc import Iterable
+from pathlib import Path
 
 OK, USER_ERROR, RESTART, WATCHDOG, NON_FINITE, INTERRUPTED = 0, 2, 75, 76, 77, 130
 
@@ -16,6 +18,14 @@ class Stopped(Exception):
     def __init__(self, message: str, code: int):
         super().__init__(message)
         self.code = code
+
+
+def cannot_write(path: Path, error: Exception) -> UserError:
+    """The one line for a disk that is full, read-only or too small, or a place that takes none."""
+    full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+    remedy = "make room or choose another place" if full else "choose another place"
+    reason = getattr(error, "strerror", None) or str(error).partition("\n")[0][:160]
+    return UserError(f"cannot write {path}: {reason}; {remedy}")
 
 
 def nearest(name: str, options: Iterable[str], count: int = 3) -> str:

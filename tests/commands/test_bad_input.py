@@ -1,6 +1,7 @@
 """Whatever a user gives wrong ends in one clear line and exit code 2, and leaves nothing behind."""
 
 import fcntl
+import importlib
 import importlib.util
 import io
 import json
@@ -10,6 +11,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
@@ -170,14 +172,40 @@ def test_a_checkpoint_of_other_names_and_shapes_shows_both_lists(train, tmp_path
     assert not (tmp_path / "other").exists()
 
 
-def test_init_from_another_width_lists_what_has_no_explanation(train, tmp_path):
+def test_init_from_another_width_is_told_in_one_sentence(train, tmp_path):
     assert train("--config.total_steps=1")[0] == 0
     code, said = train(
         "--config.total_steps=1", f"--config.init={tmp_path}/work", "--config.model.hidden_size=16",
         workdir=tmp_path / "other",
     )  # fmt: skip
     assert code == 2
-    assert "encoder/block00/norm1/scale [16]: the weights have it as [32]" in said
+    assert "has hidden_size 32 (the model here: 16): model.name=vit_mu_patch4_32 would fit" in said
+
+
+@pytest.mark.parametrize("key", ["init", "resume"])
+def test_an_empty_name_of_weights_is_no_start_from_scratch(train, tmp_path, key):
+    code, said = train("--config.total_steps=1", f"--config.{key}=")
+    assert code == 2
+    assert f"{key} is empty: name weights, or none with --config.{key}=None" in said
+    assert not (tmp_path / "work").exists()
+    assert train("--config.total_steps=1", f"--config.{key}=None")[0] == 0
+
+
+@pytest.mark.parametrize(
+    ("command", "told"),
+    [
+        ("train", "--config.microbatch"), ("evaluate", "--config.eval_batch_size"),
+        ("predict", "--batch-size"),
+    ],
+)  # fmt: skip
+def test_a_device_without_enough_memory_is_told_in_one_line(monkeypatch, capsys, command, told):
+    module = importlib.import_module(f"vit_jax.commands.{command}")
+    monkeypatch.setattr(module, "run", lambda options: jnp.zeros(1 << 45).block_until_ready())
+    needed = {"train": ["--config=digits.py", "--workdir=x"], "evaluate": ["--workdir=x"]}
+    assert cli.main([command, *needed.get(command, ["a", "b"])]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("vit: error: Out of memory allocating ")
+    assert told in line
 
 
 def truncate(file: Path) -> None:

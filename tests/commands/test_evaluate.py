@@ -1,5 +1,7 @@
 """`vit evaluate`, `vit describe` and `vit doctor`, as a user calls them."""
 
+import csv
+import dataclasses
 import json
 
 import jax
@@ -11,6 +13,7 @@ from PIL import Image
 import vit_jax
 from tests.digits_run import rows, tiny_config
 from vit_jax import cli
+from vit_jax.models.model import DataConfig
 from vit_jax.training.evaluation import measure
 from vit_jax.training.setup import set_up
 
@@ -115,6 +118,42 @@ def test_evaluate_takes_a_run_whose_batch_this_machine_does_not_divide(tmp_path,
     assert cli.main(["evaluate", f"--workdir={tmp_path}", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert (found["accuracy"], found["examples"]) == (result["accuracy"], 355)
+
+
+def test_converted_weights_are_measured_at_the_size_that_they_were_shown_at(tmp_path, capsys):
+    """As DINOv2 of the Hub: positions of 32 x 32 pixels, images shown at 24 x 24."""
+    model = vit_jax.create_model(
+        "vit_mu_patch4_32", num_layers=1, num_classes=2, posemb_resize="huggingface"
+    )
+    shown = DataConfig(0.4, 0.3, "bicubic", crop=0.8, floor=True, image_size=(24, 24))
+    model = dataclasses.replace(model, data_config=shown)
+    params = model.init()
+    rng = np.random.default_rng(0)
+    params["head"]["kernel"] = rng.normal(0, 0.2, (32, 2)).astype(np.float32)
+    vit_jax.save_pretrained(model, params, tmp_path / "own", "orbax", classes=["cat", "dog"])
+    for name in ("cat", "dog"):
+        (tmp_path / "data" / "val" / name).mkdir(parents=True)
+        for i in range(8):
+            pixels = rng.integers(0, 256, (40 + i, 61, 3), np.uint8)
+            Image.fromarray(pixels).save(tmp_path / "data" / "val" / name / f"{i}.png")
+    data = [f"--data=folder:{tmp_path}/data", "--split=val"]
+    assert cli.main(["evaluate", f"--checkpoint={tmp_path}/own", *data, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    table = tmp_path / "p.csv"
+    photos = str(tmp_path / "data")
+    assert cli.main(["predict", str(tmp_path / "own"), photos, "--top=2", f"--output={table}"]) == 0
+    chances = [
+        float(row["probability"])
+        for row in csv.DictReader(table.read_text().splitlines())
+        if row["label"] in row["image"]
+    ]
+    assert len(chances) == found["examples"] == 16
+    assert found["loss"] == pytest.approx(-np.log(chances).mean(), abs=1e-4)
+    assert found["accuracy"] == np.mean(np.array(chances) > 0.5)
+    other = ["--config.model.image_size=32", "--config.data.eval.pipeline=decode|resize"]
+    assert cli.main(["evaluate", f"--checkpoint={tmp_path}/own", *data, *other, "--json"]) == 0
+    again = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert again["loss"] != pytest.approx(found["loss"], abs=1e-4)
 
 
 def test_a_result_that_cannot_be_written_is_told_all_the_same(trained, capsys):

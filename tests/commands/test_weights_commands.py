@@ -16,6 +16,7 @@ import vit_jax
 from tests.digits_run import tiny_config
 from tests.made_images import encoded, smooth
 from vit_jax import cli
+from vit_jax.models.registry import name_of
 from vit_jax.pretrained.weights import open_weights
 
 NAMES = ["cat", "dog", "eagle, bald", "owl", "newt"]
@@ -238,6 +239,29 @@ def test_a_process_of_its_own_refuses_with_one_line(weights, tmp_path, command, 
     assert list(tmp_path.iterdir()) == []
 
 
+def test_an_empty_name_is_no_folder(vit):
+    assert "the weights are an empty name" in refused(vit, "inspect", "")
+
+
+@pytest.mark.parametrize(
+    ("fields", "named"),
+    [
+        ({"name": "vit_base_patch16_siglip_224", "gelu": "exact"}, "vit_base_patch16_siglip_224"),
+        ({"name": "vit_base_r50_s16_224", "gelu": "exact"}, "vit_base_r50_s16_224"),
+        ({"name": "vit_base_patch16_224", "gelu": "exact"}, "vit_base_patch16_224"),
+        ({"name": "vit_base_patch16_224", "pool": "gap"}, "vit_base_patch16_224"),
+        ({"name": "vit_small_patch14_dinov2", "gelu": "tanh"}, "vit_small_patch14_dinov2"),
+        ({"name": "vit_base_patch16_224", "registers": 2}, "vit"),
+        ({"name": "vit_base_patch16_siglip_224", "hidden_size": 384}, "vit"),
+        ({"name": "vit_base_r50_s16_224", "resnet_layers": (3, 4, 6)}, "vit"),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_a_name_says_the_parts_of_a_model_and_not_its_nearest_shape(fields, named):
+    model = vit_jax.create_model(**fields)
+    assert name_of(model.config, "vit") == named
+
+
 # -- predict ---------------------------------------------------------------------------------------
 
 
@@ -269,12 +293,11 @@ def computed(model, folder) -> dict[str, np.ndarray]:
             continue
         with Image.open(path) as image:
             image = image.convert("RGB")
-        short = round(24 / 0.875)
-        scale = short / min(image.size)
-        sides = [max(short, round(side * scale)) for side in image.size]
+        short = int(24 / 0.875)
+        sides = [short * side // min(image.size) for side in image.size]
         if image.size != tuple(sides):
             image = image.resize(sides, Image.Resampling.BILINEAR)
-        left, top = ((side - 24) // 2 for side in sides)
+        left, top = (round((side - 24) / 2) for side in sides)
         pixels = np.asarray(image.crop((left, top, left + 24, top + 24)), np.float32)
         logits, _ = jax.jit(model[0].apply)(model[1], pixels[None] / 127.5 - 1)
         found[path.name] = np.asarray(jax.nn.softmax(logits[0]))
@@ -402,6 +425,27 @@ def test_weights_without_a_head_or_of_other_channels_predict_nothing(vit, model,
         vit_jax.save_pretrained(other, other.init(), tmp_path / f"{name}.npz", "google")
     assert "has no head" in refused(vit, "predict", tmp_path / "headless.npz", photos)
     assert "takes 4 channels" in refused(vit, "predict", tmp_path / "deep.npz", photos)
+
+
+@pytest.mark.parametrize("to", ["timm", "orbax"])
+def test_a_place_that_takes_nothing_is_named_as_it_was_given(vit, weights, photos, to):
+    line = refused(vit, "convert", weights, "/proc/new", f"--to={to}")
+    assert line.startswith("vit: error: cannot write /proc/new: ")
+    line = refused(vit, "predict", weights, photos, "--output=/proc/p.csv")
+    assert line.startswith("vit: error: cannot write /proc/p.csv: ")
+
+
+@pytest.mark.parametrize("command", [["inspect"], ["inspect", "--tensors"], ["predict"]])
+def test_a_reader_that_leaves_ends_the_command_without_a_word(weights, photos, command):
+    images = [str(photos)] if command == ["predict"] else []
+    reading, writing = os.pipe()
+    os.close(reading)
+    run = subprocess.run(
+        [sys.executable, "-m", "vit_jax.cli", command[0], str(weights), *images, *command[1:]],
+        stdout=writing, stderr=subprocess.PIPE, text=True, timeout=120, check=False,
+    )  # fmt: skip
+    os.close(writing)
+    assert (run.returncode, run.stderr) == (141, "")
 
 
 def test_an_image_that_the_pipeline_does_not_bring_to_size_is_named(vit, work, photos):

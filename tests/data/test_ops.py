@@ -86,12 +86,22 @@ def test_an_image_of_the_right_size_is_not_resampled():
 
 @given(st.integers(4, 200), st.integers(4, 200), st.integers(4, 120))
 @settings(max_examples=60, deadline=None, derandomize=True)
-def test_resize_small_sets_the_short_side_and_keeps_the_aspect(height, width, short):
+def test_resize_small_sets_the_short_side_and_cuts_the_long_one(height, width, short):
     made = run(f"decode|resize_small({short})", np.zeros((height, width, 3), np.uint8))
-    assert min(made.shape[:2]) == short
-    scale = short / min(height, width)
-    assert abs(made.shape[0] - scale * height) <= 0.5
-    assert abs(made.shape[1] - scale * width) <= 0.5
+    # torchvision, _compute_resized_output_size
+    low, high = min(height, width), max(height, width)
+    sides = (short, int(short * high / low))
+    assert made.shape[:2] == (sides if height <= width else sides[::-1])
+
+
+@given(st.integers(4, 200), st.integers(4, 200))
+@settings(max_examples=60, deadline=None, derandomize=True)
+def test_resize_small_to_no_square_covers_it_with_the_aspect_kept(height, width):
+    made = run("decode|resize_small((30, 50))", np.zeros((height, width, 3), np.uint8))
+    scale = max(30 / height, 50 / width)
+    assert abs(made.shape[0] - scale * height) <= 0.5 + 1e-9
+    assert abs(made.shape[1] - scale * width) <= 0.5 + 1e-9
+    assert made.shape[0] == 30 or made.shape[1] == 50
 
 
 def test_resize_small_for_224_is_the_256_of_the_papers():
@@ -110,6 +120,9 @@ def test_a_central_crop_leaves_as_much_on_either_side(height, width, h, w):
         first = made[0, 0, axis]
         assert made[-1, -1, axis] == first + part - 1
         assert abs(first - (whole - first - part)) <= 1
+        assert first == round((whole - part) / 2)  # torchvision's center_crop
+    floor = run(f"decode|central_crop(({h}, {w}), floor=True)", coordinates(height, width))
+    assert tuple(floor[0, 0, :2]) == ((height - h) // 2, (width - w) // 2)
 
 
 def crops(height, width, number=300, arguments=""):

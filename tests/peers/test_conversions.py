@@ -11,12 +11,13 @@ transformers = pytest.importorskip("transformers", reason=PEERS)
 from linen_big_vision import BigVisionViT  # noqa: E402
 from linen_google import BiTResNet, GoogleMixer, GoogleViT  # noqa: E402
 from made_weights import fill, forward, names_and_shapes, save_npz  # noqa: E402
-from peer_models import LOGITS, filled, run, some_images, unmade  # noqa: E402
+from peer_models import LOGITS, computed, filled, run, some_images, unmade  # noqa: E402
 from safetensors.numpy import save_file  # noqa: E402
 from safetensors.torch import load_file  # noqa: E402
 from test_round_trips import dinov2_shapes  # noqa: E402
 from test_transformers_parity import answer  # noqa: E402
 
+from vit_jax import cli  # noqa: E402
 from vit_jax.errors import UserError  # noqa: E402
 from vit_jax.pretrained.load import load_pretrained  # noqa: E402
 from vit_jax.pretrained.save import save_pretrained  # noqa: E402
@@ -299,6 +300,61 @@ def test_transformers_to_timm(converted, of_transformers, images, name, config):
     config = {k: v for k, v in config.items()} | {"layer_norm_eps": 1e-6}
     source, logits = of_transformers(name, images, **config)
     folder, notes = converted(source, "timm")
+    assert notes == []
+    assert_equal_logits(by_timm(folder, images), logits)
+
+
+@pytest.mark.parametrize(
+    "name", ["ViTForImageClassification", "DeiTForImageClassificationWithTeacher"]
+)
+def test_an_image_that_is_no_square_of_transformers_and_back(converted, of_transformers, name):
+    images = some_images((16, 40), 2)
+    source, logits = of_transformers(name, images, image_size=(16, 40))
+    for to in ("huggingface", "timm"):
+        folder, _ = converted(source, to)
+        there = by_timm(folder, images) if to == "timm" else by_transformers(folder, images, name)
+        assert_equal_logits(there, logits)
+
+
+def test_an_image_that_is_no_square_is_refused_for_the_dinov2_of_transformers(converted, of_timm):
+    images = some_images((56, 28), 1)
+    source, _ = of_timm("vit_small_patch14_dinov2", images, img_size=(56, 28), num_classes=0)
+    with pytest.raises(UserError, match="their DINOv2 takes squares"):
+        converted(source, "huggingface", num_heads=3, source_image_size=(56, 28))
+
+
+@pytest.mark.parametrize("registers", ["", "WithRegisters"])
+@pytest.mark.parametrize("to", ["timm", "dinov2"])
+def test_a_classifier_of_dinov2_loses_its_head_and_what_only_that_read(
+    of_transformers, tmp_path, images, registers, to
+):
+    source, _ = of_transformers(f"Dinov2{registers}ForImageClassification", images)
+    target = tmp_path / ("b.safetensors" if to == "dinov2" else "b")
+    command = ["convert", str(source), str(target), f"--to={to}", "--num-classes=0"]
+    assert cli.main(command) == 0
+    theirs = getattr(transformers, f"Dinov2{registers}Model").from_pretrained(source).eval()
+    tokens = run(theirs, images, logits=lambda out: out.pooler_output)[0]
+    if to == "timm":
+        return assert_equal_logits(by_timm(target, images), tokens)
+    model, params, _ = load_pretrained(target, say=None)
+    return assert_equal_logits(computed(model, params, images)[0], tokens)
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments"),
+    [
+        ("vit_wee_patch16_reg1_gap_256", {}), ("vit_little_patch16_reg4_gap_256", {}),
+        ("vit_base_patch16_224", {"reg_tokens": 2, "class_token": False, "global_pool": "avg"}),
+        ("vit_base_patch16_224", {"reg_tokens": 2, "no_embed_class": True}),
+        ("vit_base_patch16_224", {"class_token": False, "global_pool": "avg"}),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_timm_and_back_with_registers_and_without_class_token(
+    converted, of_timm, images, name, arguments
+):
+    source, logits = of_timm(name, images, patch_size=8, **arguments)
+    folder, notes = converted(source, "timm", num_heads=3)
     assert notes == []
     assert_equal_logits(by_timm(folder, images), logits)
 

@@ -64,6 +64,21 @@ def huggingface(folder: Path, config=None, weights: bool = True) -> Path:
     return folder
 
 
+def shown(folder: Path, **preprocessor) -> Path:
+    """A folder of Transformers with another preprocessor_config.json."""
+    folder = huggingface(folder, hf_config())
+    (folder / "preprocessor_config.json").write_text(json.dumps(preprocessor))
+    return folder
+
+
+def timm_folder(folder: Path, **changes) -> Path:
+    """A folder of timm with other values in its config.json."""
+    save_file(torch_names("timm_folder"), folder / "model.safetensors")
+    config = told("timm_folder")["config"] | changes
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder
+
+
 def hf_config(**changes) -> str:
     return json.dumps(told("hf_vit")["config"] | changes)
 
@@ -213,7 +228,64 @@ WRONG = {
     ),
     "config.json with a word for a number": (
         lambda f: huggingface(f, hf_config(num_hidden_layers="two")),
-        ["config.json says 'two' layers", "of 2"],
+        ["config.json: num_hidden_layers is a whole number, not 'two'"],
+    ),
+    "config.json with a word for a width": (
+        lambda f: huggingface(f, hf_config(hidden_size="abc")),
+        ["config.json: hidden_size is a whole number, not 'abc'"],
+    ),
+    "config.json of another width": (
+        lambda f: huggingface(f, hf_config(hidden_size=96)),
+        ["config.json says hidden_size 96", "of 48"],
+    ),
+    "config.json with a number of a class left out": (
+        lambda f: huggingface(f, hf_config(id2label=dict(zip("01239", "abcde", strict=True)))),
+        ["id2label numbers 0, 1, 2, 3, 9, not 0 … 4"],
+    ),
+    "a mean that is a word": (
+        lambda f: shown(f, image_mean="a"),
+        ["preprocessor_config.json: image_mean is a number, or one for each channel, not 'a'"],
+    ),
+    "a size of a word": (
+        lambda f: shown(f, size="x"), ["preprocessor_config.json: size is", "'x'"]
+    ),
+    "a size of the long side": (
+        lambda f: shown(f, size={"longest_edge": 48}),
+        ["preprocessor_config.json: ", "size {'longest_edge': 48}", "no counterpart"],
+    ),
+    "images that are not resized": (
+        lambda f: shown(f, do_resize=False), ["preprocessor_config.json: do_resize False"]
+    ),
+    "images of another processor": (
+        lambda f: shown(f, image_processor_type="FuyuImageProcessor"),
+        ["FuyuImageProcessor is no processor of ViT, DeiT, Bit"],
+    ),
+    "a preprocessor that is a list": (
+        lambda f: written(huggingface(f, hf_config()), "preprocessor_config.json", b"[]").parent,
+        ["preprocessor_config.json holds no JSON object"],
+    ),
+    "a pooling of timm by the maximum": (
+        lambda f: timm_folder(f, model_args={"global_pool": "max"}), ["global_pool 'max'"]
+    ),
+    "a pooling of timm by two": (
+        lambda f: timm_folder(f, global_pool="avgmax", model_args=None), ["global_pool 'avgmax'"]
+    ),
+    "a crop of timm with a border": (
+        lambda f: timm_folder(f, pretrained_cfg={"crop_mode": "border"}), ["crop_mode 'border'"]
+    ),
+    "a number for timm's architecture": (
+        lambda f: timm_folder(f, architecture=5), ["config.json: architecture is a word, not 5"]
+    ),
+    "a number for timm's pretrained_cfg": (
+        lambda f: timm_folder(f, pretrained_cfg=3),
+        ["config.json: pretrained_cfg is an object, not 3"],
+    ),
+    "two numbers for timm's input_size": (
+        lambda f: timm_folder(f, pretrained_cfg={"input_size": [3, 48]}),
+        ["config.json: input_size is channels, height and width, not [3, 48]"],
+    ),
+    "names of other classes": (
+        lambda f: timm_folder(f, label_names=["a", "b"]), ["names 2 classes, its head has 5"]
     ),
     "config.json with a list for a number": (
         lambda f: huggingface(f, hf_config(image_size={"height": 48})),
@@ -221,11 +293,11 @@ WRONG = {
     ),
     "config.json with more layers than the file": (
         lambda f: huggingface(f, hf_config(num_hidden_layers=3)),
-        ["config.json says 3 layers", "of 2"],
+        ["config.json says num_hidden_layers 3", "of 2"],
     ),
     "config.json with fewer layers than the file": (
         lambda f: huggingface(f, hf_config(num_hidden_layers=1)),
-        ["config.json says 1 layers", "of 2"],
+        ["config.json says num_hidden_layers 1", "of 2"],
     ),
     "config.json of another image size": (
         lambda f: huggingface(f, hf_config(image_size=64)),
@@ -422,7 +494,7 @@ def test_a_timm_folder_of_another_depth_than_its_file_is_refused(tmp_path):
     said = told("timm_folder")["config"]
     said["model_args"]["depth"] = 3
     (tmp_path / "config.json").write_text(json.dumps(said))
-    assert "config.json says 3 layers, the tensors are those of 2" in line_of(load, tmp_path)
+    assert "config.json says depth 3, the tensors are those of 2" in line_of(load, tmp_path)
 
 
 def test_heads_of_an_odd_width_can_be_given(tmp_path):

@@ -39,7 +39,8 @@ def run(options: argparse.Namespace) -> int:
     params, report = fill(weights, model)
     same = weights.layout == options.to
     notes = save_pretrained(
-        model, params, options.destination, options.to, classes=weights.classes,
+        model, params, options.destination, options.to,
+        classes=weights.classes if model.config.num_classes else None,
         dialect=weights.dialect if same else None, extras=weights.extras if same else None,
     )  # fmt: skip
     for line in [*report.lines(), *(f"note: {note}" for note in notes)]:

@@ -37,6 +37,9 @@ def run(options: argparse.Namespace) -> int:
     config = stored_config(about["config"])
     config.mesh.update(base().mesh)  # of this machine, not of the one that trained
     named = recipe.override(config, options.overrides)
+    stored = tuple(about["config"]["model.image_size"])
+    if (shown := about.get("data", {}).get("image_size")) and "model.image_size" not in named:
+        config.model.image_size = shown
     _fit_batches(config, named)
     if options.data:
         config.data.eval.source = options.data
@@ -45,14 +48,19 @@ def run(options: argparse.Namespace) -> int:
     if not config.data.eval.split:
         raise UserError("the run has no evaluation split: give --split")
 
+    from vit_jax.pretrained.load import fill
+    from vit_jax.pretrained.weights import open_weights
     from vit_jax.training.evaluation import measure
     from vit_jax.training.setup import set_up
     from vit_jax.training.workdir import write_json
 
     run = set_up(config, named, classes=about["classes"])
-    params = manager.restore(
-        checkpoint, run.abstract_state["params"], run.shardings["params"], part="params"
-    )
+    if run.model.config.image_size == stored:
+        params = manager.restore(
+            checkpoint, run.abstract_state["params"], run.shardings["params"], part="params"
+        )
+    else:
+        params, _ = fill(open_weights(checkpoint), run.model, run.shardings["params"])
     metrics = measure(run, params, lambda line: print(line, file=sys.stderr))
     step = int(checkpoint.name) if checkpoint.name.isdigit() else None
     result = {

@@ -36,7 +36,9 @@ def run(options: argparse.Namespace) -> int:
         "classes": weights.classes or model.config.num_classes,
         "config": dataclasses.asdict(model.config),
         "data_config": dataclasses.asdict(model.data_config),
-        "pipeline": model.data_config.pipeline(model.config.image_size),
+        "pipeline": model.data_config.pipeline(
+            model.data_config.image_size or model.config.image_size
+        ),
         "unused": weights.unused,
     }
     if options.tensors:

@@ -9,7 +9,6 @@ means every image in it, at any depth. Damaged images are named and skipped.
 
 import argparse
 import csv
-import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -40,7 +39,7 @@ def run(options: argparse.Namespace) -> int:
         raise UserError(f"--output {output}: there is no folder {output.absolute().parent}")
     if output and output.is_dir():
         raise UserError(f"--output {output} is a folder: name a file")
-    from vit_jax.pretrained.load import fetch_weights, fill
+    from vit_jax.pretrained.load import as_shown, fetch_weights, fill
     from vit_jax.pretrained.weights import open_weights
 
     weights = open_weights(fetch_weights(options.weights), **given)
@@ -49,10 +48,12 @@ def run(options: argparse.Namespace) -> int:
         raise UserError(f"{weights.path} has no head: it predicts no classes")
     if c.channels not in (1, 3):
         raise UserError(f"{weights.path} takes {c.channels} channels: image files have 1 or 3")
-    params, report = fill(weights, weights.model)
+    model = as_shown(weights)
+    params, report = fill(weights, model)
     for line in report.warnings:
         print(f"warning: {line}", file=sys.stderr)
-    rows = _rows(weights, params, paths, options.top, options.batch_size)
+    names = weights.classes or [str(i) for i in range(c.num_classes)]
+    rows = _rows(model, params, names, paths, options.top, options.batch_size)
     if output:
         count = _write(output, rows)
         print(f"{count} images: {output}")
@@ -81,7 +82,9 @@ def _images(given: list[str]) -> list[Path]:
     return found
 
 
-def _rows(weights, params, paths: list[Path], top: int, batch_size: int) -> Iterator[tuple]:
+def _rows(
+    model, params, names: list[str], paths: list[Path], top: int, batch_size: int
+) -> Iterator[tuple]:
     """COLUMNS of every image in turn, best class first. Raises UserError where none can be read."""
     import jax
     import numpy as np
@@ -89,10 +92,8 @@ def _rows(weights, params, paths: list[Path], top: int, batch_size: int) -> Iter
     from vit_jax.data.decode import DamagedImage, decode
     from vit_jax.data.ops import parse
 
-    model = weights.model
     c = model.config
     prepare = parse(model.data_config.pipeline(c.image_size), c.image_size)
-    names = weights.classes or [str(i) for i in range(c.num_classes)]
     shape, batch_size = (*c.image_size, c.channels), min(batch_size, len(paths))
 
     @jax.jit
@@ -128,15 +129,13 @@ def _rows(weights, params, paths: list[Path], top: int, batch_size: int) -> Iter
 
 def _write(output: Path, rows: Iterator[tuple]) -> int:
     """The file appears whole or not at all; returns the number of images."""
-    part, images = output.with_name(f".{output.name}.part"), 0
-    try:
-        with part.open("w", newline="") as file:
-            table = csv.writer(file)
-            table.writerow(COLUMNS)
-            for row in rows:
-                table.writerow(row)
-                images += row[1] == 1
-        os.replace(part, output)
-    finally:
-        part.unlink(missing_ok=True)
+    from vit_jax.pretrained.files import whole
+
+    images = 0
+    with whole(output) as part, part.open("w", newline="") as file:
+        table = csv.writer(file)
+        table.writerow(COLUMNS)
+        for row in rows:
+            table.writerow(row)
+            images += row[1] == 1
     return images

@@ -55,7 +55,7 @@ def _pair(size: Size, default: tuple[int, int]) -> tuple[int, int]:
 FILTERS = {
     "nearest": Image.Resampling.NEAREST, "bilinear": Image.Resampling.BILINEAR,
     "bicubic": Image.Resampling.BICUBIC, "lanczos": Image.Resampling.LANCZOS,
-    "area": Image.Resampling.BOX,
+    "area": Image.Resampling.BOX, "hamming": Image.Resampling.HAMMING,
 }  # fmt: skip
 # The same without antialiasing, at pixel centres.
 POINTS = {"nearest": cv2.INTER_NEAREST_EXACT, "bilinear": cv2.INTER_LINEAR,
@@ -101,28 +101,34 @@ def _resize_for_training(image: np.ndarray, height: int, width: int) -> np.ndarr
 def resize(
     image, rng, model_size, size: Size = None, how: str | None = None, antialias: bool = True
 ):
-    """To `size` whatever the aspect; `how` is nearest, bilinear, bicubic, lanczos or area."""
+    """To `size` whatever the aspect; `how` is one of `FILTERS`."""
     return _resize(image, *_pair(size, model_size), how, antialias)
 
 
 @op()
 def resize_small(
-    image, rng, model_size, size: int | None = None, how: str | None = None, antialias: bool = True
+    image, rng, model_size, size: Size = None, how: str | None = None, antialias: bool = True
 ):
-    """Short side to `size` (1/0.875 of the model's, as in 256 for 224), aspect kept."""
-    short = size or round(max(model_size) / 0.875)
+    """Short side to `size` (1/0.875 of the model's, as in 256 for 224), aspect kept, the long side
+    cut to whole pixels as torchvision and Transformers do. Of a `size` (height, width) that is no
+    square, the smallest image that covers it, its sides rounded as timm does."""
+    tall, wide = _pair(size, (int(model_size[0] / 0.875), int(model_size[1] / 0.875)))
     height, width = image.shape[:2]
-    scale = short / min(height, width)
-    height, width = max(short, round(height * scale)), max(short, round(width * scale))
-    return _resize(image, height, width, how, antialias)
+    if tall == wide:
+        low = min(height, width)
+        return _resize(image, tall * height // low, tall * width // low, how, antialias)
+    ratio = min(height / tall, width / wide)
+    return _resize(image, round(height / ratio), round(width / ratio), how, antialias)
 
 
 @op()
-def central_crop(image, rng, model_size, size: Size = None):
-    """The middle `size`. The image must be as large."""
+def central_crop(image, rng, model_size, size: Size = None, floor: bool = False):
+    """The middle `size`. The image must be as large. A border of half a pixel more is rounded to
+    the even one, as torchvision does; with `floor` cut, as Transformers do."""
     height, width = _pair(size, model_size)
-    top, left = (image.shape[0] - height) // 2, (image.shape[1] - width) // 2
-    return image[max(top, 0) : max(top, 0) + height, max(left, 0) : max(left, 0) + width]
+    borders = (max(image.shape[0] - height, 0), max(image.shape[1] - width, 0))
+    top, left = (border // 2 if floor else round(border / 2) for border in borders)
+    return image[top : top + height, left : left + width]
 
 
 @op(random=True)

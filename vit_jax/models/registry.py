@@ -74,7 +74,7 @@ SIGLIP = [("base", 16, 224), ("base", 16, 256), ("base", 16, 384), ("large", 16,
 PLAIN: dict[type, str] = {ViTConfig: "vit", MixerConfig: "mixer", ResNetConfig: "resnetv2"}
 
 IMAGENET = DataConfig((0.485, 0.456, 0.406), (0.229, 0.224, 0.225), "bicubic", crop=0.9)
-SQUASHED = DataConfig(squash=True)
+SQUASHED = DataConfig(crop=1.0, squash=True)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -274,19 +274,33 @@ def make_config(family: type, fields: dict[str, Any], what: str) -> Config:
         raise UserError(f"{what}: {error}") from error
 
 
-def name_of(config: Config) -> str:
-    """The name that fits a config best: with the most sizes in it, of its resolution if it can.
+# What a name says beyond sizes and parts: others may compute with other numbers.
+_NUMERICS = {"image_size", "gelu", "posemb_resize", "layer_scale"}
+
+
+def _parts(config: Config) -> tuple:
+    """What sets kinds of one family apart."""
+    fields = ("resnet_layers", "distilled", "registers", "mlp", "pre_norm")
+    scaled, pool = getattr(config, "layer_scale", 0) > 0, getattr(config, "pool", "") == "map"
+    return *(getattr(config, field, None) for field in fields), scaled, pool
+
+
+def name_of(config: Config, like: str = "") -> str:
+    """The name of a model with the sizes and parts of a config: one that begins with `like` if it
+    can, then one of its numerics and its resolution.
 
     A config that has no name gets its family's, whose sizes all come from fields.
     """
-    best, most = PLAIN[type(config)], (0, False)
+    best, most = PLAIN[type(config)], (False, 0)
     for name in list_models():
         _, family, fields = find_kind(name)
-        side = fields.pop("image_size")
-        if family is type(config) and all(getattr(config, k) == v for k, v in fields.items()):
-            score = (len(fields), config.image_size == (side, side))
-            if score > most:
-                best, most = name, score
+        if family is not type(config):
+            continue
+        whole = make_config(family, fields, name)
+        same = {field for field, value in vars(whole).items() if getattr(config, field) == value}
+        score = (name.startswith(like), len(same))
+        if fields.keys() - _NUMERICS <= same and _parts(whole) == _parts(config) and score > most:
+            best, most = name, score
     return best
 
 

@@ -114,7 +114,11 @@ def _from_hub(address: str, sha256: str | None, cache: Path, say: Callable[[str]
         return _Download(f"{url}/{quote(name)}", folder / name, say).run(None)
 
     get("config.json")
-    for name in [name for name in WEIGHTS if (folder / name).exists()] or WEIGHTS:
+    there = [name for name in WEIGHTS if (folder / name).exists()]
+    with contextlib.suppress(_Missing):  # timm's repositories have none
+        if not there:
+            get("preprocessor_config.json")
+    for name in there or WEIGHTS:
         with contextlib.suppress(_Missing):
             weights = get(name)
             break

@@ -10,6 +10,7 @@ import json
 import math
 import mmap
 import os
+import shutil
 import struct
 import zipfile
 import zlib
@@ -20,7 +21,7 @@ from typing import Any
 import numpy as np
 from jax.numpy import bfloat16
 
-from vit_jax.errors import UserError
+from vit_jax.errors import UserError, cannot_write
 
 INDEX = ".index.json"  # of a model in several safetensors files
 PICKLE = b"\x80"  # begins a pickle, then its protocol
@@ -200,12 +201,7 @@ def _open_torch(path: Path) -> Tensors:
 
 
 def _open_folder(folder: Path) -> Tensors:
-    config = {}
-    if (folder / "config.json").is_file():
-        with _whole(folder / "config.json"):
-            config = json.loads((folder / "config.json").read_text())
-        if not isinstance(config, dict):
-            raise UserError(f"{folder / 'config.json'} holds no JSON object")
+    config = read_object(folder / "config.json") if (folder / "config.json").is_file() else {}
     for name in ("model.safetensors", "pytorch_model.bin"):
         if (folder / f"{name}{INDEX}").is_file():
             opened = _open_shards(folder, folder / f"{name}{INDEX}")
@@ -218,6 +214,15 @@ def _open_folder(folder: Path) -> Tensors:
         f"{folder} holds no weights: expected a work folder with checkpoints/STEP, or config.json "
         "with model.safetensors or pytorch_model.bin"
     )
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """The JSON object that a file holds. Raises UserError where it holds none."""
+    with _whole(path):
+        found = json.loads(path.read_text())
+    if not isinstance(found, dict):
+        raise UserError(f"{path} holds no JSON object")
+    return found
 
 
 def _open_shards(folder: Path, index: Path) -> Tensors:
@@ -237,14 +242,21 @@ def _open_shards(folder: Path, index: Path) -> Tensors:
     return Tensors(folder, "safetensors", shapes, lambda name: shards[where[name]].read(name))
 
 
-def whole_file(path: Path, write: Callable[[Path], None]) -> None:
-    """Writes beside the path, then renames: the file appears whole or not at all."""
+@contextlib.contextmanager
+def whole(path: Path) -> Iterator[Path]:
+    """A place beside the path to write a file or a folder to, which then takes the path's name:
+    it appears whole or not at all. Raises UserError where nothing can be written."""
     part = path.with_name(f".{path.name}.part")
     try:
-        write(part)
+        yield part
         os.replace(part, path)
+    except Exception as error:
+        if not isinstance(error, OSError) and type(error).__name__ != "SafetensorError":
+            raise
+        raise cannot_write(path, error) from error
     finally:
-        part.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            shutil.rmtree(part) if part.is_dir() else part.unlink(missing_ok=True)
 
 
 def write_npz(path: Path, tensors: dict[str, np.ndarray], metadata: dict[str, Any]) -> None:

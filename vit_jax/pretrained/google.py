@@ -11,12 +11,12 @@ from typing import Any
 import numpy as np
 
 from vit_jax.models.mixer import MixerConfig
-from vit_jax.models.model import Config, DataConfig
+from vit_jax.models.model import Config, DataConfig, Model
+from vit_jax.models.registry import SQUASHED
 from vit_jax.models.resnet import ResNetConfig, stride_of
 from vit_jax.models.vit import ViTConfig
 from vit_jax.pretrained.files import Tensors
 from vit_jax.pretrained.layout import (
-    GOOGLE_PREPROCESSING,
     Description,
     Layout,
     count,
@@ -194,7 +194,7 @@ def _describe_google(tensors: Tensors, given: dict[str, Any]) -> Description:
     )  # fmt: skip
     fields["image_size"] = tuple(side * fields["patch_size"] for side in grid)
     fields["pool"] = "cls" if token else "gap"
-    return Description(ViTConfig, fields, GOOGLE_PREPROCESSING, dialect=dialect)
+    return Description(ViTConfig, fields, SQUASHED, dialect=dialect)
 
 
 def _describe_mixer(tensors: Tensors, given: dict[str, Any]) -> Description:
@@ -209,7 +209,7 @@ def _describe_mixer(tensors: Tensors, given: dict[str, Any]) -> Description:
         "num_layers": count(tensors.shapes, r"MixerBlock_(\d+)/"),
         "num_classes": tensors.shapes.get("head/kernel", (0, 0))[-1], "gelu": "tanh",
     }  # fmt: skip
-    return Description(MixerConfig, fields, GOOGLE_PREPROCESSING)
+    return Description(MixerConfig, fields, SQUASHED)
 
 
 def _describe_bit(tensors: Tensors) -> Description:
@@ -223,7 +223,7 @@ def _describe_bit(tensors: Tensors) -> Description:
         "groupnorm_eps": 1e-5, "standardization": "bit",
     }  # fmt: skip
     dialect = {"wide_norms": len(norm) == 4}
-    return Description(ResNetConfig, fields, GOOGLE_PREPROCESSING, dialect=dialect)
+    return Description(ResNetConfig, fields, SQUASHED, dialect=dialect)
 
 
 def _describe_big_vision(tensors: Tensors, given: dict[str, Any]) -> Description:
@@ -308,6 +308,13 @@ def _google_reader(config: Config, folder: bool) -> dict[str, Any]:
     return reader
 
 
+def _notes(model: Model) -> list[str]:
+    rows, columns = getattr(model.config, "grid", (0, 0))
+    if rows == columns:
+        return []
+    return [f"the grid is {rows} x {columns} here; readers of such files take it for a square"]
+
+
 def _google_refuses(config: Config) -> list[str]:
     return refused_pool(config, "cls", "gap") + _refused_parts(config)
 
@@ -334,9 +341,11 @@ def _big_vision_refuses(config: Config) -> list[str]:
 GOOGLE = Layout(
     "google", _is_google, _describe_google, _google_rows, PREFIXES, ".npz",
     positions=lambda config: "class", refuses=_google_refuses, reader=_google_reader,
+    notes=_notes,
 )  # fmt: skip
 BIG_VISION = Layout(
     "big_vision", _is_big_vision, _describe_big_vision, _big_vision_rows, PREFIXES, ".npz",
     prepare=_unstacked, finish=_stacked, positions=lambda config: "none",
     refuses=_big_vision_refuses, reader=lambda config, _: {"gelu": "tanh", "layernorm_eps": 1e-6},
+    notes=_notes,
 )  # fmt: skip

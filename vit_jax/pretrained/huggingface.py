@@ -13,11 +13,20 @@ from vit_jax.models.vit import ViTConfig
 from vit_jax.pretrained.files import Tensors
 from vit_jax.pretrained.huggingface_config import (
     ACTIVATIONS,
+    classes_of,
     config_json,
+    notes,
     preprocessing,
     preprocessor_json,
 )  # fmt: skip
-from vit_jax.pretrained.layout import Description, Layout, count, grid_of, needs, refused_pool
+from vit_jax.pretrained.layout import (
+    Description,
+    Layout,
+    count,
+    grid_of,
+    needs,
+    refused_pool,
+)  # fmt: skip
 from vit_jax.pretrained.rows import (
     BATCHED,
     CONV,
@@ -30,6 +39,8 @@ from vit_jax.pretrained.rows import (
     joined,
     row,
 )  # fmt: skip
+from vit_jax.pretrained.rows import torch_dense as _dense
+from vit_jax.pretrained.rows import torch_norm as _norm
 
 MODELS = ("vit", "deit", "dinov2", "dinov2_with_registers")
 PREFIXES = ("", *(f"{model}." for model in MODELS))
@@ -39,15 +50,6 @@ PARTS = {
     "vit": ("layernorm_before", "layernorm_after", "intermediate.dense", "output.dense"),
     "dinov2": ("norm1", "norm2", "mlp.fc1", "mlp.fc2"),
 }
-
-
-def _dense(ours: str, theirs: str, codec=DENSE) -> list[Row]:
-    bias = row(f"{ours}/bias", f"{theirs}.bias", FLAT)
-    return [row(f"{ours}/kernel", f"{theirs}.weight", codec), bias]
-
-
-def _norm(ours: str, theirs: str) -> list[Row]:
-    return [row(f"{ours}/scale", f"{theirs}.weight"), row(f"{ours}/bias", f"{theirs}.bias")]
 
 
 def _rows(config: Config, dialect: dict[str, Any]) -> list[Row]:
@@ -135,13 +137,11 @@ def _describe(tensors: Tensors, given: dict[str, Any]) -> Description:
         else shapes.get(f"{prefix}embeddings.register_tokens", (1, 0))[1],
         "prefix_positions": "all" if dist and not teacher else "class",
     }  # fmt: skip
-    names = c.get("id2label") or {}
-    classes = [names[key] for key in sorted(names, key=int)] if len(names) == head[0] else None
-    if classes and classes[0] == "LABEL_0":  # what Transformers writes where there are no names
-        classes = None
+    classes = classes_of(tensors.path / "config.json", c, head[0])
+    data = preprocessing(tensors.path, model, fields["image_size"])
     masked = f"{prefix}embeddings.mask_token" in shapes
     dialect = {"model": model, "prefix": prefix, "masked": masked}
-    return Description(ViTConfig, fields, preprocessing(tensors.path, dinov2), classes, dialect)
+    return Description(ViTConfig, fields, data, classes, dialect)
 
 
 def _is_huggingface(names) -> bool:
@@ -187,8 +187,8 @@ def _refuses(config: Config) -> list[str]:
     found += ["patches projected without a bias"] * (not config.embed_bias)
     if config.prefix_positions == "all" and _positions(config) != "all":
         found += ["positions of registers"] * bool(config.registers)
-    if config.grid[0] != config.grid[1]:
-        found.append(f"a grid of {config.grid[0]} x {config.grid[1]} (Transformers take squares)")
+    if config.grid[0] != config.grid[1] and "dinov2" in _dialect(config)["model"]:
+        found.append(f"a grid of {config.grid[0]} x {config.grid[1]} (their DINOv2 takes squares)")
     return found
 
 
@@ -199,5 +199,5 @@ HUGGINGFACE = Layout(
         r"(\w+\.)?embeddings\.mask_token": "the mask token of DINOv2's own training",
     },
     files={"config.json": config_json, "preprocessor_config.json": preprocessor_json},
-    dialect=_dialect, positions=_positions, refuses=_refuses, fillers=_fillers,
+    dialect=_dialect, positions=_positions, refuses=_refuses, fillers=_fillers, notes=notes,
 )  # fmt: skip

@@ -1,15 +1,20 @@
 """What stands beside the tensors in a folder of Transformers: `config.json` and
 `preprocessor_config.json`, read and written."""
 
-import json
+import dataclasses
 import math
+import re
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from vit_jax.errors import UserError
-from vit_jax.models.model import DataConfig, Model
-from vit_jax.models.registry import IMAGENET
+from vit_jax.models.model import DataConfig, Model, crop_of
+from vit_jax.models.registry import IMAGENET, SQUASHED
 from vit_jax.models.vit import ViTConfig
+from vit_jax.pretrained.files import read_object
+from vit_jax.pretrained.layout import check_keys
 
 ACTIVATIONS = {
     "gelu": "exact", "gelu_new": "tanh", "gelu_pytorch_tanh": "tanh", "quick_gelu": "quick",
@@ -19,30 +24,84 @@ _TITLES = {
     "vit": "ViT", "deit": "DeiT", "dinov2": "Dinov2",
     "dinov2_with_registers": "Dinov2WithRegisters",
 }  # fmt: skip
-_FILTERS = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic", 4: "area"}  # Pillow's numbers
+# Pillow's numbers.
+_FILTERS = {
+    0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic", 4: "area", 5: "hamming",
+}  # fmt: skip
+
+# Transformers' processors by the beginning of their names: what they do where the file is silent.
+_ANY = {"do_resize": True, "do_rescale": True, "do_normalize": True, "rescale_factor": 1 / 255,
+        "image_mean": [0.5] * 3, "image_std": [0.5] * 3, "do_center_crop": False,
+        "crop_size": {"height": 224, "width": 224}}  # fmt: skip
+_PROCESSORS: dict[str, dict[str, Any]] = {
+    "ViT": _ANY | {"resample": 2, "size": {"height": 224, "width": 224}},
+    "DeiT": _ANY | {"resample": 3, "size": {"height": 256, "width": 256}, "do_center_crop": True},
+    "Bit": _ANY | {
+        "resample": 3, "size": {"shortest_edge": 224}, "do_center_crop": True,
+        "image_mean": [0.48145466, 0.4578275, 0.40821073],
+        "image_std": [0.26862954, 0.26130258, 0.27577711],
+    },
+}  # fmt: skip
+_SIDES = ("height", "width")
+_OF_MODEL = {"vit": "ViT", "deit": "DeiT", "dinov2": "Bit", "dinov2_with_registers": "Bit"}
+
+# What the published models of a kind have.
+_CROPPED = DataConfig(IMAGENET.mean, IMAGENET.std, "bicubic", crop=0.875, floor=True)
+_PUBLISHED = {
+    "ViT": SQUASHED, "DeiT": dataclasses.replace(_CROPPED, squash=True), "Bit": _CROPPED,
+}  # fmt: skip
 
 
-def preprocessing(folder: Path, dinov2: bool) -> DataConfig:
+def preprocessing(folder: Path, model: str, image_size: tuple[int, int]) -> DataConfig:
     """`preprocessor_config.json`, or what the published models of the kind have.
 
-    Raises UserError where the file is no JSON.
+    Raises UserError where the file is no JSON, or says what nothing here does.
     """
-    path = folder / "preprocessor_config.json"
+    path, kind = folder / "preprocessor_config.json", _OF_MODEL[model]
     if not path.is_file():
-        published = DataConfig(IMAGENET.mean, IMAGENET.std, "bicubic", crop=0.875)
-        return published if dinov2 else DataConfig(squash=True)
-    try:
-        shown = json.loads(path.read_text())
-    except ValueError as error:
-        raise UserError(f"{path} is no JSON: {error}") from error
-    size, crop = shown.get("size", {}), shown.get("crop_size", {})
-    short = size.get("shortest_edge") if isinstance(size, dict) else None
-    cropped = shown.get("do_center_crop", False) and short and isinstance(crop, dict)
+        return _PUBLISHED[kind]
+    shown = read_object(path)
+    check_keys(path, shown)
+    name = shown.get("image_processor_type") or shown.get("feature_extractor_type") or kind
+    found = re.fullmatch(r"(ViT|DeiT|Bit)(ImageProcessor(Fast|Pil)?|FeatureExtractor)?", name)
+    if found is None:
+        raise UserError(f"{path}: {name} is no processor of {', '.join(_PROCESSORS)}")
+    usual = _PROCESSORS[found[1]]
+    said = usual | {key: value for key, value in shown.items() if value is not None}
+    size, crop = (
+        said[key] if isinstance(said[key], dict) else dict.fromkeys(usual[key], said[key])
+        for key in ("size", "crop_size")
+    )
+    short = set(size) == {"shortest_edge"}
+    resized = [size.get("shortest_edge" if short else side, 0) for side in _SIDES]
+    sides = [crop.get(side, 0) for side in _SIDES] if said["do_center_crop"] else resized
+    part = crop_of(sides[0], resized[0]) if 0 < sides[0] <= resized[0] else math.inf
+    fits = [
+        said["do_resize"], said["resample"] in _FILTERS, short or set(size) == set(_SIDES),
+        [math.floor(side / part) for side in sides] == resized, said["do_center_crop"] or not short,
+    ]  # fmt: skip
+    if not all(fits):  # images of any aspect, a border, another filter
+        keys = ("do_resize", "size", "resample", "do_center_crop", "crop_size")
+        wrong = ", ".join(f"{key} {said[key]}" for key in keys)
+        raise UserError(f"{path}: {wrong} together have no counterpart here")
+    factor = 255 * said["rescale_factor"] if said["do_rescale"] else 255
+    given = (said["image_mean"], said["image_std"]) if said["do_normalize"] else (0.0, 1.0)
+    mean, std = ((np.asarray(values) / factor).tolist() for values in given)
     return DataConfig(
-        tuple(shown.get("image_mean", (0.5,) * 3)), tuple(shown.get("image_std", (0.5,) * 3)),
-        _FILTERS.get(shown.get("resample", 2), "bilinear"),
-        crop.get("height", short) / short if cropped else 1.0, squash=not short,
+        mean, std, _FILTERS[said["resample"]], part, squash=not short, floor=True,
+        image_size=None if sides == list(image_size) else (sides[0], sides[1]),
     )  # fmt: skip
+
+
+def classes_of(path: Path, config: dict[str, Any], count: int) -> list[str] | None:
+    """Names of the outputs, where `id2label` has them. Raises UserError where it numbers others."""
+    names = config.get("id2label") or {}
+    if not count or len(names) != count:
+        return None
+    if sorted(names) != sorted(map(str, range(count))):
+        raise UserError(f"{path}: id2label numbers {', '.join(sorted(names))}, not 0 … {count - 1}")
+    unnamed = names["0"] == "LABEL_0"  # what Transformers write where there are no names
+    return None if unnamed else [str(names[str(i)]) for i in range(count)]
 
 
 def config_json(model: Model, classes: list[str] | None, dialect: dict[str, Any]) -> dict[str, Any]:
@@ -55,7 +114,8 @@ def config_json(model: Model, classes: list[str] | None, dialect: dict[str, Any]
     config: dict[str, Any] = {
         "architectures": [f"{_TITLES[kind]}{task}{teacher}"], "model_type": kind,
         "hidden_size": c.hidden_size, "num_hidden_layers": c.num_layers,
-        "num_attention_heads": c.num_heads, "image_size": c.image_size[0],
+        "num_attention_heads": c.num_heads,
+        "image_size": c.image_size[0] if len(set(c.image_size)) == 1 else list(c.image_size),
         "patch_size": c.patch_size, "num_channels": c.channels, "qkv_bias": c.qkv_bias,
         "layer_norm_eps": c.layernorm_eps, "hidden_act": _NAMES[c.gelu],
         "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0,
@@ -97,16 +157,27 @@ def preprocessor_json(
     model: Model, classes: list[str] | None, dialect: dict[str, Any]
 ) -> dict[str, Any]:
     """How images are shown, as Transformers' image processors read it."""
-    data, (height, width) = model.data_config, model.config.image_size
+    data = model.data_config
     mean, std = data.per_channel(model.config.channels)
-    size = {"height": height, "width": width}
-    shown: dict[str, Any] = {"do_center_crop": False, "size": size}
-    if not data.squash:
-        short = round(max(height, width) / data.crop)
-        shown = {"do_center_crop": True, "crop_size": size, "size": {"shortest_edge": short}}
+    size = data.image_size or model.config.image_size
+    resized = data.resized(size)
+    kind = "Bit" if not data.squash else "ViT" if resized == tuple(size) else "DeiT"
+    shown: dict[str, Any] = {"size": dict(zip(_SIDES, resized, strict=True))}
+    if kind == "Bit":
+        shown = {"size": {"shortest_edge": max(resized)}}
+    shown |= {"do_center_crop": kind != "ViT"}
+    shown |= {"crop_size": dict(zip(_SIDES, size, strict=True))} if kind != "ViT" else {}
     numbers = {name: number for number, name in _FILTERS.items()}
     return {
-        "image_processor_type": "ViTImageProcessor" if data.squash else "BitImageProcessor",
+        "image_processor_type": f"{kind}ImageProcessor",
         "do_resize": True, "do_normalize": True, "do_rescale": True, "rescale_factor": 1 / 255,
         "image_mean": mean, "image_std": std, "resample": numbers[data.interpolation], **shown,
     }  # fmt: skip
+
+
+def notes(model: Model) -> list[str]:
+    """What `preprocessor_config.json` cannot say."""
+    height, width = size = model.data_config.resized(model.config.image_size)
+    if model.data_config.squash or height == width:
+        return []
+    return [f"images cover {size} here; Transformers resize their short side to {max(size)}"]

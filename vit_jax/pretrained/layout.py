@@ -14,7 +14,7 @@ from vit_jax.models.vit import ViTConfig
 from vit_jax.pretrained.files import Tensors
 from vit_jax.pretrained.rows import Row, Shape
 
-GOOGLE_PREPROCESSING = DataConfig(squash=True)
+SHOWN = 12  # names in an error
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,8 +44,8 @@ class Layout:
     Writing: to a file with the `suffix`, or a folder with `files` made from the model, its classes
     and the dialect. `positions` says which prefix tokens have positions in its tables (None: as the
     model has them), `refuses` what else it cannot hold, `reader` what its own package computes with
-    where the file (or the folder) cannot say otherwise, `fillers` shapes of tensors that it insists
-    on.
+    where the file (or the folder) cannot say otherwise, `notes` what else its readers take
+    otherwise, `fillers` shapes of tensors that it insists on.
     """
 
     name: str
@@ -63,10 +63,57 @@ class Layout:
     positions: Callable[[ViTConfig], str | None] = lambda config: None
     refuses: Callable[[Config], list[str]] = lambda config: []
     reader: Callable[[Config, bool], dict[str, Any]] = lambda config, folder: {}
+    notes: Callable[[Model], list[str]] = lambda model: []
     fillers: Callable[[Config, Dialect], dict[str, Shape]] = lambda config, dialect: {}
     finish: Callable[[dict[str, np.ndarray], Config, Dialect], dict[str, np.ndarray]] = (
         lambda tensors, config, dialect: tensors
     )
+
+
+def some(names: Iterable[str]) -> str:
+    """The first few names, and how many more there are."""
+    names = list(names)
+    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    return ", ".join(names[:SHOWN]) + more
+
+
+def _number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _counts(value: Any, *lengths: int) -> bool:
+    listed = isinstance(value, list) and len(value) in lengths
+    return listed and all(type(n) is int and n > 0 for n in value)
+
+
+# What keys of JSON files hold, of Transformers' and of timm's: in words, the test, the keys.
+KINDS: tuple[tuple[str, Callable[[Any], Any], str], ...] = (
+    ("a word", lambda v: isinstance(v, str), "architecture model_type hidden_act act_layer "
+     "global_pool interpolation crop_mode image_processor_type feature_extractor_type"),
+    ("a whole number", lambda v: type(v) is int, "hidden_size num_hidden_layers embed_dim depth "
+     "num_attention_heads num_heads resample"),
+    ("a positive number", lambda v: _number(v) and v > 0, "layer_norm_eps crop_pct rescale_factor"),
+    ("a number, or one for each channel", lambda v: _number(v)
+     or (isinstance(v, list) and v and all(map(_number, v))), "mean std image_mean image_std"),
+    ("true or false", lambda v: isinstance(v, bool),
+     "qkv_bias do_resize do_center_crop do_rescale do_normalize"),
+    ("an object", lambda v: isinstance(v, dict), "id2label model_args pretrained_cfg"),
+    ("a size", lambda v: _counts([v], 1) or _counts(v, 2), "image_size img_size"),
+    ("channels, height and width", lambda v: _counts(v, 3), "input_size"),
+    ("a size, or an object of sizes", lambda v: _counts([v], 1)
+     or (isinstance(v, dict) and _counts(list(v.values()), 1, 2)), "size crop_size"),
+)  # fmt: skip
+
+
+def check_keys(where: Any, config: dict[str, Any]) -> None:
+    """Refuses a value that is none of what its key holds (`KINDS`); null counts as absent."""
+    for kind, fits, keys in KINDS:
+        for key in keys.split():
+            if config.get(key) is not None and not fits(config[key]):
+                raise UserError(f"{where}: {key} is {kind}, not {config[key]!r}")
+    for key in ("model_args", "pretrained_cfg"):
+        if inside := config.get(key):
+            check_keys(where, inside)
 
 
 def refused_pool(config: Config, *pools: str) -> list[str]:

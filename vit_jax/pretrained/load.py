@@ -19,7 +19,7 @@ from vit_jax.checkpoint.tree import Flat, flatten, is_stacked, nest, unstack
 from vit_jax.errors import UserError, nearest
 from vit_jax.models.model import Model, Params
 from vit_jax.models.position import resize_grid
-from vit_jax.models.registry import make_config
+from vit_jax.models.registry import create_model, make_config
 from vit_jax.parallel.sharding import state_shardings
 from vit_jax.pretrained.catalog import CATALOG
 from vit_jax.pretrained.download import fetch
@@ -125,6 +125,8 @@ def load_pretrained(
 def fetch_weights(name_or_path: str | Path) -> Path:
     """The local path of a name of the catalogue, an address or a path."""
     text = str(name_or_path)
+    if not text:
+        raise UserError("the weights are an empty name: give a file, a folder, or a name of them")
     if "://" in text or Path(text).expanduser().exists():
         return fetch(text)
     if text in CATALOG:
@@ -145,7 +147,16 @@ def fitted(weights: Weights, wanted: dict[str, Any]) -> Model:
         if field not in fields:
             raise UserError(f"{weights.model.name} has no field {field!r}")
     new = make_config(type(config), fields | wanted, str(weights.path))
-    return dataclasses.replace(weights.model, config=new)
+    shown = weights.model.data_config
+    if "image_size" in wanted:
+        shown = dataclasses.replace(shown, image_size=None)
+    return dataclasses.replace(weights.model, config=new, data_config=shown)
+
+
+def as_shown(weights: Weights) -> Model:
+    """The weights' model for images of the size that they were shown at."""
+    size = weights.model.data_config.image_size
+    return fitted(weights, {"image_size": size} if size else {})
 
 
 def fill(
@@ -166,6 +177,7 @@ def fill(
     """
     wanted = listed_params(model)
     stacked = flatten(model.abstract_params) if getattr(model.config, "scan", False) else wanted
+    _check_sizes(weights, model)
     fates = _fates(weights, wanted, keep_head)
     where: Flat = dict.fromkeys(stacked, SingleDeviceSharding(jax.local_devices()[0]))
     if shardings is not None:
@@ -190,6 +202,21 @@ def fill(
     fates |= {name: f"unused ({why})" for name, why in weights.unused.items()}
     ordered = {p: flat[p] for p in stacked}
     return nest(ordered), Report(str(weights.path), fates, warnings)
+
+
+def _check_sizes(weights: Weights, model: Model) -> None:
+    """One sentence for weights of another model, whose tensors would all be of other shapes."""
+    theirs, ours = vars(weights.model.config), vars(model.config)
+    shapes = {path: leaf.shape for path, leaf in listed_params(model).items()}
+    body = {p for p in shapes if not re.fullmatch(f"{HEAD}|{RESIZES}|{ADAPTS}", p)}
+    other = [f for f in ours if f not in OF_THE_RUN and ours[f] != theirs.get(f)]
+    if other and any(weights.shapes.get(path) != shapes[path] for path in body):
+        sizes = ", ".join(f"{f} {theirs.get(f)} (the model here: {ours[f]})" for f in other)
+        named = vars(create_model(weights.model.name).config)
+        fits = f"model.name={weights.model.name}"
+        if any(named[f] != theirs.get(f) for f in other):
+            fits = ", ".join(f"model.{f}={theirs.get(f)}" for f in other)
+        raise UserError(f"{weights.path} has {sizes}: {fits} would fit")
 
 
 def _fates(weights: Weights, wanted: dict[str, Any], keep_head: bool) -> dict[str, str]:

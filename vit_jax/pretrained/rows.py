@@ -119,6 +119,17 @@ def row(ours: str | Iterable[str], theirs: str | Iterable[str], codec: Codec = S
     return Row(paths, names, codec)
 
 
+def torch_dense(ours: str, theirs: str, codec: Codec = DENSE) -> list[Row]:
+    """A dense layer as PyTorch's code bases name its two tensors."""
+    bias = row(f"{ours}/bias", f"{theirs}.bias", FLAT)
+    return [row(f"{ours}/kernel", f"{theirs}.weight", codec), bias]
+
+
+def torch_norm(ours: str, theirs: str) -> list[Row]:
+    """A normalisation likewise."""
+    return [row(f"{ours}/scale", f"{theirs}.weight"), row(f"{ours}/bias", f"{theirs}.bias")]
+
+
 @dataclasses.dataclass(frozen=True)
 class Bound:
     """A row of one layer: parameters by path with their shapes, tensors by name with theirs."""

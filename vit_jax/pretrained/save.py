@@ -6,8 +6,6 @@ other numbers is said. Files appear whole or not at all.
 
 import dataclasses
 import json
-import os
-import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -22,10 +20,10 @@ from vit_jax.errors import UserError, nearest
 from vit_jax.models.model import Config, Model, Params
 from vit_jax.models.position import sincos2d
 from vit_jax.models.vit import ViTConfig
-from vit_jax.pretrained.files import whole_file, write_npz, write_safetensors
-from vit_jax.pretrained.layout import Dialect, Layout
+from vit_jax.pretrained.files import whole, write_npz, write_safetensors
+from vit_jax.pretrained.layout import Dialect, Layout, some
 from vit_jax.pretrained.rows import expand
-from vit_jax.pretrained.weights import LAYOUTS
+from vit_jax.pretrained.weights import LAYOUTS, check_explained, listed_params
 
 FORMATS = (*LAYOUTS, "orbax")
 
@@ -51,9 +49,20 @@ def save_pretrained(
       extras: tensors of that file that have no meaning here.
 
     Raises:
-      UserError: no such layout, parameters that it has no place for, or something at `path`.
+      UserError: no such layout, parameters that are not the model's or that it has no place for,
+        or something at `path`.
     """
     path = check_destination(path, to)
+    structs = jax.tree.map(lambda x: jax.ShapeDtypeStruct(np.shape(x), np.float32), params)
+    wanted, held = (
+        {p: x.shape for p, x in flat.items()}
+        for flat in (listed_params(model), unstack(flatten(structs)))
+    )
+    check_explained(f"these parameters and {model.name} do", wanted, held)
+    if classes and len(classes) != model.config.num_classes:
+        raise UserError(
+            f"{len(classes)} names of classes, but {model.name} has {model.config.num_classes}"
+        )
     if to == "orbax":
         _save_own(model, params, path, classes)
         return []
@@ -66,7 +75,7 @@ def save_pretrained(
     if homeless:
         hint = "; without a head (num_classes=0) the hidden layer goes too"
         raise UserError(
-            f"the {to} layout has no place for {', '.join(homeless[:12])}"
+            f"the {to} layout has no place for {some(homeless)}"
             + (hint if homeless[0].startswith("pre_logits") else "")
         )
     tensors: Flat = {
@@ -81,7 +90,13 @@ def save_pretrained(
     prefix = dialect.get("prefix_of_all", "")
     tensors = {prefix + name: x for name, x in tensors.items()}
     _write(dataclasses.replace(model, config=config), tensors, path, layout, dialect, classes)
-    return [
+    notes = layout.notes(model)
+    if model.data_config.image_size and to != "huggingface":
+        notes.append(
+            f"images are shown at {model.data_config.image_size} here; readers of {to} files take "
+            f"the {config.image_size} of the positions"
+        )
+    return notes + [
         f"{field} is {getattr(config, field)!r} here; readers of {to} files compute with {value!r} "
         "unless told otherwise"
         for field, value in layout.reader(config, path.is_dir()).items()
@@ -110,9 +125,12 @@ def check_destination(path: str | Path, to: str) -> Path:
 
 def _canonical(config: Config, listed: Flat, layout: Layout) -> tuple[Config, Flat]:
     """The same function with positions as the layout has them: fixed ones in a table, those of
-    the class token in the table or added to the token itself."""
+    the class token in the table or added to the token itself. Without a head nothing reads the
+    mean beside the class token."""
     if not isinstance(config, ViTConfig):
         return config, listed
+    if config.pool == "cls_gap" and not config.num_classes:
+        config = dataclasses.replace(config, pool="cls")
     listed, wanted = dict(listed), layout.positions(config)
     if config.posemb == "sincos2d" and layout.name != "big_vision":
         config = dataclasses.replace(config, posemb="learned", prefix_positions="none")
@@ -145,16 +163,14 @@ def _write(
 ) -> None:  # fmt: skip
     metadata = _metadata(model, classes)
     write = write_npz if layout.suffix == ".npz" else write_safetensors
-    if path.suffix == layout.suffix and layout.suffix:
-        return whole_file(path, lambda part: write(part, tensors, metadata))
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
-        part = Path(folder) / "part"
+    with whole(path) as part:
+        if path.suffix == layout.suffix and layout.suffix:
+            return write(part, tensors, metadata)
         part.mkdir()
         write(part / "model.safetensors", tensors, metadata)
         for name, make in layout.files.items():
             text = json.dumps(make(model, classes, dialect), indent=2)
             (part / name).write_text(text + "\n")
-        os.replace(part, path)
     return None
 
 
@@ -170,11 +186,13 @@ def _save_own(model: Model, params: Params, path: Path, classes: list[str] | Non
         for key in ("mean", "std"):
             value = getattr(data, key)
             config.data[key] = list(value) if isinstance(value, tuple) else value
-        config.data.eval.pipeline = data.pipeline(model.config.image_size)
+        config.data.eval.pipeline = data.pipeline(data.image_size or model.config.image_size)
     about = {
         "config": flat(config),
         "classes": classes or [],  # none: by number
+        "data": dataclasses.asdict(data),
         "origin": "converted", "train_examples": 0, "examples_seen": 0, "damaged_images": 0,
         "train_seconds": 0.0,
     }  # fmt: skip
-    manager.write(path, {"params": params}, about)
+    with whole(path) as part:
+        manager.write(part, {"params": params}, about)

@@ -21,19 +21,10 @@ from vit_jax.pretrained.layout import (
     needs,
     refused_pool,
     units,
-)
-from vit_jax.pretrained.rows import (
-    BATCHED,
-    CONV,
-    DENSE,
-    DENSE_OUT,
-    FLAT,
-    POINTWISE,
-    POSITIONS,
-    Row,
-    Shape,
-    row,
 )  # fmt: skip
+from vit_jax.pretrained.rows import BATCHED, CONV, DENSE_OUT, POINTWISE, POSITIONS, Row, Shape, row
+from vit_jax.pretrained.rows import torch_dense as _dense
+from vit_jax.pretrained.rows import torch_norm as _norm
 from vit_jax.pretrained.timm_config import classes_of, config_json, preprocessing, said_by
 
 PREFIXES = ("", "module.", "model.", "visual.trunk.", "backbone.", "student.backbone.")
@@ -43,17 +34,9 @@ HEADS = {width: heads for width, _, heads, _ in SIZES.values()}
 del HEADS[SIZES["mu"][0]], HEADS[SIZES["nano"][0]]  # ours, which others' files may contradict
 
 AUGREG = DataConfig(interpolation="bicubic", crop=0.9)
+MIXED = DataConfig(interpolation="bicubic")
 WHOLE = DataConfig(interpolation="bicubic", crop=1.0)
 WHOLE_IMAGENET = DataConfig(IMAGENET.mean, IMAGENET.std, "bicubic", crop=1.0)
-
-
-def _dense(ours: str, theirs: str, codec=DENSE) -> list[Row]:
-    bias = row(f"{ours}/bias", f"{theirs}.bias", FLAT)
-    return [row(f"{ours}/kernel", f"{theirs}.weight", codec), bias]
-
-
-def _norm(ours: str, theirs: str) -> list[Row]:
-    return [row(f"{ours}/scale", f"{theirs}.weight"), row(f"{ours}/bias", f"{theirs}.bias")]
 
 
 def _block_rows(block: str, swiglu: tuple[str, str]) -> list[Row]:
@@ -61,16 +44,13 @@ def _block_rows(block: str, swiglu: tuple[str, str]) -> list[Row]:
     rows = [
         *_dense(f"{ours}/attention/qkv", f"{block}.attn.qkv"),
         *_dense(f"{ours}/attention/out", f"{block}.attn.proj", DENSE_OUT),
-        *_dense(f"{ours}/mlp/fc1", f"{block}.mlp.fc1"),
-        *_dense(f"{ours}/mlp/fc2", f"{block}.mlp.fc2"),
         *_dense(f"{ours}/mlp/w12", f"{block}.mlp.{swiglu[0]}"),
         *_dense(f"{ours}/mlp/w3", f"{block}.mlp.{swiglu[1]}"),
-        *_dense(f"{ours}/token_mixing/fc1", f"{block}.mlp_tokens.fc1"),
-        *_dense(f"{ours}/token_mixing/fc2", f"{block}.mlp_tokens.fc2"),
-        *_dense(f"{ours}/channel_mixing/fc1", f"{block}.mlp_channels.fc1"),
-        *_dense(f"{ours}/channel_mixing/fc2", f"{block}.mlp_channels.fc2"),
     ]
     for n in (1, 2):
+        rows += _dense(f"{ours}/mlp/fc{n}", f"{block}.mlp.fc{n}")
+        rows += _dense(f"{ours}/token_mixing/fc{n}", f"{block}.mlp_tokens.fc{n}")
+        rows += _dense(f"{ours}/channel_mixing/fc{n}", f"{block}.mlp_channels.fc{n}")
         rows += _norm(f"{ours}/norm{n}", f"{block}.norm{n}")
         rows.append(row(f"{ours}/scale{n}/gamma", f"{block}.ls{n}.gamma"))
     for part in "qk":
@@ -166,18 +146,16 @@ def heads_of(width: int, swiglu: bool, given: dict[str, Any], what: str) -> int:
 
 
 def _describe_timm(tensors: Tensors, given: dict[str, Any]) -> Description:
-    data, said = preprocessing(tensors.config), said_by(tensors.config) | given
+    config = tensors.config
+    data, said = preprocessing(config), said_by(config) | given
     if "stem.proj.weight" in tensors.shapes:
-        family, fields, default = (
-            *_mixer_fields(tensors, said),
-            DataConfig(interpolation="bicubic"),
-        )
+        family, fields, default = *_mixer_fields(tensors, said), MIXED
     elif "stem.conv.weight" in tensors.shapes:
         family, fields, default = *_bit_fields(tensors, said), WHOLE
     else:
         fields, default = _vit_fields(tensors, said)
         family = ViTConfig
-    return Description(family, fields, data or default, classes_of(tensors.config))
+    return Description(family, fields, data or default, classes_of(config))
 
 
 def _vit_fields(
@@ -204,11 +182,8 @@ def _vit_fields(
     grid, prefix = grid_of(
         positions, with_positions.values(), patch, given.get("source_image_size"), where
     )
-    pool = "cls" if cls else "gap"
-    if "attn_pool.latent" in shapes:
-        pool = "map"
-    else:
-        pool = given.get("pool", "gap" if "fc_norm.weight" in shapes else pool)
+    usual = "cls" if cls and "fc_norm.weight" not in shapes else "gap"
+    pool = "map" if "attn_pool.latent" in shapes else given.get("pool", usual)
     clip = "norm_pre.weight" in shapes
     fields = {
         "hidden_size": width, "num_heads": heads_of(width, bool(swiglu), given, where),

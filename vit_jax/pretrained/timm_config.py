@@ -9,7 +9,7 @@ from typing import Any
 from vit_jax.errors import UserError
 from vit_jax.models.mixer import MixerConfig
 from vit_jax.models.model import Config, DataConfig, Model
-from vit_jax.models.registry import create_model, find_kind, list_models
+from vit_jax.models.registry import IMAGENET, create_model, find_kind, list_models
 from vit_jax.models.resnet import ResNetConfig
 
 ACTIVATIONS = {"gelu": "exact", "gelu_tanh": "tanh", "quick_gelu": "quick"}
@@ -58,8 +58,10 @@ def said_by(config: dict[str, Any]) -> dict[str, Any]:
     except UserError:  # an architecture of timm's that has no name here: shapes decide
         pass
     said |= {key: arguments[key] for key in ("num_heads",) if key in arguments}
-    if (pool := arguments.get("global_pool", config.get("global_pool"))) in _POOLS:
-        said["pool"] = _POOLS[pool]
+    pool = arguments.get("global_pool", config.get("global_pool"))
+    if pool is not None and pool not in _POOLS:
+        raise UserError(f"timm's global_pool {pool!r}: no model here pools so")
+    said |= {} if pool is None else {"pool": _POOLS[pool]}
     if activation := arguments.get("act_layer"):
         if activation not in ACTIVATIONS:
             raise UserError(f"timm's act_layer {activation!r} has no counterpart here")
@@ -79,14 +81,17 @@ def classes_of(config: dict[str, Any]) -> list[str] | None:
 
 
 def preprocessing(config: dict[str, Any]) -> DataConfig | None:
-    """How images were shown, where `pretrained_cfg` says it."""
-    shown = _pretrained_cfg(config)
+    """How images were shown, where `pretrained_cfg` says it; what it leaves open is timm's own
+    default. Raises UserError for a mode of cropping that pads."""
+    shown = {key: value for key, value in _pretrained_cfg(config).items() if value is not None}
     if not shown:
         return None
+    if (mode := shown.get("crop_mode", "center")) not in ("center", "squash"):
+        raise UserError(f"timm's crop_mode {mode!r} has no counterpart here")
+    how = shown.get("interpolation", "bicubic")
     return DataConfig(
-        tuple(shown.get("mean", (0.5,) * 3)), tuple(shown.get("std", (0.5,) * 3)),
-        shown.get("interpolation", "bicubic"), shown.get("crop_pct", 0.875),
-        shown.get("crop_mode") == "squash",
+        shown.get("mean", IMAGENET.mean), shown.get("std", IMAGENET.std),
+        "area" if how == "box" else how, shown.get("crop_pct", 0.875), mode == "squash",
     )  # fmt: skip
 
 
@@ -101,7 +106,8 @@ def config_json(model: Model, classes: list[str] | None, dialect: dict) -> dict[
         "label_names": classes,
         "pretrained_cfg": {
             "input_size": [c.channels, *c.image_size], "mean": mean, "std": std,
-            "interpolation": data.interpolation, "crop_pct": data.crop,
+            "interpolation": {"area": "box"}.get(data.interpolation, data.interpolation),
+            "crop_pct": data.crop,
             "crop_mode": "squash" if data.squash else "center", "num_classes": c.num_classes,
         },
     }  # fmt: skip
@@ -126,7 +132,8 @@ def architecture_of(model: Model) -> tuple[str, dict[str, Any]]:
         "mlp_ratio": _ratio(c.mlp_dim, c.hidden_size), "qkv_bias": c.qkv_bias,
         "qk_norm": c.qk_norm,
         "init_values": c.layer_scale or None, "class_token": c.class_token,
-        "no_embed_class": c.prefix_positions == "none", "reg_tokens": c.registers,
+        "no_embed_class": bool(c.num_prefix) and not c.num_prefix_positions,
+        "reg_tokens": c.registers,
         "pre_norm": c.pre_norm, "global_pool": _POOL[c.pool], "fc_norm": c.norm_after_pool,
     }  # fmt: skip
     if c.mlp == "swiglu":  # timm counts both halves

@@ -17,17 +17,21 @@ import numpy as np
 from vit_jax.checkpoint import manager
 from vit_jax.checkpoint.tree import flatten, unstack
 from vit_jax.errors import UserError
-from vit_jax.models.model import Config, DataConfig, Model
+from vit_jax.models.model import Config, DataConfig, Model, crop_of
 from vit_jax.models.registry import create_model, make_config, name_of
 from vit_jax.pretrained.files import Tensors, open_tensors
 from vit_jax.pretrained.google import BIG_VISION, GOOGLE
 from vit_jax.pretrained.huggingface import HUGGINGFACE
-from vit_jax.pretrained.layout import Description, Layout
+from vit_jax.pretrained.layout import Description, Layout, check_keys, some
 from vit_jax.pretrained.rows import expand
 from vit_jax.pretrained.timm import DINOV2_HUB, TIMM
 
 LAYOUTS = {layout.name: layout for layout in (GOOGLE, BIG_VISION, TIMM, DINOV2_HUB, HUGGINGFACE)}
-SHOWN = 12  # tensors named in an error
+# Sizes that shapes tell too (the number of layers not for sure), as `config.json` names them.
+SAID = {
+    "num_hidden_layers": "num_layers", "depth": "num_layers", "hidden_size": "hidden_size",
+    "embed_dim": "hidden_size",
+}  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,24 +72,29 @@ def open_weights(path: str | Path, **given: Any) -> Weights:
     tensors = open_tensors(path)
     layout, prefix = _recognise(tensors)
     inside = layout.prepare(tensors.below(prefix))
+    check_keys(path / "config.json", tensors.config)
     try:
         found = layout.describe(inside, _written(tensors.metadata) | given)
         found = _with_metadata(found, tensors.metadata)
     except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
         raise UserError(
             f"{path} has names of {layout.name}, but its shapes, or config.json or vit_jax's "
-            f"metadata with it, make no sense ({type(error).__name__}: {error})"
+            "metadata with it, make no sense"
         ) from error
     fields = [field.name for field in dataclasses.fields(found.family)]
     given = {field: value for field, value in given.items() if field in fields}
     config = make_config(found.family, found.fields | given, str(path))
-    _check_depth(tensors, config, given)
-    model = Model(name_of(config), config, found.data)
+    _check_said(tensors, config, given)
+    classes = found.classes if config.num_classes else None
+    if classes and len(classes) != config.num_classes:
+        raise UserError(f"{path} names {len(classes)} classes, its head has {config.num_classes}")
+    like = str(tensors.config.get("architecture") or tensors.config.get("model_type") or "vit")
+    model = Model(name_of(config, like.partition("_")[0]), config, found.data)
     bound, unknown = expand(
         layout.rows(config, found.dialect), listed_params(model), found.dialect.get("chunk")
     )
     if unknown:
-        raise UserError(f"{path}: {layout.name} files hold no {', '.join(unknown[:SHOWN])}")
+        raise UserError(f"{path}: {layout.name} files hold no {some(unknown)}")
     unused = {n: f"outside of {prefix}" for n in tensors.shapes if not n.startswith(prefix)}
     consumed = {name: shape for one in bound for name, shape in one.theirs.items()}
     ignored = {
@@ -94,7 +103,7 @@ def open_weights(path: str | Path, **given: Any) -> Weights:
         for pattern, why in layout.ignored.items()
         if re.fullmatch(pattern, name)
     }
-    _check_explained(path, layout, consumed, inside.shapes, ignored)
+    check_explained(f"{path} ({layout.name}) does", consumed, inside.shapes, ignored)
     where = {ours: one for one in bound for ours in one.ours}
 
     def read(ours: str) -> np.ndarray:
@@ -105,7 +114,7 @@ def open_weights(path: str | Path, **given: Any) -> Weights:
 
     extras = {name: functools.partial(inside.read, name) for name in ignored}
     return Weights(
-        path, layout.name, model, found.classes, {p: one.ours[p] for p, one in where.items()}, read,
+        path, layout.name, model, classes, {p: one.ours[p] for p, one in where.items()}, read,
         unused | ignored, found.dialect | {"prefix_of_all": prefix}, extras,
     )  # fmt: skip
 
@@ -157,34 +166,27 @@ def _with_metadata(found: Description, metadata: dict[str, Any]) -> Description:
     """What this package wrote beside the tensors is exact: it goes before what shapes suggest."""
     if not metadata:
         return found
-    shown: dict[str, Any] = {
-        key: tuple(value) if isinstance(value, list) else value
-        for key, value in metadata["data"].items()
-    }
-    data = DataConfig(**shown)
     return dataclasses.replace(
-        found, fields=found.fields | metadata["fields"], data=data,
+        found, fields=found.fields | metadata["fields"], data=DataConfig(**metadata["data"]),
         classes=metadata.get("classes") or found.classes,
     )  # fmt: skip
 
 
-def _check_depth(tensors: Tensors, config: Config, given: dict[str, Any]) -> None:
-    """As many layers as `config.json` says, where it does: shapes cannot tell that the last ones
+def _check_said(tensors: Tensors, config: Config, given: dict[str, Any]) -> None:
+    """The sizes that `config.json` says, where it does: shapes cannot tell that the last layers
     are missing."""
-    arguments = tensors.config.get("model_args")
-    said = arguments.get("depth") if isinstance(arguments, dict) else None
-    said = tensors.config.get("num_hidden_layers", said)
-    found = getattr(config, "num_layers", None)
-    if said not in (None, found) and "num_layers" not in given:
-        raise UserError(
-            f"{tensors.path / 'config.json'} says {said!r} layers, the tensors are those of {found}"
-        )
+    said = tensors.config | (tensors.config.get("model_args") or {})
+    for key, field in SAID.items():
+        found = getattr(config, field, None)
+        if None not in (said.get(key), found) and said[key] != found and field not in given:
+            raise UserError(
+                f"{tensors.path / 'config.json'} says {key} {said[key]!r}, the tensors are those "
+                f"of {found}"
+            )
 
 
-def _check_explained(
-    path: Path, layout: Layout, wanted: dict, held: dict, ignored: Iterable[str]
-) -> None:
-    """Every tensor of the file has a place, and every place a tensor of its shape."""
+def check_explained(what: str, wanted: dict, held: dict, ignored: Iterable[str] = ()) -> None:
+    """Every tensor that is held has a place, and every place a tensor of its shape."""
     lists = {
         "missing": [f"{n} {list(wanted[n])}" for n in wanted.keys() - held],
         "superfluous": [f"{n} {list(held[n])}" for n in held.keys() - wanted.keys() - set(ignored)],
@@ -195,13 +197,12 @@ def _check_explained(
         ],
     }
     parts = []
-    for what, names in lists.items():
+    for kind, names in lists.items():
         names.sort()
         if names:
-            more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
-            parts.append(f"{len(names)} {what}: {', '.join(names[:SHOWN])}{more}")
+            parts.append(f"{len(names)} {kind}: {some(names)}")
     if parts:
-        raise UserError(f"{path} ({layout.name}) does not add up: {'; '.join(parts)}")
+        raise UserError(f"{what} not add up: {'; '.join(parts)}")
 
 
 def _is_own(path: Path) -> bool:
@@ -215,13 +216,15 @@ def _is_own(path: Path) -> bool:
 
 def _shown_by(pipeline: str, image_size: tuple[int, int], shown: dict[str, Any]) -> DataConfig:
     """What a run's evaluation pipeline does, also in the words that other layouts have for it."""
-    how = re.search(r"\|\s*resize\w*\([^|]*'(bilinear|bicubic|area)'", pipeline)
+    how = re.search(r"\|\s*resize\w*\([^|]*'(\w+)'", pipeline)
     shown = shown | ({"interpolation": how[1]} if how else {})
-    short = re.search(r"\|\s*resize_small(\((\d+))?", pipeline)
-    if short is None:
-        return DataConfig(written=pipeline, squash=True, crop=1.0, **shown)
-    crop = max(image_size) / int(short[2]) if short[2] else DataConfig.crop
-    return DataConfig(written=pipeline, crop=min(crop, 1.0), **shown)
+    found = re.search(r"\|\s*resize(_small)?(?:\((\()?(\d+))?", pipeline)
+    squash = found is None or not found[1]
+    crop = 1.0 if squash else DataConfig.crop
+    if found and found[3] and "central_crop" in pipeline:
+        side = image_size[0] if found[2] else max(image_size)
+        crop = crop_of(side, max(side, int(found[3])))
+    return DataConfig(written=pipeline, squash=squash, crop=crop, **shown)
 
 
 def _open_own(path: Path) -> Weights:
@@ -234,12 +237,11 @@ def _open_own(path: Path) -> Weights:
         if key.startswith("model.") and value is not None
     }
     model = create_model(fields.pop("name"), **fields)
-    shown: dict[str, Any] = {
-        key: tuple(value) if isinstance(value, list) else value
-        for key in ("mean", "std")
-        if (value := flat.get(f"data.{key}")) is not None
-    }
-    data = _shown_by(flat["data.eval.pipeline"], model.config.image_size, shown)
+    if told := about.get("data"):  # of weights that were converted
+        data = DataConfig(**told)
+    else:
+        shown = {key: v for key in ("mean", "std") if (v := flat.get(f"data.{key}")) is not None}
+        data = _shown_by(flat["data.eval.pipeline"], model.config.image_size, shown)
     stored = {
         name.removeprefix("params/"): leaf
         for name, leaf in manager.stored_shapes(checkpoint).items()

@@ -266,11 +266,10 @@ def _inherit(config: ConfigDict, weights: Weights) -> list[str]:
             config.model[field] = value
             if value != usual[field]:
                 lines.append(f"model.{field}={value} comes with {weights.path}")
-        for key in ("mean", "std"):
+        shown = weights.model.data_config.per_channel(config.model.channels)
+        for key, each in zip(("mean", "std"), shown, strict=True):
             if config.data[key] is None:
-                config.data[key] = _per_channel(
-                    getattr(weights.model.data_config, key), config.model.channels
-                )
+                config.data[key] = each if len(set(each)) > 1 else each[0]
     return lines
 
 
@@ -287,15 +286,6 @@ def _shown_by_pipelines(config: ConfigDict, named: list[str]) -> None:
         )
     with config.unlocked():
         config.data.mean, config.data.std = said[0]
-
-
-def _per_channel(values: float | tuple[float, ...], channels: int) -> float | list[float]:
-    """One number a channel; over other channels than the weights', their mean."""
-    if isinstance(values, int | float):
-        return float(values)
-    if len(set(values)) > 1 and len(values) == channels:
-        return list(values)
-    return sum(values) / len(values)
 
 
 def _make_model(config: ConfigDict) -> Model:
@@ -316,7 +306,7 @@ def _make_model(config: ConfigDict) -> Model:
                     f"each of the {model.config.channels} channels, not {value!r}"
                 )
             config.data[key] = list(value) if isinstance(value, tuple) else value
-            shown[key] = tuple(value) if isinstance(value, list | tuple) else float(value)
+            shown[key] = config.data[key]
     data = DataConfig(written=config.data.eval.pipeline, **shown)
     return dataclasses.replace(model, data_config=data)
 

@@ -1,13 +1,13 @@
 """The work folder: its lock, its config, and files that are whole or not there."""
 
-import errno
 import fcntl
 import json
 import os
 from pathlib import Path
 from typing import Any
 
-from vit_jax.errors import UserError
+from vit_jax.errors import UserError, cannot_write
+from vit_jax.pretrained.files import whole
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -17,23 +17,10 @@ def write_json(path: Path, value: Any) -> None:
 
 def write_text(path: Path, text: str) -> None:
     """Writes the whole file or leaves the old one."""
-    partial = path.with_name(f".{path.name}.partial")
-    try:
-        with partial.open("w") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-    except OSError as error:
-        partial.unlink(missing_ok=True)
-        raise cannot_write(path, error) from error
-    partial.replace(path)
-
-
-def cannot_write(path: Path, error: OSError) -> UserError:
-    """The one line for a disk that is full, read-only or too small."""
-    full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-    remedy = "make room or choose another place" if full else "choose another place"
-    return UserError(f"cannot write {path}: {error.strerror or error}; {remedy}")
+    with whole(path) as part, part.open("w") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
 
 
 class WorkFolder:
