@@ -36,6 +36,7 @@ setup(
         "clu>=0.0.12,<0.1",
         "flax>=0.12.8,<0.13",
         "grain>=0.2.18,<0.3",
+        "importlib_resources>=6,<8",  # of TFDS's builders in packages, which do not ask for it
         "jax>=0.10.2,<0.13",
         "jaxtyping>=0.3,<0.4",
         "ml_collections>=1.1,<2",
@@ -54,7 +55,7 @@ setup(
     extras_require={
         "cuda": ["jax[cuda12]"],
         "tpu": ["jax[tpu]"],
-        "tf": ["tensorflow-cpu>=2.21", "importlib_resources>=6"],
+        "tf": ["tensorflow-cpu>=2.21"],
         "hf": ["datasets>=3"],
         "weights": ["torch>=2.6"],
         "sweep": ["optuna>=4"],

@@ -18,7 +18,7 @@ def imported(path: str, what: str) -> Any:
         sys.path.append(os.getcwd())  # a console script has only its own folder there
     try:
         return getattr(importlib.import_module(module), name)
-    except ImportError as error:
+    except Exception as error:  # whatever the module does
+        if isinstance(error, AttributeError) and name in str(error) and module in str(error):
+            raise UserError(f"{path}: the module has no {name!r}") from None
         raise UserError(f"{path}: {what} cannot be imported: {error}") from error
-    except AttributeError:
-        raise UserError(f"{path}: the module has no {name!r}") from None

@@ -265,3 +265,28 @@ def test_sixteen_bits_are_read_as_their_upper_eight():
     Image.fromarray(levels).save(file, "PNG")
     np.testing.assert_array_equal(decode(file.getvalue(), 1)[..., 0], levels >> 8)
     np.testing.assert_array_equal(decode(file.getvalue(), 3)[..., 2], levels >> 8)
+
+
+def test_sixteen_bits_are_turned_upright_too():
+    levels = (np.arange(24, dtype=np.uint16) * 2000).reshape(4, 6)
+    exif = Image.Exif()
+    exif[ORIENTATION] = 6
+    file = io.BytesIO()
+    Image.fromarray(levels).save(file, "PNG", exif=exif)
+    np.testing.assert_array_equal(decode(file.getvalue(), 1)[..., 0], np.rot90(levels >> 8, -1))
+
+
+def test_pixels_of_floats_are_refused():
+    file = io.BytesIO()
+    Image.fromarray(np.zeros((3, 3), np.float32)).save(file, "TIFF")
+    with pytest.raises(DamagedImage, match="floats"):
+        decode(file.getvalue())
+
+
+@pytest.mark.parametrize("shape", ["(2000000, 2000000)", "(2,", "'a'"])
+def test_a_numpy_file_with_a_nonsense_head_is_damaged(shape):
+    head = f"{{'descr': '|u1', 'fortran_order': False, 'shape': {shape}, }}".ljust(117) + "\n"
+    data = b"\x93NUMPY\x01\x00" + len(head).to_bytes(2, "little") + head.encode()
+    with pytest.raises(DamagedImage) as error:
+        decode(data, 1)
+    assert "\n" not in str(error.value)

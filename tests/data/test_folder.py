@@ -206,3 +206,19 @@ def test_a_home_folder_is_understood(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     folder_of_images(tmp_path / "pets", SPLITS)
     assert len(opened("~/pets")) == 5
+
+
+def test_a_link_that_leads_back_is_not_followed_and_others_are(tmp_path):
+    photos = folder_of_images(tmp_path / "photos", {"train/a": 2, "elsewhere/more": 3})
+    (photos / "train" / "a" / "up").symlink_to("..")
+    (photos / "train" / "a" / "self").symlink_to(".")
+    (photos / "train" / "a" / "more").symlink_to(photos / "elsewhere" / "more")
+    assert len(open_source(f"folder:{photos}", "train")) == 5
+
+
+def test_a_file_name_does_not_reach_the_terminal_raw(tmp_path):
+    photos = folder_of_images(tmp_path / "photos", {"train/a": 1})
+    (photos / "train" / "a" / "0.jpg").rename(photos / "train" / "a" / "x\n\x1b[31m.jpg")
+    source = open_source(f"folder:{photos}", "train")
+    assert source.describe(0).endswith(r"/train/a/x\n\x1b[31m.jpg")
+    assert source[0]["image"]

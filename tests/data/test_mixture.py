@@ -152,3 +152,64 @@ def test_encoded_images_of_a_mixture_are_decoded(tmp_path):
     source = open_source(f"folder:{folder} + folder:{folder}", "train")
     assert source[3]["image"][:2] == encoded(np.zeros((4, 4, 3), np.uint8))[:2]
     assert len(source) == 8
+
+
+BROKEN = """
+import numpy as np
+
+class Base:
+    classes = ["a", "b"]
+    def __init__(self, split):
+        pass
+    def __len__(self):
+        return 4
+
+class Floats(Base):
+    def __getitem__(self, index):
+        return {"image": np.zeros((8, 8, 3), np.float32), "label": 0}
+
+class Words(Base):
+    def __getitem__(self, index):
+        return {"image": np.zeros((8, 8, 3), np.uint8), "label": "cat"}
+
+class NoLabel(Base):
+    def __getitem__(self, index):
+        return {"image": np.zeros((8, 8, 3), np.uint8)}
+
+class Raises(Base):
+    def __getitem__(self, index):
+        raise RuntimeError("the server is down")
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("Floats", "has pixels of float32: a source gives encoded bytes or uint8"),
+        ("Words", "has the label 'cat': labels are whole numbers from 0 to 1"),
+        ("NoLabel", "cannot be had: KeyError: 'label'"),
+        ("Raises", "cannot be had: RuntimeError: the server is down"),
+    ],
+)
+def test_what_a_source_of_ones_own_does_wrong_is_told_with_the_example(
+    tmp_path, monkeypatch, name, told
+):
+    (tmp_path / "broken_package").mkdir()
+    (tmp_path / "broken_package" / "module.py").write_text(BROKEN)
+    monkeypatch.chdir(tmp_path)
+    source = open_source(f"broken_package.module:{name}", "train")
+    with pytest.raises(UserError, match=told):
+        training(source, text="decode", batch_size=4, steps=1)
+    from vit_jax.preparing.check import check
+
+    report = check(f"broken_package.module:{name}", "train")
+    assert report["problems"] == 4 + 1  # and a class without images
+
+
+def test_more_than_four_channels_are_resized_as_four_are():
+    image = np.random.default_rng(0).integers(0, 256, (20, 30, 6), np.uint8)
+    for text in ("decode|resize(9)", "decode|resize_small(9)", "decode|resize(40)"):
+        made = ops.parse(text, (8, 8))(image, None)
+        apart = [ops.parse(text, (8, 8))(np.ascontiguousarray(image[..., :3]), None),
+                 ops.parse(text, (8, 8))(np.ascontiguousarray(image[..., 3:]), None)]  # fmt: skip
+        np.testing.assert_array_equal(made, np.dstack(apart))

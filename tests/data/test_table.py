@@ -27,7 +27,8 @@ def labels(source):
 
 def test_rows_are_examples_and_classes_are_the_sorted_names(table):
     spec = table("image,label,split\n0.png,dog,train\n1.png,cat,train\n2.png,dog,val\n")
-    train, val = open_source(spec, "train"), open_source(spec, "val")
+    train = open_source(spec, "train")
+    val = open_source(spec, "val", train.classes)
     assert (train.classes, labels(train), labels(val)) == (["cat", "dog"], [1, 0], [1])
     assert train[1]["image"] == train.path(1).read_bytes()
     assert train.max_labels == 1
@@ -117,3 +118,32 @@ def test_a_grey_model_reads_colours_as_their_luma(tmp_path):
     (batch,) = training(source, text="decode", batch_size=1, steps=1, shape=(8, 8, 1))
     luma = smooth(8, 8) @ np.array([0.299, 0.587, 0.114])
     assert np.abs(batch["image"][0, ..., 0] - luma).max() <= 1
+
+
+def test_paths_may_be_absolute(table, tmp_path):
+    spec = table(f"image,label,split\n{tmp_path}/0.png,a,train\n1.png,a,train\n")
+    source = open_source(spec, "train")
+    assert source[0]["image"] == (tmp_path / "0.png").read_bytes()
+    assert source[1]["image"] == (tmp_path / "1.png").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("rows", "told"),
+    [
+        ("0.png,a\n", "line 2 has no split"),
+        ("0.png,a,\n", "line 2 has no split"),
+        ("0.png,a,train\n0.png,a,train,more\n", "line 3 has more columns than the first line"),
+        (",a,train\n", "line 2 has no image"),
+    ],
+)
+def test_a_row_that_lacks_a_column_is_named(table, rows, told):
+    with pytest.raises(UserError, match=told):
+        open_source(table(f"image,label,split\n{rows}"), "train")
+
+
+def test_a_class_of_another_split_alone_is_none_of_trainings(table):
+    spec = table("image,label,split\n0.png,a,train\n1.png,b,val\n")
+    train = open_source(spec, "train")
+    assert train.classes == ["a"]
+    with pytest.raises(UserError, match=r"1.png has the class 'b', which training does not know"):
+        open_source(spec, "val", train.classes)

@@ -157,10 +157,12 @@ def _by_pillow(data: bytes, channels: int) -> Pixels:
     try:
         with Image.open(io.BytesIO(data)) as image:
             whole: Image.Image = image
-            if image.mode.startswith("I"):  # 16 bits, which Pillow's conversion would cut off
-                whole = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-            elif ORIENTATION in image.getexif():
+            if image.mode == "F":
+                raise ValueError("its pixels are floats, not 8 or 16 bits")
+            if ORIENTATION in image.getexif():
                 whole = ImageOps.exif_transpose(image)
+            if whole.mode.startswith("I"):  # 16 bits, which Pillow's conversion would cut off
+                whole = Image.fromarray((np.asarray(whole) >> 8).astype(np.uint8))
             pixels = np.asarray(whole.convert(MODES[channels]))
     except (
         OSError, SyntaxError, ValueError, TypeError, KeyError, EOFError,
@@ -174,8 +176,9 @@ def _by_pillow(data: bytes, channels: int) -> Pixels:
 def _array(data: bytes, channels: int) -> Pixels:
     try:
         pixels = np.load(io.BytesIO(data), allow_pickle=False)
-    except (ValueError, OSError, EOFError, SyntaxError) as error:
-        raise DamagedImage(f"no whole NumPy file: {error}") from error
+    except Exception as error:  # whatever NumPy makes of such bytes
+        reason = str(error).partition("\n")[0] or type(error).__name__
+        raise DamagedImage(f"no whole NumPy file: {reason}") from error
     if pixels.dtype not in (np.uint8, np.uint16) or pixels.ndim not in (2, 3) or not pixels.size:
         raise DamagedImage(f"a NumPy file of {pixels.dtype} {list(pixels.shape)}, not of uint8")
     pixels = pixels.reshape(*pixels.shape[:2], -1)

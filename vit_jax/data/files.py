@@ -68,10 +68,12 @@ class Files:
     def __getitem__(self, index: int) -> dict[str, Any]:
         label = self._labels[index]
         several = [int(one) for one in label if one >= 0] if label.ndim else int(label)
-        return {"image": _read(f"{self.root}/{self._names[index]}"), "label": several}
+        return {"image": _read(os.path.join(self.root, self._names[index])), "label": several}
 
     def describe(self, index: int) -> str:
-        return str(self.path(index))
+        """The path, of which what would move a terminal's cursor or colours is escaped."""
+        text = str(self.path(index))
+        return text if text.isprintable() else ascii(text)[1:-1]
 
 
 def _read(path: str) -> bytes:
@@ -181,18 +183,15 @@ class Table(Files):
                         f"{file} has no column {sorted(missing)[0]!r}: it has "
                         f"{', '.join(table.fieldnames or ['none'])}"
                     )
-                rows = [
-                    (row["image"], _labels(row["label"], file, table.line_num), row.get("split"))
-                    for row in table
-                ]
+                rows = [_row(row, file, table.line_num) for row in table]
         except (UnicodeDecodeError, csv.Error) as error:
             raise UserError(f"{file} is no table of comma-separated values: {error}") from error
         if "split" not in (table.fieldnames or ()):
             known_split(f"{file} (no column split)", split)
             rows = [(i, of, "val" if held_out(i) else "train") for i, of, _ in rows]
-        every = {name for _, of, _ in rows for name in of}
         splits = sorted({str(where) for _, _, where in rows})
         rows = [row for row in rows if row[2] == split]
+        every = {name for _, of, _ in rows for name in of}
         if not rows:
             raise NoSplit(f"{file} has no split {split!r}: it has {', '.join(splits) or 'no rows'}")
         if classes is None:
@@ -212,6 +211,15 @@ class Table(Files):
                     )
                 labels[row, column] = number[name]
         super().__init__(file.parent, names, labels if several else labels[:, 0], classes)
+
+
+def _row(row: dict[str, Any], file: Path, line: int) -> tuple[str, list[str], str | None]:
+    """Image, classes and split. Raises UserError for a row that lacks one or has more."""
+    for column, value in row.items():
+        if column is None or value is None or (column in ("image", "split") and not value.strip()):
+            what = "more columns than the first line" if column is None else f"no {column}"
+            raise UserError(f"{file}, line {line} has {what}")
+    return row["image"], _labels(row["label"], file, line), row.get("split")
 
 
 def _labels(text: str | None, file: Path, line: int) -> list[str]:
@@ -243,6 +251,12 @@ def _images(folder: Path) -> list[str]:
                     continue
                 if entry.name.lower().endswith(IMAGE_SUFFIXES):  # and is not asked what it is
                     found.append(place + entry.name)
-                elif entry.is_dir():
+                elif entry.is_dir() and not (entry.is_symlink() and _leads_back(entry.path)):
                     inside.append(f"{place}{entry.name}/")
     return sorted(found)
+
+
+def _leads_back(link: str) -> bool:
+    """Whether a link to a folder leads to one that holds it, and so round for ever."""
+    target = os.path.realpath(link)
+    return (os.path.realpath(os.path.dirname(link)) + os.sep)[: len(target) + 1] == target + os.sep

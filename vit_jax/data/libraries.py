@@ -49,13 +49,20 @@ class Tfds:
             )
         except (ValueError, NotImplementedError) as error:
             splits = ", ".join(builder.info.splits)
-            hint = "" if "array_record" in str(builder.info.file_format) else (
-                f"; its files are {builder.info.file_format}: `vit data prepare tfds:{rest}` "
-                "makes array_record of them"
+            kind = builder.info.file_format.value
+            hint = "" if kind == "array_record" else (
+                f"; its files are {kind}: `vit data prepare tfds:{rest}` makes array_record of them"
             )  # fmt: skip
+            reason = " ".join(str(error).split())
             raise UserError(
-                f"tfds:{rest}, split {split!r}: it has {splits} ({error}){hint}"
+                f"tfds:{rest}, split {split!r}: it has {splits} ({reason}){hint}"
             ) from error
+        try:
+            empty = not len(self._data)
+        except ValueError:  # a slice that ends before it begins
+            empty = True
+        if empty:
+            raise UserError(f"tfds:{rest}, split {split!r}, has no examples")
         self._name, self._label = f"tfds:{rest} {split}", label
         of = features[label]
         self._several = not isinstance(of, tfds.features.ClassLabel)
@@ -91,14 +98,28 @@ def tfds_root() -> Path:
 def names_builder(rest: str) -> bool:
     """Whether this is `my_package.my_module:Builder`, and no NAME[/CONFIG][:VERSION]."""
     _, _, last = rest.partition(":")
-    return last.isidentifier()
+    return last.partition("/")[0].isidentifier()
+
+
+def own_builder(rest: str, **options: Any) -> Any:
+    """A builder by its import path, `my_package.my_module:Builder[/CONFIG]`, made with options.
+
+    Raises UserError where it cannot be imported or made.
+    """
+    path, _, config = rest.partition("/")
+    make = imported(path, "a TFDS builder")
+    try:
+        return make(config=config or None, **options)
+    except Exception as error:  # whatever a builder does
+        reason = " ".join(str(error).split())[:300]
+        raise UserError(f"tfds:{rest} cannot be made: {type(error).__name__}: {reason}") from error
 
 
 def expected_folder(rest: str, root: Path | None = None) -> Path:
     """Where the files of NAME[/CONFIG][:VERSION] or of a builder belong."""
     root = root or tfds_root()
     if names_builder(rest):
-        return Path(imported(rest, "a TFDS builder")(data_dir=str(root)).data_path)
+        return Path(own_builder(rest, data_dir=str(root)).data_path)
     name, _, version = rest.partition(":")
     return root / name / (version or "VERSION")
 
@@ -125,7 +146,7 @@ class HuggingFace:
     are possible."""
 
     notes: tuple[str, ...] = ()
-    channels, max_labels = 3, 1
+    channels = 3
 
     def __init__(self, rest: str, split: str, classes: list[str] | None):
         try:
@@ -156,18 +177,24 @@ class HuggingFace:
 
         def column(what: str, kind: type, usual: str) -> str:
             """That of the query, else the usual one, else the only one of its kind."""
-            found = [name for name, feature in data.features.items() if isinstance(feature, kind)]
+            found = [
+                name for name, feature in data.features.items()
+                if isinstance(getattr(feature, "feature", feature), kind)
+            ]  # fmt: skip
             name = chosen.get(what, usual if usual in found or len(found) != 1 else found[0])
             if name not in found:
                 raise UserError(
                     f"hf:{rest} needs ?{what}=COLUMN, one of {', '.join(found) or 'none there is'} "
-                    f"(its columns: {', '.join(data.features)})"
+                    f"(its columns: {', '.join(data.features)}; a {kind.__name__} is wanted)"
                 )
             return name
 
         self._image = column("image", datasets.Image, "image")
         self._label = column("label", datasets.ClassLabel, "label")
-        self.classes = list(data.features[self._label].names)
+        label = data.features[self._label]
+        self._several = not isinstance(label, datasets.ClassLabel)
+        self.max_labels = MAX_LABELS if self._several else 1
+        self.classes = list((label.feature if self._several else label).names)
         self._data = data.cast_column(self._image, datasets.Image(decode=False))
         self._name = f"hf:{rest} {split}"
 

@@ -63,13 +63,17 @@ POINTS = {"nearest": cv2.INTER_NEAREST_EXACT, "bilinear": cv2.INTER_LINEAR,
 
 
 def _by_cv2(image: np.ndarray, height: int, width: int, filter_: int) -> np.ndarray:
-    return cv2.resize(image, (width, height), interpolation=filter_).reshape(height, width, -1)
+    parts = [image[..., i : i + 4] for i in range(0, image.shape[-1], 4)]  # OpenCV takes four
+    resized = [cv2.resize(part, (width, height), interpolation=filter_) for part in parts]
+    return np.dstack(resized) if len(parts) > 1 else resized[0].reshape(height, width, -1)
 
 
 def _resize(
     image: np.ndarray, height: int, width: int, how: str | None = None, antialias: bool = True
 ) -> np.ndarray:
     """Bilinear, or by area where the image shrinks; or with one of `FILTERS`."""
+    if how is not None and how not in (FILTERS if antialias else POINTS):
+        raise ValueError(f"how is one of {', '.join(FILTERS if antialias else POINTS)}")
     if image.shape[:2] == (height, width):
         return image
     if how is None:
@@ -264,7 +268,10 @@ def parse(text: str, model_size: tuple[int, int]) -> Pipeline:
         except Exception as error:  # whatever an operation does with arguments it cannot use
             wants = list(map(str, inspect.signature(function).parameters.values()))
             takes = ", ".join(wants[3 if of_image else 0 :])
-            raise UserError(f"operation {part!r} in pipeline: {name} takes ({takes})") from error
+            reason = " ".join(f"{error}".split())[:200]
+            raise UserError(
+                f"operation {part!r} in pipeline: {name} takes ({takes}): {reason}"
+            ) from error
         steps.append(functools.partial(_call, name, model_size, arguments, options))
         draws = draws or name in RANDOM or name not in OPS
         encoded = encoded or (number == 1 and name in ENCODED)

@@ -50,6 +50,11 @@ class Prepare(grain.transforms.RandomMap):
                 image = example["image"]
                 if isinstance(image, bytes):
                     image = encoded(image, self.shape[-1])
+                elif image.dtype != np.uint8:
+                    raise UserError(
+                        f"{self.source.describe(index)} has pixels of {image.dtype}: a source "
+                        "gives encoded bytes or uint8 [height, width, channels]"
+                    )
                 image = self.pipeline(image, rng)
             except (DamagedImage, OSError):
                 damaged = int(element) if damaged < 0 else damaged
@@ -75,7 +80,10 @@ class Prepare(grain.transforms.RandomMap):
         most, last = self.source.max_labels, len(self.source.classes) - 1
         if most == 1 and isinstance(label, int) and 0 <= label <= last:
             return np.int32(label)
-        labels = np.atleast_1d(np.asarray(label, np.float64))  # of which NaN is in no range
+        try:
+            labels = np.atleast_1d(np.asarray(label, np.float64))  # of which NaN is in no range
+        except (TypeError, ValueError):
+            labels = np.array([np.nan])
         whole = (labels >= 0) & (labels <= last) & (labels == np.round(labels))
         if not whole.all() or len(labels) > most or (most == 1 and not len(labels)):
             number = f", {most} of them at most" if len(labels) != 1 else ""

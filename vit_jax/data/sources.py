@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from vit_jax.data import files, libraries, memory
+from vit_jax.data.decode import DamagedImage
 from vit_jax.data.source import Facts, Source
 from vit_jax.errors import UserError, nearest
 from vit_jax.user_code import imported
@@ -53,7 +54,8 @@ def open_source(spec: str, split: str, classes: list[str] | None = None) -> Sour
         elif "." in kind:
             source = _by_import_path(spec, split)
         else:
-            raise UserError(f"unknown data source {spec!r}: {nearest(kind, OPENERS)}")
+            own = "; one of your own is my_package.my_module:NAME" if rest.isidentifier() else ""
+            raise UserError(f"unknown data source {spec!r}: {nearest(kind, OPENERS)}{own}")
     if classes is not None and source.classes != classes:
         raise UserError(
             f"{spec} has other classes ({len(source.classes)}) than the training data "
@@ -155,7 +157,15 @@ class ByImportPath:
         return len(self.source)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        return self.source[index]
+        try:
+            example = self.source[index]
+            return {"image": example["image"], "label": example["label"]}
+        except (DamagedImage, OSError):
+            raise
+        except Exception as error:  # whatever it does
+            raise UserError(
+                f"{self.describe(index)} cannot be had: {type(error).__name__}: {error}"
+            ) from error
 
     def describe(self, index: int) -> str:
         tell = getattr(self.source, "describe", None)
@@ -167,7 +177,13 @@ def _by_import_path(spec: str, split: str) -> ByImportPath:
     module, _, rest = spec.partition(":")
     name, _, argument = rest.partition(":")
     make = imported(f"{module}:{name}", "a data source")
-    return ByImportPath(spec, make(split, argument) if argument else make(split))
+    try:
+        source = make(split, argument) if argument else make(split)
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(f"{spec} cannot be made: {type(error).__name__}: {error}") from error
+    return ByImportPath(spec, source)
 
 
 OPENERS: dict[str, Callable[..., Source]] = {

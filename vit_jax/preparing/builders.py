@@ -10,6 +10,7 @@ import functools
 import inspect
 import json
 import os
+import shutil
 import struct
 import sys
 import traceback
@@ -25,7 +26,7 @@ from vit_jax.user_code import imported
 
 Say = Callable[[str], None]
 Fill = Callable[[Path, Say], None]
-NEEDS = ("tensorflow", "importlib_resources")  # by TFDS's own builders; the extra `tf` has both
+NEEDS = ("tensorflow",)  # by TFDS's own builders
 
 
 def plan(rest: str, root: Path, source: str | None, shards: int | None) -> tuple[str, Fill]:
@@ -42,7 +43,9 @@ def plan(rest: str, root: Path, source: str | None, shards: int | None) -> tuple
     Raises UserError: no such set or builder, or TensorFlow is needed and not here.
     """
     if libraries.names_builder(rest):
-        return _build(rest, imported(rest, "a TFDS builder"), root, source, shards)
+        path, _, config = rest.partition("/")
+        make = functools.partial(imported(path, "a TFDS builder"), config=config or None)
+        return _build(rest, make, root, source, shards)
     place = Path(source).expanduser() if source else root
     folder = libraries.prepared_folder(rest, place)
     if folder is None:
@@ -130,9 +133,7 @@ def _build(rest: str, make: Callable, root: Path, source: str | None, shards: in
         made = Path(builder.data_dir)
         for file in made.iterdir():
             file.rename(new / file.name)
-        while made != new:
-            made.rmdir()
-            made = made.parent
+        shutil.rmtree(new / made.relative_to(new).parts[0])
         for split in builder.info.splits.values():
             say(f"{split.name}: {split.num_examples:,} examples, {split.num_shards:,} shards")
 
@@ -161,7 +162,8 @@ def _own(rest: str) -> Callable:
 
 def _reason(error: Exception, make: Callable) -> str:
     """An error in one line; with its place where that is in the file of a builder of one's own."""
-    file = inspect.getfile(make) if inspect.isclass(make) else None
+    made = getattr(make, "func", make)
+    file = inspect.getfile(made) if inspect.isclass(made) else None
     lines = [f.lineno for f in traceback.extract_tb(error.__traceback__) if f.filename == file]
     where = f" ({file}, line {lines[-1]})" if lines else ""
     return f"{type(error).__name__}: {' '.join(str(error).split())[:400]}{where}"

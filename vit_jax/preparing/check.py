@@ -53,6 +53,8 @@ def check(spec: str, split: str | None = None, threads: int | None = None) -> di
 
     Raises UserError: no such source or split.
     """
+    if threads is not None and threads < 1:
+        raise UserError(f"--threads={threads} must be 1 or more")
     sources = open_splits(spec, [split] if split else ())
     found: list[Problem] = []
     splits: dict[str, dict] = {}
@@ -113,15 +115,22 @@ def _look(source: Source, index: int) -> Seen:
         example = source[index]
     except OSError as error:
         return Seen(problem=f"cannot be read: {error.strerror}")
+    except UserError as error:
+        return Seen(problem=str(error))
     image, label = example["image"], example["label"]
     numbers = tuple(label if isinstance(label, list | tuple | np.ndarray) else [label])
-    wrong = [one for one in numbers if not 0 <= one < len(source.classes) or one != int(one)]
-    if wrong:  # NaN too
-        return Seen(problem=f"label {wrong[0]} is none of the {len(source.classes):,} classes")
+    last = len(source.classes) - 1
+    for one in numbers:
+        if not isinstance(one, int | float | np.number) or not 0 <= one <= last or one != int(one):
+            return Seen(problem=f"label {one!r} is no whole number from 0 to {last}")
     labels = tuple(sorted(map(int, numbers)))
     data = image if isinstance(image, bytes) else image.tobytes()
     digest = int.from_bytes(blake2b(data, digest_size=8).digest(), "little")
     if not isinstance(image, bytes):
+        if image.dtype != np.uint8 or image.ndim != 3:
+            return Seen(
+                labels, f"pixels are {image.dtype} {list(image.shape)}, not uint8 [H, W, C]"
+            )
         height, width, channels = image.shape
         return Seen(labels, None, digest, (height, width), ("grey",) if channels == 1 else ())
     if not image:

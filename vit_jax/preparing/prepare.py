@@ -194,7 +194,7 @@ def _folder(rest: str, options: Options, root: Path) -> Plan:
 
 
 def _below(source: Source, folder: str) -> Callable[[int], str]:
-    return lambda index: source.describe(index).removeprefix(folder)
+    return lambda index: str(source.path(index)).removeprefix(folder)  # type: ignore[attr-defined]
 
 
 def _imagenet(name: str, open_archives: Callable, labels: str) -> Callable:
@@ -227,7 +227,9 @@ def _hold_out(images: Split, count: int | None) -> dict[str, Split]:
     """`train`, and `val` of `count` images by a hash of their names, the same with every seed."""
     total = len(images.indices)
     count = min(HELD_OUT, max(1, total // 100)) if count is None else count
-    if not 0 <= count < total:
+    if count < 0:
+        raise UserError(f"--val={count} must be 0 or more")
+    if count >= total:
         raise UserError(f"--val={count} leaves nothing of {total:,} images to train on")
     chosen = np.argsort(_hashes(images, "val"))[:count]
     rest = np.delete(images.indices, chosen)

@@ -8,7 +8,7 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-from vit_jax.errors import UserError
+from vit_jax.errors import UserError, cannot_write
 
 
 @contextlib.contextmanager
@@ -24,8 +24,11 @@ def new_folder(root: Path, target: str) -> Iterator[Path]:
         raise UserError(f"{final} is there already: delete it, or write elsewhere with --output")
     # Not below NAME, where a reader would take it for a version.
     folder = root / f".{target.replace('/', '-')}.incomplete"
-    folder.mkdir(parents=True, exist_ok=True)
-    lock = os.open(folder, os.O_RDONLY)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = os.open(folder, os.O_RDONLY)
+    except OSError as error:
+        raise cannot_write(root, error) from error
     try:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
