@@ -34,13 +34,13 @@ def read_ahead(
 
 def shown(items: Iterable[T], total: int | None, title: str) -> Iterator[T]:
     """The items, with a bar on a terminal and nothing in a log."""
+    if not sys.stderr.isatty():
+        yield from items
+        return
     from rich.console import Console
     from rich.progress import track
 
-    console = Console(stderr=True)
-    yield from track(
-        items, title, total, console=console, transient=True, disable=not sys.stderr.isatty()
-    )
+    yield from track(items, title, total, console=Console(stderr=True), transient=True)
 
 
 def open_splits(spec: str, names: Sequence[str] = ()) -> dict[str, Source]:

@@ -57,15 +57,21 @@ class Shard:
         self._writer = ArrayRecordWriter(path, "group_size:1")
 
     def write(self, data: bytes) -> None:
-        self._writer.write(data)
+        with self._told():
+            self._writer.write(data)
         self.length, self.size = self.length + 1, self.size + len(data)
         if not self._writer.ok():
             self.close()
 
     def close(self) -> int:
-        try:
+        with self._told():
             self._writer.close()
+        return self.length
+
+    @contextlib.contextmanager
+    def _told(self) -> Iterator[None]:
+        try:
+            yield
         except RuntimeError as error:
             reason = str(error).split(";")[0].rpartition(": ")[2]
             raise UserError(f"cannot write {self.path}: {reason}") from error
-        return self.length
