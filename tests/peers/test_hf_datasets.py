@@ -60,6 +60,29 @@ def test_a_column_is_chosen_where_several_could_be_it(tmp_path):
         open_source(f"hf:{tmp_path}?labels=fine", "train")
 
 
+@pytest.mark.parametrize(
+    ("values", "classes"), [([9, 10, 9], ["9", "10"]), (["wolf", "ant", "wolf"], ["ant", "wolf"])]
+)
+def test_plain_values_of_the_column_label_are_the_classes(tmp_path, values, classes):
+    kind = datasets.Value("int64" if isinstance(values[0], int) else "string")
+    features = datasets.Features({"image": datasets.Image(), "label": kind})
+    images = [{"bytes": file, "path": None} for file in FILES[:3]]
+
+    def write(name, labels):
+        made = datasets.Dataset.from_dict({"image": images, "label": labels}, features=features)
+        made.save_to_disk(str(tmp_path / name))
+        return f"hf:{tmp_path / name}"
+
+    source = open_source(write("whole", values), "train")
+    assert source.classes == classes
+    assert [source.classes[source[n]["label"]] for n in range(3)] == [str(v) for v in values]
+    for other in ([values[0], None, 1], [values[0], 1, values[0]]):
+        odd = [other[0], type(values[0])(other[1]) if other[1] is not None else None, values[0]]
+        lacking = open_source(write(f"odd{other[1]}", odd), "train", classes)
+        with pytest.raises(UserError, match=r"example 1 has the class .*, which training does not"):
+            lacking[1]
+
+
 def test_a_set_without_splits_is_its_training_split(tmp_path):
     spec = saved(tmp_path / "set", splits=())
     assert len(open_source(spec, "train")) == 6

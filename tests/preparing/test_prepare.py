@@ -406,13 +406,18 @@ def prepare_process(photos, root):
 
 @pytest.fixture
 def halfway(photos, root):
-    """A process that has written a shard of `train` and waits for an image of `val`."""
-    os.mkfifo(photos / "val" / "dog" / "wait.jpg")
+    """A process that has written a shard of `train` and was stopped while it writes `val`, which is
+    long."""
+    image = photos / "val" / "dog" / "0.png"
+    image.write_bytes(encoded(np.zeros((8, 8, 3), np.uint8), "PNG"))
+    for number in range(20_000):
+        os.link(image, photos / "val" / "dog" / f"more{number}.png")
     process = prepare_process(photos, root)
-    for _ in range(600):
+    while process.poll() is None:
         if list(root.glob(".x-*/x-train.array_record-00000-of-00001")):
+            process.send_signal(signal.SIGSTOP)
             break
-        time.sleep(0.1)
+        time.sleep(0.001)
     yield process
     process.kill()
     process.wait()
@@ -427,7 +432,8 @@ def test_killed_halfway_nothing_is_there_and_the_next_one_tidies_up(halfway, pho
     assert [path.name for path in root.iterdir()] == [".x-1.0.0.incomplete"]
     with pytest.raises(UserError, match="is not on this machine"):
         open_source("tfds:x", "train")
-    (photos / "val" / "dog" / "wait.jpg").unlink()
+    for more in (photos / "val" / "dog").glob("more*.png"):
+        more.unlink()
     made(f"folder:{photos}", name="x")
     assert [path.name for path in root.iterdir()] == ["x"]
     assert len(read_back(root / "x" / "1.0.0", "train")[0]) == 20

@@ -77,8 +77,9 @@ class Files:
 
 
 def _read(path: str) -> bytes:
-    """A file's bytes by as few system calls as can be: at each, threads wait for each other."""
-    file = os.open(path, os.O_RDONLY)
+    """A file's bytes by as few system calls as can be: at each, threads wait for each other. A pipe
+    that nobody writes to is empty, and not waited for."""
+    file = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
     try:
         data = os.read(file, USUAL_BYTES)
         while len(data) % USUAL_BYTES == 0 and (more := os.read(file, USUAL_BYTES)):

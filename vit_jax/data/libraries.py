@@ -175,13 +175,16 @@ class HuggingFace:
             raise NoSplit(f"hf:{rest} has no split {split!r}: it has {', '.join(splits)}")
         data = splits[split]
 
-        def column(what: str, kind: type, usual: str) -> str:
+        def column(what: str, kind: type) -> str:
             """That of the query, else the usual one, else the only one of its kind."""
             found = [
                 name for name, feature in data.features.items()
                 if isinstance(getattr(feature, "feature", feature), kind)
             ]  # fmt: skip
-            name = chosen.get(what, usual if usual in found or len(found) != 1 else found[0])
+            plain = data.features.get(chosen.get(what, what))
+            if what == "label" and isinstance(plain, datasets.Value):
+                return chosen.get(what, what)
+            name = chosen.get(what, what if what in found or len(found) != 1 else found[0])
             if name not in found:
                 raise UserError(
                     f"hf:{rest} needs ?{what}=COLUMN, one of {', '.join(found) or 'none there is'} "
@@ -189,12 +192,20 @@ class HuggingFace:
                 )
             return name
 
-        self._image = column("image", datasets.Image, "image")
-        self._label = column("label", datasets.ClassLabel, "label")
+        self._image, self._label = (
+            column("image", datasets.Image),
+            column("label", datasets.ClassLabel),
+        )
         label = data.features[self._label]
-        self._several = not isinstance(label, datasets.ClassLabel)
+        self._several = not isinstance(label, datasets.ClassLabel | datasets.Value)
         self.max_labels = MAX_LABELS if self._several else 1
-        self.classes = list((label.feature if self._several else label).names)
+        self._number: dict[Any, int] | None = None
+        if isinstance(label, datasets.Value):  # its values are the classes
+            values = sorted(value for value in data.unique(self._label) if value is not None)
+            self.classes = classes or [str(value) for value in values]
+            self._number = {name: number for number, name in enumerate(self.classes)}
+        else:
+            self.classes = list((label.feature if self._several else label).names)
         self._data = data.cast_column(self._image, datasets.Image(decode=False))
         self._name = f"hf:{rest} {split}"
 
@@ -205,7 +216,14 @@ class HuggingFace:
         example = self._data[int(index)]
         image = example[self._image]
         data = image["bytes"] if image["bytes"] is not None else Path(image["path"]).read_bytes()
-        return {"image": data, "label": example[self._label]}
+        label = example[self._label]
+        if self._number is not None:
+            if str(label) not in self._number:
+                raise UserError(
+                    f"{self.describe(index)} has the class {label!r}, which training does not know"
+                )
+            label = self._number[str(label)]
+        return {"image": data, "label": label}
 
     def describe(self, index: int) -> str:
         return f"{self._name} example {index}"

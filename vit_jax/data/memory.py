@@ -33,6 +33,8 @@ def digits(rest: str, split: str, classes: list[str] | None) -> Arrays:
     out as `val` (stratified, the same for everyone)."""
     from sklearn.datasets import load_digits
 
+    if rest:
+        raise UserError(f"digits:{rest}: there is one such set, named digits")
     known_split("digits", split)
     data = load_digits()
     held_out = np.zeros(len(data.target), bool)

@@ -71,10 +71,10 @@ def prepare(spec: str, options: Options, say: Say = print) -> Path:
         if value is not None and name not in (*takes, "output"):
             flags = [f"--{option}".replace("source", "from") for option in (name, *takes)]
             raise UserError(f"{flags[0]} is not for {kind}, which takes {', '.join(flags[1:])}")
-    for name in ("shards", "threads"):
+    for name, least in {"shards": 1, "threads": 1, "seed": 0}.items():
         number = getattr(options, name)
-        if number is not None and number < 1:
-            raise UserError(f"--{name}={number} must be 1 or more")
+        if number is not None and number < least:
+            raise UserError(f"--{name}={number} must be {least} or more")
     root = (Path(options.output).expanduser() if options.output else tfds_root()).absolute()
     target, write = plan(rest, options, root)
     with new_folder(root, target) as folder:
