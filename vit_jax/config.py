@@ -30,6 +30,7 @@ def base() -> ConfigDict:  # noqa: PLR0915
     c.eval_every_steps = placeholder(int)  # neither: at the end alone
     c.eval_every_epochs = placeholder(float)  # at most one of the two
     c.eval_batch_size = placeholder(int)  # batch_size
+    c.evaluators = placeholder(str)  # others than data.eval: fewshot('folder:PATH')|knn(…)|…
     c.init = placeholder(str)  # checkpoint or work folder: its parameters, another head
     c.resume = placeholder(str)  # checkpoint or work folder: its whole state
     c.max_skipped_steps = 20  # non-finite steps in a row that end the run
@@ -95,9 +96,13 @@ def base() -> ConfigDict:  # noqa: PLR0915
     c.mix_each = False  # every example has its own share and box; else a batch has one
 
     c.optimizer = ConfigDict()
-    c.optimizer.name = "adamw"  # adam | adamw | sgd | any function of optax
+    c.optimizer.name = "adamw"  # … adam | sgd | adafactor | muon | schedule_free | any of optax
     c.optimizer.lr = 1e-3  # peak, after the warm-up
-    c.optimizer.weight_decay = 0.0  # kernels only, times the learning rate
+    c.optimizer.lr_per = placeholder(int)  # batch size that lr is for: it grows with batch_size
+    c.optimizer.weight_decay = 0.0  # of kernels
+    c.optimizer.decay_by = "rate"  # times the learning rate | schedule: times its share of lr
+    c.optimizer.layer_decay = placeholder(float)  # factor of the rate, a block further down
+    c.optimizer.freeze = placeholder(str)  # regular expression of the paths that do not train
     c.optimizer.clip_norm = placeholder(float)  # of the global gradient
     c.optimizer.b1 = 0.9  # decay of Adam's first moment
     c.optimizer.b2 = 0.999  # decay of its second moment
@@ -106,6 +111,7 @@ def base() -> ConfigDict:  # noqa: PLR0915
     c.optimizer.momentum = 0.9  # of sgd; 0 is plain gradient descent
     c.optimizer.nesterov = False  # momentum looks one step ahead
     c.optimizer.kwargs = ConfigDict()  # arguments of any other function of optax
+    c.ema = placeholder(float)  # decay of an average of the weights, measured beside them
 
     c.schedule = ConfigDict()
     c.schedule.name = "cosine"  # constant | cosine | linear | rsqrt
@@ -119,6 +125,13 @@ def base() -> ConfigDict:  # noqa: PLR0915
     c.loss = ConfigDict()
     c.loss.name = "softmax"  # softmax | sigmoid
     c.loss.label_smoothing = 0.0  # mass spread over all classes
+    c.loss.class_weights = placeholder(object)  # a number for each class
+
+    c.distill = ConfigDict()  # from a second model, on the same images
+    c.distill.name = "none"  # none | soft | hard
+    c.distill.teacher = placeholder(str)  # weights, as init
+    c.distill.weight = 0.5  # of the teacher's part of the loss
+    c.distill.temperature = 1.0  # of both models' softmax
 
     c.mesh = ConfigDict()  # sizes multiply to the device count; one -1 takes what is left
     c.mesh.data = -1  # splits the batch
@@ -139,7 +152,10 @@ READ_BY = {
     "optimizer": {
         "adam": {"b1", "b2", "eps", "mu_dtype"},
         "adamw": {"b1", "b2", "eps", "mu_dtype", "weight_decay"},
-        "sgd": {"momentum", "nesterov"},
+        "sgd": {"momentum", "nesterov", "weight_decay"},
+        "adafactor": {"b1", "mu_dtype", "weight_decay"},
+        "muon": {"b1", "b2", "mu_dtype", "weight_decay", "kwargs"},
+        "schedule_free": {"b1", "b2", "eps", "weight_decay"},
         "*": {"weight_decay", "kwargs"},
     },
     "schedule": {
@@ -148,7 +164,12 @@ READ_BY = {
         "linear": {"end_lr"},
         "rsqrt": {"timescale", "cooldown_steps", "end_lr"},
     },
-    "loss": {"softmax": {"label_smoothing"}, "sigmoid": {"label_smoothing"}},
+    "loss": {"softmax": {"label_smoothing", "class_weights"}, "sigmoid": {"class_weights"}},
+    "distill": {
+        "none": set(),
+        "soft": {"teacher", "weight", "temperature"},
+        "hard": {"teacher", "weight"},
+    },
 }
 
 # One duration in several units: the keys that exclude each other.
@@ -162,7 +183,7 @@ DURATIONS = {
 FREE_ON_RESUME = (
     "total_", "log_every_steps", "eval_every", "eval_batch_size", "checkpoint.", "mesh.",
     "microbatch", "data.threads", "data.workers", "data.prefetch", "model.scan", "model.remat",
-    "max_skipped_steps", "init", "resume",
+    "max_skipped_steps", "init", "resume", "evaluators",
 )  # fmt: skip
 
 
@@ -273,6 +294,7 @@ def resolve(
             f"{total} steps"
         )
     c.eval_every_steps = _steps(c, "evaluation", sizes) or total
+    said += _scale_rate(c)
     for names in DURATIONS.values():
         for key in names[1:]:
             c.update_from_flattened_dict({key: None})
@@ -313,6 +335,18 @@ def resolve(
     return c.lock(), said
 
 
+def _scale_rate(c: ConfigDict) -> list[str]:
+    """The learning rate for this batch size, where it is given for another one."""
+    of, lr = c.optimizer.lr_per, c.optimizer.lr
+    if not of:
+        return []
+    c.optimizer.lr, c.optimizer.lr_per = lr * c.batch_size / of, None
+    return [
+        f"learning rate {lr:g} for batches of {of} is {c.optimizer.lr:g} for batch_size "
+        f"{c.batch_size}"
+    ]
+
+
 def _absolute(source: str) -> str:
     """`folder:PATH` from the root, so that a work folder can be used from anywhere."""
     kind, _, path = source.partition(":")
@@ -335,9 +369,21 @@ def _check_ranges(c: ConfigDict) -> None:
     smoothing = c.loss.label_smoothing
     if not 0 <= smoothing < 1:
         raise UserError(f"loss.label_smoothing lies in [0, 1), not {smoothing}")
-    for key in ("lr", "weight_decay", "clip_norm"):
+    for key in ("lr", "lr_per", "weight_decay", "clip_norm"):
         if (c.optimizer[key] or 0) < 0:
             raise UserError(f"optimizer.{key} must be 0 or more, not {c.optimizer[key]}")
+    for key, value in (("ema", c.ema), ("optimizer.layer_decay", c.optimizer.layer_decay)):
+        if value is not None and not 0 < value <= 1 - (key == "ema") * 1e-9:
+            raise UserError(f"{key} lies between 0 and 1, not {value}")
+    if c.distill.name != "none" and not c.distill.teacher:
+        raise UserError("distill.teacher names no weights: --config.distill.teacher=PATH")
+    if not 0 <= c.distill.weight <= 1 or c.distill.temperature <= 0:
+        raise UserError("distill.weight lies in 0 … 1, and distill.temperature is more than 0")
+    if c.optimizer.name == "schedule_free" and (c.ema or c.schedule.name != "constant"):
+        raise UserError(
+            "optimizer.name=schedule_free averages the weights itself: it needs "
+            "schedule.name=constant (a warm-up is fine) and no ema"
+        )
     if c.data.damaged not in ("skip", "fail"):
         raise UserError(f"data.damaged is skip or fail, not {c.data.damaged!r}")
 

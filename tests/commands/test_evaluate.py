@@ -62,8 +62,12 @@ def test_metrics_do_not_depend_on_batch_size_or_devices(batch_size):
 
 def measure_by_hand(run, params):
     """Accuracy and negative log-likelihood of the split in float64, one matrix at a time."""
-    images = np.stack([run.eval_source[i]["image"] for i in range(len(run.eval_source))])
-    labels = np.array([run.eval_source[i]["label"] for i in range(len(run.eval_source))])
+    images = np.stack(
+        [run.evaluators[0].test[i]["image"] for i in range(len(run.evaluators[0].test))]
+    )
+    labels = np.array(
+        [run.evaluators[0].test[i]["label"] for i in range(len(run.evaluators[0].test))]
+    )
     params = jax.device_get(params)
     logits, _ = run.model.apply(params, run.model.data_config.normalise(images))
     logits = np.asarray(logits, np.float64)

@@ -50,9 +50,9 @@ def test_several_labels_train_and_are_measured_by_the_definition(several_labels,
     )
     images, labels = [], []
     for index in range(8):
-        file = run.eval_source.path(index)
+        file = run.evaluators[0].test.path(index)
         images.append(np.asarray(Image.open(file)))
-        labels.append(run.eval_source[index]["label"])
+        labels.append(run.evaluators[0].test[index]["label"])
     logits, _ = run.model.apply(params, run.model.data_config.normalise(np.stack(images)))
     logits = np.asarray(logits, np.float64)
     hot = np.zeros_like(logits)

@@ -84,6 +84,16 @@ def test_killed_after_a_save_and_before_the_next_row_then_continued_is_bit_ident
     assert_identical(arrays(tmp_path), arrays(undisturbed))
 
 
+def test_the_moving_average_survives_a_kill_bit_for_bit(tmp_path):
+    finish(tmp_path / "whole", ema=0.9)
+    process = start(tmp_path / "killed", ema=0.9)
+    kill_when(process, lambda line: line.startswith("step  7/10"))
+    finish(tmp_path / "killed", ema=0.9)
+    assert any(path.startswith("ema/") for path in arrays(tmp_path / "whole"))
+    assert told(tmp_path / "killed") == told(tmp_path / "whole")
+    assert_identical(arrays(tmp_path / "killed"), arrays(tmp_path / "whole"))
+
+
 def test_rows_after_the_checkpoint_and_a_torn_tail_are_dropped_on_restart(undisturbed, tmp_path):
     finish(tmp_path, total_steps=5, schedule__name="constant")
     finish_rows = rows(tmp_path)

@@ -66,19 +66,30 @@ class _Parameter:
     size: int
     sharding: tuple[str | None, ...]
     decay: str
+    rate: str
 
 
 def _parameters(run) -> list[str]:
+    import numpy as np
     from clu.parameter_overview import make_table
 
     from vit_jax.checkpoint.tree import flatten
-    from vit_jax.training.optimizer import decay_mask
+    from vit_jax.training.groups import decay_mask, frozen_mask, layer_scales
 
-    params = run.abstract_state["params"]
+    params, c = run.abstract_state["params"], run.config.optimizer
     specs, decays = flatten(run.shardings["params"]), flatten(decay_mask(params))
+    frozen = flatten(frozen_mask(params, c.freeze))
+    scales = flatten(layer_scales(params, c.layer_decay)) if c.layer_decay else {}
+
+    def rate(path: str) -> str:
+        scale = np.asarray(scales.get(path, 1.0))
+        return (
+            "frozen" if frozen[path] else " … ".join(f"{s:.3g}" for s in {scale.min(), scale.max()})
+        )
+
     rows = [
         _Parameter(path, leaf.shape, leaf.size, tuple(specs[path].spec),
-                   "yes" if decays[path] else "no")
+                   "yes" if decays[path] and not frozen[path] else "no", rate(path))
         for path, leaf in flatten(params).items()
     ]  # fmt: skip
     return [make_table(rows)]

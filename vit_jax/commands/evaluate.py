@@ -2,12 +2,15 @@
 
 vit evaluate --workdir=runs/digits
 vit evaluate --checkpoint=runs/digits/checkpoints/500 --data=folder:PATH --json
+vit evaluate --workdir=runs/digits --report=DIR
+vit evaluate --workdir=runs/b16 --config.evaluators="fewshot('folder:PATH')|knn('folder:PATH')"
 """
 
 import argparse
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 from ml_collections import ConfigDict
 
@@ -23,6 +26,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     which.add_argument("--checkpoint", help="one checkpoint, such as DIR/checkpoints/500")
     parser.add_argument("--data", metavar="SOURCE", help="another source, such as folder:PATH")
     parser.add_argument("--split", help="another split")
+    parser.add_argument(
+        "--weights", choices=("trained", "ema"), default="trained",
+        help="those that are trained, or their moving average",
+    )  # fmt: skip
+    parser.add_argument(
+        "--report",
+        metavar="DIR",
+        help="confusion matrix and worst mistakes, as tables and pictures",
+    )
     parser.add_argument(
         "--json", nargs="?", const="-", metavar="FILE", help="metrics as JSON, to FILE or printed"
     )
@@ -48,38 +60,58 @@ def run(options: argparse.Namespace) -> int:
     if not config.data.eval.split:
         raise UserError("the run has no evaluation split: give --split")
 
-    from vit_jax.pretrained.load import fill
-    from vit_jax.pretrained.weights import open_weights
-    from vit_jax.training.evaluation import measure
+    from vit_jax.commands.report import write_report
+    from vit_jax.training.evaluation import measure_one
+    from vit_jax.training.progress import in_words
     from vit_jax.training.setup import set_up
     from vit_jax.training.workdir import write_json
 
     run = set_up(config, named, classes=about["classes"])
-    if run.model.config.image_size == stored:
-        params = manager.restore(
-            checkpoint, run.abstract_state["params"], run.shardings["params"], part="params"
-        )
-    else:
-        params, _ = fill(open_weights(checkpoint), run.model, run.shardings["params"])
-    metrics = measure(run, params, lambda line: print(line, file=sys.stderr))
+    params = _weights(run, checkpoint, stored, options.weights)
+
+    def say(line: str) -> None:
+        print(line, file=sys.stderr)
+
+    metrics, rows = measure_one(run, run.evaluators[0], params, say)
     step = int(checkpoint.name) if checkpoint.name.isdigit() else None
-    result = {
-        "checkpoint": str(checkpoint),
-        "step": step,
-        "split": config.data.eval.split,
-        **metrics,
-    }
+    result: dict[str, Any] = {
+        "checkpoint": str(checkpoint), "step": step, "split": config.data.eval.split, **metrics,
+    }  # fmt: skip
+    of = f" of {config.data.eval.source} {config.data.eval.split}"
+    lines = [f"{checkpoint}: {in_words(metrics, of)}"]
+    for one in run.evaluators[1:]:
+        found, _ = measure_one(run, one, params, say)
+        result |= {f"{one.name}/{key}": value for key, value in found.items()}
+        lines.append(f"{one.name}: {in_words(found)}")
+    if options.report:
+        write_report(Path(options.report), run, rows)
+        say(f"confusion matrix and worst mistakes: {options.report}")
     if options.json == "-":
         print(json.dumps(result))
         return 0
-    print(
-        f"{checkpoint}: accuracy {metrics['accuracy']:.2%}, top-5 {metrics['top5_accuracy']:.2%}, "
-        f"loss {metrics['loss']:.4f} on {metrics['examples']} examples of "
-        f"{config.data.eval.source} {config.data.eval.split}"
-    )
+    print("\n".join(lines))
     if options.json:
         write_json(Path(options.json), result)
     return 0
+
+
+def _weights(run: Any, checkpoint: Path, stored: tuple[int, ...], which: str) -> Any:
+    """The weights of a checkpoint that are to be measured, placed for the run."""
+    from vit_jax.checkpoint import manager
+    from vit_jax.pretrained.load import fill
+    from vit_jax.pretrained.weights import open_weights
+    from vit_jax.training.evaluation import judged
+    from vit_jax.training.optimizer import HOLD_RATE
+
+    abstract, shardings = run.abstract_state, run.shardings
+    if which == "ema" and "ema" not in abstract:
+        raise UserError(f"{checkpoint} has no moving average: it was trained without --config.ema")
+    if which == "trained" and run.config.optimizer.name not in HOLD_RATE:
+        if run.model.config.image_size != stored:
+            return fill(open_weights(checkpoint), run.model, shardings["params"])[0]
+        return manager.restore(checkpoint, abstract["params"], shardings["params"], part="params")
+    state = manager.restore(checkpoint, abstract, shardings)
+    return judged(run, state)["_ema" if which == "ema" else ""]
 
 
 def _fit_batches(config: ConfigDict, named: list[str]) -> None:

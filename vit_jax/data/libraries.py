@@ -87,7 +87,8 @@ class Tfds:
         }
 
     def describe(self, index: int) -> str:
-        return f"{self._name} example {index}"
+        name = self._data[index].get("file_name", b"").decode()
+        return f"{self._name} example {index}" + (f" ({name})" if name else "")
 
 
 def tfds_root() -> Path:

@@ -3,6 +3,8 @@
 import dataclasses
 from typing import Any, Protocol
 
+import numpy as np
+
 from vit_jax.errors import UserError
 
 PADDING = -1  # label of a row that fills a batch up
@@ -44,3 +46,36 @@ def known_split(what: str, split: str, splits: tuple[str, ...] = ("train", "val"
     """Raises NoSplit where a split is none of those there are."""
     if split not in splits:
         raise NoSplit(f"{what} has no split {split!r}: it has {', '.join(splits)}")
+
+
+class Subset:
+    """Some examples of a source, by number."""
+
+    def __init__(self, source: Source, indices: np.ndarray):
+        self.source, self.indices = source, indices
+        self.classes, self.channels = source.classes, source.channels
+        self.max_labels, self.notes = source.max_labels, source.notes
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return self.source[int(self.indices[index])]
+
+    def describe(self, index: int) -> str:
+        return self.source.describe(int(self.indices[index]))
+
+    @classmethod
+    def of_each_class(cls, source: Source, count: int) -> "Subset":
+        """`count` examples of each class, or as many as it has, in a random order that is always
+        the same. Reads until there are enough."""
+        left = np.full(len(source.classes), count)
+        chosen = []
+        for index in np.random.default_rng(0).permutation(len(source)):
+            label = int(source[int(index)]["label"])
+            if left[label] > 0:
+                left[label] -= 1
+                chosen.append(index)
+                if not left.any():
+                    break
+        return cls(source, np.array(chosen))

@@ -1,27 +1,33 @@
-"""Accuracy, top-5 accuracy and loss over a whole split, each example counted once."""
+"""Measures of a classifier on a whole split, from what it says of each example.
 
-from collections.abc import Callable, Iterable
+The compiled step tells of every row; what is counted, averaged and ranked is counted on the host in
+float64, each example once. So the numbers do not depend on batches, devices or processes.
+"""
+
+import dataclasses
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from vit_jax.data.source import PADDING
+from vit_jax.data.source import NO_LABEL
 from vit_jax.models import Model
 
-IN_FLIGHT = 4  # batches queued on the device at most
+Rows = dict[str, np.ndarray]  # of a split's examples, a row each
+BINS = 15  # of confidence, for the calibration error
 
 
-def make_eval_step(model: Model) -> Callable:
-    """(params, batch) -> sums over the batch's real rows and their count.
+def make_eval_step(model: Model, scores: bool = False) -> Callable:
+    """(params, batch) -> a value a row: `label`, `ahead` (classes ranked before the label), `nll`,
+    `predicted`, `confidence`; with `scores` all `scores` [B, classes] too.
 
     Of several labels, the one that ranks highest counts, and the loss is that of the sigmoid.
     """
 
     def eval_step(params, batch: dict[str, Array]) -> dict[str, Array]:
         labels = batch["label"] if batch["label"].ndim == 2 else batch["label"][:, None]
-        real = labels[:, 0] != PADDING
         logits, _ = model.apply(params, model.data_config.normalise(batch["image"]))
         of_labels = jnp.take_along_axis(logits, jnp.maximum(labels, 0), axis=-1)
         wanted = jnp.max(jnp.where(labels < 0, -jnp.inf, of_labels), axis=-1, keepdims=True)
@@ -34,34 +40,98 @@ def make_eval_step(model: Model) -> Callable:
             nll = jnp.sum(jax.nn.softplus(logits), axis=-1) - jnp.sum(of_labels, axis=-1)
         else:
             nll = jax.nn.logsumexp(logits, axis=-1) - wanted[:, 0]
-        return {
-            "count": jnp.sum(real),
-            "correct": jnp.sum(real & (ahead < 1)),
-            "correct5": jnp.sum(real & (ahead < 5)),
-            "nll": jnp.sum(jnp.where(real, nll, 0.0)),
-        }
+        rows = {
+            "label": batch["label"], "ahead": ahead, "nll": nll,
+            "predicted": jnp.argmax(logits, axis=-1),
+            "confidence": jnp.max(jax.nn.softmax(logits, axis=-1), axis=-1),
+        }  # fmt: skip
+        return rows | ({"scores": logits} if scores else {})
 
     return eval_step
 
 
-def evaluate(eval_step: Callable, params, batches: Iterable[dict[str, Array]]) -> dict[str, float]:
-    """`accuracy`, `top5_accuracy`, `loss` (softmax cross-entropy) and `examples` of a split.
-
-    Sums are fetched at the end, counts are exact integers, losses are added in float64.
-    """
-    sums: list[dict[str, Array]] = []
-    for batch in batches:
-        sums.append(eval_step(params, batch))
-        if len(sums) > IN_FLIGHT:
-            jax.block_until_ready(sums[-IN_FLIGHT])
-    total: dict[str, float] = {}
-    for row in jax.device_get(sums):
-        for name, value in row.items():
-            total[name] = total.get(name, 0) + float(np.asarray(value, np.float64))
-    count = max(1.0, total.get("count", 0.0))
-    return {
-        "accuracy": float(total.get("correct", 0.0) / count),
-        "top5_accuracy": float(total.get("correct5", 0.0) / count),
-        "loss": float(total.get("nll", 0.0) / count),
-        "examples": int(total.get("count", 0.0)),
+def metrics(rows: Rows) -> dict[str, float]:
+    """`accuracy`, `top5_accuracy`, `loss` and `examples`; of one label each also
+    `class_accuracy` (the mean over classes) and `ece`; of several, with `scores`, also `map`."""
+    count = len(rows["label"])
+    if not count:
+        return {"accuracy": 0.0, "top5_accuracy": 0.0, "loss": 0.0, "examples": 0}
+    correct = rows["ahead"] < 1
+    found = {
+        "accuracy": float(correct.mean()),
+        "top5_accuracy": float((rows["ahead"] < 5).mean()),
+        "loss": float(rows["nll"].astype(np.float64).mean()),
     }
+    if rows["label"].ndim == 1:
+        right = np.bincount(rows["label"], correct)
+        each = np.bincount(rows["label"])
+        found["class_accuracy"] = float((right[each > 0] / each[each > 0]).mean())
+        found["ece"] = calibration_error(rows["confidence"], correct)
+    elif "scores" in rows:
+        found["map"] = mean_average_precision(rows["scores"], rows["label"])
+    return found | {"examples": count}
+
+
+def calibration_error(confidence: np.ndarray, correct: np.ndarray) -> float:
+    """Expected calibration error (arXiv 1706.04599, eq. 3) over `BINS` bins of equal width, each
+    open below."""
+    confidence = np.nan_to_num(confidence.astype(np.float64))  # of logits that are no numbers
+    bins = np.clip(np.ceil(confidence * BINS) - 1, 0, BINS - 1).astype(int)
+    gap = np.bincount(bins, correct, BINS) - np.bincount(bins, confidence, BINS)
+    return float(np.abs(gap).sum() / len(correct))
+
+
+def mean_average_precision(scores: np.ndarray, labels: np.ndarray) -> float:
+    """The mean over the classes that occur of the average precision of their scores [N, classes];
+    labels [N, max_labels], below 0 where there is none."""
+    from sklearn.metrics import average_precision_score
+
+    there = np.zeros(scores.shape, bool)
+    row, column = np.nonzero(labels >= 0)
+    there[row, labels[row, column]] = True
+    occurs = there.any(axis=0)
+    return float(
+        np.mean(average_precision_score(there[:, occurs], scores[:, occurs], average=None))
+    )
+
+
+def within(rows: Rows, classes: np.ndarray) -> Rows:
+    """The rows of a split whose labels are some of the classes, of which alone the model may then
+    choose (ImageNet-A and -R: arXiv 1907.07174, 2006.16241). Needs `scores` and one label each."""
+    scores = np.full(rows["scores"].shape, -np.inf)
+    scores[:, classes] = rows["scores"][:, classes]
+    wanted = np.take_along_axis(scores, rows["label"][:, None], axis=-1)
+    shares = np.exp(scores - scores.max(axis=-1, keepdims=True))
+    total = shares.sum(axis=-1)
+    return {
+        "label": rows["label"],
+        "ahead": (~(scores < wanted)).sum(axis=-1) - 1,
+        "nll": np.log(total) + scores.max(axis=-1) - wanted[:, 0],
+        "predicted": scores.argmax(axis=-1),
+        "confidence": 1 / total,
+    }
+
+
+def real_accuracy(predicted: np.ndarray, numbers: np.ndarray, labels: list[list[int]]) -> float:
+    """ReaL accuracy (arXiv 2006.07159, section 3): a prediction is right that is one of the image's
+    labels; images without any are left out. `numbers` are the images', from 0."""
+    right = [p in labels[n] for p, n in zip(predicted, numbers, strict=True) if labels[n]]
+    return float(np.mean(right)) if right else 0.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Confusion:
+    """Counts [class, predicted class], and the examples that were mistaken, the most confident
+    first."""
+
+    counts: np.ndarray
+    mistakes: np.ndarray
+
+    @classmethod
+    def of(cls, rows: Rows, num_classes: int) -> "Confusion":
+        one = rows["label"] if rows["label"].ndim == 1 else rows["label"][:, 0]
+        known = one != NO_LABEL
+        counts = np.zeros((num_classes, num_classes), np.int64)
+        np.add.at(counts, (one[known], rows["predicted"][known]), 1)
+        wrong = np.flatnonzero(rows["ahead"] >= 1)
+        return cls(counts, wrong[np.argsort(-rows["confidence"][wrong], kind="stable")])

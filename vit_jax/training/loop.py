@@ -13,7 +13,7 @@ from vit_jax.checkpoint.manager import METRIC, Checkpoints
 from vit_jax.config import flat
 from vit_jax.errors import Stopped
 from vit_jax.parallel.preemption import StopSignals
-from vit_jax.training.evaluation import measure, report_damaged
+from vit_jax.training.evaluation import due, measured, report_damaged
 from vit_jax.training.progress import Progress
 from vit_jax.training.result import write_result
 from vit_jax.training.setup import Run, Start, first_state, open_origin, set_up
@@ -89,21 +89,21 @@ def fit(
             checkpoints.check()
             progress.at(step)
 
-            last, measured = step == total, None
+            last, found = step == total, None
             if step % c.log_every_steps == 0 or last:
                 progress.interval(step, metrics, host["id"], damaged)
                 progress.check_finite(c.max_skipped_steps, now=last)
 
-            due = last or (step % c.eval_every_steps == 0 and not stop.code)
-            if run.eval_source and due:
+            if (evaluators := due(run, step)) and (last or not stop.code):
                 progress.flush()
                 jax.block_until_ready(metrics["loss"])
                 began = time.monotonic()
-                measured = measure(run, state["params"], progress.say)
-                progress.evaluation(step, c.data.eval.split, measured)
+                for name, told in measured(run, evaluators, state, progress.say):
+                    progress.evaluation(step, name, told)
+                    found = told if name == c.data.eval.split else found
                 progress.paused(time.monotonic() - began)
-            better = c.checkpoint.keep_best and measured and measured[METRIC] > best
-            best = max(best, measured[METRIC]) if measured else best
+            better = c.checkpoint.keep_best and found and found[METRIC] > best
+            best = max(best, found[METRIC]) if found else best
 
             if last or better or stop.code or step % c.checkpoint.every_steps == 0:
                 progress.sync()
@@ -111,7 +111,7 @@ def fit(
                          "train_examples": run.train_examples, "examples_seen": examples_seen,
                          "damaged_images": damaged, "train_seconds": progress.train_seconds,
                          }  # fmt: skip
-                checkpoints.save(step, state, about, measured)
+                checkpoints.save(step, state, about, found)
             if stop.code and not last:
                 raise Stopped(f"stopped at step {step}; its state is saved", stop.code)
     finally:

@@ -1,5 +1,7 @@
 """Losses on soft targets, and the targets themselves. Everything is float32."""
 
+from collections.abc import Callable, Sequence
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
@@ -31,8 +33,50 @@ def sigmoid_cross_entropy(
 ) -> Float[Array, " batch"]:
     """-sum_k [t_k log sigmoid(logits)_k + (1 - t_k) log(1 - sigmoid(logits)_k)]
     (arXiv 2006.07159, section 4)."""
+    return jnp.sum(sigmoid_terms(logits, targets), axis=-1)
+
+
+def sigmoid_terms(
+    logits: Float[Array, "batch classes"], targets: Float[Array, "batch classes"]
+) -> Float[Array, "batch classes"]:
+    """The binary cross-entropy of each class."""
     log_p, log_not_p = jax.nn.log_sigmoid(logits), jax.nn.log_sigmoid(-logits)
-    return -jnp.sum(targets * log_p + (1.0 - targets) * log_not_p, axis=-1)
+    return -(targets * log_p + (1.0 - targets) * log_not_p)
+
+
+def weighted(
+    loss: Callable, class_weights: Sequence[float] | None
+) -> Callable[
+    [Float[Array, "batch classes"], Float[Array, "batch classes"]], Float[Array, " batch"]
+]:
+    """`loss` of which each class's term counts `class_weights` times."""
+    if class_weights is None:
+        return loss
+    weights = jnp.asarray(class_weights, jnp.float32)
+    if loss is softmax_cross_entropy:
+        return lambda logits, targets: loss(logits, targets * weights)
+    return lambda logits, targets: jnp.sum(weights * sigmoid_terms(logits, targets), axis=-1)
+
+
+def distillation(
+    kind: str,
+    logits: Float[Array, "batch classes"],
+    teacher: Float[Array, "batch classes"],
+    temperature: float,
+) -> Float[Array, " batch"]:
+    """What a teacher's logits ask of the model's.
+
+    soft: temperature^2 KL(softmax(teacher / temperature) || softmax(logits / temperature))
+    (arXiv 1503.02531, section 2). hard: cross-entropy to the teacher's class (arXiv 2012.12877,
+    eq. 3).
+    """
+    if kind == "hard":
+        return softmax_cross_entropy(
+            logits, targets(jnp.argmax(teacher, -1), logits.shape[-1], 0.0)
+        )
+    wanted = jax.nn.log_softmax(teacher / temperature)
+    ours = jax.nn.log_softmax(logits / temperature)
+    return temperature**2 * jnp.sum(jnp.exp(wanted) * (wanted - ours), axis=-1)
 
 
 LOSSES = {"softmax": softmax_cross_entropy, "sigmoid": sigmoid_cross_entropy}

@@ -27,6 +27,16 @@ def ids_hash(ids: np.ndarray) -> str:
     return hashlib.sha1(np.ascontiguousarray(ids, np.int64).tobytes()).hexdigest()[:16]
 
 
+def in_words(metrics: dict[str, float], of: str = "") -> str:
+    """`accuracy 99.10%  top-5 100.00%  loss 0.0412  (355 examples of …)`."""
+    formats = {"loss": ".4f", "best_c": "g", "examples": "", "damaged_images": ""}
+    told = [
+        f"{key.replace('top5_accuracy', 'top-5').replace('_', ' ')} {value:{how}}"
+        for key, value in metrics.items() if (how := formats.get(key, ".2%"))
+    ]  # fmt: skip
+    return f"{'  '.join(told)}  ({metrics['examples']} examples{of})"
+
+
 class MetricRows:
     """`metrics.jsonl`: appended, flushed to disk before a save commits, cut back on restart."""
 
@@ -202,11 +212,7 @@ class Progress:
     def evaluation(self, step: int, name: str, metrics: dict[str, float]) -> None:
         """Writes an evaluation's row: `eval/NAME/METRIC`."""
         self._write({"step": step} | {f"eval/{name}/{key}": v for key, v in metrics.items()})
-        self.say(
-            f"step {step}: {name} accuracy {metrics['accuracy']:.2%}  "
-            f"top-5 {metrics['top5_accuracy']:.2%}  loss {metrics['loss']:.4f}  "
-            f"({metrics['examples']} examples)"
-        )
+        self.say(f"step {step}: {name} {in_words(metrics)}")
 
     def _write(self, row: Row) -> None:
         self._rows.write(row)
@@ -225,6 +231,11 @@ class Progress:
         """The last row that has a key starting with `prefix`."""
         found = (row for row in reversed(self._rows.rows) if any(k.startswith(prefix) for k in row))
         return next(found, {})
+
+    def evaluated(self, step: int) -> Row:
+        """Everything that was measured after a step."""
+        measured = [row for row in self._rows.rows if row["step"] == step and "loss" not in row]
+        return {key: value for row in measured for key, value in row.items()}
 
     def best(self, key: str) -> float:
         """The highest value a metric had so far; minus infinity before the first."""

@@ -26,7 +26,7 @@ def write_result(workdir: Path, run: Run, start: Start, progress: Progress) -> d
     """Writes `result.json` and `model_card.md`; returns the former: accuracy, steps, times, and
     every final metric."""
     c = run.config
-    trained, evaluated = progress.last("loss"), progress.last("eval/")
+    trained, evaluated = progress.last("loss"), progress.evaluated(c.total_steps)
     examples = c.total_steps * c.batch_size
     result = {
         "accuracy": evaluated.get(f"eval/{c.data.eval.split}/accuracy"),

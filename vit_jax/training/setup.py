@@ -9,7 +9,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
 from vit_jax.checkpoint import manager
@@ -18,13 +18,16 @@ from vit_jax.data import ops, pipeline
 from vit_jax.data.sources import Facts, Source, facts, open_source
 from vit_jax.errors import UserError
 from vit_jax.evaluators.classification import make_eval_step
+from vit_jax.evaluators.frozen import make_feature_step
 from vit_jax.models import Model, create_model
-from vit_jax.models.model import DataConfig
+from vit_jax.models.model import DataConfig, Params
 from vit_jax.models.registry import find_kind, takes
 from vit_jax.parallel.mesh import make_mesh
 from vit_jax.parallel.sharding import BATCH, state_shardings
-from vit_jax.pretrained.load import OF_THE_RUN, fetch_weights, fill
+from vit_jax.pretrained.load import OF_THE_RUN, fetch_weights, fill, load_pretrained
 from vit_jax.pretrained.weights import Weights, open_weights
+from vit_jax.training.evaluation import Opened, open_evaluators
+from vit_jax.training.groups import frozen_mask, layer_scales
 from vit_jax.training.optimizer import make_optimizer
 from vit_jax.training.state import State, abstract_state, make_init, make_rest
 from vit_jax.training.step import make_train_step
@@ -40,10 +43,11 @@ class Run:
     mesh: Mesh
     classes: list[str]
     train_source: Source | None
-    eval_source: Source | None
+    evaluators: list[Opened]  # that of `data.eval` first
     train_examples: int
     max_labels: int = 1  # of an example
     weights: Weights | None = None  # those of `init`
+    teacher: tuple[Model, Params] | None = None
 
     @property
     def summary(self) -> str:
@@ -53,7 +57,7 @@ class Run:
 
     @functools.cached_property
     def abstract_state(self) -> State:
-        return abstract_state(self.model, make_optimizer(self.config.optimizer))
+        return abstract_state(self.model, self.config)
 
     @functools.cached_property
     def shardings(self) -> Any:
@@ -83,14 +87,24 @@ class Run:
 
     def compile_train_step(self) -> Callable:
         """The training step, compiled ahead of time; it takes over the old state's memory."""
-        step = make_train_step(self.model, self.config, self.mesh)
+        teacher, params = self.teacher or (None, None)
+        step = make_train_step(self.model, self.config, self.mesh, teacher)
         jitted = jax.jit(step, donate_argnums=0, out_shardings=(self.shardings, None))
         batch = self.abstract_batch(self.config.batch_size)
-        return jitted.lower(self.abstract_sharded_state, batch).compile()
+        params = jax.device_put(params, NamedSharding(self.mesh, PartitionSpec()))
+        compiled = jitted.lower(self.abstract_sharded_state, batch, params).compile()
+        return lambda state, batch: compiled(state, batch, params)
 
     @functools.cached_property
-    def eval_step(self) -> Callable:
-        return jax.jit(make_eval_step(self.model))
+    def row_steps(self) -> dict[str, Callable]:
+        """What is said of each row of a batch, by what evaluators read; every process has all."""
+        steps = {
+            "rows": make_eval_step(self.model),
+            "scores": make_eval_step(self.model, scores=True),
+            "features": make_feature_step(self.model),
+        }
+        everywhere = NamedSharding(self.mesh, PartitionSpec())
+        return {name: jax.jit(step, out_shardings=everywhere) for name, step in steps.items()}
 
     @property
     def train_pipeline(self) -> ops.Pipeline:
@@ -119,24 +133,22 @@ class Run:
         host = self.train_host_batches(examples_seen, steps)
         return pipeline.OnDevice(host, self.batch_sharding, self.config.data.prefetch)
 
-    def eval_batches(self) -> pipeline.OnDevice:
-        """Every example of the evaluation split once."""
-        assert self.eval_source is not None
+    def eval_batches(self, source: Source, text: str) -> pipeline.OnDevice:
+        """Every example of a source once, prepared by a pipeline."""
         host = pipeline.eval_batches(
-            self.eval_source,
-            ops.parse(self.config.data.eval.pipeline, self.model.config.image_size),
+            source,
+            ops.parse(text, self.model.config.image_size),
             **self._dataset_sizes(self.config.eval_batch_size) | {"workers": 0},
         )
         return pipeline.OnDevice(host, self.batch_sharding, self.config.data.prefetch)
 
     def init_state(self, params: Any = None) -> State:
         """The state of step 0, each device making its own part; `params` are fresh, or given."""
-        tx, where = make_optimizer(self.config.optimizer), self.shardings
+        where = self.shardings
         if params is None:
-            init = make_init(self.model, tx, self.config.seed)
-            return jax.jit(init, out_shardings=where)()
+            return jax.jit(make_init(self.model, self.config), out_shardings=where)()
         others = {key: where[key] for key in where if key != "params"}
-        return {"params": params} | jax.jit(make_rest(tx), out_shardings=others)(params)
+        return {"params": params} | jax.jit(make_rest(self.config), out_shardings=others)(params)
 
 
 def set_up(
@@ -202,7 +214,12 @@ def set_up(
             f"{data.train.source} has up to {known.max_labels} labels an example, loss=softmax "
             "takes one: --config.loss=sigmoid"
         )
-    make_optimizer(resolved.optimizer)  # an unknown one is refused before anything is opened
+    # What cannot work is refused before anything is opened.
+    make_optimizer(resolved.optimizer)
+    frozen_mask(model.abstract_params, resolved.optimizer.freeze)
+    if resolved.optimizer.layer_decay is not None:
+        layer_scales(model.abstract_params, resolved.optimizer.layer_decay)
+    _check_class_weights(resolved)
     for part in ("train", "eval"):
         parsed = ops.parse(resolved.data[part].pipeline, model.config.image_size)
         if parsed.random and part == "eval" and data.eval.split:
@@ -211,10 +228,42 @@ def set_up(
                 f"{', '.join(sorted(ops.RANDOM))}"
             )
     mesh = make_mesh((resolved.mesh.data, resolved.mesh.fsdp, resolved.mesh.tensor), devices)
+    evaluators = []
+    if open_data:
+        evaluators = open_evaluators(resolved, classes or None, eval_source, known.num_examples)
     return Run(
-        resolved, said, model, mesh, classes or [], train_source, eval_source, known.num_examples,
-        known.max_labels, weights,
+        resolved, said, model, mesh, classes or [], train_source, evaluators, known.num_examples,
+        known.max_labels, weights, _teacher(resolved, model) if open_data else None,
     )  # fmt: skip
+
+
+def _check_class_weights(config: ConfigDict) -> None:
+    given = config.loss.class_weights
+    if given is None:
+        return
+    numbers = isinstance(given, list | tuple) and all(
+        isinstance(one, int | float) and one >= 0 for one in given
+    )
+    if not numbers or len(given) != config.model.num_classes:
+        raise UserError(
+            f"loss.class_weights is a number, 0 or more, for each of the "
+            f"{config.model.num_classes} classes, not {given!r}"
+        )
+
+
+def _teacher(config: ConfigDict, model: Model) -> tuple[Model, Params] | None:
+    """The model to distil from, with its own preprocessing, at this one's resolution."""
+    if config.distill.name == "none":
+        return None
+    path = fetch_weights(config.distill.teacher)
+    teacher, params, _ = load_pretrained(path, image_size=model.config.image_size, say=None)
+    if teacher.config.num_classes != model.config.num_classes:
+        raise UserError(
+            f"distill.teacher {path} has {teacher.config.num_classes} classes, the model "
+            f"{model.config.num_classes}: a teacher knows the same ones (fine-tune it on "
+            f"{config.data.train.source} first)"
+        )
+    return teacher, params
 
 
 def open_origin(config: ConfigDict, workdir: Path) -> Weights | None:

@@ -1,8 +1,9 @@
-"""The training state: a plain dict `{params, opt, step, skipped}` of arrays.
+"""The training state: a plain dict `{params, opt, step, skipped, ema?}` of arrays.
 
 `step` counts every step, `skipped` those whose gradients were not finite: in all, and in a row up
-to now. Random keys are not in it: each is folded from (seed, step). The number of examples seen
-outgrows 32 bits, so it is kept on the host and saved beside the arrays.
+to now. `opt` and `ema` have nothing for frozen parameters. Random keys are not in it: each is
+folded from (seed, step). The number of examples seen outgrows 32 bits, so it is kept on the host
+and saved beside the arrays.
 """
 
 from collections.abc import Callable
@@ -10,34 +11,48 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import optax
+from ml_collections import ConfigDict
 
 from vit_jax.models import Model
+from vit_jax.training.groups import trainable
+from vit_jax.training.optimizer import make_optimizer
+from vit_jax.training.schedules import make_schedule
 
 State = dict[str, Any]
 
 
-def make_rest(tx: optax.GradientTransformation) -> Callable[[Any], State]:
+def make_rest(config: ConfigDict) -> Callable[[Any], State]:
     """A pure function from parameters to the rest of the state of step 0."""
+    schedule = make_schedule(config.schedule, config.optimizer.lr, config.total_steps)
+    tx = make_optimizer(config.optimizer, schedule)
 
     def rest(params: Any) -> State:
+        trained = trainable(params, config.optimizer.freeze)
         zero = jnp.zeros((), jnp.int32)
         skipped = {"total": zero, "in_row": zero}
-        return {"opt": tx.init(params), "step": zero, "skipped": skipped}
+        state = {"opt": tx.init(trained), "step": zero, "skipped": skipped}
+        return state | ({"ema": jax.tree.map(jnp.copy, trained)} if config.ema else {})
 
     return rest
 
 
-def make_init(model: Model, tx: optax.GradientTransformation, seed: int) -> Callable[[], State]:
+def make_init(model: Model, config: ConfigDict) -> Callable[[], State]:
     """A pure function to the state of step 0, to be compiled with the shardings wanted."""
 
     def init() -> State:
-        params = model.init_fn(jax.random.key(seed))
-        return {"params": params} | make_rest(tx)(params)
+        params = model.init_fn(jax.random.key(config.seed))
+        return {"params": params} | make_rest(config)(params)
 
     return init
 
 
-def abstract_state(model: Model, tx: optax.GradientTransformation) -> State:
+def abstract_state(model: Model, config: ConfigDict) -> State:
     """Shapes and dtypes of the state; nothing is allocated."""
-    return jax.eval_shape(make_init(model, tx, 0))
+    return jax.eval_shape(make_init(model, config))
+
+
+def moved_average(ema: Any, params: Any, decay: float, step: Any) -> Any:
+    """The average after a step (counted from 0): its decay rises as (1 + step) / (10 + step) to
+    `decay`, so that the first weights are soon forgotten."""
+    keep = jnp.minimum(decay, (1.0 + step) / (10.0 + step))
+    return jax.tree.map(lambda old, new: keep * old + (1.0 - keep) * new, ema, params)

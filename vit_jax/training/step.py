@@ -14,78 +14,73 @@ from ml_collections import ConfigDict
 from vit_jax.data.mixing import mix_images, mix_targets, partners
 from vit_jax.models import Model
 from vit_jax.parallel.sharding import BATCH, gather_block
-from vit_jax.training.losses import LOSSES, targets
-from vit_jax.training.optimizer import make_optimizer
+from vit_jax.training.groups import merged, trainable
+from vit_jax.training.losses import LOSSES, distillation, targets, weighted
+from vit_jax.training.optimizer import HOLD_RATE, make_optimizer
 from vit_jax.training.schedules import make_schedule
-from vit_jax.training.state import State
+from vit_jax.training.state import State, moved_average
 
 Metrics = dict[str, Array]
 
 
-def make_train_step(model: Model, config: ConfigDict, mesh: Mesh) -> Callable:
-    """(state, batch) -> (state, metrics), of a batch with `image` uint8 [B, H, W, C] and `label`
-    int32 [B] or [B, labels].
+def make_train_step(
+    model: Model, config: ConfigDict, mesh: Mesh, teacher: Model | None = None
+) -> Callable:
+    """(state, batch, teacher's parameters) -> (state, metrics), of a batch with `image` uint8
+    [B, H, W, C] and `label` int32 [B] or [B, labels].
 
     With `microbatch` m < batch_size B, gradients are the mean over k = B/m passes, of which pass j
     takes rows j::k (so that rows stay on their device). A step whose loss or gradient is not
     finite keeps parameters and optimiser as they were; `step` advances all the same.
     """
     c = config
-    tx = make_optimizer(c.optimizer)
+    dtype = jnp.dtype(c.model.dtype)
     schedule = make_schedule(c.schedule, c.optimizer.lr, c.total_steps)
-    loss_fn = LOSSES[c.loss.name]
+    tx = make_optimizer(c.optimizer, schedule)
+    loss_of = make_loss(model, c, gather_block(mesh, c.mesh.min_shard_size, dtype), teacher)
     passes = c.batch_size // c.microbatch
     mixes = c.mixup or c.cutmix
-    dtype = jnp.dtype(c.model.dtype)
-    gather = gather_block(mesh, c.mesh.min_shard_size, dtype)
     rows = NamedSharding(mesh, P(None, *BATCH))
 
-    def loss_of(params, batch, key):
-        """Mean loss over one microbatch."""
-        images = model.data_config.normalise(batch["image"])
-        wanted = targets(batch["label"], c.model.num_classes, c.loss.label_smoothing)
-        if mixes:
-            other = targets(batch["label2"], c.model.num_classes, c.loss.label_smoothing)
-            wanted = mix_targets(wanted, other, batch)
-            images = mix_images(images, model.data_config.normalise(batch["image2"]), batch)
-        logits, _ = model.apply(params, images, train=True, key=key, gather=gather)
-        return loss_fn(logits, wanted).mean()
-
-    def gradients(params, batch, key):
+    def gradients(trained, rest, batch, key):
         """Loss and gradient of the whole batch."""
         if passes == 1:
-            return jax.value_and_grad(loss_of)(params, batch, key)
+            return jax.value_and_grad(loss_of)(trained, *rest, batch, key)
 
         def one(total, microbatch_and_key):
-            new = jax.value_and_grad(loss_of)(params, *microbatch_and_key)
+            new = jax.value_and_grad(loss_of)(trained, *rest, *microbatch_and_key)
             return jax.tree.map(jnp.add, total, new), None
 
         def split(x):  # [B, ...] -> [k, m, ...], of which [j] holds rows j::k
             x = x.reshape(c.microbatch, passes, *x.shape[1:]).swapaxes(0, 1)
             return jax.lax.with_sharding_constraint(x, rows)
 
-        zero = (jnp.zeros(()), jax.tree.map(jnp.zeros_like, params))
+        zero = (jnp.zeros(()), jax.tree.map(jnp.zeros_like, trained))
         total, _ = jax.lax.scan(
             one, zero, (jax.tree.map(split, batch), jax.random.split(key, passes))
         )
         return jax.tree.map(lambda x: x / passes, total)
 
-    def train_step(state: State, batch: dict[str, Array]) -> tuple[State, Metrics]:
-        step = state["step"]
+    def train_step(
+        state: State, batch: dict[str, Array], teacher_params=None
+    ) -> tuple[State, Metrics]:
+        step, trained = state["step"], trainable(state["params"], c.optimizer.freeze)
         mixup_key, key = jax.random.split(jax.random.fold_in(jax.random.key(c.seed), step))
         if mixes:
             batch = partners(batch, c.mixup, c.cutmix, c.mix_each, mixup_key)
-        loss, grads = gradients(state["params"], batch, key)
+        loss, grads = gradients(trained, (state["params"], teacher_params), batch, key)
         norm = optax.tree.norm(grads)
         rate = schedule(step)
-        updates, opt = tx.update(grads, state["opt"], state["params"])
-        params = jax.tree.map(lambda p, u: p + rate * u, state["params"], updates)
+        factor = 1.0 if c.optimizer.name in HOLD_RATE else rate
+        updates, opt = tx.update(grads, state["opt"], trained)
+        moved = jax.tree.map(lambda p, u: p + factor * u, trained, updates)
+        made = {"params": merged(moved, state["params"]), "opt": opt}
+        if c.ema:
+            made["ema"] = moved_average(state["ema"], moved, c.ema, step)
 
         fine = jnp.isfinite(loss) & jnp.isfinite(norm)
         kept, skipped = state["skipped"], (~fine).astype(jnp.int32)
-        new = {
-            "params": _choose(fine, params, state["params"]),
-            "opt": _choose(fine, opt, state["opt"]),
+        new = {name: _choose(fine, value, state[name]) for name, value in made.items()} | {
             "step": step + 1,
             "skipped": {
                 "total": kept["total"] + skipped,
@@ -95,6 +90,42 @@ def make_train_step(model: Model, config: ConfigDict, mesh: Mesh) -> Callable:
         return new, {"loss": loss, "grad_norm": norm, "learning_rate": rate, **new["skipped"]}
 
     return train_step
+
+
+def make_loss(
+    model: Model, config: ConfigDict, gather: Callable | None, teacher: Model | None
+) -> Callable:
+    """(trained parameters, all of them, the teacher's, batch, key) -> mean loss of a batch that
+    `partners` has mixed where it is to be."""
+    c = config
+    loss_fn = weighted(LOSSES[c.loss.name], c.loss.class_weights)
+    mixes = c.mixup or c.cutmix
+
+    def pixels(model, batch):
+        """Images as a model wants to be shown them, mixed where the batch says so."""
+        images = model.data_config.normalise(batch["image"])
+        if not mixes:
+            return images
+        return mix_images(images, model.data_config.normalise(batch["image2"]), batch)
+
+    def loss_of(trained, params, teacher_params, batch, key):
+        """Mean loss over one microbatch."""
+        wanted = targets(batch["label"], c.model.num_classes, c.loss.label_smoothing)
+        if mixes:
+            other = targets(batch["label2"], c.model.num_classes, c.loss.label_smoothing)
+            wanted = mix_targets(wanted, other, batch)
+        params = merged(trained, params)
+        logits, out = model.apply(params, pixels(model, batch), train=True, key=key, gather=gather)
+        if teacher is None:
+            return loss_fn(logits, wanted).mean()
+        # DeiT's second token learns from the teacher, the class token from the labels.
+        student, logits = out.get("logits_dist", logits), out.get("logits_cls", logits)
+        taught, _ = teacher.apply(teacher_params, pixels(teacher, batch))
+        part = distillation(c.distill.name, student, taught, c.distill.temperature)
+        weight = c.distill.weight
+        return ((1 - weight) * loss_fn(logits, wanted) + weight * part).mean()
+
+    return loss_of
 
 
 def _choose(fine: Array, new, old):

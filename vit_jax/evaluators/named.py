@@ -1,0 +1,233 @@
+"""Evaluators by name: `fewshot('folder:FLOWERS')|knn('folder:FLOWERS', every_steps=500)`.
+
+Each says what it reads (`asks`) and makes numbers of the rows it is given; opening data and running
+the model is the caller's.
+"""
+
+import ast
+import dataclasses
+import inspect
+import json
+import re
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+
+from vit_jax.errors import UserError, nearest
+from vit_jax.evaluators import classification, frozen
+from vit_jax.evaluators.classification import Rows
+
+REAL_NUMBER = re.compile(r"_val_0*(\d+)")  # of a validation image of ImageNet, from 1, in its name
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluator:
+    """What all of them take: the data (that of `data.eval`, where not given), how its images are
+    prepared, how often to measure, and a name for the metrics, `eval/NAME/METRIC`."""
+
+    source: str | None = None
+    split: str | None = None
+    pipeline: str | None = None
+    every_steps: int | None = None
+    every_epochs: float | None = None
+    name: str | None = None
+
+    kind: ClassVar[str]
+    named: ClassVar[bool] = False  # whether it wants the examples' names
+
+    def reads(self, max_labels: int) -> str:
+        """Which compiled step it reads: that of `rows`, with their `scores`, or of `features`."""
+        return "rows"
+
+    def check(self) -> None:
+        """Raises ValueError for arguments that cannot work."""
+        if self.every_steps is not None and self.every_epochs is not None:
+            raise ValueError("every_steps and every_epochs exclude each other")
+        for key in ("every_steps", "every_epochs"):
+            if getattr(self, key) is not None and getattr(self, key) <= 0:
+                raise ValueError(f"{key} is more than 0")
+
+
+@dataclasses.dataclass(frozen=True)
+class Classification(Evaluator):
+    """Accuracy, top-5, per class, calibration and loss, and mean average precision of several
+    labels. With `subset` the model may choose among the split's classes alone."""
+
+    subset: bool = False
+    kind = "classification"
+
+    def reads(self, max_labels: int) -> str:
+        return "scores" if self.subset or max_labels > 1 else "rows"
+
+    def measure(self, rows: Rows, names: list[str]) -> dict[str, float]:
+        if self.subset and rows["label"].ndim == 1 and len(rows["label"]):
+            rows = classification.within(rows, np.unique(rows["label"]))
+        return classification.metrics(rows)
+
+
+@dataclasses.dataclass(frozen=True)
+class Real(Evaluator):
+    """ImageNet-ReaL (arXiv 2006.07159): `real_accuracy` on the 50,000 validation images by the
+    labels of the file `labels`, real.json."""
+
+    labels: str | None = None
+    kind = "real"
+    named = True
+
+    def check(self) -> None:
+        super().check()
+        if not self.labels or not Path(self.labels).expanduser().is_file():
+            raise ValueError(
+                f"labels={self.labels!r} is no file: real.json is had from "
+                "https://github.com/google-research/reassessed-imagenet"
+            )
+
+    def measure(self, rows: Rows, names: list[str]) -> dict[str, float]:
+        try:
+            labels = json.loads(Path(str(self.labels)).expanduser().read_text())
+            found = [REAL_NUMBER.search(name) for name in names]
+            numbers = np.array([int(match[1]) - 1 for match in found if match])
+            if len(numbers) < len(names):
+                name = names[found.index(None)]
+                raise UserError(
+                    f"evaluator real: {name!r} is no validation image of ImageNet "
+                    "(ILSVRC2012_val_00000001.JPEG)"
+                )
+            accuracy = classification.real_accuracy(rows["predicted"], numbers, labels)
+        except (ValueError, IndexError, TypeError) as error:
+            raise UserError(
+                f"evaluator real: {self.labels} is no list of labels: {error}"
+            ) from error
+        return {"real_accuracy": accuracy, "examples": len(names)}
+
+
+@dataclasses.dataclass(frozen=True)
+class OfFeatures(Evaluator):
+    """On the frozen representation of a data set with classes of its own."""
+
+    train_split: str = "train"
+
+    def reads(self, max_labels: int) -> str:
+        return "features"
+
+    def shots(self) -> int | None:
+        """Training examples of each class that are wanted; None for all."""
+        return None
+
+
+@dataclasses.dataclass(frozen=True)
+class FewShot(OfFeatures):
+    """`accuracy_N` of least squares on N images of each class (ViT paper, section 4.1)."""
+
+    n: tuple[int, ...] = (5, 10, 25)
+    kind = "fewshot"
+
+    def check(self) -> None:
+        super().check()
+        given = self.n if isinstance(self.n, tuple | list) else ()
+        if not given or not all(isinstance(n, int) and n > 0 for n in given):
+            raise ValueError("n is a list of numbers of images, such as (5, 10, 25)")
+
+    def shots(self) -> int:
+        return max(self.n)
+
+    def measure(self, train: Rows, test: Rows, num_classes: int) -> dict[str, float]:
+        found = {}
+        for n in self.n:
+            chosen = first_of_each(train["label"], n)
+            accuracy, _ = frozen.few_shot(
+                train["features"][chosen], train["label"][chosen],
+                test["features"], test["label"], num_classes,
+            )  # fmt: skip
+            found[f"accuracy_{n}"] = accuracy
+        return found
+
+
+@dataclasses.dataclass(frozen=True)
+class Knn(OfFeatures):
+    """`accuracy_K` of the K nearest training images (arXiv 1805.01978)."""
+
+    k: tuple[int, ...] = (10, 20, 100, 200)
+    temperature: float = 0.07
+    kind = "knn"
+
+    def measure(self, train: Rows, test: Rows, num_classes: int) -> dict[str, float]:
+        found = frozen.nearest(
+            train["features"], train["label"], test["features"], test["label"], num_classes,
+            ks=self.k, temperature=self.temperature,
+        )  # fmt: skip
+        return {f"accuracy_{k}": accuracy for k, accuracy in found.items()}
+
+
+@dataclasses.dataclass(frozen=True)
+class LinearProbe(OfFeatures):
+    """`accuracy` of logistic regression, its C (`best_c`) chosen from `grid` on training images."""
+
+    grid: tuple[float, ...] = (0.001, 0.01, 0.1, 1.0, 10.0)
+    kind = "linear_probe"
+
+    def measure(self, train: Rows, test: Rows, num_classes: int) -> dict[str, float]:
+        accuracy, best = frozen.linear_probe(
+            train["features"], train["label"], test["features"], test["label"], grid=self.grid
+        )
+        return {"accuracy": accuracy, "best_c": best}
+
+
+KINDS: dict[str, type[Evaluator]] = {
+    one.kind: one for one in (Classification, Real, FewShot, Knn, LinearProbe)
+}
+
+
+def first_of_each(labels: np.ndarray, count: int) -> np.ndarray:
+    """Numbers of the first `count` examples of each class, in order."""
+    order = np.argsort(labels, kind="stable")
+    rank = np.arange(len(labels)) - np.searchsorted(labels[order], labels[order])
+    return np.sort(order[rank < count])
+
+
+def parse(text: str | None) -> list[Evaluator]:
+    """The evaluators that a string names, joined by `|`.
+
+    Raises UserError: no such evaluator (with the nearest), arguments that it does not take, two of
+    one name.
+    """
+    found: list[Evaluator] = []
+    for call in _calls(text) if text else ():
+        if isinstance(call, ast.Name):
+            call = ast.Call(call, [], [])
+        if not isinstance(call, ast.Call) or not isinstance(call.func, ast.Name):
+            raise UserError(f"evaluators {text!r}: write them as fewshot('folder:PATH')|knn(…)")
+        kind = call.func.id
+        if kind not in KINDS:
+            raise UserError(f"unknown evaluator {kind!r}: {nearest(kind, KINDS)}")
+        try:
+            arguments = [ast.literal_eval(one) for one in call.args]
+            options = {str(one.arg): ast.literal_eval(one.value) for one in call.keywords}
+            made: Any = KINDS[kind](*arguments, **options)
+            made.check()
+        except (TypeError, ValueError) as error:
+            takes = ", ".join(map(str, inspect.signature(KINDS[kind]).parameters))
+            raise UserError(f"evaluator {kind}: {error} (it takes {takes})") from error
+        found.append(dataclasses.replace(made, name=made.name or kind))
+    names = [str(one.name) for one in found]
+    for name in names:
+        if names.count(name) > 1:
+            raise UserError(f"two evaluators are called {name!r}: give one of them name='…'")
+    return found
+
+
+def _calls(text: str) -> list[ast.expr]:
+    """The parts of `a(…)|b(…)`, which Python itself can read."""
+    try:
+        node = ast.parse(text, mode="eval").body
+    except SyntaxError as error:
+        raise UserError(
+            f"evaluators {text!r} cannot be read ({error.msg}): write them as "
+            "fewshot('folder:PATH')|knn('folder:PATH', every_steps=500)"
+        ) from error
+    parts: list[ast.expr] = []
+    while isinstance(node, ast.BinOp) and isinstance(node.op, ast.BitOr):
+        parts.append(node.right)
+        node = node.left
+    return [node, *reversed(parts)]
