@@ -26,11 +26,14 @@ DATASETS = {
     "imagenet2012": (300.0, 3e-3, 0.3, "cosine", 0.0, 0.1, 1.0, "softmax", 0.0),
     "jft300m": (7.0, 8e-4, 0.1, "linear", 1e-5, 0.0, 1.0, "sigmoid", -10.0),
 }
-# JFT-300M: epochs and rate by size and patch; the larger ones take 14 epochs.
+# JFT-300M: epochs and rate by model (table 3, with its ResNets and hybrids).
 JFT = {
     "vit_base_patch32_224": (7.0, 8e-4), "vit_base_patch16_224": (7.0, 8e-4),
     "vit_large_patch32_224": (7.0, 6e-4), "vit_large_patch16_224": (14.0, 4e-4),
     "vit_huge_patch14_224": (14.0, 3e-4),
+    "vit_base_r50_s16_224": (7.0, 8e-4), "vit_large_r50_s32_224": (7.0, 2e-4),
+    "resnetv2_50x1_bit_224": (7.0, 1e-3), "resnetv2_101x1_bit_224": (7.0, 8e-4),
+    "resnetv2_152x2_bit_224": (7.0, 6e-4),
 }  # fmt: skip
 VAL_SPLIT = {"imagenet2012": "validation"}
 

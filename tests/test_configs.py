@@ -87,7 +87,76 @@ def test_the_base_recipe_wants_a_length_only():
     assert resolved("base.py", total_steps="100")["total_steps"] == 100
 
 
+# Every documented argument of the recipes for large data, and the model that it names.
+LEVELS = ["none", "light1", "light2", "medium1", "medium2", "strong1", "strong2"]
+ARGUMENTS = [
+    *(f"augreg.py:{size},{dataset}" for size in ("ti16", "s32", "s16", "b32", "b16", "l16",
+      "r_ti16", "r26_s32", "r50_l32") for dataset in ("imagenet21k", "imagenet2012")),
+    *(f"augreg.py:s16,imagenet2012,{level}{reg}" for level in LEVELS for reg in ("", ",reg")),
+    *(f"plain.py:{epochs}" for epochs in (90, 150, 300)),
+    *(f"deit3.py:{size},{dataset}" for size in ("s16", "b16", "l16", "h14")
+      for dataset in ("imagenet2012", "imagenet21k")),
+    *(f"bit.py:{size},{dataset}" for size in ("50x1", "50x3", "101x1", "101x3", "152x2", "152x4")
+      for dataset in ("imagenet2012", "imagenet21k")),
+    *(f"mixer.py:{size}" for size in ("s32", "s16", "b32", "b16", "l32", "l16")),
+    *(f"{recipe}.py:{size},{dataset}" for recipe in ("vtab", "linear_probe")
+      for size in ("b16", "r50_b16", "mixer_b16", "bit_50x1")
+      for dataset in ("cifar100", "cifar10")),
+    *(f"pretrain.py:{model},{dataset}" for model in ("r_ti16", "r26_s32", "r26_b32", "r50_b16",
+      "r50_l32", "mixer_b16", "bit_50x1", "bit_101x1", "bit_152x2") for dataset in PRETRAIN),
+    *(f"finetune.py:{model},cifar10" for model in ("r50_b16", "r50_l32", "mixer_b16", "bit_50x1")),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("spec", ARGUMENTS)
+def test_every_documented_argument_resolves(spec):
+    c = resolved(spec)
+    assert c["total_steps"] > 0
+    assert c["optimizer.lr"] > 0
+    assert c["optimizer.lr_per"] is None
+
+
 # -- final numbers ------------------------------------------------------------------------
+
+
+def test_augreg_picks_the_papers_level_for_each_size():
+    """Figure 4 of arXiv 2106.10270, as its reference code has it."""
+    for size, randaug, mixup in (
+        ("ti16", "", 0.0), ("s32", "", 0.0), ("s16", "|randaug(2,0)", 0.0),
+        ("b32", "|randaug(2,10)", 0.2), ("b16", "|randaug(2,10)", 0.2),
+        ("l16", "|randaug(2,15)", 0.5),
+    ):  # fmt: skip
+        c = resolved(f"augreg.py:{size},imagenet21k")
+        assert c["data.train.pipeline"] == f"decode|inception_crop|flip_lr{randaug}"
+        assert c["mixup"] == mixup
+    c = resolved("augreg.py:b16,imagenet21k,strong2,reg")
+    wanted = {
+        "total_steps": round(300 * 14_197_122 / 4096), "mixup": 0.8, "model.dropout": 0.1,
+        "model.drop_path": 0.1, "optimizer.lr": 1e-3, "optimizer.weight_decay": 1e-4,
+        "optimizer.decay_by": "schedule", "optimizer.mu_dtype": "bfloat16",
+        "optimizer.clip_norm": 1.0, "schedule.name": "cosine", "schedule.warmup_steps": 10_000,
+        "loss.name": "sigmoid", "model.head_bias": -10.0, "model.pre_logits": False,
+    }  # fmt: skip
+    assert {key: c[key] for key in wanted} == wanted
+    assert resolved("augreg.py:b16,imagenet2012")["model.head_bias"] == -6.9
+
+
+def test_a_bit_scales_its_rate_with_the_batch():
+    assert resolved("bit.py:50x1,imagenet2012")["optimizer.lr"] == pytest.approx(1.6)
+    assert resolved("bit.py:50x1,imagenet21k")["optimizer.lr"] == pytest.approx(0.48)
+    half = resolved("bit.py:50x1,imagenet2012", batch_size="2048")
+    assert half["optimizer.lr"] == pytest.approx(0.8)
+
+
+def test_the_page_of_recipes_is_what_the_recipes_say():
+    import runpy
+    from pathlib import Path
+
+    root = Path(__file__).resolve().parent.parent
+    page = runpy.run_path(str(root / "docs" / "recipes_page.py"))["page"]
+    assert (root / "docs" / "recipes.md").read_text() == page()
+    named = set(re.findall(r"^## (\w+)\.py$", page(), re.MULTILINE))
+    assert named == {path.stem for path in (root / "configs").glob("*.py")} - {"__init__"}
 
 
 def test_b16_on_imagenet21k_is_the_papers_recipe():
@@ -176,6 +245,12 @@ def test_the_large_sizes_split_their_parameters_over_all_devices():
         ("pretrain.py:x16,imagenet21k", "unknown model size 'x16'.*such as b16"),
         ("pretrain.py:imagenet21k", "unknown model size 'imagenet21k'"),
         ("finetune.py:b,cifar10", "unknown model size 'b'.*such as b16"),
+        ("augreg.py:b16,imagenet21k,medium", "unknown level 'medium': did you mean medium"),
+        ("augreg.py:b16,imagenet1k", "unknown data set 'imagenet1k'"),
+        ("augreg.py:b16,imagenet21k,none,dropout", "the fourth argument is reg or nothing"),
+        ("plain.py:ninety", "plain.py takes a number of epochs"),
+        ("deit3.py:ti16", "unknown model 'ti16'"),
+        ("bit.py:50x1,jft300m", "unknown data set 'jft300m'"),
     ],
 )
 def test_an_unknown_argument_is_answered_with_what_would_work(spec, near):

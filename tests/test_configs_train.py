@@ -78,6 +78,9 @@ def one_step(c, devices):
     return run, state, after, metrics
 
 
+SMALL_CROP = {"data.train.pipeline": "decode|resize_small(32)|random_crop(None, 4)|three_augment",
+              "data.eval.pipeline": "decode|resize"}  # fmt: skip
+CONVOLUTIONS = {"model.image_size": "32", "model.resnet_layers": "(1, 1)", "model.dtype": "float32"}
 # What a recipe is run with, and on how many devices. Without warm-up the first rate is not zero.
 STEPS = {
     "base.py": (None, 1, TINY | {"model.image_size": "16"}),
@@ -86,6 +89,25 @@ STEPS = {
     "pretrain.py:b16,imagenet2012": ("folder:{pets}", 1, TINY),
     "pretrain.py:l16,jft300m": ("folder:{pets}", 8, TINY),
     "finetune.py:b16,oxford_iiit_pet": ("folder:{pets}", 1, TINY),
+    "augreg.py:b16,imagenet21k,medium2,reg": ("folder:{pets}", 1, TINY),
+    "augreg.py:ti16,imagenet2012": ("folder:{pets}", 2, TINY),
+    "plain.py:90": ("folder:{pets}", 1, TINY),
+    "deit3.py:s16,imagenet2012": ("folder:{pets}", 1, TINY | SMALL_CROP),
+    "deit3.py:l16,imagenet21k": ("folder:{pets}", 8, TINY | SMALL_CROP),
+    "bit.py:50x1,imagenet2012": ("folder:{pets}", 1, CONVOLUTIONS),
+    "mixer.py:s32": (
+        "folder:{pets}",
+        1,
+        {"model.image_size": "64", "model.num_layers": "1", "model.dtype": "float32"},
+    ),
+    "vtab.py:b16,cifar100": ("folder:{pets}", 1, TINY),
+    "linear_probe.py:b16,cifar10": ("folder:{pets}", 1, TINY),
+    "pretrain.py:r_ti16,imagenet2012": (
+        "folder:{pets}",
+        1,
+        {"model.image_size": "32", "model.num_layers": "1", "model.dtype": "float32"},
+    ),
+    "pretrain.py:bit_50x1,jft300m": ("folder:{pets}", 1, CONVOLUTIONS),
 }
 
 
@@ -100,7 +122,7 @@ def test_a_recipe_takes_a_step_that_moves_its_parameters(spec, pets):
     )
     run, before, after, metrics = one_step(c, devices)
     assert np.isfinite(float(metrics["loss"]))
-    assert float(metrics["learning_rate"]) == pytest.approx(c.optimizer.lr)
+    assert float(metrics["learning_rate"]) == pytest.approx(run.config.optimizer.lr)
     assert (int(after["step"]), int(metrics["total"])) == (1, 0)
     kernels = [params["head"]["kernel"] for params in (before["params"], after["params"])]
     assert kernels[0].shape[-1] == run.config.model.num_classes == len(run.classes)

@@ -17,11 +17,12 @@ COMMANDS = {
     "convert": "write weights in another layout",
     "data": "check data sets, prepare them, list the operations",
     "describe": "show what a config resolves to, without training",
+    "compare-curve": "say where a run leaves a reference",
     "bench": "measure parts of a run on this machine",
     "doctor": "show versions and devices, and check that they work",
 }
 
-_LIST = "\n".join(f"  {name:10} {what}" for name, what in COMMANDS.items())
+_LIST = "\n".join(f"  {name:14} {what}" for name, what in COMMANDS.items())
 
 USAGE = f"""usage: vit COMMAND [options]
 
@@ -150,7 +151,7 @@ def _run(command, arguments):
         if command not in COMMANDS:
             nearest = errors.nearest(command, COMMANDS)
             raise errors.UserError(f"unknown command {command!r}: {nearest}")
-        module = importlib.import_module("vit_jax.commands." + command)
+        module = importlib.import_module(f"vit_jax.commands.{command.replace('-', '_')}")
         return module.run(command_line(command, module, arguments)) or errors.OK
     except errors.UserError as error:
         print(f"vit: error: {error}", file=sys.stderr)

@@ -39,17 +39,11 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _recipe(run) -> list[str]:
-    c = run.config
-    steps = c.total_steps
     return [
-        recipe.as_text(c),
+        recipe.as_text(run.config),
         "",
         f"{run.model.name}: {run.model.num_params:,} parameters, {_gmacs(run):.4g} GMACs an image",
-        f"{run.train_examples:,} training examples, {c.model.num_classes:,} classes; {steps:,} "
-        f"steps = {steps * c.batch_size:,} examples = "
-        f"{steps * c.batch_size / run.train_examples:.4g} epochs",
-        f"{c.batch_size // (c.mesh.data * c.mesh.fsdp)} examples a step on each of "
-        f"{run.mesh.size} devices, {c.batch_size // c.microbatch} passes a step",
+        *run.in_numbers,
     ]
 
 

@@ -69,11 +69,26 @@ def facts(spec: str, split: str) -> Facts:
     kind, _, rest = spec.partition(":")
     if kind == "tfds" and rest in KNOWN and not libraries.prepared_folder(rest):
         num_classes, splits = KNOWN[rest]
-        if split not in splits:
+        name, bracket, part = split.partition("[")
+        if name not in splits:
             raise UserError(f"{spec} has no split {split!r}: it has {', '.join(splits)}")
-        return Facts(splits[split], num_classes)
+        return Facts(_part_of(splits[name], bracket + part), num_classes)
     source = open_source(spec, split)
     return Facts(len(source), len(source.classes), source.channels, source.max_labels)
+
+
+def _part_of(count: int, part: str) -> int:
+    """How many of `count` examples TFDS's `[FROM:TO]` takes; each is a number or a percentage."""
+    match = re.fullmatch(r"\[(-?\d+%?)?:(-?\d+%?)?\]", part or "[:]")
+    if match is None:
+        raise UserError(f"{part} is no part of a split: write it as train[:99%] or train[:1000]")
+    ends: list[int | None] = [
+        None
+        if text is None
+        else (round(count * int(text[:-1]) / 100) if text.endswith("%") else int(text))
+        for text in match.groups()
+    ]
+    return len(range(count)[slice(*ends)])
 
 
 class Mixture:

@@ -49,7 +49,7 @@ def train(
         checkpoints = Checkpoints(folder.path / "checkpoints", keep.keep, keep.keep_best)
         progress = Progress(folder.path, run, start, writers, quiet)
         try:
-            for line in [*run.said, *start.said]:
+            for line in [*run.said, *start.said, *run.in_numbers]:
                 progress.say(line)
             began = time.monotonic()
             train_step = run.compile_train_step()

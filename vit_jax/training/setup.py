@@ -27,7 +27,7 @@ from vit_jax.parallel.sharding import BATCH, state_shardings
 from vit_jax.pretrained.load import OF_THE_RUN, fetch_weights, fill, load_pretrained
 from vit_jax.pretrained.weights import Weights, open_weights
 from vit_jax.training.evaluation import Opened, open_evaluators
-from vit_jax.training.groups import frozen_mask, layer_scales
+from vit_jax.training.groups import counts, frozen_mask, layer_scales
 from vit_jax.training.optimizer import make_optimizer
 from vit_jax.training.state import State, abstract_state, make_init, make_rest
 from vit_jax.training.step import make_train_step
@@ -54,6 +54,28 @@ class Run:
         """Model, size and mesh in a line."""
         mesh = " × ".join(f"{name} {size}" for name, size in self.mesh.shape.items())
         return f"{self.model.name}, {self.model.num_params:,} parameters; mesh {mesh}"
+
+    @property
+    def in_numbers(self) -> list[str]:
+        """Batches, steps, rates, and what trains and decays, once everything is resolved."""
+        c, o = self.config, self.config.optimizer
+        seen = c.total_steps * c.batch_size
+        share = c.batch_size // (c.mesh.data * c.mesh.fsdp)
+        passes = c.batch_size // c.microbatch
+        found = counts(self.abstract_state["params"], o.freeze)
+        told = {name: f"{leaves:,} parameters ({numbers:,} numbers)"
+                for name, (leaves, numbers) in found.items()}  # fmt: skip
+        decay = f"{o.weight_decay:g} by the {o.decay_by} on {told['decayed']}"
+        return [
+            f"{self.train_examples:,} training examples, {c.model.num_classes:,} classes; batches "
+            f"of {c.batch_size:,}, {share:,} on each of {self.mesh.size} devices, "
+            f"{passes} passes a step",
+            f"{c.total_steps:,} steps = {seen:,} examples = "
+            f"{seen / self.train_examples:.4g} epochs",
+            f"{o.name}: rate {o.lr:g}, {c.schedule.name} after {c.schedule.warmup_steps:,} steps; "
+            f"decay {decay if o.weight_decay else 'none'}; frozen "
+            f"{told['frozen'] if found['frozen'][0] else 'none'}, trained {told['trained']}",
+        ]
 
     @functools.cached_property
     def abstract_state(self) -> State:
