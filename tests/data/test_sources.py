@@ -155,3 +155,20 @@ def test_sources_travel_to_worker_processes():
         copy = pickle.loads(pickle.dumps(source))
         assert pixels(copy) == pixels(source)
         assert copy.classes == source.classes
+
+
+@pytest.mark.parametrize(
+    ("split", "count"),
+    [("train", 50_000), ("train[:99%]", 49_500), ("train[99%:]", 500), ("train[:1000]", 1000),
+     ("train[10:20]", 10), ("train[-5:]", 5), ("test[25%:75%]", 5000)],
+)  # fmt: skip
+def test_parts_of_a_known_set_are_counted_without_its_data(split, count, tmp_path, monkeypatch):
+    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))
+    assert facts("tfds:cifar10", split).num_examples == count
+
+
+@pytest.mark.parametrize("split", ["trian", "train[", "train[1]", "train[:x%]", "[:5]"])
+def test_a_part_of_a_known_set_that_cannot_be_is_refused(split, tmp_path, monkeypatch):
+    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))
+    with pytest.raises(UserError, match=r"has no split|is no part of a split"):
+        facts("tfds:cifar10", split)
