@@ -15,7 +15,7 @@ from vit_jax import cli
 from vit_jax.checkpoint import manager
 from vit_jax.errors import UserError
 from vit_jax.evaluators.named import parse
-from vit_jax.training.evaluation import measured
+from vit_jax.training.evaluation import measure, measured
 from vit_jax.training.setup import set_up
 
 ONE = jax.devices()[:1]
@@ -78,6 +78,20 @@ def test_without_a_moving_average_there_is_none_to_measure(tmp_path, capsys):
     vit_jax.train(tiny_config(total_steps=1), tmp_path, devices=ONE, quiet=True)
     assert cli.main(["evaluate", f"--workdir={tmp_path}", "--weights=ema"]) == 2
     assert "trained without --config.ema" in capsys.readouterr().err
+
+
+def test_the_average_is_named_as_weights(trained, tmp_path):
+    workdir, config, result = trained
+    model, params, _ = vit_jax.load_pretrained(workdir / "ema", say=None)
+    run = set_up(config, devices=ONE)
+    assert model.config == run.model.config
+    loss = measure(run, params, print)["loss"]
+    assert loss == pytest.approx(result["eval/val_ema/loss"], rel=1e-5)
+    tuned = tiny_config(init=str(workdir / "ema"), total_steps=1, model__channels=3,
+                        data__train__source="synthetic:examples=96,classes=4,size=8")  # fmt: skip
+    vit_jax.train(tuned, tmp_path / "tuned", devices=ONE, quiet=True)
+    with pytest.raises(UserError, match=r"trained without --config.ema"):
+        vit_jax.load_pretrained(tmp_path / "tuned" / "ema", say=None)
 
 
 def test_a_report_has_the_confusion_and_the_worst_mistakes(trained, tmp_path, capsys):

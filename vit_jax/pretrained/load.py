@@ -23,7 +23,7 @@ from vit_jax.models.registry import create_model, make_config
 from vit_jax.parallel.sharding import state_shardings
 from vit_jax.pretrained.catalog import CATALOG
 from vit_jax.pretrained.download import fetch
-from vit_jax.pretrained.weights import Weights, listed_params, open_weights
+from vit_jax.pretrained.weights import EMA, Weights, listed_params, open_weights
 
 # What may happen to a parameter that the weights lack or have in another shape.
 HEAD = r"(head|head_dist|pre_logits)/.*"
@@ -127,7 +127,10 @@ def fetch_weights(name_or_path: str | Path) -> Path:
     text = str(name_or_path)
     if not text:
         raise UserError("the weights are an empty name: give a file, a folder, or a name of them")
-    if "://" in text or Path(text).expanduser().exists():
+    path = Path(text).expanduser()
+    if path.name == EMA and path.parent.is_dir() and not path.exists():
+        return path
+    if "://" in text or path.exists():
         return fetch(text)
     if text in CATALOG:
         return fetch(CATALOG[text].address, CATALOG[text].sha256)

@@ -26,6 +26,7 @@ from vit_jax.pretrained.layout import Description, Layout, check_keys, some
 from vit_jax.pretrained.rows import expand
 from vit_jax.pretrained.timm import DINOV2_HUB, TIMM
 
+EMA = "ema"  # behind a run's own folder: its moving average
 LAYOUTS = {layout.name: layout for layout in (GOOGLE, BIG_VISION, TIMM, DINOV2_HUB, HUGGINGFACE)}
 # Sizes that shapes tell too (the number of layers not for sure), as `config.json` names them.
 SAID = {
@@ -68,7 +69,9 @@ def open_weights(path: str | Path, **given: Any) -> Weights:
     path = Path(path).expanduser()
     given = {field: value for field, value in given.items() if value is not None}
     if _is_own(path):
-        return _open_own(path)
+        return _open_own(path, ("params",))
+    if path.name == EMA and _is_own(path.parent):
+        return _open_own(path.parent, ("params", EMA))
     tensors = open_tensors(path)
     layout, prefix = _recognise(tensors)
     inside = layout.prepare(tensors.below(prefix))
@@ -227,7 +230,8 @@ def _shown_by(pipeline: str, image_size: tuple[int, int], shown: dict[str, Any])
     return DataConfig(written=pipeline, squash=squash, crop=crop, **shown)
 
 
-def _open_own(path: Path) -> Weights:
+def _open_own(path: Path, parts: tuple[str, ...]) -> Weights:
+    """A run's parameters, each from the last of the parts of its state that has it."""
     checkpoint = manager.find(path)
     about = manager.about(checkpoint)
     flat = about["config"]
@@ -242,11 +246,14 @@ def _open_own(path: Path) -> Weights:
     else:
         shown = {key: v for key in ("mean", "std") if (v := flat.get(f"data.{key}")) is not None}
         data = _shown_by(flat["data.eval.pipeline"], model.config.image_size, shown)
-    stored = {
-        name.removeprefix("params/"): leaf
-        for name, leaf in manager.stored_shapes(checkpoint).items()
-        if name.startswith("params/")
-    }
+    shapes_of = manager.stored_shapes(checkpoint)
+    if not all(any(name.startswith(f"{part}/") for name in shapes_of) for part in parts):
+        raise UserError(f"{checkpoint} has no moving average: it was trained without --config.ema")
+    names = {  # what is frozen has no average
+        name.partition("/")[2]: name
+        for part in parts for name in shapes_of if name.startswith(f"{part}/")
+    }  # fmt: skip
+    stored = {path: shapes_of[name] for path, name in names.items()}
     model = dataclasses.replace(model, data_config=data)
     where = {ours: path for path, leaf in stored.items() for ours in unstack({path: leaf})}
     held: dict[str, Any] = {}  # the layers of one stored parameter
@@ -254,9 +261,9 @@ def _open_own(path: Path) -> Weights:
     def read(ours: str) -> np.ndarray:
         if ours not in held:
             path = where[ours]
-            array = manager.read_host(checkpoint, {f"params/{path}": stored[path]})
+            array = manager.read_host(checkpoint, {names[path]: stored[path]})
             held.clear()
-            held.update(unstack({path: array[f"params/{path}"]}))
+            held.update(unstack({path: array[names[path]]}))
         return held[ours]
 
     shapes = {p: tuple(leaf.shape) for p, leaf in unstack(stored).items()}
