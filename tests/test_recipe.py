@@ -6,7 +6,10 @@ from vit_jax import recipe
 from vit_jax.config import base, leaves
 from vit_jax.errors import UserError
 
-RECIPES = "base.py, digits.py, finetune.py, folder.py, pretrain.py"
+RECIPES = (
+    "augreg.py, base.py, bit.py, deit3.py, digits.py, finetune.py, folder.py, linear_probe.py, "
+    "mixer.py, plain.py, pretrain.py, vtab.py"
+)
 
 ONE_KEY = """
 from vit_jax.config import base

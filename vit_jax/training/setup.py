@@ -113,6 +113,8 @@ class Run:
         step = make_train_step(self.model, self.config, self.mesh, teacher)
         jitted = jax.jit(step, donate_argnums=0, out_shardings=(self.shardings, None))
         batch = self.abstract_batch(self.config.batch_size)
+        if teacher is None:
+            return jitted.lower(self.abstract_sharded_state, batch).compile()
         params = jax.device_put(params, NamedSharding(self.mesh, PartitionSpec()))
         compiled = jitted.lower(self.abstract_sharded_state, batch, params).compile()
         return lambda state, batch: compiled(state, batch, params)
