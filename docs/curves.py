@@ -1,6 +1,7 @@
 """Draws training loss and held-out accuracy of runs from their `metrics.jsonl`.
 
     python docs/curves.py OUT.png LABEL=FILE [LABEL=FILE ...] [--over seconds|epoch]
+        [--metric eval/val/accuracy]
 
 The pictures of docs/results.md are made with it; needs matplotlib (`pip install .[plots]`).
 """
@@ -13,8 +14,6 @@ import matplotlib
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
-
-ACCURACY = "eval/val/accuracy"
 
 
 def read(path: str) -> list[dict]:
@@ -35,6 +34,7 @@ def main() -> None:
     parser.add_argument("out")
     parser.add_argument("runs", nargs="+", metavar="LABEL=FILE")
     parser.add_argument("--over", choices=("seconds", "epoch"), default="epoch")
+    parser.add_argument("--metric", default="eval/val/accuracy", help="of the right half, a share")
     options = parser.parse_args()
 
     figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.2), layout="constrained")
@@ -43,10 +43,12 @@ def main() -> None:
         label, path = run.split("=", 1)
         rows = read(path)
         trained = [row for row in rows if "loss" in row]
-        measured = [row for row in rows if ACCURACY in row]
+        measured = [row for row in rows if options.metric in row]
         left.plot(*curve(trained, options.over, unit, "loss", 1), label=label, linewidth=1)
-        right.plot(*curve(measured, options.over, unit, ACCURACY, 100), label=label, marker=".")
-    for axes, title in ((left, "training loss"), (right, "held-out accuracy, %")):
+        right.plot(
+            *curve(measured, options.over, unit, options.metric, 100), label=label, marker="."
+        )
+    for axes, title in ((left, "training loss"), (right, f"{options.metric}, %")):
         axes.set(title=title, xlabel=name)
         axes.grid(alpha=0.3)
     right.legend()
