@@ -39,7 +39,10 @@ DATASETS = {
 
 
 def get_config(arguments: str = "b16,imagenet21k"):
-    size, dataset, level, reg = (*arguments.split(","), "", "", "")[:4]
+    given = arguments.split(",")
+    if len(given) > 4:
+        raise UserError(f"augreg.py takes MODEL,DATASET,LEVEL,reg and no more, not {arguments!r}")
+    size, dataset, level, reg = (*given, "", "", "")[:4]
     dataset = dataset or "imagenet21k"
     if dataset not in DATASETS:
         raise UserError(f"augreg.py: unknown data set {dataset!r}: {nearest(dataset, DATASETS)}")

@@ -45,7 +45,6 @@ def get_config(arguments: str = "b16,imagenet2012"):
 
     c.model.name, c.model.drop_path = MODELS[size]
     c.model.layer_scale = 1e-4
-    c.model.scan = True
     c.model.dtype = "bfloat16"
     if size in ("l16", "h14"):
         c.model.remat = "dots"

@@ -27,7 +27,7 @@ def get_config(arguments: str = "b16,imagenet2012"):
         c.total_steps, c.total_epochs = None, 90.0
         c.eval_every_steps, c.eval_every_epochs = None, 3.0
     c.data.eval.pipeline = "decode|resize_small|central_crop"
-    c.optimizer.freeze = r"(?!head/).*"
+    c.optimizer.freeze = r"(?!head(_dist)?/).*"
     c.optimizer.lr = 0.1
     c.optimizer.clip_norm = None
     return c

@@ -7,6 +7,7 @@ sizes and mesh sizes into numbers and refuses keys that nothing would read.
 import copy
 import dataclasses
 import math
+import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -330,8 +331,7 @@ def resolve(
             f"batch_size {c.batch_size} is more than the {sizes.train_examples} training examples: "
             "a batch holds some of them twice"
         )
-    c.data.eval.source = _absolute(c.data.eval.source or c.data.train.source)
-    c.data.train.source = _absolute(c.data.train.source)
+    _absolute_paths(c)
     return c.lock(), said
 
 
@@ -347,10 +347,21 @@ def _scale_rate(c: ConfigDict) -> list[str]:
     ]
 
 
+def _absolute_paths(c: ConfigDict) -> None:
+    """Paths from the root, so that a work folder can be used from anywhere."""
+    if c.distill.teacher and Path(c.distill.teacher).expanduser().exists():
+        c.distill.teacher = str(Path(c.distill.teacher).expanduser().absolute())
+    if c.evaluators:
+        source = r"(?<=['\"])(folder|csv):[^'\"]+"
+        c.evaluators = re.sub(source, lambda found: _absolute(found[0]), c.evaluators)
+    c.data.eval.source = _absolute(c.data.eval.source or c.data.train.source)
+    c.data.train.source = _absolute(c.data.train.source)
+
+
 def _absolute(source: str) -> str:
-    """`folder:PATH` from the root, so that a work folder can be used from anywhere."""
+    """`folder:PATH` or `csv:FILE` from the root."""
     kind, _, path = source.partition(":")
-    return f"{kind}:{Path(path).expanduser().absolute()}" if kind == "folder" else source
+    return f"{kind}:{Path(path).expanduser().absolute()}" if kind in ("folder", "csv") else source
 
 
 def _check_ranges(c: ConfigDict) -> None:
@@ -369,7 +380,17 @@ def _check_ranges(c: ConfigDict) -> None:
     smoothing = c.loss.label_smoothing
     if not 0 <= smoothing < 1:
         raise UserError(f"loss.label_smoothing lies in [0, 1), not {smoothing}")
-    for key in ("lr", "lr_per", "weight_decay", "clip_norm"):
+    if c.optimizer.lr_per is not None and c.optimizer.lr_per < 1:
+        raise UserError(f"optimizer.lr_per must be at least 1, not {c.optimizer.lr_per}")
+    for key in ("b1", "b2", "momentum"):
+        if not 0 <= c.optimizer[key] < 1:
+            raise UserError(f"optimizer.{key} lies in [0, 1), not {c.optimizer[key]}")
+    if c.optimizer.decay_by == "schedule" and c.optimizer.name in ("adam", "lamb", "lars"):
+        raise UserError(
+            f"optimizer.decay_by=schedule means nothing to {c.optimizer.name}, whose decay is none "
+            "or a part of the gradient"
+        )
+    for key in ("lr", "weight_decay", "clip_norm"):
         if (c.optimizer[key] or 0) < 0:
             raise UserError(f"optimizer.{key} must be 0 or more, not {c.optimizer[key]}")
     for key, value in (("ema", c.ema), ("optimizer.layer_decay", c.optimizer.layer_decay)):
@@ -379,10 +400,12 @@ def _check_ranges(c: ConfigDict) -> None:
         raise UserError("distill.teacher names no weights: --config.distill.teacher=PATH")
     if not 0 <= c.distill.weight <= 1 or c.distill.temperature <= 0:
         raise UserError("distill.weight lies in 0 … 1, and distill.temperature is more than 0")
-    if c.optimizer.name == "schedule_free" and (c.ema or c.schedule.name != "constant"):
+    if c.optimizer.name == "schedule_free" and (
+        c.ema or c.optimizer.layer_decay or c.schedule.name != "constant"
+    ):
         raise UserError(
             "optimizer.name=schedule_free averages the weights itself: it needs "
-            "schedule.name=constant (a warm-up is fine) and no ema"
+            "schedule.name=constant (a warm-up is fine), no ema and no optimizer.layer_decay"
         )
     if c.data.damaged not in ("skip", "fail"):
         raise UserError(f"data.damaged is skip or fail, not {c.data.damaged!r}")

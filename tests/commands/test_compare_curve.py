@@ -67,3 +67,21 @@ def test_what_cannot_be_compared_is_one_line(reference, tmp_path, capsys, text, 
     error = capsys.readouterr().err
     assert says in error
     assert len(error.splitlines()) == 1
+
+
+def test_rows_at_other_intervals_are_compared_where_both_are(tmp_path, capsys):
+    def loss(step):
+        return 2 * 0.997**step + 0.1
+
+    for name, every in (("often", 10), ("seldom", 50)):
+        rows = [
+            {"step": s, "loss": loss(s), "eval/val/accuracy": None}
+            for s in range(every, 501, every)
+        ]
+        rows.append({"step": 500 + every, "eval/val/accuracy": 0.1 * every})
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    files = [str(tmp_path / f"{name}.jsonl") for name in ("often", "seldom")]
+    assert cli.main(["compare-curve", *files]) == 0
+    out = capsys.readouterr().out
+    assert "eval/val/accuracy                not compared: no step in common" in out
+    assert "10 rows to step 500: within" in out

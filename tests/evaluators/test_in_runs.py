@@ -179,9 +179,18 @@ def test_a_subset_and_real_labels_are_measured_by_name(imagenet, tmp_path):
         ("knn(neighbours=3)", "unexpected keyword argument 'neighbours'.*it takes source, split"),
         ("knn|knn", "two evaluators are called 'knn'"),
         ("knn + 1", "write them as"),
-        ("knn(open('x'))", "malformed"),
-        ("fewshot(n=())", "n is a list of numbers of images"),
-        ("fewshot(every_steps=0)", "every_steps is more than 0"),
+        ("knn(open('x'))", "is no text in quotes, number or list"),
+        ("knn(nowhere)", "nowhere is no text in quotes"),
+        ("fewshot(n=())", "n is a list of numbers above 0"),
+        ("fewshot(n=(True,))", "n is a list of numbers above 0"),
+        ("knn(k=5)", "k is a list of numbers above 0"),
+        ("knn(k=(2.5,))", "k is a list of numbers above 0"),
+        ("knn(temperature=0)", "temperature is a list of numbers above 0"),
+        ("linear_probe(grid=1)", "grid is a list"),
+        ("linear_probe(grid=(-1.0,))", "grid is a list"),
+        ("knn(5)", "source is a text in quotes"),
+        ("fewshot(every_steps=0)", "every_steps is a number above 0"),
+        ("fewshot(every_steps=1.5)", "every_steps is a number above 0"),
         ("fewshot(every_steps=2, every_epochs=1)", "exclude each other"),
         ("real()", "real.json is had from https://github.com/google-research/reassessed-imagenet"),
     ],
@@ -205,6 +214,21 @@ def test_an_evaluator_without_its_data_is_refused_before_the_run(text, says, pho
     with pytest.raises(UserError, match=says):
         vit_jax.train(config, tmp_path / "run", devices=ONE, quiet=True)
     assert not (tmp_path / "run").exists()
+
+
+def test_evaluators_stay_where_they_are_wherever_the_command_is_given(
+    photos, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(photos.parent)
+    config = tiny_config(
+        total_steps=1, model__channels=3, data__train__source="synthetic:classes=2,size=8",
+        evaluators=f"knn('folder:{photos.name}', pipeline='decode|resize')", data__eval__split="",
+    )  # fmt: skip
+    config.evaluators = config.evaluators.replace("pipeline", "split='val', pipeline")
+    vit_jax.train(config, tmp_path / "run", devices=ONE, quiet=True)
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["evaluate", f"--workdir={tmp_path}/run", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["knn/examples"] == 7
 
 
 def test_a_split_without_labels_is_refused(tmp_path, photos):

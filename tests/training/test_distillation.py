@@ -146,6 +146,38 @@ def test_a_teacher_of_another_class_count_is_refused(teacher, tmp_path):
         vit_jax.train(config, tmp_path / "run", devices=ONE, quiet=True)
 
 
+def test_a_teacher_of_other_classes_or_channels_is_refused(teacher, tmp_path):
+    from made_images import folder_of_images
+
+    counts = {f"{split}/c{c}": 2 for split in ("train", "val") for c in range(10)}
+    photos = folder_of_images(tmp_path / "photos", counts)
+    wanted = {
+        "distill__name": "hard", "distill__teacher": str(teacher), "batch_size": 8,
+        "data__train__pipeline": "decode|resize", "data__eval__pipeline": "decode|resize",
+    }  # fmt: skip
+    for channels, says in ((1, "knows other classes"), (3, "takes images of 1 channels")):
+        config = tiny_config(
+            data__train__source=f"folder:{photos}", model__channels=channels, **wanted
+        )
+        with pytest.raises(UserError, match=says):
+            vit_jax.train(config, tmp_path / "run", devices=ONE, quiet=True)
+
+
+def test_a_distilled_run_is_measured_when_its_teacher_is_gone(teacher, tmp_path, capsys):
+    import shutil
+
+    from vit_jax import cli
+
+    shutil.copytree(teacher, tmp_path / "teacher")
+    config = tiny_config(
+        distill__name="soft", distill__teacher=str(tmp_path / "teacher"), total_steps=1
+    )
+    vit_jax.train(config, tmp_path / "run", devices=ONE, quiet=True)
+    shutil.rmtree(tmp_path / "teacher")
+    assert cli.main(["evaluate", f"--workdir={tmp_path}/run", "--json"]) == 0
+    capsys.readouterr()
+
+
 def test_a_rate_for_another_batch_size_is_scaled_aloud():
     run = set_up(tiny_config(optimizer__lr=1e-3, optimizer__lr_per=256), devices=ONE)
     assert run.config.optimizer.lr == pytest.approx(1e-3 * 32 / 256)

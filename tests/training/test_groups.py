@@ -185,3 +185,64 @@ def test_a_run_with_frozen_parts_saves_and_is_fine_tuned_from(tmp_path):
     assert not [p for p in stored if p.startswith("opt") and "encoder" in p]
     more = tiny_config(init=str(tmp_path / "a"), total_steps=1)
     vit_jax.train(more, tmp_path / "b", devices=ONE, quiet=True)
+
+
+def test_frozen_blocks_count_for_the_depth_of_layer_decay():
+    kind = {"model__num_layers": 3, "optimizer__layer_decay": 0.5, "optimizer__weight_decay": 0.0,
+            "schedule__warmup_steps": 0, "schedule__name": "constant"}  # fmt: skip
+    plain = {"mixup": 0.0, "model__dropout": 0.0, "model__drop_path": 0.0,
+             "model__attention_dropout": 0.0}  # fmt: skip
+    before, after = steps(2, optimizer__freeze="embed/.*|encoder/block0[01]/.*", **kind, **plain)
+
+    def moved(path):
+        return np.median(np.abs(flatten(after["params"])[path] - flatten(before["params"])[path]))
+
+    usual = (0.1 / 0.19) / np.sqrt(
+        0.001 / 0.001999
+    )  # of the rate, where the first gradient is zero
+    assert moved("encoder/block02/mlp/fc2/kernel") == pytest.approx(0.5 * 3e-3 * usual, rel=3e-2)
+    assert moved("encoder/block01/mlp/fc2/kernel") == 0.0
+
+
+def test_schedule_free_with_frozen_parts_is_measured_at_its_average(tmp_path, capsys):
+    config = tiny_config(
+        optimizer__name="schedule_free", schedule__name="constant", optimizer__freeze="embed/.*"
+    )
+    result = vit_jax.train(config, tmp_path, devices=ONE, quiet=True)
+    assert cli.main(["evaluate", f"--workdir={tmp_path}", "--json"]) == 0
+    assert f'"accuracy": {result["accuracy"]}' in capsys.readouterr().out
+
+
+def test_adafactor_continues_scanned_and_listed(tmp_path):
+    kind = {"optimizer__name": "adafactor", "schedule__name": "constant", "mixup": 0.0}
+    vit_jax.train(tiny_config(total_steps=2, **kind), tmp_path, devices=ONE, quiet=True)
+    for total, scan in ((4, True), (6, False)):
+        config = tiny_config(total_steps=total, model__scan=scan, **kind)
+        assert vit_jax.train(config, tmp_path, devices=ONE, quiet=True)["steps"] == total
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"optimizer__name": "lamb", "model__scan": True}, "norms of whole parameters.*scan=False"),
+        ({"optimizer__name": "schedule_free", "schedule__name": "constant",
+          "optimizer__layer_decay": 0.5}, "no optimizer.layer_decay"),
+        ({"optimizer__name": "madgrad"}, "no optimiser 'madgrad'"),
+        ({"optimizer__name": "sophia"}, "no optimiser 'sophia'"),
+        ({"optimizer__name": "lion", "optimizer__kwargs": {"b1": "abc"}}, "cannot update the para"),
+        ({"optimizer__b1": 1.5}, r"optimizer.b1 lies in \[0, 1\)"),
+        ({"optimizer__lr_per": 0}, "lr_per must be at least 1"),
+        ({"optimizer__name": "lamb", "optimizer__decay_by": "schedule"}, "means nothing to lamb"),
+        ({"loss__class_weights": [0.0] * 10}, "not all 0"),
+        ({"loss__class_weights": [1.0] * 9 + [float("inf")]}, "a number, 0 or more"),
+        ({"evaluators": "nonsense('x')"}, "unknown evaluator 'nonsense'"),
+        ({"evaluators": "knn(pipeline='nonsense')"}, "must begin with decode"),
+        ({"evaluators": "knn(pipeline='decode|shift(1)')"}, "knn: its pipeline .* is random"),
+        ({"evaluators": "knn(pipeline='decode|resize(5)')"}, r"but the model takes \[8, 8, 1\]"),
+        ({"evaluators": "classification(name='val_ema')", "ema": 0.9}, "are called 'val_ema'"),
+    ],
+)  # fmt: skip
+def test_what_cannot_work_is_refused_before_the_run(changes, says, tmp_path):
+    with pytest.raises(UserError, match=says):
+        vit_jax.train(tiny_config(**changes), tmp_path / "run", devices=ONE, quiet=True)
+    assert not (tmp_path / "run").exists()

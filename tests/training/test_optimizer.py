@@ -120,6 +120,15 @@ def test_sgd_with_decay_subtracts_it_from_kernels_apart_from_the_momentum():
         np.testing.assert_allclose(found[name], value, rtol=2e-5, atol=1e-6)
 
 
+def test_what_takes_no_mask_decays_kernels_alone():
+    zero = [{k: np.zeros_like(v) for k, v in PARAMS.items()}]
+    for name in ("novograd", "yogi", "lars"):
+        nested = {"a": {k[2:]: jnp.float32(v) for k, v in PARAMS.items()}}
+        gradients = [{"a": {k[2:]: jnp.float32(v) for k, v in g.items()}} for g in zero]
+        _, found = updates_of({"name": name, "weight_decay": WD}, nested, gradients)
+        np.testing.assert_allclose(found["a"]["bias"], PARAMS["a/bias"], rtol=1e-5, err_msg=name)
+
+
 def updates_of(settings, params, gradients, schedule=1.0):
     """The optimiser's last state and the parameters after all updates at rate LR."""
     c = base().optimizer
@@ -136,7 +145,7 @@ def updates_of(settings, params, gradients, schedule=1.0):
 
 def test_adafactor_is_that_of_the_scaling_work():
     """arXiv 1804.04235, algorithm 4, with the changes of arXiv 2106.04560, section 3.4."""
-    shape, start = (40, 36), RNG.normal(size=(40, 36))
+    shape, start = (72, 66), RNG.normal(size=(72, 66))
     gradients = [RNG.normal(size=shape) for _ in range(5)]
     _, found = updates_of(
         {"name": "adafactor", "b1": 0.9, "mu_dtype": "float32", "weight_decay": WD},
@@ -144,7 +153,7 @@ def test_adafactor_is_that_of_the_scaling_work():
         [{"a": {"kernel": jnp.float32(g)}} for g in gradients],
     )
     p, m = start.copy(), np.zeros(shape)
-    rows, columns = np.zeros(40), np.zeros(36)
+    rows, columns = np.zeros(72), np.zeros(66)
     for t, g in enumerate(gradients, 1):
         b2 = min(0.999, 1 - t**-0.8)
         rows = b2 * rows + (1 - b2) * (g**2 + 1e-30).mean(axis=1)

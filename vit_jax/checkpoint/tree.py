@@ -16,6 +16,7 @@ from vit_jax.parallel.sharding import path_of
 
 Flat = dict[str, Any]
 
+PLACEHOLDER = (1,)  # of what Adafactor does not keep of a parameter; none of ours has that shape
 _LISTED = re.compile(r"(.*encoder/block)(\d+)(/.*)")
 _STACKED = re.compile(r"(.*encoder/block)(/.*)")
 
@@ -55,6 +56,11 @@ def unstack(flat: Flat) -> Flat:
         if match is None or not leaf.ndim:
             result[path] = leaf
             continue
+        if leaf.shape == PLACEHOLDER:
+            layers = max(x.shape[0] for p, x in flat.items() if _STACKED.fullmatch(p) and x.ndim)
+            for layer in range(layers):
+                result[f"{match.group(1)}{layer:02d}{match.group(2)}"] = leaf
+            continue
         for layer in range(leaf.shape[0]):
             name = f"{match.group(1)}{layer:02d}{match.group(2)}"
             if isinstance(leaf, jax.ShapeDtypeStruct):
@@ -76,7 +82,9 @@ def stack(flat: Flat) -> Flat:
             layers.setdefault(match.group(1) + match.group(3), {})[int(match.group(2))] = leaf
     for path, by_layer in layers.items():
         ordered = [by_layer[layer] for layer in sorted(by_layer)]
-        if isinstance(ordered[0], jax.ShapeDtypeStruct):
+        if ordered[0].shape == PLACEHOLDER:
+            result[path] = ordered[0]
+        elif isinstance(ordered[0], jax.ShapeDtypeStruct):
             shape = (len(ordered), *ordered[0].shape)
             result[path] = jax.ShapeDtypeStruct(shape, ordered[0].dtype)
         else:

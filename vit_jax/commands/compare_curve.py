@@ -1,10 +1,11 @@
 """Says where a run leaves a reference: its loss and its evaluations, step by step.
 
-vit compare-curve runs/digits docs/results/digits.jsonl
+vit compare-curve runs/photos docs/results/from-scratch-64.jsonl
 vit compare-curve runs/b16 reference/metrics.jsonl --loss=0.03 --accuracy=0.01
 
-RUN and REFERENCE are work folders or files of rows as metrics.jsonl. Losses are averaged over the
-last five rows before they are compared. Exit code 1 where the run leaves the reference, else 0.
+RUN and REFERENCE are work folders or files of rows as metrics.jsonl. The loss is averaged over
+the last five rows that both have before it is compared. Exit code 1 where the run leaves the
+reference, else 0.
 """
 
 import argparse
@@ -35,12 +36,16 @@ def run(options: argparse.Namespace) -> int:
     if not shared:
         raise UserError(f"{options.run} and {options.reference} have no metric at the same step")
     left = False
+    for key in sorted((ours.keys() & theirs.keys()) - shared.keys()):
+        print(f"{key:32} not compared: no step in common")
     for key, steps in shared.items():
         loss = key.endswith("loss")
-        gaps = {
-            step: (ours[key][step] - theirs[key][step]) / (abs(theirs[key][step]) if loss else 1.0)
-            for step in steps
-        }
+        if key == "loss":  # noisy: the mean of the last few rows that both have
+            ours[key], theirs[key] = _smooth(ours[key], steps), _smooth(theirs[key], steps)
+        gaps = {}
+        for step in steps:
+            of = max(abs(theirs[key][step]), 1e-12) if loss else 1.0
+            gaps[step] = (ours[key][step] - theirs[key][step]) / of
         allowed = options.loss if loss else options.accuracy
         away = [step for step in steps if not abs(gaps[step]) <= allowed]
         widest = max(steps, key=lambda step: abs(gaps[step]))
@@ -52,6 +57,13 @@ def run(options: argparse.Namespace) -> int:
             f"{allowed:g})"
         )
     return int(left)
+
+
+def _smooth(curve: dict[int, float], steps: list[int]) -> dict[int, float]:
+    """Means over the last `WINDOW` of the steps."""
+    values = [curve[step] for step in steps]
+    recent = [values[max(0, end - WINDOW) : end] for end in range(1, len(steps) + 1)]
+    return {step: sum(few) / len(few) for step, few in zip(steps, recent, strict=True)}
 
 
 def _curves(path: str) -> dict[str, dict[int, float]]:
@@ -66,12 +78,9 @@ def _curves(path: str) -> dict[str, dict[int, float]]:
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{file} holds no rows of metrics: {error}") from error
     curves: dict[str, dict[int, float]] = {}
-    recent: list[float] = []
     for step, row in zip(steps, rows, strict=True):
         for key, value in row.items():
-            if key == "loss":
-                recent = [*recent[1 - WINDOW :], float(value)]
-                curves.setdefault(key, {})[step] = sum(recent) / len(recent)
-            elif key.startswith("eval/") and ("accuracy" in key or key.endswith("/loss")):
+            told = key.startswith("eval/") and ("accuracy" in key or key.endswith("/loss"))
+            if (key == "loss" or told) and isinstance(value, int | float):
                 curves.setdefault(key, {})[step] = float(value)
     return curves

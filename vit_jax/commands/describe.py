@@ -81,9 +81,11 @@ def _parameters(run) -> list[str]:
             "frozen" if frozen[path] else " … ".join(f"{s:.3g}" for s in {scale.min(), scale.max()})
         )
 
+    def decay(path: str) -> str:
+        return "yes" if c.weight_decay and decays[path] and not frozen[path] else "no"
+
     rows = [
-        _Parameter(path, leaf.shape, leaf.size, tuple(specs[path].spec),
-                   "yes" if decays[path] and not frozen[path] else "no", rate(path))
+        _Parameter(path, leaf.shape, leaf.size, tuple(specs[path].spec), decay(path), rate(path))
         for path, leaf in flatten(params).items()
     ]  # fmt: skip
     return [make_table(rows)]

@@ -57,7 +57,7 @@ def run(options: argparse.Namespace) -> int:
         config.data.eval.source = options.data
     if options.split:
         config.data.eval.split = options.split
-    if not config.data.eval.split:
+    if not config.data.eval.split and not config.evaluators:
         raise UserError("the run has no evaluation split: give --split")
 
     from vit_jax.commands.report import write_report
@@ -72,19 +72,23 @@ def run(options: argparse.Namespace) -> int:
     def say(line: str) -> None:
         print(line, file=sys.stderr)
 
-    metrics, rows = measure_one(run, run.evaluators[0], params, say)
     step = int(checkpoint.name) if checkpoint.name.isdigit() else None
-    result: dict[str, Any] = {
-        "checkpoint": str(checkpoint), "step": step, "split": config.data.eval.split, **metrics,
-    }  # fmt: skip
-    of = f" of {config.data.eval.source} {config.data.eval.split}"
-    lines = [f"{checkpoint}: {in_words(metrics, of)}"]
-    for one in run.evaluators[1:]:
-        found, _ = measure_one(run, one, params, say)
-        result |= {f"{one.name}/{key}": value for key, value in found.items()}
-        lines.append(f"{one.name}: {in_words(found)}")
-    if options.report:
-        write_report(Path(options.report), run, rows)
+    result: dict[str, Any] = {"checkpoint": str(checkpoint), "step": step}
+    lines, of_split = [], None
+    for one in run.evaluators:
+        found, rows = measure_one(run, one, params, say)
+        if one.name == config.data.eval.split:
+            result |= {"split": one.name, **found}
+            of = f" of {config.data.eval.source} {one.name}"
+            lines.append(f"{checkpoint}: {in_words(found, of)}")
+            of_split = rows
+        else:
+            result |= {f"{one.name}/{key}": value for key, value in found.items()}
+            lines.append(f"{one.name}: {in_words(found)}")
+    if options.report and of_split is None:
+        raise UserError("--report is of the evaluation split: give --split")
+    if options.report and of_split:
+        write_report(Path(options.report), run, of_split)
         say(f"confusion matrix and worst mistakes: {options.report}")
     if options.json == "-":
         print(json.dumps(result))
@@ -99,19 +103,18 @@ def _weights(run: Any, checkpoint: Path, stored: tuple[int, ...], which: str) ->
     """The weights of a checkpoint that are to be measured, placed for the run."""
     from vit_jax.checkpoint import manager
     from vit_jax.pretrained.load import fill
-    from vit_jax.pretrained.weights import open_weights
+    from vit_jax.pretrained.weights import EMA, open_weights
     from vit_jax.training.evaluation import judged
     from vit_jax.training.optimizer import HOLD_RATE
 
     abstract, shardings = run.abstract_state, run.shardings
-    if which == "ema" and "ema" not in abstract:
-        raise UserError(f"{checkpoint} has no moving average: it was trained without --config.ema")
-    if which == "trained" and run.config.optimizer.name not in HOLD_RATE:
-        if run.model.config.image_size != stored:
-            return fill(open_weights(checkpoint), run.model, shardings["params"])[0]
-        return manager.restore(checkpoint, abstract["params"], shardings["params"], part="params")
-    state = manager.restore(checkpoint, abstract, shardings)
-    return judged(run, state)["_ema" if which == "ema" else ""]
+    if which == "ema":
+        return fill(open_weights(checkpoint / EMA), run.model, shardings["params"])[0]
+    if run.config.optimizer.name in HOLD_RATE:
+        return judged(run, manager.restore(checkpoint, abstract, shardings))[""]
+    if run.model.config.image_size != stored:
+        return fill(open_weights(checkpoint), run.model, shardings["params"])[0]
+    return manager.restore(checkpoint, abstract["params"], shardings["params"], part="params")
 
 
 def _fit_batches(config: ConfigDict, named: list[str]) -> None:

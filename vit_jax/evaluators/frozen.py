@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from jaxtyping import Array
 
+from vit_jax.errors import UserError
 from vit_jax.models import Model
 
 L2_GRID = tuple(2.0**power for power in range(-10, 21))
@@ -79,7 +80,8 @@ def nearest(
         rows = slice(start, start + 256)
         similar = test[rows] @ train.T
         order = np.argsort(-similar, axis=1, kind="stable")[:, : max(ks)]
-        votes = np.exp(np.take_along_axis(similar, order, axis=1) / temperature)
+        near = np.take_along_axis(similar, order, axis=1)
+        votes = np.exp((near - near[:, :1]) / temperature)  # of which the ratios count
         for k in ks:
             totals = np.zeros((len(order), num_classes))
             row = np.repeat(np.arange(len(order)), k)
@@ -101,6 +103,8 @@ def linear_probe(
     pass over the images, whatever the grid."""
     from sklearn.linear_model import LogisticRegression
 
+    if len(set(train_labels)) < 2:
+        raise UserError("evaluator linear_probe: its training split has one class alone")
     x, z = standardised(train, test)
     held_out = np.arange(len(x)) % 10 == 9
     if not held_out.any() or len(set(train_labels[~held_out])) < 2:

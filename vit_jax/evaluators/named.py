@@ -44,9 +44,13 @@ class Evaluator:
         """Raises ValueError for arguments that cannot work."""
         if self.every_steps is not None and self.every_epochs is not None:
             raise ValueError("every_steps and every_epochs exclude each other")
-        for key in ("every_steps", "every_epochs"):
-            if getattr(self, key) is not None and getattr(self, key) <= 0:
-                raise ValueError(f"{key} is more than 0")
+        for key, kind in (("every_steps", int), ("every_epochs", int | float)):
+            value = getattr(self, key)
+            if value is not None and (not isinstance(value, kind) or value <= 0):
+                raise ValueError(f"{key} is a number above 0")
+        for key in ("source", "split", "pipeline", "name", "labels", "train_split"):
+            if not isinstance(getattr(self, key, None), str | None):
+                raise ValueError(f"{key} is a text in quotes")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,7 +99,7 @@ class Real(Evaluator):
                     "(ILSVRC2012_val_00000001.JPEG)"
                 )
             accuracy = classification.real_accuracy(rows["predicted"], numbers, labels)
-        except (ValueError, IndexError, TypeError) as error:
+        except (ValueError, LookupError, TypeError) as error:
             raise UserError(
                 f"evaluator real: {self.labels} is no list of labels: {error}"
             ) from error
@@ -116,6 +120,14 @@ class OfFeatures(Evaluator):
         return None
 
 
+def _numbers(what: str, given: Any, kind: Any) -> None:
+    """Raises ValueError for what is no list of numbers above 0."""
+    several = given if isinstance(given, tuple | list) else ()
+    right = [isinstance(n, kind) and not isinstance(n, bool) and n > 0 for n in several]
+    if not right or not all(right):
+        raise ValueError(f"{what} is a list of numbers above 0, such as (5, 10)")
+
+
 @dataclasses.dataclass(frozen=True)
 class FewShot(OfFeatures):
     """`accuracy_N` of least squares on N images of each class (ViT paper, section 4.1)."""
@@ -125,9 +137,7 @@ class FewShot(OfFeatures):
 
     def check(self) -> None:
         super().check()
-        given = self.n if isinstance(self.n, tuple | list) else ()
-        if not given or not all(isinstance(n, int) and n > 0 for n in given):
-            raise ValueError("n is a list of numbers of images, such as (5, 10, 25)")
+        _numbers("n", self.n, int)
 
     def shots(self) -> int:
         return max(self.n)
@@ -152,6 +162,11 @@ class Knn(OfFeatures):
     temperature: float = 0.07
     kind = "knn"
 
+    def check(self) -> None:
+        super().check()
+        _numbers("k", self.k, int)
+        _numbers("temperature", (self.temperature,), int | float)
+
     def measure(self, train: Rows, test: Rows, num_classes: int) -> dict[str, float]:
         found = frozen.nearest(
             train["features"], train["label"], test["features"], test["label"], num_classes,
@@ -166,6 +181,10 @@ class LinearProbe(OfFeatures):
 
     grid: tuple[float, ...] = (0.001, 0.01, 0.1, 1.0, 10.0)
     kind = "linear_probe"
+
+    def check(self) -> None:
+        super().check()
+        _numbers("grid", self.grid, int | float)
 
     def measure(self, train: Rows, test: Rows, num_classes: int) -> dict[str, float]:
         accuracy, best = frozen.linear_probe(
@@ -202,8 +221,8 @@ def parse(text: str | None) -> list[Evaluator]:
         if kind not in KINDS:
             raise UserError(f"unknown evaluator {kind!r}: {nearest(kind, KINDS)}")
         try:
-            arguments = [ast.literal_eval(one) for one in call.args]
-            options = {str(one.arg): ast.literal_eval(one.value) for one in call.keywords}
+            arguments = [_literal(one) for one in call.args]
+            options = {str(one.arg): _literal(one.value) for one in call.keywords}
             made: Any = KINDS[kind](*arguments, **options)
             made.check()
         except (TypeError, ValueError) as error:
@@ -215,6 +234,14 @@ def parse(text: str | None) -> list[Evaluator]:
         if names.count(name) > 1:
             raise UserError(f"two evaluators are called {name!r}: give one of them name='…'")
     return found
+
+
+def _literal(node: ast.expr) -> Any:
+    try:
+        return ast.literal_eval(node)
+    except ValueError:
+        told = ast.unparse(node)
+        raise ValueError(f"{told} is no text in quotes, number or list of them") from None
 
 
 def _calls(text: str) -> list[ast.expr]:

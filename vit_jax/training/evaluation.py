@@ -12,12 +12,14 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
+from vit_jax.data import ops
+from vit_jax.data.pipeline import Prepare
 from vit_jax.data.source import PADDING, Subset
 from vit_jax.data.sources import Source, open_source
 from vit_jax.errors import UserError
 from vit_jax.evaluators.classification import Rows
 from vit_jax.evaluators.named import Classification, Evaluator, OfFeatures, parse
-from vit_jax.training.groups import merged
+from vit_jax.training.groups import merged, trainable
 from vit_jax.training.optimizer import averaged
 
 if TYPE_CHECKING:
@@ -74,10 +76,24 @@ def open_evaluators(
         if one.every_epochs:
             every = max(1, round(one.every_epochs * epoch / c.batch_size))
         opened.append(Opened(one, test, train, one.pipeline or c.data.eval.pipeline, every))
-    names = [one.name for one in opened]
-    if len(set(names)) < len(names):
-        raise UserError(f"two evaluators are called {names[0]!r}: give one of them name='…'")
+    names = [one.name + suffix for one in opened for suffix in ("", "_ema")[: 1 + bool(c.ema)]]
+    for name in names:
+        if names.count(name) > 1:
+            raise UserError(f"two evaluators are called {name!r}: give one of them name='…'")
     return opened
+
+
+def check_evaluators(opened: list[Opened], shape: tuple[int, int, int]) -> None:
+    """Refuses an evaluator whose pipeline does not make the model's images of its first example.
+
+    Raises UserError.
+    """
+    for one in opened:
+        parsed = ops.parse(one.pipeline, shape[:2])
+        if parsed.random:
+            raise UserError(f"evaluator {one.name}: its pipeline {one.pipeline!r} is random")
+        for source in filter(None, (one.test, one.train)):
+            Prepare(source, parsed, shape, training=False).map(0)
 
 
 def _check_labels(one: Evaluator, where: str, source: Source) -> None:
@@ -97,7 +113,8 @@ def due(run: Run, step: int) -> list[Opened]:
 def judged(run: Run, state: Any) -> dict[str, Any]:
     """Weights by what their metrics' names end in: those that are trained (or that the optimiser
     wants to be judged by), and their moving average."""
-    own = averaged(run.config.optimizer.name, state["opt"], state["params"])
+    c = run.config.optimizer
+    own = averaged(c.name, state["opt"], trainable(state["params"], c.freeze))
     weights = {"": state["params"] if own is None else merged(own, state["params"])}
     return weights | ({"_ema": merged(state["ema"], state["params"])} if "ema" in state else {})
 

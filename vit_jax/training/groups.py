@@ -69,7 +69,7 @@ def frozen_mask(params: Any, pattern: str | None) -> Any:
     which = "every parameter" if all(jax.tree.leaves(mask)) else "no parameter"
     raise UserError(
         f"optimizer.freeze {pattern!r} matches {which}; they are {', '.join(paths[:4])} … "
-        f"{', '.join(paths[-2:])}; (?!head/).* freezes all but the head"
+        f"{', '.join(paths[-2:])}; (?!head(_dist)?/).* freezes all but the head"
     )
 
 
@@ -116,6 +116,17 @@ def layer_scales(params: Any, decay: float) -> Any:
         return jnp.asarray(scales.reshape(depth, *[1] * (leaf.ndim - 1)))
 
     return jax.tree_util.tree_map_with_path(one, params)
+
+
+def by_layer(updates: Any, params: Any, decay: float | None) -> Any:
+    """The updates of the parameters that train, at each one's share of the rate; `params` are all
+    of them, which decide how many blocks there are."""
+    if decay is None:
+        return updates
+    return jax.tree.map(
+        lambda u, scale: None if u is None else u * scale, updates, layer_scales(params, decay),
+        is_leaf=lambda x: x is None,
+    )  # fmt: skip
 
 
 def counts(params: Any, pattern: str | None) -> dict[str, tuple[int, int]]:

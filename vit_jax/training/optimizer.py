@@ -1,5 +1,4 @@
-"""Updates of a step before the learning rate: clipping, the optimiser, decoupled weight decay,
-layer-wise rates.
+"""Updates of a step before the learning rate: clipping, the optimiser, decoupled weight decay.
 
 Optimisers are built with learning rate 1; the step multiplies their updates by the schedule at
 `state["step"]`, so that a skipped step and a resumed run read the same rate. Those that average by
@@ -18,11 +17,14 @@ from optax.contrib import MuonDimensionNumbers
 
 from vit_jax.errors import UserError, nearest
 from vit_jax.parallel.sharding import MLP, RESNET, match_one, path_of
-from vit_jax.training.groups import decay_mask, layer_scales
+from vit_jax.training.groups import decay_mask
 
 # Functions of optax that are no optimisers, want more than gradients, or whose update is not the
 # learning rate times something: they cannot be built with rate 1 and scaled afterwards.
 NOT_SCALABLE = ("fromage", "lbfgs", "rprop", "scale_by_learning_rate", "scale_by_rprop")
+
+# What scales by norms of whole parameters, of which model.scan makes one for all layers.
+NORM_OF_PARAMETER = ("lamb", "lars", "novograd")
 
 # Kernels as matrices, for Muon: (dimensions summed over, dimensions made) of a single layer's. The
 # others are several matrices: queries, keys and values. None is for Adam.
@@ -41,7 +43,7 @@ MUON_RULES: tuple[tuple[str, tuple[tuple[int, ...], tuple[int, ...]] | None], ..
 def make_optimizer(
     c: ConfigDict, schedule: optax.Schedule | float = 1.0
 ) -> optax.GradientTransformation:
-    """`clip_norm`, then `c.name` of `OWN` or of optax with its arguments, then layer-wise rates.
+    """`clip_norm`, then `c.name` of `OWN` or of optax with its arguments.
 
     Raises UserError: optax has no such optimiser, or it takes no such argument.
     """
@@ -56,16 +58,12 @@ def make_optimizer(
         steps.append(OWN[c.name](c, decay, schedule) if c.name in OWN else _of_optax(c, decay))
     except TypeError as error:  # an argument of kwargs
         raise UserError(f"optimiser {c.name}: {error}") from error
-    if c.layer_decay is not None:
-        steps.append(optax.stateless(lambda updates, params: jax.tree.map(
-            jnp.multiply, updates, layer_scales(params, c.layer_decay)
-        )))  # fmt: skip
     return optax.chain(*steps)
 
 
 def _of_optax(c: ConfigDict, decay: float) -> optax.GradientTransformation:
-    """A function of optax or optax.contrib, with the arguments that it has of ours and `kwargs`."""
-    make = getattr(optax, c.name, None) or getattr(optax.contrib, c.name, None)
+    """A function of optax, with the arguments that it has of ours and `kwargs`."""
+    make = getattr(optax, c.name, None)
     takes = inspect.signature(make).parameters if inspect.isfunction(make) else {}
     if c.name in NOT_SCALABLE:
         raise UserError(f"optimiser {c.name} cannot follow a schedule here: take another of optax")
@@ -78,11 +76,13 @@ def _of_optax(c: ConfigDict, decay: float) -> optax.GradientTransformation:
     for key in arguments:
         if key not in takes:
             raise UserError(f"optimiser {c.name} takes no {key!r}: {nearest(key, takes)}")
-    if "weight_decay" not in takes:
-        return _decayed(make(learning_rate=1.0, **arguments), decay)
     mask = next((key for key in takes if key == "mask" or key.endswith("decay_mask")), None)
-    masked = {mask: decay_mask} if mask else {}
-    return make(learning_rate=1.0, **{"weight_decay": decay} | masked | arguments)
+    if "weight_decay" in takes and mask:
+        arguments = {"weight_decay": decay, mask: decay_mask} | arguments
+        return make(learning_rate=1.0, **arguments)
+    if "weight_decay" in takes:  # of everything, where kernels alone are to decay
+        arguments = {"weight_decay": 0.0} | arguments
+    return _decayed(make(learning_rate=1.0, **arguments), decay)
 
 
 def _decayed(tx: optax.GradientTransformation, decay: float) -> optax.GradientTransformation:
@@ -101,7 +101,7 @@ def _adafactor(c: ConfigDict, decay: float, _) -> optax.GradientTransformation:
     def second(count, exponent):
         return jnp.minimum(0.999, 1.0 - (count + 1.0) ** -exponent)
 
-    scaled = optax.scale_by_factored_rms(min_dim_size_to_factor=32, decay_rate_fn=second)
+    scaled = optax.scale_by_factored_rms(min_dim_size_to_factor=64, decay_rate_fn=second)
     averaged = optax.ema(c.b1, debias=False, accumulator_dtype=c.mu_dtype or "bfloat16")
     return _decayed(optax.chain(scaled, averaged, optax.scale(-1.0)), decay)
 
@@ -152,6 +152,20 @@ def averaged(name: str, opt: Any, params: Any) -> Any | None:
     states = jax.tree.leaves(opt, is_leaf=lambda x: isinstance(x, optax.contrib.ScheduleFreeState))
     own = next(s for s in states if isinstance(s, optax.contrib.ScheduleFreeState))
     return optax.contrib.schedule_free_eval_params(own, params)
+
+
+def check_updates(c: ConfigDict, params: Any) -> None:
+    """Raises UserError where an optimiser cannot update such parameters, for its arguments or
+    because it wants more than gradients; nothing is computed."""
+    tx = make_optimizer(c)
+    try:
+        jax.eval_shape(lambda p: tx.update(p, tx.init(p), p), params)
+    except Exception as error:  # whatever optax makes of them
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(
+            f"optimiser {c.name} with optimizer.kwargs {c.kwargs.to_dict()} cannot update the "
+            f"parameters: {reason}"
+        ) from error
 
 
 def known() -> list[str]:

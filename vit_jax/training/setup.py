@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import json
+import math
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from vit_jax.data.sources import Facts, Source, facts, open_source
 from vit_jax.errors import UserError
 from vit_jax.evaluators.classification import make_eval_step
 from vit_jax.evaluators.frozen import make_feature_step
+from vit_jax.evaluators.named import parse
 from vit_jax.models import Model, create_model
 from vit_jax.models.model import DataConfig, Params
 from vit_jax.models.registry import find_kind, takes
@@ -26,9 +28,9 @@ from vit_jax.parallel.mesh import make_mesh
 from vit_jax.parallel.sharding import BATCH, state_shardings
 from vit_jax.pretrained.load import OF_THE_RUN, fetch_weights, fill, load_pretrained
 from vit_jax.pretrained.weights import Weights, open_weights
-from vit_jax.training.evaluation import Opened, open_evaluators
+from vit_jax.training.evaluation import Opened, check_evaluators, open_evaluators
 from vit_jax.training.groups import counts, frozen_mask, layer_scales
-from vit_jax.training.optimizer import make_optimizer
+from vit_jax.training.optimizer import NORM_OF_PARAMETER, check_updates
 from vit_jax.training.state import State, abstract_state, make_init, make_rest
 from vit_jax.training.step import make_train_step
 
@@ -72,7 +74,8 @@ class Run:
             f"{passes} passes a step",
             f"{c.total_steps:,} steps = {seen:,} examples = "
             f"{seen / self.train_examples:.4g} epochs",
-            f"{o.name}: rate {o.lr:g}, {c.schedule.name} after {c.schedule.warmup_steps:,} steps; "
+            f"{o.name}: rate {o.lr:g}, {c.schedule.name} after "
+            f"{min(c.schedule.warmup_steps, c.total_steps):,} steps; "
             f"decay {decay if o.weight_decay else 'none'}; frozen "
             f"{told['frozen'] if found['frozen'][0] else 'none'}, trained {told['trained']}",
         ]
@@ -200,6 +203,7 @@ def set_up(
     if not isinstance(config, ConfigDict):
         raise UserError(f"a config is a ConfigDict, as recipe.load gives it, not {config!r}")
     data, train_source, eval_source = config.data, None, None
+    trains = open_data and classes is None
     eval_spec = data.eval.source or data.train.source
     if not open_data:
         known = facts(data.train.source, data.train.split)
@@ -239,7 +243,13 @@ def set_up(
             "takes one: --config.loss=sigmoid"
         )
     # What cannot work is refused before anything is opened.
-    make_optimizer(resolved.optimizer)
+    check_updates(resolved.optimizer, model.abstract_params)
+    parse(resolved.evaluators)
+    if resolved.optimizer.name in NORM_OF_PARAMETER and getattr(model.config, "scan", False):
+        raise UserError(
+            f"optimiser {resolved.optimizer.name} scales by norms of whole parameters, and "
+            "model.scan makes one parameter of all layers': --config.model.scan=False"
+        )
     frozen_mask(model.abstract_params, resolved.optimizer.freeze)
     if resolved.optimizer.layer_decay is not None:
         layer_scales(model.abstract_params, resolved.optimizer.layer_decay)
@@ -255,9 +265,11 @@ def set_up(
     evaluators = []
     if open_data:
         evaluators = open_evaluators(resolved, classes or None, eval_source, known.num_examples)
+        shape = (*model.config.image_size, model.config.channels)
+        check_evaluators(evaluators[eval_source is not None :], shape)
     return Run(
         resolved, said, model, mesh, classes or [], train_source, evaluators, known.num_examples,
-        known.max_labels, weights, _teacher(resolved, model) if open_data else None,
+        known.max_labels, weights, _teacher(resolved, model, classes or []) if trains else None,
     )  # fmt: skip
 
 
@@ -266,16 +278,16 @@ def _check_class_weights(config: ConfigDict) -> None:
     if given is None:
         return
     numbers = isinstance(given, list | tuple) and all(
-        isinstance(one, int | float) and one >= 0 for one in given
+        isinstance(one, int | float) and 0 <= one < math.inf for one in given
     )
-    if not numbers or len(given) != config.model.num_classes:
+    if not numbers or len(given) != config.model.num_classes or not sum(given):
         raise UserError(
             f"loss.class_weights is a number, 0 or more, for each of the "
-            f"{config.model.num_classes} classes, not {given!r}"
+            f"{config.model.num_classes} classes (not all 0), not {given!r}"
         )
 
 
-def _teacher(config: ConfigDict, model: Model) -> tuple[Model, Params] | None:
+def _teacher(config: ConfigDict, model: Model, classes: list[str]) -> tuple[Model, Params] | None:
     """The model to distil from, with its own preprocessing, at this one's resolution."""
     if config.distill.name == "none":
         return None
@@ -286,6 +298,16 @@ def _teacher(config: ConfigDict, model: Model) -> tuple[Model, Params] | None:
             f"distill.teacher {path} has {teacher.config.num_classes} classes, the model "
             f"{model.config.num_classes}: a teacher knows the same ones (fine-tune it on "
             f"{config.data.train.source} first)"
+        )
+    if teacher.config.channels != model.config.channels:
+        raise UserError(
+            f"distill.teacher {path} takes images of {teacher.config.channels} channels, the model "
+            f"those of {model.config.channels}"
+        )
+    if (theirs := open_weights(path).classes) and theirs != classes:
+        raise UserError(
+            f"distill.teacher {path} knows other classes ({', '.join(theirs[:3])} …) than the "
+            f"training data ({', '.join(classes[:3])} …), or has them in another order"
         )
     return teacher, params
 

@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 from vit_jax.data.mixing import mix_images, mix_targets, partners
 from vit_jax.models import Model
 from vit_jax.parallel.sharding import BATCH, gather_block
-from vit_jax.training.groups import merged, trainable
+from vit_jax.training.groups import by_layer, merged, trainable
 from vit_jax.training.losses import LOSSES, distillation, targets, weighted
 from vit_jax.training.optimizer import HOLD_RATE, make_optimizer
 from vit_jax.training.schedules import make_schedule
@@ -73,6 +73,7 @@ def make_train_step(
         rate = schedule(step)
         factor = 1.0 if c.optimizer.name in HOLD_RATE else rate
         updates, opt = tx.update(grads, state["opt"], trained)
+        updates = by_layer(updates, state["params"], c.optimizer.layer_decay)
         moved = jax.tree.map(lambda p, u: p + factor * u, trained, updates)
         made = {"params": merged(moved, state["params"]), "opt": opt}
         if c.ema:
