@@ -23,7 +23,7 @@ from vit_jax.training.groups import merged, trainable
 from vit_jax.training.optimizer import averaged
 
 if TYPE_CHECKING:
-    from vit_jax.training.setup import Run
+    from vit_jax.training.run import Run
 
 IN_FLIGHT = 4  # batches queued on the device at most
 

@@ -16,7 +16,8 @@ import numpy as np
 from vit_jax.errors import NON_FINITE, Stopped, cannot_write
 from vit_jax.models.flops import train_flops
 from vit_jax.parallel.chips import peak_flops
-from vit_jax.training.setup import Run, Start
+from vit_jax.training.run import Run
+from vit_jax.training.setup import Start
 from vit_jax.training.writers import MetricWriter, TensorBoardWriter
 
 Row = dict[str, Any]

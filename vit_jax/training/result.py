@@ -13,7 +13,8 @@ import vit_jax
 from vit_jax.config import flat
 from vit_jax.models.model import Config
 from vit_jax.training.progress import Progress
-from vit_jax.training.setup import Run, Start
+from vit_jax.training.run import Run
+from vit_jax.training.setup import Start
 from vit_jax.training.workdir import write_json, write_text
 
 

@@ -1,0 +1,167 @@
+"""A resolved run: its model, mesh and data, the shapes of its state, its compiled steps."""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from ml_collections import ConfigDict
+
+from vit_jax.data import ops, pipeline
+from vit_jax.data.sources import Source
+from vit_jax.evaluators.classification import make_eval_step
+from vit_jax.evaluators.frozen import make_feature_step
+from vit_jax.models import Model
+from vit_jax.models.model import Params
+from vit_jax.parallel.sharding import BATCH, state_shardings
+from vit_jax.pretrained.weights import Weights
+from vit_jax.training.evaluation import Opened
+from vit_jax.training.groups import counts
+from vit_jax.training.state import State, abstract_state, make_init, make_rest
+from vit_jax.training.step import make_train_step
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """A resolved run. Sources are None where only its shape was asked for."""
+
+    config: ConfigDict
+    said: list[str]
+    model: Model
+    mesh: Mesh
+    classes: list[str]
+    train_source: Source | None
+    evaluators: list[Opened]  # that of `data.eval` first
+    train_examples: int
+    max_labels: int = 1  # of an example
+    weights: Weights | None = None  # those of `init`
+    teacher: tuple[Model, Params] | None = None
+
+    @property
+    def summary(self) -> str:
+        """Model, size and mesh in a line."""
+        mesh = " × ".join(f"{name} {size}" for name, size in self.mesh.shape.items())
+        return f"{self.model.name}, {self.model.num_params:,} parameters; mesh {mesh}"
+
+    @property
+    def in_numbers(self) -> list[str]:
+        """Batches, steps, rates, and what trains and decays, once everything is resolved."""
+        c, o = self.config, self.config.optimizer
+        seen = c.total_steps * c.batch_size
+        share = c.batch_size // (c.mesh.data * c.mesh.fsdp)
+        passes = c.batch_size // c.microbatch
+        found = counts(self.abstract_state["params"], o.freeze)
+        told = {name: f"{leaves:,} parameters ({numbers:,} numbers)"
+                for name, (leaves, numbers) in found.items()}  # fmt: skip
+        decay = f"{o.weight_decay:g} by the {o.decay_by} on {told['decayed']}"
+        return [
+            f"{self.train_examples:,} training examples, {c.model.num_classes:,} classes; batches "
+            f"of {c.batch_size:,}, {share:,} on each of {self.mesh.size} devices, "
+            f"{passes} passes a step",
+            f"{c.total_steps:,} steps = {seen:,} examples = "
+            f"{seen / self.train_examples:.4g} epochs",
+            f"{o.name}: rate {o.lr:g}, {c.schedule.name} after "
+            f"{min(c.schedule.warmup_steps, c.total_steps):,} steps; "
+            f"decay {decay if o.weight_decay else 'none'}; frozen "
+            f"{told['frozen'] if found['frozen'][0] else 'none'}, trained {told['trained']}",
+        ]
+
+    @functools.cached_property
+    def abstract_state(self) -> State:
+        return abstract_state(self.model, self.config)
+
+    @functools.cached_property
+    def shardings(self) -> Any:
+        return state_shardings(self.abstract_state, self.mesh, self.config.mesh.min_shard_size)
+
+    @property
+    def abstract_sharded_state(self) -> State:
+        """The abstract state, each leaf with its sharding."""
+        return jax.tree.map(
+            lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where),
+            self.abstract_state, self.shardings,
+        )  # fmt: skip
+
+    @property
+    def batch_sharding(self) -> NamedSharding:
+        return NamedSharding(self.mesh, BATCH)
+
+    def abstract_batch(self, size: int) -> dict[str, jax.ShapeDtypeStruct]:
+        """Shapes of a batch on the devices."""
+        c, where = self.model.config, self.batch_sharding
+        shape = (size, *c.image_size, c.channels)
+        labels = (size,) if self.max_labels == 1 else (size, self.max_labels)
+        return {
+            "image": jax.ShapeDtypeStruct(shape, jnp.uint8, sharding=where),
+            "label": jax.ShapeDtypeStruct(labels, jnp.int32, sharding=where),
+        }
+
+    def compile_train_step(self) -> Callable:
+        """The training step, compiled ahead of time; it takes over the old state's memory."""
+        teacher, params = self.teacher or (None, None)
+        step = make_train_step(self.model, self.config, self.mesh, teacher)
+        jitted = jax.jit(step, donate_argnums=0, out_shardings=(self.shardings, None))
+        batch = self.abstract_batch(self.config.batch_size)
+        if teacher is None:
+            return jitted.lower(self.abstract_sharded_state, batch).compile()
+        params = jax.device_put(params, NamedSharding(self.mesh, PartitionSpec()))
+        compiled = jitted.lower(self.abstract_sharded_state, batch, params).compile()
+        return lambda state, batch: compiled(state, batch, params)
+
+    @functools.cached_property
+    def row_steps(self) -> dict[str, Callable]:
+        """What is said of each row of a batch, by what evaluators read; every process has all."""
+        steps = {
+            "rows": make_eval_step(self.model),
+            "scores": make_eval_step(self.model, scores=True),
+            "features": make_feature_step(self.model),
+        }
+        everywhere = NamedSharding(self.mesh, PartitionSpec())
+        return {name: jax.jit(step, out_shardings=everywhere) for name, step in steps.items()}
+
+    @property
+    def train_pipeline(self) -> ops.Pipeline:
+        return ops.parse(self.config.data.train.pipeline, self.model.config.image_size)
+
+    def _dataset_sizes(self, batch_size: int) -> dict[str, Any]:
+        return {
+            "shape": (*self.model.config.image_size, self.model.config.channels),
+            "batch_size": batch_size,
+            "rows": pipeline.rows_of_process(self.batch_sharding, batch_size),
+            "threads": self.config.data.threads,
+            "workers": self.config.data.workers,
+        }
+
+    def train_host_batches(self, examples_seen: int, steps: int) -> pipeline.Batches:
+        """The batches of the next `steps` steps, the rows of this process."""
+        assert self.train_source is not None
+        return pipeline.train_batches(
+            self.train_source, self.train_pipeline, seed=self.config.seed,
+            examples_seen=examples_seen, steps=steps,
+            **self._dataset_sizes(self.config.batch_size),
+        )  # fmt: skip
+
+    def train_batches(self, examples_seen: int, steps: int) -> pipeline.OnDevice:
+        """The same on the devices."""
+        host = self.train_host_batches(examples_seen, steps)
+        return pipeline.OnDevice(host, self.batch_sharding, self.config.data.prefetch)
+
+    def eval_batches(self, source: Source, text: str) -> pipeline.OnDevice:
+        """Every example of a source once, prepared by a pipeline."""
+        host = pipeline.eval_batches(
+            source,
+            ops.parse(text, self.model.config.image_size),
+            **self._dataset_sizes(self.config.eval_batch_size) | {"workers": 0},
+        )
+        return pipeline.OnDevice(host, self.batch_sharding, self.config.data.prefetch)
+
+    def init_state(self, params: Any = None) -> State:
+        """The state of step 0, each device making its own part; `params` are fresh, or given."""
+        where = self.shardings
+        if params is None:
+            return jax.jit(make_init(self.model, self.config), out_shardings=where)()
+        others = {key: where[key] for key in where if key != "params"}
+        return {"params": params} | jax.jit(make_rest(self.config), out_shardings=others)(params)
