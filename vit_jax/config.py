@@ -127,12 +127,7 @@ def base() -> ConfigDict:  # noqa: PLR0915
     c.loss.name = "softmax"  # softmax | sigmoid
     c.loss.label_smoothing = 0.0  # mass spread over all classes
     c.loss.class_weights = placeholder(object)  # a number for each class
-
-    c.distill = ConfigDict()  # from a second model, on the same images
-    c.distill.name = "none"  # none | soft | hard
-    c.distill.teacher = placeholder(str)  # weights, as init
-    c.distill.weight = 0.5  # of the teacher's part of the loss
-    c.distill.temperature = 1.0  # of both models' softmax
+    c.distill = placeholder(str)  # soft('WEIGHTS', temperature=2) | hard('WEIGHTS', weight=0.5)
 
     c.mesh = ConfigDict()  # sizes multiply to the device count; one -1 takes what is left
     c.mesh.data = -1  # splits the batch
@@ -166,11 +161,6 @@ READ_BY = {
         "rsqrt": {"timescale", "cooldown_steps", "end_lr"},
     },
     "loss": {"softmax": {"label_smoothing", "class_weights"}, "sigmoid": {"class_weights"}},
-    "distill": {
-        "none": set(),
-        "soft": {"teacher", "weight", "temperature"},
-        "hard": {"teacher", "weight"},
-    },
 }
 
 # One duration in several units: the keys that exclude each other.
@@ -349,11 +339,11 @@ def _scale_rate(c: ConfigDict) -> list[str]:
 
 def _absolute_paths(c: ConfigDict) -> None:
     """Paths from the root, so that a work folder can be used from anywhere."""
-    if c.distill.teacher and Path(c.distill.teacher).expanduser().exists():
-        c.distill.teacher = str(Path(c.distill.teacher).expanduser().absolute())
-    if c.evaluators:
-        source = r"(?<=['\"])(folder|csv):[^'\"]+"
-        c.evaluators = re.sub(source, lambda found: _absolute(found[0]), c.evaluators)
+    for key, paths, absolute in (("evaluators", "(?:folder|csv):[^'\"]+", _absolute),
+                                 ("distill", "[^'\"]+", _there)):  # fmt: skip
+        if c[key]:  # what stands in quotes there
+            parts = re.split(rf"((?<=['\"]){paths}(?=['\"]))", c[key])
+            c[key] = "".join(absolute(part) if i % 2 else part for i, part in enumerate(parts))
     c.data.eval.source = _absolute(c.data.eval.source or c.data.train.source)
     c.data.train.source = _absolute(c.data.train.source)
 
@@ -362,6 +352,12 @@ def _absolute(source: str) -> str:
     """`folder:PATH` or `csv:FILE` from the root."""
     kind, _, path = source.partition(":")
     return f"{kind}:{Path(path).expanduser().absolute()}" if kind in ("folder", "csv") else source
+
+
+def _there(path: str) -> str:
+    """A path that exists from the root; a name of weights as it is."""
+    found = Path(path).expanduser()
+    return str(found.absolute()) if found.exists() else path
 
 
 def _check_ranges(c: ConfigDict) -> None:
@@ -396,16 +392,13 @@ def _check_ranges(c: ConfigDict) -> None:
     for key, value in (("ema", c.ema), ("optimizer.layer_decay", c.optimizer.layer_decay)):
         if value is not None and not 0 < value <= 1 - (key == "ema") * 1e-9:
             raise UserError(f"{key} lies between 0 and 1, not {value}")
-    if c.distill.name != "none" and not c.distill.teacher:
-        raise UserError("distill.teacher names no weights: --config.distill.teacher=PATH")
-    if not 0 <= c.distill.weight <= 1 or c.distill.temperature <= 0:
-        raise UserError("distill.weight lies in 0 … 1, and distill.temperature is more than 0")
     if c.optimizer.name == "schedule_free" and (
-        c.ema or c.optimizer.layer_decay or c.schedule.name != "constant"
+        c.ema or c.optimizer.layer_decay or c.schedule.name != "constant" or not c.optimizer.b1
     ):
         raise UserError(
             "optimizer.name=schedule_free averages the weights itself: it needs "
-            "schedule.name=constant (a warm-up is fine), no ema and no optimizer.layer_decay"
+            "schedule.name=constant (a warm-up is fine), optimizer.b1 above 0, no ema and no "
+            "optimizer.layer_decay"
         )
     if c.data.damaged not in ("skip", "fail"):
         raise UserError(f"data.damaged is skip or fail, not {c.data.damaged!r}")

@@ -8,12 +8,8 @@ import pytest
 import vit_jax
 from tests.digits_run import tiny_config
 from vit_jax.errors import UserError
-from vit_jax.training.losses import (
-    distillation,
-    sigmoid_cross_entropy,
-    softmax_cross_entropy,
-    weighted,
-)  # fmt: skip
+from vit_jax.training.distillation import Hard, Soft
+from vit_jax.training.losses import sigmoid_cross_entropy, softmax_cross_entropy, weighted
 from vit_jax.training.setup import set_up
 
 RNG = np.random.default_rng(0)
@@ -31,15 +27,15 @@ def softmax(x):
 def test_soft_distillation_is_hintons(temperature):
     p, q = softmax(TEACHER / temperature), softmax(LOGITS / temperature)
     wanted = temperature**2 * (p * np.log(p / q)).sum(-1)
-    found = distillation("soft", jnp.float32(LOGITS), jnp.float32(TEACHER), temperature)
+    found = Soft("any", temperature=temperature).loss(jnp.float32(LOGITS), jnp.float32(TEACHER))
     np.testing.assert_allclose(found, wanted, rtol=1e-5)
-    same = distillation("soft", jnp.float32(TEACHER), jnp.float32(TEACHER), temperature)
+    same = Soft("any", temperature=temperature).loss(jnp.float32(TEACHER), jnp.float32(TEACHER))
     np.testing.assert_allclose(same, 0, atol=1e-6)
 
 
 def test_hard_distillation_is_cross_entropy_to_the_teachers_class():
     wanted = -np.log(softmax(LOGITS))[np.arange(6), TEACHER.argmax(-1)]
-    found = distillation("hard", jnp.float32(LOGITS), jnp.float32(TEACHER), 1.0)
+    found = Hard("any").loss(jnp.float32(LOGITS), jnp.float32(TEACHER))
     np.testing.assert_allclose(found, wanted, rtol=1e-5)
 
 
@@ -67,11 +63,8 @@ def teacher(tmp_path_factory):
 def test_the_loss_of_a_step_is_the_mix_of_both(teacher, kind, weight):
     plain = {"mixup": 0.0, "model__dropout": 0.0, "model__drop_path": 0.0,
              "model__attention_dropout": 0.0, "seed": 3}  # fmt: skip
-    config = tiny_config(
-        distill__name=kind, distill__teacher=str(teacher), distill__weight=weight, **plain
-    )
-    if kind == "soft":
-        config.distill.temperature = 2.0
+    temperature = ", temperature=2.0" if kind == "soft" else ""
+    config = tiny_config(distill=f"{kind}('{teacher}', weight={weight}{temperature})", **plain)
     run = set_up(config, devices=ONE)
     state = run.init_state()
     rng = np.random.default_rng(5)
@@ -98,7 +91,7 @@ def test_the_loss_of_a_step_is_the_mix_of_both(teacher, kind, weight):
 
 def test_a_distilled_vit_learns_from_the_teacher_with_its_second_token(teacher):
     config = tiny_config(
-        distill__name="hard", distill__teacher=str(teacher), distill__weight=1.0,
+        distill=f"hard('{teacher}', weight=1.0)",
         model__distilled=True, mixup=0.0,
     )  # fmt: skip
     run = set_up(config, devices=ONE)
@@ -117,10 +110,14 @@ def test_a_distilled_vit_learns_from_the_teacher_with_its_second_token(teacher):
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
-        ({"distill__name": "soft"}, "distill.teacher names no weights"),
-        ({"distill__name": "mild"}, "unknown distill.name 'mild'"),
-        ({"distill__weight": 0.3}, "distill.weight is set, but distill.name='none'"),
-        ({"distill__name": "soft", "distill__teacher": "/none"}, "/none"),
+        ({"distill": "soft"}, r"distill soft: .*'teacher' \(it takes teacher"),
+        ({"distill": "mild('W')"}, "unknown distill 'mild': .*hard"),
+        ({"distill": "hard('W', weight=3)"}, "distill hard: weight lies in 0 … 1, not 3"),
+        ({"distill": "soft('W', temperature=0)"}, "temperature is a number above 0, not 0"),
+        ({"distill": "hard('W', temperature=2)"}, "distill hard: .*temperature"),
+        ({"distill": "soft('W'"}, "distill .* cannot be read"),
+        ({"distill": "soft('V')|soft('W')"}, "names 2 teachers"),
+        ({"distill": "soft('/none')"}, "/none"),
         ({"loss__name": "sigmoid", "loss__label_smoothing": 0.1},
          "loss.label_smoothing is set, but loss.name='sigmoid' does not read it"),
         ({"loss__class_weights": [1.0, 2.0]}, "a number, 0 or more, for each of the 10 classes"),
@@ -139,7 +136,7 @@ def test_what_cannot_be_meant_is_refused_in_one_line(changes, says, tmp_path):
 
 def test_a_teacher_of_another_class_count_is_refused(teacher, tmp_path):
     config = tiny_config(
-        distill__name="soft", distill__teacher=str(teacher), model__channels=1,
+        distill=f"soft('{teacher}')", model__channels=1,
         data__train__source="synthetic:classes=4,size=8,channels=1",
     )  # fmt: skip
     with pytest.raises(UserError, match="has 10 classes, the model 4: a teacher knows the same"):
@@ -152,7 +149,7 @@ def test_a_teacher_of_other_classes_or_channels_is_refused(teacher, tmp_path):
     counts = {f"{split}/c{c}": 2 for split in ("train", "val") for c in range(10)}
     photos = folder_of_images(tmp_path / "photos", counts)
     wanted = {
-        "distill__name": "hard", "distill__teacher": str(teacher), "batch_size": 8,
+        "distill": f"hard('{teacher}')", "batch_size": 8,
         "data__train__pipeline": "decode|resize", "data__eval__pipeline": "decode|resize",
     }  # fmt: skip
     for channels, says in ((1, "knows other classes"), (3, "takes images of 1 channels")):
@@ -169,9 +166,7 @@ def test_a_distilled_run_is_measured_when_its_teacher_is_gone(teacher, tmp_path,
     from vit_jax import cli
 
     shutil.copytree(teacher, tmp_path / "teacher")
-    config = tiny_config(
-        distill__name="soft", distill__teacher=str(tmp_path / "teacher"), total_steps=1
-    )
+    config = tiny_config(distill=f"soft('{tmp_path}/teacher')", total_steps=1)
     vit_jax.train(config, tmp_path / "run", devices=ONE, quiet=True)
     shutil.rmtree(tmp_path / "teacher")
     assert cli.main(["evaluate", f"--workdir={tmp_path}/run", "--json"]) == 0

@@ -1,6 +1,7 @@
 """Which parameters train, decay, and at what rate."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -9,6 +10,7 @@ from tests.digits_run import tiny_config
 from vit_jax import cli
 from vit_jax.checkpoint import manager
 from vit_jax.checkpoint.tree import flatten
+from vit_jax.data.sources import open_source
 from vit_jax.errors import UserError
 from vit_jax.models import create_model
 from vit_jax.training.groups import counts, frozen_mask, layer_scales
@@ -211,6 +213,14 @@ def test_schedule_free_with_frozen_parts_is_measured_at_its_average(tmp_path, ca
     result = vit_jax.train(config, tmp_path, devices=ONE, quiet=True)
     assert cli.main(["evaluate", f"--workdir={tmp_path}", "--json"]) == 0
     assert f'"accuracy": {result["accuracy"]}' in capsys.readouterr().out
+    model, params, _ = vit_jax.load_pretrained(tmp_path, say=None)  # as init, predict, convert do
+    source = open_source("digits", "val")
+    examples = [source[i] for i in range(len(source))]
+    images = jnp.stack([example["image"] for example in examples])
+    logits, _ = model.apply(params, model.data_config.normalise(images))
+    labels = np.array([example["label"] for example in examples])
+    loss = -jax.nn.log_softmax(logits)[np.arange(len(labels)), labels].mean()
+    assert float(loss) == pytest.approx(result["eval/val/loss"], rel=1e-5)
 
 
 def test_adafactor_continues_scanned_and_listed(tmp_path):

@@ -4,9 +4,7 @@ Each says what it reads (`asks`) and makes numbers of the rows it is given; open
 the model is the caller's.
 """
 
-import ast
 import dataclasses
-import inspect
 import json
 import re
 from pathlib import Path
@@ -14,7 +12,8 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from vit_jax.errors import UserError, nearest
+from vit_jax import calls
+from vit_jax.errors import UserError
 from vit_jax.evaluators import classification, frozen
 from vit_jax.evaluators.classification import Rows
 
@@ -40,7 +39,7 @@ class Evaluator:
         """Which compiled step it reads: that of `rows`, with their `scores`, or of `features`."""
         return "rows"
 
-    def check(self) -> None:
+    def __post_init__(self) -> None:
         """Raises ValueError for arguments that cannot work."""
         if self.every_steps is not None and self.every_epochs is not None:
             raise ValueError("every_steps and every_epochs exclude each other")
@@ -79,8 +78,8 @@ class Real(Evaluator):
     kind = "real"
     named = True
 
-    def check(self) -> None:
-        super().check()
+    def __post_init__(self) -> None:
+        super().__post_init__()
         if not self.labels or not Path(self.labels).expanduser().is_file():
             raise ValueError(
                 f"labels={self.labels!r} is no file: real.json is had from "
@@ -135,8 +134,8 @@ class FewShot(OfFeatures):
     n: tuple[int, ...] = (5, 10, 25)
     kind = "fewshot"
 
-    def check(self) -> None:
-        super().check()
+    def __post_init__(self) -> None:
+        super().__post_init__()
         _numbers("n", self.n, int)
 
     def shots(self) -> int:
@@ -162,8 +161,8 @@ class Knn(OfFeatures):
     temperature: float = 0.07
     kind = "knn"
 
-    def check(self) -> None:
-        super().check()
+    def __post_init__(self) -> None:
+        super().__post_init__()
         _numbers("k", self.k, int)
         _numbers("temperature", (self.temperature,), int | float)
 
@@ -182,8 +181,8 @@ class LinearProbe(OfFeatures):
     grid: tuple[float, ...] = (0.001, 0.01, 0.1, 1.0, 10.0)
     kind = "linear_probe"
 
-    def check(self) -> None:
-        super().check()
+    def __post_init__(self) -> None:
+        super().__post_init__()
         _numbers("grid", self.grid, int | float)
 
     def measure(self, train: Rows, test: Rows, num_classes: int) -> dict[str, float]:
@@ -211,50 +210,11 @@ def parse(text: str | None) -> list[Evaluator]:
     Raises UserError: no such evaluator (with the nearest), arguments that it does not take, two of
     one name.
     """
-    found: list[Evaluator] = []
-    for call in _calls(text) if text else ():
-        if isinstance(call, ast.Name):
-            call = ast.Call(call, [], [])
-        if not isinstance(call, ast.Call) or not isinstance(call.func, ast.Name):
-            raise UserError(f"evaluators {text!r}: write them as fewshot('folder:PATH')|knn(…)")
-        kind = call.func.id
-        if kind not in KINDS:
-            raise UserError(f"unknown evaluator {kind!r}: {nearest(kind, KINDS)}")
-        try:
-            arguments = [_literal(one) for one in call.args]
-            options = {str(one.arg): _literal(one.value) for one in call.keywords}
-            made: Any = KINDS[kind](*arguments, **options)
-            made.check()
-        except (TypeError, ValueError) as error:
-            takes = ", ".join(map(str, inspect.signature(KINDS[kind]).parameters))
-            raise UserError(f"evaluator {kind}: {error} (it takes {takes})") from error
-        found.append(dataclasses.replace(made, name=made.name or kind))
+    hint = "write them as fewshot('folder:PATH')|knn('folder:PATH', every_steps=500)"
+    asked = calls.made(text, KINDS, "evaluator", hint) if text else []
+    found = [dataclasses.replace(one, name=one.name or one.kind) for one in asked]
     names = [str(one.name) for one in found]
     for name in names:
         if names.count(name) > 1:
             raise UserError(f"two evaluators are called {name!r}: give one of them name='…'")
     return found
-
-
-def _literal(node: ast.expr) -> Any:
-    try:
-        return ast.literal_eval(node)
-    except ValueError:
-        told = ast.unparse(node)
-        raise ValueError(f"{told} is no text in quotes, number or list of them") from None
-
-
-def _calls(text: str) -> list[ast.expr]:
-    """The parts of `a(…)|b(…)`, which Python itself can read."""
-    try:
-        node = ast.parse(text, mode="eval").body
-    except SyntaxError as error:
-        raise UserError(
-            f"evaluators {text!r} cannot be read ({error.msg}): write them as "
-            "fewshot('folder:PATH')|knn('folder:PATH', every_steps=500)"
-        ) from error
-    parts: list[ast.expr] = []
-    while isinstance(node, ast.BinOp) and isinstance(node.op, ast.BitOr):
-        parts.append(node.right)
-        node = node.left
-    return [node, *reversed(parts)]

@@ -231,7 +231,8 @@ def _shown_by(pipeline: str, image_size: tuple[int, int], shown: dict[str, Any])
 
 
 def _open_own(path: Path, parts: tuple[str, ...]) -> Weights:
-    """A run's parameters, each from the last of the parts of its state that has it."""
+    """A run's parameters, each from the last of the parts of its state that has it; those of a
+    schedule-free run are the average x that it is judged by (arXiv 2405.15682, eq. 1)."""
     checkpoint = manager.find(path)
     about = manager.about(checkpoint)
     flat = about["config"]
@@ -256,14 +257,23 @@ def _open_own(path: Path, parts: tuple[str, ...]) -> Weights:
     stored = {path: shapes_of[name] for path, name in names.items()}
     model = dataclasses.replace(model, data_config=data)
     where = {ours: path for path, leaf in stored.items() for ours in unstack({path: leaf})}
+    schedule_free = flat.get("optimizer.name") == "schedule_free"
+    fast = {
+        found[1]: name for name in shapes_of if (found := re.fullmatch(r"opt/\d+/z/(.*)", name))
+    } if schedule_free else {}  # fmt: skip
     held: dict[str, Any] = {}  # the layers of one stored parameter
 
     def read(ours: str) -> np.ndarray:
         if ours not in held:
             path = where[ours]
-            array = manager.read_host(checkpoint, {names[path]: stored[path]})
+            wanted = {names[path], fast.get(path, names[path])}
+            found = manager.read_host(checkpoint, {name: shapes_of[name] for name in wanted})
+            array = found[names[path]]
+            if path in fast:  # y = b1 x + (1 - b1) z was trained
+                b1 = flat["optimizer.b1"]
+                array = (array - (1 - b1) * found[fast[path]]) / b1
             held.clear()
-            held.update(unstack({path: array[names[path]]}))
+            held.update(unstack({path: array}))
         return held[ours]
 
     shapes = {p: tuple(leaf.shape) for p, leaf in unstack(stored).items()}

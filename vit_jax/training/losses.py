@@ -58,25 +58,4 @@ def weighted(
     return lambda logits, targets: jnp.sum(weights * sigmoid_terms(logits, targets), axis=-1)
 
 
-def distillation(
-    kind: str,
-    logits: Float[Array, "batch classes"],
-    teacher: Float[Array, "batch classes"],
-    temperature: float,
-) -> Float[Array, " batch"]:
-    """What a teacher's logits ask of the model's.
-
-    soft: temperature^2 KL(softmax(teacher / temperature) || softmax(logits / temperature))
-    (arXiv 1503.02531, section 2). hard: cross-entropy to the teacher's class (arXiv 2012.12877,
-    eq. 3).
-    """
-    if kind == "hard":
-        return softmax_cross_entropy(
-            logits, targets(jnp.argmax(teacher, -1), logits.shape[-1], 0.0)
-        )
-    wanted = jax.nn.log_softmax(teacher / temperature)
-    ours = jax.nn.log_softmax(logits / temperature)
-    return temperature**2 * jnp.sum(jnp.exp(wanted) * (wanted - ours), axis=-1)
-
-
 LOSSES = {"softmax": softmax_cross_entropy, "sigmoid": sigmoid_cross_entropy}

@@ -17,11 +17,12 @@ from vit_jax.data.sources import Facts, facts, open_source
 from vit_jax.errors import UserError
 from vit_jax.evaluators.named import parse
 from vit_jax.models import Model, create_model
-from vit_jax.models.model import DataConfig, Params
+from vit_jax.models.model import DataConfig
 from vit_jax.models.registry import find_kind, takes
 from vit_jax.parallel.mesh import make_mesh
-from vit_jax.pretrained.load import OF_THE_RUN, fetch_weights, fill, load_pretrained
+from vit_jax.pretrained.load import OF_THE_RUN, fetch_weights, fill
 from vit_jax.pretrained.weights import Weights, open_weights
+from vit_jax.training.distillation import open_teacher
 from vit_jax.training.evaluation import check_evaluators, open_evaluators
 from vit_jax.training.groups import frozen_mask, layer_scales
 from vit_jax.training.optimizer import NORM_OF_PARAMETER, check_updates
@@ -120,7 +121,7 @@ def set_up(
         check_evaluators(evaluators[eval_source is not None :], shape)
     return Run(
         resolved, said, model, mesh, classes or [], train_source, evaluators, known.num_examples,
-        known.max_labels, weights, _teacher(resolved, model, classes or []) if trains else None,
+        known.max_labels, weights, open_teacher(resolved, model, classes or []) if trains else None,
     )  # fmt: skip
 
 
@@ -136,31 +137,6 @@ def _check_class_weights(config: ConfigDict) -> None:
             f"loss.class_weights is a number, 0 or more, for each of the "
             f"{config.model.num_classes} classes (not all 0), not {given!r}"
         )
-
-
-def _teacher(config: ConfigDict, model: Model, classes: list[str]) -> tuple[Model, Params] | None:
-    """The model to distil from, with its own preprocessing, at this one's resolution."""
-    if config.distill.name == "none":
-        return None
-    path = fetch_weights(config.distill.teacher)
-    teacher, params, _ = load_pretrained(path, image_size=model.config.image_size, say=None)
-    if teacher.config.num_classes != model.config.num_classes:
-        raise UserError(
-            f"distill.teacher {path} has {teacher.config.num_classes} classes, the model "
-            f"{model.config.num_classes}: a teacher knows the same ones (fine-tune it on "
-            f"{config.data.train.source} first)"
-        )
-    if teacher.config.channels != model.config.channels:
-        raise UserError(
-            f"distill.teacher {path} takes images of {teacher.config.channels} channels, the model "
-            f"those of {model.config.channels}"
-        )
-    if (theirs := open_weights(path).classes) and theirs != classes:
-        raise UserError(
-            f"distill.teacher {path} knows other classes ({', '.join(theirs[:3])} …) than the "
-            f"training data ({', '.join(classes[:3])} …), or has them in another order"
-        )
-    return teacher, params
 
 
 def open_origin(config: ConfigDict, workdir: Path) -> Weights | None:

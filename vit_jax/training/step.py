@@ -14,8 +14,9 @@ from ml_collections import ConfigDict
 from vit_jax.data.mixing import mix_images, mix_targets, partners
 from vit_jax.models import Model
 from vit_jax.parallel.sharding import BATCH, gather_block
+from vit_jax.training.distillation import parse
 from vit_jax.training.groups import by_layer, merged, trainable
-from vit_jax.training.losses import LOSSES, distillation, targets, weighted
+from vit_jax.training.losses import LOSSES, targets, weighted
 from vit_jax.training.optimizer import HOLD_RATE, make_optimizer
 from vit_jax.training.schedules import make_schedule
 from vit_jax.training.state import State, moved_average
@@ -101,6 +102,7 @@ def make_loss(
     c = config
     loss_fn = weighted(LOSSES[c.loss.name], c.loss.class_weights)
     mixes = c.mixup or c.cutmix
+    distill = parse(c.distill)
 
     def pixels(model, batch):
         """Images as a model wants to be shown them, mixed where the batch says so."""
@@ -117,14 +119,13 @@ def make_loss(
             wanted = mix_targets(wanted, other, batch)
         params = merged(trained, params)
         logits, out = model.apply(params, pixels(model, batch), train=True, key=key, gather=gather)
-        if teacher is None:
+        if distill is None:
             return loss_fn(logits, wanted).mean()
         # DeiT's second token learns from the teacher, the class token from the labels.
         student, logits = out.get("logits_dist", logits), out.get("logits_cls", logits)
         taught, _ = teacher.apply(teacher_params, pixels(teacher, batch))
-        part = distillation(c.distill.name, student, taught, c.distill.temperature)
-        weight = c.distill.weight
-        return ((1 - weight) * loss_fn(logits, wanted) + weight * part).mean()
+        part = distill.weight * distill.loss(student, taught)
+        return ((1 - distill.weight) * loss_fn(logits, wanted) + part).mean()
 
     return loss_of
 
