@@ -15,6 +15,7 @@ COMMANDS = {
     "predict": "classify images with any weights",
     "inspect": "show what weights of any layout hold",
     "convert": "write weights in another layout",
+    "ckpt": "list, verify, copy, prune a run's checkpoints",
     "data": "check data sets, prepare them, list the operations",
     "describe": "show what a config resolves to, without training",
     "compare-curve": "say where a run leaves a reference",
@@ -169,6 +170,11 @@ def _run(command, arguments):
         print("vit: stopped at once", file=sys.stderr)
         return errors.INTERRUPTED
     except Exception as error:
+        from vit_jax.parallel.runtime import lost_peer
+
+        if line := lost_peer(error):
+            print(f"vit: {line}", file=sys.stderr)
+            return errors.RESTART
         if "RESOURCE_EXHAUSTED" not in str(error) and not isinstance(error, MemoryError):
             raise
         reason = str(error).partition("\n")[0].removeprefix("RESOURCE_EXHAUSTED: ")

@@ -35,6 +35,8 @@ def base() -> ConfigDict:  # noqa: PLR0915
     c.init = placeholder(str)  # checkpoint or work folder: its parameters, another head
     c.resume = placeholder(str)  # checkpoint or work folder: its whole state
     c.max_skipped_steps = 20  # non-finite steps in a row that end the run
+    c.step_timeout = 300.0  # seconds without a step (or 20 usual ones) that end it: exit code 76
+    c.heartbeat_timeout = 20.0  # seconds of silence after which a process counts as dead
 
     c.model = ConfigDict()  # what is left empty comes with the name
     c.model.name = "vit_base_patch16_224"  # vit_SIZE_patchP_RESOLUTION, as `list_models` has them
@@ -174,7 +176,7 @@ DURATIONS = {
 FREE_ON_RESUME = (
     "total_", "log_every_steps", "eval_every", "eval_batch_size", "checkpoint.", "mesh.",
     "microbatch", "data.threads", "data.workers", "data.prefetch", "model.scan", "model.remat",
-    "max_skipped_steps", "init", "resume", "evaluators",
+    "max_skipped_steps", "init", "resume", "evaluators", "step_timeout", "heartbeat_timeout",
 )  # fmt: skip
 
 
@@ -364,6 +366,9 @@ def _check_ranges(c: ConfigDict) -> None:
     """Raises UserError for the first number that lies outside of its range."""
     for key in ("batch_size", "log_every_steps", "checkpoint.keep", "max_skipped_steps"):
         _at_least_one(c, key)
+    for key in ("step_timeout", "heartbeat_timeout"):
+        if c[key] <= 0:
+            raise UserError(f"{key} is a number of seconds above 0, not {c[key]}")
     for key in ("eval_batch_size", "microbatch"):
         if c[key] is not None:
             _at_least_one(c, key)

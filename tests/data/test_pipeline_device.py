@@ -51,7 +51,7 @@ def test_the_devices_get_what_the_host_made_in_its_order(prefetch):
     assert len(got) == len(wanted) == 5
     for (host, device), batch in zip(got, wanted, strict=True):
         assert host.keys() == {"id", "damaged"}
-        assert device.keys() == {"image", "label"}
+        assert device.keys() == {"image", "label", "id", "damaged"}
         for name, array in (host | device).items():
             np.testing.assert_array_equal(np.asarray(array), batch[name])
 

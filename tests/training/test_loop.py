@@ -12,6 +12,7 @@ from tests.digits_run import rows, tiny_config
 from vit_jax.checkpoint.manager import Checkpoints
 from vit_jax.errors import NON_FINITE, Stopped
 from vit_jax.parallel.preemption import StopSignals
+from vit_jax.parallel.watchdog import Watchdog
 from vit_jax.training.loop import fit
 from vit_jax.training.progress import Progress
 from vit_jax.training.setup import first_state, set_up
@@ -27,12 +28,15 @@ class Guarded:
     def __init__(self, value, ready):
         self.value, self.ready = value, ready
 
-    def __float__(self):
+    def __array__(self, dtype=None, copy=None):
         if Guarded.now < self.ready:
             raise AssertionError(f"read at step {Guarded.now}, before step {self.ready}")
-        return float(self.value)
+        return np.asarray(self.value, dtype)
 
-    __int__ = __bool__ = __array__ = __index__ = item = tolist = __float__
+    def item(self):
+        return self.__array__().item()
+
+    __float__ = __int__ = __bool__ = __index__ = tolist = item
 
 
 def test_no_metric_is_read_before_the_next_interval(tmp_path):
@@ -46,13 +50,13 @@ def test_no_metric_is_read_before_the_next_interval(tmp_path):
         Guarded.now += 1
         # A row of step s is due at step s + 4; at the end everything is.
         due = min((Guarded.now + 3) // 4 * 4 + 4, 12)
-        return state, {name: Guarded(value, due) for name, value in metrics.items()}
+        return state, jax.tree.map(lambda value: Guarded(value, due), metrics)
 
     start = first_state(run, tmp_path)
     checkpoints = Checkpoints(tmp_path / "checkpoints", 3, True)
     progress = Progress(tmp_path, run, start, quiet=True)
-    with StopSignals() as stop:
-        fit(run, step, start, checkpoints, progress, stop)
+    with StopSignals() as stop, Watchdog(300) as watchdog:
+        fit(run, step, start, checkpoints, progress, stop, watchdog)
     progress.close()
     assert [row["step"] for row in rows(tmp_path)] == [4, 8, 12]
 
@@ -115,7 +119,10 @@ def test_a_finished_run_started_again_only_tells_its_result(tmp_path):
     first = vit_jax.train(tiny_config(), tmp_path, devices=ONE, quiet=True)
     before = rows(tmp_path)
     again = vit_jax.train(tiny_config(), tmp_path, devices=ONE, quiet=True)
+    spent, before_that = again.pop("goodput"), first.pop("goodput")
     assert again == first
+    assert spent["step"] == pytest.approx(before_that["step"], abs=0.5)
+    assert spent["init"] > before_that["init"]  # the second start
     assert rows(tmp_path) == before
 
 

@@ -13,6 +13,7 @@ import orbax.checkpoint as ocp
 from jax.sharding import NamedSharding, PartitionSpec
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
 
+from vit_jax.checkpoint import checksums
 from vit_jax.checkpoint.tree import check_same, flatten, in_layout_of, nest, unflatten
 from vit_jax.errors import UserError
 
@@ -164,9 +165,16 @@ class Checkpoints:
                 preservation_policy=AnyPreservationPolicy(policies),
                 best_fn=metric,  # makes Orbax write the metrics, to know the best after a restart
                 cleanup_tmp_directories=True,
+                async_options=ocp.AsyncOptions(post_finalization_callback=self._sum_up),
                 save_root_metadata=False,
             ),
         )
+
+    def _sum_up(self) -> None:
+        """Called when all files of a save are on disk and before it gets its name."""
+        if jax.process_index() == 0:
+            for partial in Path(self._manager.directory).glob("*.orbax-checkpoint-tmp"):
+                checksums.write(partial)
 
     def latest(self) -> int | None:
         """The last whole checkpoint on disk."""

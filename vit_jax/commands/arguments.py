@@ -35,6 +35,13 @@ def add_config(parser: argparse.ArgumentParser, required: bool = True) -> None:
     )  # fmt: skip
 
 
+def add_job(parser: argparse.ArgumentParser) -> None:
+    """Which of several processes this is, where they are started by hand."""
+    parser.add_argument("--coordinator", metavar="HOST:PORT", help="where process 0 listens")
+    parser.add_argument("--num-processes", type=int, metavar="N", help="of the job")
+    parser.add_argument("--process-id", type=int, metavar="I", help="of this one, from 0")
+
+
 def add_source(parser: argparse.ArgumentParser) -> None:
     """Weights to read, and the fields of their model that the file does not tell."""
     parser.add_argument(

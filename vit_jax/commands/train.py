@@ -5,9 +5,11 @@ vit train --config=configs/pretrain.py:b16,imagenet21k --workdir=DIR --config.se
 """
 
 import argparse
+import sys
 
 from vit_jax import recipe
-from vit_jax.commands.arguments import add_config
+from vit_jax.commands.arguments import add_config, add_job
+from vit_jax.parallel import runtime
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -16,6 +18,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--workdir", required=True, help="folder of the run, made if it is not there"
     )
+    add_job(parser)
     parser.add_argument("--quiet", action="store_true", help="errors and the result alone")
 
 
@@ -23,9 +26,17 @@ def run(options: argparse.Namespace) -> int:
     """Does it; returns the exit code."""
     config = recipe.load(options.config)
     named = recipe.override(config, options.overrides)
+    job = runtime.find_job(options.coordinator, options.num_processes, options.process_id)
+    if job:
+        runtime.start(job, config.heartbeat_timeout)
     from vit_jax.training.loop import train
 
+    for line in runtime.table() if job else ():
+        print(line, file=sys.stderr)
     result = train(config, options.workdir, named=named, quiet=options.quiet)
+    runtime.stop()
+    if runtime.process():
+        return 0
     accuracy = result["accuracy"]
     reached = f"held-out accuracy {accuracy:.2%}, " if accuracy is not None else ""
     print(

@@ -230,15 +230,20 @@ def _leave_interrupts_to_the_run(worker: int, workers: int) -> None:
 
 class OnDevice:
     """Iterates over (host part, device part) of batches, `prefetch` of them on the way in the
-    background. The host part has `id` and `damaged`; the device part is global and sharded."""
+    background. The host part has this process's `id` and `damaged`; the device part is global and
+    sharded, its numbers int32."""
 
     def __init__(self, batches: Batches, sharding: NamedSharding, prefetch: int):
         def put(batch: Batch) -> tuple[Batch, Batch]:
+            numbers = {name: batch[name] for name in ("id", "damaged")}
+            whole = batch | {name: n.astype(np.int32) for name, n in numbers.items()}
             device = {
-                name: jax.make_array_from_process_local_data(sharding, batch[name])
-                for name in ("image", "label")
+                name: jax.make_array_from_process_local_data(
+                    sharding, values, (batches.batch_size, *values.shape[1:])
+                )
+                for name, values in whole.items()
             }
-            return {name: batch[name] for name in ("id", "damaged")}, device
+            return numbers, device
 
         ahead = grain.experimental.ThreadPrefetchIterDataset(
             batches.dataset.map(put), prefetch_buffer_size=max(1, prefetch)

@@ -1,9 +1,13 @@
-"""Ctrl-C and SIGTERM: remembered, so that a run saves before it leaves."""
+"""Ctrl-C and SIGTERM: remembered, so that a run saves before it leaves; in a job of several
+processes, after the same step in all of them."""
 
 import os
 import signal
 from types import FrameType, TracebackType
 from typing import Any
+
+import jax
+from jax.experimental import multihost_utils
 
 from vit_jax.errors import INTERRUPTED, RESTART
 
@@ -12,23 +16,39 @@ CODES = {signal.SIGINT: INTERRUPTED, signal.SIGTERM: RESTART}
 
 class StopSignals:
     """While entered, Ctrl-C and SIGTERM set `code` (of exit) instead of ending the process; a
-    second Ctrl-C ends it at once. Outside the main thread it does nothing."""
+    second Ctrl-C ends it at once. Outside the main thread it does nothing.
+
+    In a job JAX itself listens to SIGTERM and agrees with all processes on a step: whichever of
+    them was told, `code` is set in all of them when `at` is called with it.
+    """
 
     def __init__(self) -> None:
         self.code: int | None = None
+        self._job = jax.process_count() > 1
+        self._own = RESTART  # what this process leaves with when the job stops
         self._before: dict[int, Any] = {}
 
+    def at(self, step: int) -> None:
+        """Called after every step."""
+        if self._job and multihost_utils.reached_preemption_sync_point(step):
+            self.code = self._own
+
     def _remember(self, number: int, frame: FrameType | None) -> None:
-        self.code = CODES[signal.Signals(number)]
+        code = CODES[signal.Signals(number)]
         name = signal.Signals(number).name
         # Not print, whose middle this may be; not sys.stderr, which in a notebook is no file.
         os.write(2, f"{name}: saves after this step, then stops\n".encode())
         if number == signal.SIGINT:
             signal.signal(signal.SIGINT, signal.default_int_handler)
+        if self._job:
+            self._own = code
+            os.kill(os.getpid(), signal.SIGTERM)
+        else:
+            self.code = code
 
     def __enter__(self) -> "StopSignals":
         try:
-            for number in CODES:
+            for number in CODES if not self._job else (signal.SIGINT,):
                 self._before[number] = signal.signal(number, self._remember)
         except ValueError:  # not the main thread
             self._before = {}

@@ -191,8 +191,7 @@ def _save_own(model: Model, params: Params, path: Path, classes: list[str] | Non
         "config": flat(config),
         "classes": classes or [],  # none: by number
         "data": dataclasses.asdict(data),
-        "origin": "converted", "train_examples": 0, "examples_seen": 0, "damaged_images": 0,
-        "train_seconds": 0.0,
+        "origin": "converted", "train_examples": 0, "examples_seen": 0, "goodput": {},
     }  # fmt: skip
     with whole(path) as part:
         manager.write(part, {"params": params}, about)

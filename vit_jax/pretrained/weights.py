@@ -14,7 +14,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from vit_jax.checkpoint import manager
+from vit_jax.checkpoint import checksums, manager
 from vit_jax.checkpoint.tree import flatten, unstack
 from vit_jax.errors import UserError
 from vit_jax.models.model import Config, DataConfig, Model, crop_of
@@ -234,6 +234,7 @@ def _open_own(path: Path, parts: tuple[str, ...]) -> Weights:
     """A run's parameters, each from the last of the parts of its state that has it; those of a
     schedule-free run are the average x that it is judged by (arXiv 2405.15682, eq. 1)."""
     checkpoint = manager.find(path)
+    checksums.check(checkpoint)
     about = manager.about(checkpoint)
     flat = about["config"]
     fields = {

@@ -159,10 +159,9 @@ def collect(
     step, batches = run.row_steps[reads], run.eval_batches(source, pipeline)
     waiting: deque[Any] = deque()
     parts: list[Rows] = []
-    damaged = 0
     try:
         for host, batch in batches:
-            damaged += report_damaged(run, source, host["damaged"], say)
+            report_damaged(run, source, host["damaged"], say)
             waiting.append(step(params, batch))
             if len(waiting) > IN_FLIGHT:
                 parts.append(jax.device_get(waiting.popleft()))
@@ -172,13 +171,13 @@ def collect(
     rows = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
     there = (rows["label"] if rows["label"].ndim == 1 else rows["label"][:, 0]) != PADDING
     rows = {name: values[there] for name, values in rows.items()}
-    return rows | {"index": np.flatnonzero(there)}, damaged
+    return rows | {"index": np.flatnonzero(there)}, len(source) - int(there.sum())
 
 
 def report_damaged(
     run: Run, source: Source | None, ids: np.ndarray, say: Callable[[str], None]
-) -> int:
-    """Names the damaged images of a batch and counts them.
+) -> None:
+    """Names the damaged images among this process's rows of a batch.
 
     Raises UserError at the first one where `data.damaged` is `fail`.
     """
@@ -188,4 +187,3 @@ def report_damaged(
         if run.config.data.damaged == "fail":
             raise UserError(f"damaged image {name} (--config.data.damaged=skip goes on without it)")
         say(f"damaged image skipped: {name}")
-    return len(found)

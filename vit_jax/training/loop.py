@@ -13,6 +13,8 @@ from vit_jax.checkpoint.manager import METRIC, Checkpoints
 from vit_jax.config import flat
 from vit_jax.errors import Stopped
 from vit_jax.parallel.preemption import StopSignals
+from vit_jax.parallel.runtime import together
+from vit_jax.parallel.watchdog import Watchdog
 from vit_jax.training.evaluation import due, measured, report_damaged
 from vit_jax.training.progress import Progress
 from vit_jax.training.result import write_result
@@ -40,23 +42,24 @@ def train(
     Raises UserError for anything the caller can mend, and Stopped where the run ended early: with
     its state saved (Ctrl-C, SIGTERM), or after too many non-finite steps.
     """
-    origin = open_origin(config, Path(workdir))
-    run = set_up(config, named, devices, weights=origin)
-    with WorkFolder(workdir) as folder, StopSignals() as stop:
+    began = time.monotonic()
+    run = together(
+        lambda: set_up(config, named, devices, weights=open_origin(config, Path(workdir)))
+    )
+    keep, watchdog = run.config.checkpoint, Watchdog(run.config.step_timeout)
+    with WorkFolder(workdir) as folder, StopSignals() as stop, watchdog:
         start = first_state(run, folder.path)
         folder.keep(flat(run.config), run.classes)
-        keep = run.config.checkpoint
         checkpoints = Checkpoints(folder.path / "checkpoints", keep.keep, keep.keep_best)
-        progress = Progress(folder.path, run, start, writers, quiet)
+        progress = Progress(folder.path, run, start, writers, quiet, began)
         try:
             for line in [*run.said, *start.said, *run.in_numbers]:
                 progress.say(line)
-            began = time.monotonic()
-            train_step = run.compile_train_step()
-            seconds = time.monotonic() - began
-            progress.paused(seconds)
-            progress.say(f"{run.summary}; compiled in {seconds:.1f} s")
-            fit(run, train_step, start, checkpoints, progress, stop)
+            with progress.spent("compile"):
+                train_step = run.compile_train_step()
+            progress.say(f"{run.summary}; first step after {time.monotonic() - began:.1f} s")
+            fit(run, train_step, start, checkpoints, progress, stop, watchdog)
+            progress.say(f"time: {progress.ledger.in_words()}")
             return write_result(folder.path, run, start, progress)
         finally:
             progress.close()
@@ -64,54 +67,51 @@ def train(
 
 def fit(
     run: Run, train_step: Callable, start: Start, checkpoints: Checkpoints, progress: Progress,
-    stop: StopSignals,
+    stop: StopSignals, watchdog: Watchdog,
 ) -> None:  # fmt: skip
     """Steps from `start` to the end: batch, step, tell, evaluate, save; in this order."""
-    c = run.config
-    total, state, examples_seen, damaged = (
-        c.total_steps, start.state, start.examples_seen, start.damaged,
-    )  # fmt: skip
-    best = progress.best(f"eval/{c.data.eval.split}/{METRIC}")
+    c, state, examples_seen = run.config, start.state, start.examples_seen
+    total, best = c.total_steps, progress.best(f"eval/{run.config.data.eval.split}/{METRIC}")
     in_flight: deque[Any] = deque()
     batches = run.train_batches(examples_seen, total - start.step)
     try:
         for step in range(start.step + 1, total + 1):
-            asked = time.monotonic()
-            host, batch = next(batches)
-            progress.waited(time.monotonic() - asked)
-            damaged += report_damaged(run, run.train_source, host["damaged"], progress.say)
+            with progress.spent("data"):
+                host, batch = next(batches)
+            report_damaged(run, run.train_source, host["damaged"], progress.say)
 
             state, metrics = train_step(state, batch)
             examples_seen += c.batch_size
             in_flight.append(metrics["loss"])
             if len(in_flight) > IN_FLIGHT:
                 jax.block_until_ready(in_flight.popleft())
+            watchdog.beat()
             checkpoints.check()
             progress.at(step)
+            stop.at(step)
 
             last, found = step == total, None
             if step % c.log_every_steps == 0 or last:
-                progress.interval(step, metrics, host["id"], damaged)
+                progress.interval(step, metrics)
                 progress.check_finite(c.max_skipped_steps, now=last)
 
             if (evaluators := due(run, step)) and (last or not stop.code):
                 progress.flush()
                 jax.block_until_ready(metrics["loss"])
-                began = time.monotonic()
-                for name, told in measured(run, evaluators, state, progress.say):
-                    progress.evaluation(step, name, told)
-                    found = told if name == c.data.eval.split else found
-                progress.paused(time.monotonic() - began)
+                with watchdog.slow, progress.spent("evaluate"):
+                    for name, told in measured(run, evaluators, state, progress.say):
+                        progress.evaluation(step, name, told)
+                        found = told if name == c.data.eval.split else found
             better = c.checkpoint.keep_best and found and found[METRIC] > best
             best = max(best, found[METRIC]) if found else best
 
             if last or better or stop.code or step % c.checkpoint.every_steps == 0:
-                progress.sync()
-                about = {"config": flat(c), "classes": run.classes, "origin": start.origin,
-                         "train_examples": run.train_examples, "examples_seen": examples_seen,
-                         "damaged_images": damaged, "train_seconds": progress.train_seconds,
-                         }  # fmt: skip
-                checkpoints.save(step, state, about, found)
+                with watchdog.slow, progress.spent("checkpoint"):
+                    progress.sync()
+                    about = {"config": flat(c), "classes": run.classes, "origin": start.origin,
+                             "train_examples": run.train_examples, "examples_seen": examples_seen,
+                             "goodput": progress.ledger.seconds}  # fmt: skip
+                    checkpoints.save(step, state, about, found)
             if stop.code and not last:
                 raise Stopped(f"stopped at step {step}; its state is saved", stop.code)
     finally:

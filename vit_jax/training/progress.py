@@ -1,7 +1,8 @@
 """What a run tells: a row an interval in `metrics.jsonl` and to the metric writers, and a line for
 the person watching. Numbers are fetched one interval late, so that no step waits."""
 
-import hashlib
+import contextlib
+import io
 import json
 import os
 import sys
@@ -11,21 +12,17 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 
 from vit_jax.errors import NON_FINITE, Stopped, cannot_write
 from vit_jax.models.flops import train_flops
 from vit_jax.parallel.chips import peak_flops
+from vit_jax.parallel.runtime import process
+from vit_jax.training.goodput import TRAINING, Ledger
 from vit_jax.training.run import Run
 from vit_jax.training.setup import Start
 from vit_jax.training.writers import MetricWriter, TensorBoardWriter
 
 Row = dict[str, Any]
-
-
-def ids_hash(ids: np.ndarray) -> str:
-    """A short hash of the example numbers of one batch, in order."""
-    return hashlib.sha1(np.ascontiguousarray(ids, np.int64).tobytes()).hexdigest()[:16]
 
 
 def in_words(metrics: dict[str, float], of: str = "") -> str:
@@ -39,12 +36,14 @@ def in_words(metrics: dict[str, float], of: str = "") -> str:
 
 
 class MetricRows:
-    """`metrics.jsonl`: appended, flushed to disk before a save commits, cut back on restart."""
+    """`metrics.jsonl`: appended, flushed to disk before a save commits, cut back on restart. All
+    processes of a job know the rows; the first writes them."""
 
-    def __init__(self, path: Path, last_step: int):
-        self._path = path
+    def __init__(self, path: Path, last_step: int, writes: bool):
+        self._path, self._writes = path, writes
+        self.dropped: list[Row] = []  # trained again after a restart
         self.rows = self._cut(last_step)
-        self._file = path.open("a")
+        self._file = path.open("a") if writes else io.StringIO()
 
     def _cut(self, last_step: int) -> list[Row]:
         """Drops a torn tail and every row after `last_step`."""
@@ -59,6 +58,10 @@ class MetricRows:
             if isinstance(row, dict) and row.get("step", last_step + 1) <= last_step:
                 rows.append(row)
                 lines.append(line + "\n")
+            elif isinstance(row, dict):
+                self.dropped.append(row)
+        if not self._writes:
+            return rows
         partial = self._path.with_name(f".{self._path.name}.partial")
         partial.write_text("".join(lines))
         partial.replace(self._path)
@@ -75,7 +78,8 @@ class MetricRows:
     def sync(self) -> None:
         """Returns when the rows are on the disk."""
         try:
-            os.fsync(self._file.fileno())
+            if self._writes:
+                os.fsync(self._file.fileno())
         except OSError as error:
             raise cannot_write(self._path, error) from error
 
@@ -118,54 +122,51 @@ class Progress:
     """Collects a step's metrics at each interval and tells those of the interval before."""
 
     def __init__(self, workdir: Path, run: Run, start: Start,
-                 writers: Sequence[MetricWriter] = (), quiet: bool = False):  # fmt: skip
+                 writers: Sequence[MetricWriter] = (), quiet: bool = False,
+                 began: float | None = None):  # fmt: skip
+        first = process() == 0
         self._config, self._devices = run.config, run.mesh.size
         self._epoch = run.config.batch_size / run.train_examples
         peak = peak_flops(run.mesh.devices.flat[0].device_kind)
         self._flops = train_flops(run.model.config)
         self._peak = peak * self._devices if peak else None
-        self._rows = MetricRows(workdir / "metrics.jsonl", start.step)
-        self._writers: list[MetricWriter] = [TensorBoardWriter(workdir, start.step), *writers]
+        self._rows = MetricRows(workdir / "metrics.jsonl", start.step, first)
+        self._writers: list[MetricWriter] = (
+            [TensorBoardWriter(workdir, start.step), *writers] if first else []
+        )
         self._console = Console(run.config.total_steps, start.step)
-        self._quiet = quiet
+        self._quiet = quiet or not first
         self._pending: tuple[Row, Any] | None = None
-        self._seconds_before, self._began = start.train_seconds, time.monotonic()
-        self._waited = self._paused = 0.0
-        self._mark = (self._began, start.step)
-        if not quiet:
+        self.ledger = Ledger(start.ledger, time.monotonic() if began is None else began)
+        self.ledger.book("init")
+        trained = [row["seconds"] for row in self._rows.dropped if "seconds" in row]
+        self.ledger.lose(max(trained, default=0.0) - self.ledger.train_seconds)
+        self._mark = (start.step, self.ledger.seconds)
+        if not self._quiet:
             self._console.start()
 
-    # -- time ------------------------------------------------------------------------------
-    def waited(self, seconds: float) -> None:
-        """Time spent waiting for data."""
-        self._waited += seconds
-
-    def paused(self, seconds: float) -> None:
-        """Time that is not training (compilation, evaluation), taken out of the rates."""
-        self._paused += seconds
-        self._mark = (self._mark[0] + seconds, self._mark[1])
-
-    @property
-    def train_seconds(self) -> float:
-        """Seconds of training so far, over all restarts, without compilation and evaluation."""
-        return self._seconds_before + time.monotonic() - self._began - self._paused
+    def spent(self, part: str) -> contextlib.AbstractContextManager[None]:
+        """Books the time inside on a part of `goodput.PARTS`."""
+        return self.ledger.spent(part)
 
     # -- rows ------------------------------------------------------------------------------
-    def interval(self, step: int, metrics: Any, ids: np.ndarray, damaged: int) -> None:
+    def interval(self, step: int, metrics: Any) -> None:
         """Takes the metrics of step `step`, still on the device; tells those taken before."""
         self.flush()
-        now, (then, step_then) = time.monotonic(), self._mark
-        speed = (step - step_then) * self._config.batch_size / max(now - then, 1e-9)
+        (step_then, then), now = self._mark, self.ledger.seconds
+        spent = {part: now[part] - then[part] for part in TRAINING}
+        seconds = max(sum(spent.values()), 1e-9)
+        speed = (step - step_then) * self._config.batch_size / seconds
         row = {
-            "step": step, "epoch": round(step * self._epoch, 4), "examples_hash": ids_hash(ids),
+            "step": step, "epoch": round(step * self._epoch, 4),
             "images_per_second": round(speed, 2),
             "images_per_second_per_device": round(speed / self._devices, 2),
-            "data_wait": round(self._waited / max(now - then, 1e-9), 4),
-            "damaged_images": damaged, "seconds": round(self.train_seconds, 3),
+            "data_wait": round(spent["data"] / seconds, 4),
+            "seconds": round(self.ledger.train_seconds, 3),
         }  # fmt: skip
         if self._peak:
             row["mfu"] = round(speed * self._flops / self._peak, 4)
-        self._mark, self._waited = (now, step), 0.0
+        self._mark = (step, now)
         for leaf in jax.tree.leaves(metrics):
             if hasattr(leaf, "copy_to_host_async"):
                 leaf.copy_to_host_async()
@@ -191,12 +192,16 @@ class Progress:
             return
         row, metrics = self._pending
         self._pending = None
-        values = {name: float(value) for name, value in metrics.items()}
+        told = jax.device_get(metrics)
+        skipped = told.pop("skipped")
         row = {
-            "step": row["step"], "loss": values["loss"],
-            "learning_rate": values["learning_rate"], "grad_norm": values["grad_norm"],
-            "skipped_steps": int(values["total"]), "skipped_in_row": int(values["in_row"]),
-        } | {k: v for k, v in row.items() if k != "step"}  # fmt: skip
+            "step": row["step"],
+            **{name: float(told[name]) for name in ("loss", "learning_rate", "grad_norm")},
+            "skipped_steps": int(skipped["total"]), "skipped_in_row": int(skipped["in_row"]),
+            "last_skipped_step": int(skipped["last"]),
+            "examples_hash": f"{int(told['examples_hash']):08x}",
+            "damaged_images": int(told["damaged_images"]), **row,
+        }  # fmt: skip
         self._write(row)
         total = self._config.total_steps
         left = (total - row["step"]) * self._config.batch_size / max(row["images_per_second"], 1e-9)

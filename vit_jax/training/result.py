@@ -12,6 +12,7 @@ import optax
 import vit_jax
 from vit_jax.config import flat
 from vit_jax.models.model import Config
+from vit_jax.parallel.runtime import process
 from vit_jax.training.progress import Progress
 from vit_jax.training.run import Run
 from vit_jax.training.setup import Start
@@ -39,8 +40,10 @@ def write_result(workdir: Path, run: Run, start: Start, progress: Progress) -> d
         "config_hash": config_hash(flat(c)),
     }
     final = {k: v for row in (trained, evaluated) for k, v in row.items() if k not in result}
-    write_json(workdir / "result.json", result | final)
-    write_text(workdir / "model_card.md", model_card(run, start.origin, result | final))
+    final["goodput"] = {part: round(s, 3) for part, s in progress.ledger.seconds.items()}
+    if process() == 0:
+        write_json(workdir / "result.json", result | final)
+        write_text(workdir / "model_card.md", model_card(run, start.origin, result | final))
     return result | final
 
 

@@ -97,17 +97,20 @@ class Run:
         return {
             "image": jax.ShapeDtypeStruct(shape, jnp.uint8, sharding=where),
             "label": jax.ShapeDtypeStruct(labels, jnp.int32, sharding=where),
+            "id": jax.ShapeDtypeStruct((size,), jnp.int32, sharding=where),
+            "damaged": jax.ShapeDtypeStruct((size,), jnp.int32, sharding=where),
         }
 
     def compile_train_step(self) -> Callable:
         """The training step, compiled ahead of time; it takes over the old state's memory."""
         teacher, params = self.teacher or (None, None)
         step = make_train_step(self.model, self.config, self.mesh, teacher)
-        jitted = jax.jit(step, donate_argnums=0, out_shardings=(self.shardings, None))
+        everywhere = NamedSharding(self.mesh, PartitionSpec())  # so that every process reads them
+        jitted = jax.jit(step, donate_argnums=0, out_shardings=(self.shardings, everywhere))
         batch = self.abstract_batch(self.config.batch_size)
         if teacher is None:
             return jitted.lower(self.abstract_sharded_state, batch).compile()
-        params = jax.device_put(params, NamedSharding(self.mesh, PartitionSpec()))
+        params = jax.device_put(jax.device_get(params), everywhere)
         compiled = jitted.lower(self.abstract_sharded_state, batch, params).compile()
         return lambda state, batch: compiled(state, batch, params)
 

@@ -10,7 +10,7 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
-from vit_jax.checkpoint import manager
+from vit_jax.checkpoint import checksums, manager
 from vit_jax.config import Sizes, differences, flat, resolve
 from vit_jax.data import ops
 from vit_jax.data.sources import Facts, facts, open_source
@@ -20,6 +20,7 @@ from vit_jax.models import Model, create_model
 from vit_jax.models.model import DataConfig
 from vit_jax.models.registry import find_kind, takes
 from vit_jax.parallel.mesh import make_mesh
+from vit_jax.parallel.runtime import process, together
 from vit_jax.pretrained.load import OF_THE_RUN, fetch_weights, fill
 from vit_jax.pretrained.weights import Weights, open_weights
 from vit_jax.training.distillation import open_teacher
@@ -247,8 +248,7 @@ class Start:
     origin: str  # scratch, or the checkpoint whose parameters it was given
     step: int = 0
     examples_seen: int = 0
-    train_seconds: float = 0.0
-    damaged: int = 0
+    ledger: dict[str, float] = dataclasses.field(default_factory=dict)  # goodput.PARTS: seconds
 
 
 def first_state(run: Run, workdir: Path) -> Start:
@@ -294,6 +294,7 @@ def _check_same_run(run: Run, source: Path) -> None:
 
 
 def _continued(run: Run, source: Path) -> Start:
+    together(lambda: checksums.check(source, process(), jax.process_count()))
     about = manager.about(source)
     state = manager.restore(source, run.abstract_state, run.shardings)
     step = int(state["step"])
@@ -310,7 +311,7 @@ def _continued(run: Run, source: Path) -> Start:
             said.append(f"{key} was {before} and is {now} now: {effect}")
     return Start(
         state, said, about["origin"], step,
-        about["examples_seen"], about["train_seconds"], about["damaged_images"],
+        about["examples_seen"], about["goodput"],
     )  # fmt: skip
 
 

@@ -1,9 +1,10 @@
-"""The training state: a plain dict `{params, opt, step, skipped, ema?}` of arrays.
+"""The training state: a plain dict `{params, opt, step, skipped, damaged, ema?}` of arrays.
 
-`step` counts every step, `skipped` those whose gradients were not finite: in all, and in a row up
-to now. `opt` and `ema` have nothing for frozen parameters. Random keys are not in it: each is
-folded from (seed, step). The number of examples seen outgrows 32 bits, so it is kept on the host
-and saved beside the arrays.
+`step` counts every step, `skipped` those whose gradients were not finite: in all, in a row up to
+now, and the number of the last one. `damaged` counts images that others stood in for. `opt` and
+`ema` have nothing for frozen parameters. Random keys are not in it: each is folded from (seed,
+step). The number of examples seen outgrows 32 bits, so it is kept on the host and saved beside the
+arrays.
 """
 
 from collections.abc import Callable
@@ -29,8 +30,8 @@ def make_rest(config: ConfigDict) -> Callable[[Any], State]:
     def rest(params: Any) -> State:
         trained = trainable(params, config.optimizer.freeze)
         zero = jnp.zeros((), jnp.int32)
-        skipped = {"total": zero, "in_row": zero}
-        state = {"opt": tx.init(trained), "step": zero, "skipped": skipped}
+        skipped = {"total": zero, "in_row": zero, "last": zero}
+        state = {"opt": tx.init(trained), "step": zero, "skipped": skipped, "damaged": zero}
         return state | ({"ema": jax.tree.map(jnp.copy, trained)} if config.ema else {})
 
     return rest

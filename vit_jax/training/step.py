@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
-from jaxtyping import Array
+from jaxtyping import Array, Int
 from ml_collections import ConfigDict
 
 from vit_jax.data.mixing import mix_images, mix_targets, partners
@@ -28,7 +28,7 @@ def make_train_step(
     model: Model, config: ConfigDict, mesh: Mesh, teacher: Model | None = None
 ) -> Callable:
     """(state, batch, teacher's parameters) -> (state, metrics), of a batch with `image` uint8
-    [B, H, W, C] and `label` int32 [B] or [B, labels].
+    [B, H, W, C], `label` int32 [B] or [B, labels], and `id` and `damaged` int32 [B].
 
     With `microbatch` m < batch_size B, gradients are the mean over k = B/m passes, of which pass j
     takes rows j::k (so that rows stay on their device). A step whose loss or gradient is not
@@ -67,9 +67,10 @@ def make_train_step(
     ) -> tuple[State, Metrics]:
         step, trained = state["step"], trainable(state["params"], c.optimizer.freeze)
         mixup_key, key = jax.random.split(jax.random.fold_in(jax.random.key(c.seed), step))
+        shown = {name: batch[name] for name in ("image", "label")}
         if mixes:
-            batch = partners(batch, c.mixup, c.cutmix, c.mix_each, mixup_key)
-        loss, grads = gradients(trained, (state["params"], teacher_params), batch, key)
+            shown = partners(shown, c.mixup, c.cutmix, c.mix_each, mixup_key)
+        loss, grads = gradients(trained, (state["params"], teacher_params), shown, key)
         norm = optax.tree.norm(grads)
         rate = schedule(step)
         factor = 1.0 if c.optimizer.name in HOLD_RATE else rate
@@ -87,11 +88,26 @@ def make_train_step(
             "skipped": {
                 "total": kept["total"] + skipped,
                 "in_row": (kept["in_row"] + 1) * skipped,
+                "last": jnp.where(fine, kept["last"], step + 1),
             },
+            "damaged": state["damaged"] + jnp.sum(batch["damaged"] >= 0, dtype=jnp.int32),
         }
-        return new, {"loss": loss, "grad_norm": norm, "learning_rate": rate, **new["skipped"]}
+        return new, {
+            "loss": loss, "grad_norm": norm, "learning_rate": rate, "skipped": new["skipped"],
+            "damaged_images": new["damaged"], "examples_hash": examples_hash(batch["id"]),
+        }  # fmt: skip
 
     return train_step
+
+
+def examples_hash(ids: Int[Array, " batch"]) -> Array:
+    """uint32 [] of the numbers of a batch's examples and their order, the same on any mesh: the sum
+    of (2 row + 1) mix(id), modulo 2^32, where mix is MurmurHash3's last step."""
+    x = ids.astype(jnp.uint32)
+    for shift, factor in ((16, 0x85EBCA6B), (13, 0xC2B2AE35)):
+        x = (x ^ (x >> shift)) * jnp.uint32(factor)
+    x = x ^ (x >> 16)
+    return jnp.sum(x * (2 * jnp.arange(len(ids), dtype=jnp.uint32) + 1), dtype=jnp.uint32)
 
 
 def make_loss(

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from vit_jax.errors import UserError, cannot_write
+from vit_jax.parallel.runtime import probe, process, together
 from vit_jax.pretrained.files import whole
 
 
@@ -34,6 +35,14 @@ class WorkFolder:
         self._lock: Any = None
 
     def __enter__(self) -> "WorkFolder":
+        together(self._take)
+        probe(self.path)
+        return self
+
+    def _take(self) -> None:
+        """Of several processes the first takes the lock for all."""
+        if process() > 0:
+            return
         lock = self.path / ".lock"
         try:
             self.path.mkdir(parents=True, exist_ok=True)
@@ -53,9 +62,10 @@ class WorkFolder:
         self._lock.truncate(0)
         self._lock.write(str(os.getpid()))
         self._lock.flush()
-        return self
 
     def __exit__(self, *error: object) -> None:
+        if self._lock is None:
+            return
         if [p.name for p in self.path.iterdir()] == [".lock"]:  # nothing came of it
             (self.path / ".lock").unlink()
             self.path.rmdir()
@@ -63,5 +73,6 @@ class WorkFolder:
 
     def keep(self, config: dict[str, Any], classes: list[str]) -> None:
         """Writes `config.json` and `classes.json`."""
-        write_json(self.path / "config.json", config)
-        write_json(self.path / "classes.json", classes)
+        if process() == 0:
+            write_json(self.path / "config.json", config)
+            write_json(self.path / "classes.json", classes)

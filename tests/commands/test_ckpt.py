@@ -1,0 +1,131 @@
+"""`vit ckpt` on real checkpoints, whole and damaged."""
+
+import json
+import shutil
+
+import jax
+import pytest
+
+import vit_jax
+from tests.digits_run import rows, tiny_config
+from vit_jax import cli
+from vit_jax.checkpoint import checksums, manager
+from vit_jax.errors import UserError
+
+ONE = jax.devices()[:1]
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("trained") / "run"
+    vit_jax.train(tiny_config(checkpoint__every_steps=3), folder, devices=ONE, quiet=True)
+    return folder
+
+
+@pytest.fixture
+def run(trained, tmp_path):
+    return shutil.copytree(trained, tmp_path / "run")
+
+
+def flip_a_bit(file):
+    """In the middle of a file."""
+    data = bytearray(file.read_bytes())
+    data[len(data) // 2] ^= 1
+    file.write_bytes(data)
+
+
+def largest(checkpoint):
+    return max((checkpoint / "state").rglob("*"), key=lambda p: p.is_file() and p.stat().st_size)
+
+
+def test_list_tells_steps_sizes_and_metrics(run, capsys):
+    assert cli.main(["ckpt", "list", str(run), "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert [row["step"] for row in told] == [6, 9, 10]
+    assert [row["examples_seen"] for row in told] == [6 * 32, 9 * 32, 10 * 32]
+    assert told[-1]["accuracy"] == json.loads((run / "result.json").read_text())["accuracy"]
+    assert cli.main(["ckpt", "list", f"{run}/checkpoints/9"]) == 0
+    assert "checkpoints/9  288 examples" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("damage", ["bit", "cut", "gone"])
+def test_a_damaged_file_is_named_and_the_run_goes_on_from_the_checkpoint_before(
+    run, trained, capsys, damage
+):
+    file = largest(run / "checkpoints" / "10")
+    if damage == "bit":
+        flip_a_bit(file)
+    elif damage == "cut":
+        file.write_bytes(file.read_bytes()[:-7])
+    else:
+        file.unlink()
+    assert cli.main(["ckpt", "verify", str(run)]) == 2
+    out, err = capsys.readouterr()
+    name = str(file.relative_to(run / "checkpoints" / "10"))
+    assert f"checkpoints/10: {name}" in out
+    assert "9: " in out and err == "vit: error: 1 of 3 checkpoints are damaged: 10\n"
+    longer = tiny_config(checkpoint__every_steps=3, total_steps=10)
+    with pytest.raises(UserError, match=r"is damaged: .*vit ckpt prune .*--damaged"):
+        vit_jax.train(longer, run, devices=ONE, quiet=True)
+    with pytest.raises(UserError, match="is damaged"):
+        vit_jax.load_pretrained(run, say=None)
+    assert cli.main(["ckpt", "prune", str(run), "--damaged"]) == 0
+    assert "1 removed, 2 kept" in capsys.readouterr().out
+    vit_jax.train(longer, run, devices=ONE, quiet=True)
+    assert [row["loss"] for row in rows(run) if "loss" in row] == [
+        row["loss"] for row in rows(trained) if "loss" in row
+    ]
+
+
+def test_every_file_of_a_checkpoint_but_its_markers_has_a_checksum(run):
+    checkpoint = run / "checkpoints" / "10"
+    sums = json.loads((checkpoint / checksums.NAME).read_text())
+    assert sorted(sums) == checksums.files(checkpoint)
+    assert any(name.startswith("state/") for name in sums) and "about/metadata" in sums
+
+
+def test_a_copy_is_whole_and_can_be_used(run, tmp_path, capsys):
+    copy = tmp_path / "away" / "ten"
+    assert cli.main(["ckpt", "copy", str(run), str(copy)]) == 0
+    assert checksums.damages(copy) == []
+    assert manager.about(copy)["examples_seen"] == 320
+    theirs = {p.relative_to(copy) for p in copy.rglob("*")}
+    ours = run / "checkpoints" / "10"
+    assert theirs == {p.relative_to(ours) for p in ours.rglob("*")}
+    assert cli.main(["ckpt", "copy", str(run), str(copy)]) == 2
+    assert "is there already" in capsys.readouterr().err
+    flip_a_bit(largest(ours))
+    assert cli.main(["ckpt", "copy", str(run), str(tmp_path / "other")]) == 2
+    assert not (tmp_path / "other").exists()
+
+
+def test_prune_keeps_the_last_ones(run, capsys):
+    assert cli.main(["ckpt", "prune", str(run), "--keep=1"]) == 0
+    assert sorted(p.name for p in (run / "checkpoints").iterdir()) == ["10"]
+    assert cli.main(["ckpt", "list", str(run)]) == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["list", "/none"], "/none holds no checkpoint"),
+        (["copy", "RUN"], "takes SOURCE and TARGET"),
+        (["prune", "RUN"], "takes --keep=N or --damaged"),
+        (["list", "RUN", "--keep=2"], "takes --keep=N or --damaged"),
+        (["prune", "RUN", "--keep=0"], "--keep is 1 or more, not 0"),
+        (["verify", "RUN", "more"], "takes SOURCE and TARGET"),
+        (["copy", "RUN", "/proc/none/there"], "cannot write /proc/none/there"),
+    ],
+)
+def test_bad_input_is_one_clear_line(run, capsys, arguments, says):
+    assert cli.main(["ckpt", *(str(run) if a == "RUN" else a for a in arguments)]) == 2
+    err = capsys.readouterr().err
+    assert says in err and err.count("\n") == 1
+
+
+def test_a_living_run_is_not_pruned(run, capsys):
+    from vit_jax.training.workdir import WorkFolder
+
+    with WorkFolder(run):
+        assert cli.main(["ckpt", "prune", str(run), "--keep=1"]) == 2
+    assert "is locked by a living run" in capsys.readouterr().err

@@ -1,0 +1,107 @@
+"""Jobs of several processes tell the numbers of one, stop together, and come back."""
+
+import json
+import signal
+
+import numpy as np
+import pytest
+from jobs import Job
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory):
+    """One process on one device: what every job must tell."""
+    with Job(tmp_path_factory.mktemp("alone") / "run", processes=1, devices=1) as job:
+        return job.finish().rows
+
+
+def assert_same(rows, wanted, rtol=2e-6):
+    assert rows.keys() == wanted.keys()
+    for step, row in rows.items():
+        assert row["examples_hash"] == wanted[step]["examples_hash"], step
+        np.testing.assert_allclose(row["loss"], wanted[step]["loss"], rtol=rtol, atol=rtol)
+
+
+@pytest.mark.parametrize(
+    ("processes", "mesh"),
+    [
+        (1, {"data": 2}), (2, {"data": 4}), (4, {"data": 8}),
+        (2, {"data": 1, "fsdp": 4}), (4, {"data": 2, "fsdp": 4}),
+        (2, {"data": 1, "fsdp": 1, "tensor": 4}), (4, {"data": 1, "fsdp": 2, "tensor": 4}),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_losses_and_examples_are_those_of_one_process(alone, tmp_path, processes, mesh):
+    sizes = {f"mesh__{axis}": size for axis, size in mesh.items()}
+    with Job(tmp_path / "run", processes, **sizes) as job:
+        job.finish()
+    assert_same(job.rows, alone)
+
+
+def test_the_processes_and_their_devices_are_told_first(tmp_path):
+    with Job(tmp_path / "run", total_steps=1) as job:
+        job.finish()
+    lines = [line for line in job.said(0).splitlines() if not line.startswith("[Gloo]")]
+    assert lines[0] == "2 processes, 4 devices"
+    assert [line.split("  ")[-1] for line in lines[1:3]] == ["2 × cpu"] * 2
+
+
+@pytest.mark.parametrize("told", [0, 1])
+def test_sigterm_to_one_saves_the_same_step_everywhere(tmp_path, told):
+    with Job(tmp_path / "run", total_steps=2000, checkpoint__every_steps=1000) as job:
+        job.when("step    5/")
+        job.send(signal.SIGTERM, told)
+        assert job.codes() == [75, 75]
+        stops = {job.said(n).split("stopped at step ")[1].split(";")[0] for n in (0, 1)}
+    assert len(stops) == 1
+    saved = [p.name for p in (tmp_path / "run" / "checkpoints").iterdir() if p.name.isdigit()]
+    assert saved == list(stops)
+
+
+@pytest.mark.parametrize("victim", [0, 1])
+def test_a_killed_process_ends_the_others_with_restart_and_the_run_comes_back(tmp_path, victim):
+    with Job(tmp_path / "run", processes=2, total_steps=400) as job:
+        job.when("step   6/")
+        job.send(signal.SIGKILL, victim)
+        assert job.codes(1 - victim, within=30) == [75]
+        assert job.codes(victim) == [-9]
+    with Job(tmp_path / "run", processes=1, total_steps=400) as job:
+        job.when("step  12/")
+
+
+def test_a_mistake_that_one_process_sees_is_told_by_all_of_them(tmp_path):
+    with Job(tmp_path / "run", optimizer__lr=-1.0) as job:
+        assert job.codes() == [2, 2]
+    for number in (0, 1):
+        line = job.said(number).splitlines()[-1]
+        assert line == "vit: error: optimizer.lr must be 0 or more, not -1.0"
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_stopped_process_is_noticed_by_the_watchdog(tmp_path):
+    keys = {"total_steps": 100_000, "step_timeout": 4.0, "heartbeat_timeout": 100.0}
+    with Job(tmp_path / "run", **keys, checkpoint__every_steps=50_000) as job:
+        job.when("/100000")
+        job.send(signal.SIGSTOP, 1)
+        assert job.codes(0, within=30) == [76]
+        assert "stacks of all threads" in job.said(0)
+        assert "block_until_ready" in job.said(0) or "loop.py" in job.said(0)
+        job.send(signal.SIGCONT, 1)
+        assert job.codes(1, within=30) in ([75], [76])
+
+
+def test_a_silent_process_counts_as_dead_after_the_heartbeat_timeout(tmp_path):
+    keys = {"total_steps": 100_000, "heartbeat_timeout": 5.0}
+    with Job(tmp_path / "run", **keys, checkpoint__every_steps=50_000) as job:
+        job.when("/100000")
+        job.send(signal.SIGSTOP, 1)
+        assert job.codes(0, within=30) == [75]
+
+
+def test_result_and_rows_are_written_once(tmp_path):
+    with Job(tmp_path / "run", data__eval__split="val") as job:
+        job.finish()
+    result = json.loads((tmp_path / "run" / "result.json").read_text())
+    assert result["eval/val/examples"] == 355
+    lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in lines] == [*range(1, 9), 8]

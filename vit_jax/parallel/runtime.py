@@ -1,0 +1,251 @@
+"""Several processes as one job: how they find each other, agree, and end together.
+
+JAX's distributed runtime does the work. What is here is where its addresses come from, that a
+mistake seen by one process ends all of them with the same line, and that a process whose peer has
+died leaves with the exit code that launchers restart on.
+"""
+
+import ctypes
+import dataclasses
+import glob
+import importlib.util
+import os
+import signal
+import socket
+import uuid
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+from vit_jax.errors import RESTART, UserError
+
+T = TypeVar("T")
+MESSAGE = 2000  # bytes of a line that processes tell each other
+
+# What the libraries under a collective say when the other end is gone.
+LOST = (
+    "Gloo", "NCCL", "Connection reset by peer", "Connection closed by peer", "Socket closed",
+    "coordination service", "heartbeat", "distributed service", "Barrier timed out",
+)  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """Where process 0 listens, how many processes there are, and which of them this is; None where
+    JAX finds it out. `how` is who says so."""
+
+    how: str
+    coordinator: str | None = None
+    num_processes: int | None = None
+    process_id: int | None = None
+
+
+def find_job(
+    coordinator: str | None = None,
+    num_processes: int | None = None,
+    process_id: int | None = None,
+    environ: Mapping[str, str] = os.environ,
+) -> Job | None:
+    """The job that this process is one of, from the command line, or else from its environment;
+    None where it runs alone.
+
+    Raises UserError where the three do not go together.
+    """
+    given = {"--coordinator": coordinator, "--num_processes": num_processes,
+             "--process_id": process_id}  # fmt: skip
+    missing = [name for name, value in given.items() if value is None]
+    if len(missing) < len(given):
+        if missing:
+            raise UserError(
+                f"{' and '.join(missing)} missing: several processes are started by hand with "
+                "--coordinator=HOST:PORT --num_processes=N --process_id=I, on a cluster with none"
+            )
+        return _checked(Job("command line", coordinator, num_processes, process_id))
+    for how, found in (("environment", _named), ("SLURM", _slurm), ("Open MPI", _open_mpi),
+                       ("TPU", _tpu)):  # fmt: skip
+        if (job := found(how, environ)) is not None:
+            return _checked(job)
+    return None
+
+
+def _checked(job: Job) -> Job | None:
+    n, i = job.num_processes, job.process_id
+    if n is not None and (n < 1 or (i is not None and not 0 <= i < n)):
+        raise UserError(f"process {i} of {n} cannot be: processes are numbered from 0 to {n - 1}")
+    host, _, port = (job.coordinator or "host:1").rpartition(":")
+    if not host or not port.isdecimal() or not 0 < int(port) < 2**16:
+        raise UserError(f"coordinator {job.coordinator!r} is no HOST:PORT, such as node0:8476")
+    return None if n == 1 else job
+
+
+def _named(how: str, environ: Mapping[str, str]) -> Job | None:
+    """JAX's own names, which our manifests and launchers set; Kubernetes numbers its pods."""
+    if "JAX_COORDINATOR_ADDRESS" not in environ or "JAX_NUM_PROCESSES" not in environ:
+        return None
+    number = environ.get("JAX_PROCESS_ID", environ.get("JOB_COMPLETION_INDEX", ""))
+    count = environ["JAX_NUM_PROCESSES"]
+    if not number.isdecimal() or not count.isdecimal():
+        raise UserError(
+            f"JAX_NUM_PROCESSES={count!r} with JAX_PROCESS_ID (or JOB_COMPLETION_INDEX) "
+            f"{number!r}: both are numbers"
+        )
+    return Job(how, environ["JAX_COORDINATOR_ADDRESS"], int(count), int(number))
+
+
+def _slurm(how: str, environ: Mapping[str, str]) -> Job | None:
+    """Of srun; a batch script itself is not one of its tasks."""
+    many = int(environ.get("SLURM_STEP_NUM_TASKS") or 1) > 1
+    return Job(how) if many and "SLURM_STEP_NODELIST" in environ else None
+
+
+def _open_mpi(how: str, environ: Mapping[str, str]) -> Job | None:
+    many = int(environ.get("OMPI_COMM_WORLD_SIZE") or 1) > 1
+    return Job(how) if many and "OMPI_MCA_orte_hnp_uri" in environ else None
+
+
+def _tpu(how: str, environ: Mapping[str, str]) -> Job | None:
+    """A slice of several hosts: their names are in the environment, or with the metadata server."""
+    if "," in environ.get("TPU_WORKER_HOSTNAMES", "") or "MEGASCALE_COORDINATOR_ADDRESS" in environ:
+        return Job(how)
+    on_tpu = importlib.util.find_spec("libtpu") and glob.glob("/dev/accel[0-9]*")
+    return Job(how) if on_tpu and "TPU_SKIP_MDS_QUERY" not in environ else None
+
+
+def start(job: Job, heartbeat_timeout: float, wait: int = 300) -> None:
+    """Joins the job; returns when all its processes are there.
+
+    A process that is silent for `heartbeat_timeout` seconds counts as dead, and the others leave
+    with RESTART. Raises UserError where they do not come together within `wait` seconds.
+    """
+    import jax
+
+    _leave_with_restart_on_abort()
+    try:
+        jax.distributed.initialize(
+            job.coordinator, job.num_processes, job.process_id,
+            initialization_timeout=wait, heartbeat_timeout_seconds=max(1, round(heartbeat_timeout)),
+        )  # fmt: skip
+    except Exception as error:  # RuntimeError, ValueError, gRPC's, by the version
+        reason = " ".join(str(error).split())[:300]
+        raise UserError(
+            f"the processes of the job ({job.how}) did not come together: {reason}; expected "
+            f"{job.num_processes or 'all'} of them at {job.coordinator or 'the coordinator'}"
+        ) from error
+
+
+def stop() -> None:
+    """Leaves the job when all are ready to; nothing where there is none."""
+    import jax
+
+    if jax.distributed.is_initialized():
+        jax.distributed.shutdown()
+
+
+def process() -> int:
+    """The number of this process, from 0. Process 0 writes what is written once."""
+    import jax
+
+    return jax.process_index()
+
+
+def together(call: Callable[[], T]) -> T:
+    """`call()` in every process; what one of them refuses, all refuse, with its line.
+
+    For calls that do not wait for each other. Raises UserError.
+    """
+    import jax
+
+    if jax.process_count() == 1:
+        return call()
+    mistake, made = "", None
+    try:
+        made = call()
+    except UserError as error:
+        mistake = str(error) or "error"
+    lines = everyones(mistake)
+    for number, line in enumerate(lines):
+        if line:
+            raise UserError(line if len(set(lines)) == 1 else f"process {number}: {line}")
+    return made  # type: ignore[return-value]
+
+
+def everyones(line: str) -> list[str]:
+    """What each process says, in their order."""
+    import numpy as np
+    from jax.experimental import multihost_utils
+
+    said = line.encode()[:MESSAGE]
+    padded = np.frombuffer(said.ljust(MESSAGE, b"\0"), np.uint8)
+    told = np.asarray(multihost_utils.process_allgather(padded))
+    return [bytes(row).rstrip(b"\0").decode(errors="ignore") for row in told]
+
+
+def table() -> list[str]:
+    """A line for each process with its host and devices, where there are several.
+
+    Raises UserError where they do not have equally many.
+    """
+    import jax
+
+    if jax.process_count() == 1:
+        return []
+    mine = jax.local_devices()
+    told = everyones(f"{socket.gethostname()}  {len(mine)} × {mine[0].device_kind}")
+    lines = [f"process {number}: {line}" for number, line in enumerate(told)]
+    counts = {line.partition("  ")[2] for line in told}
+    if len(counts) > 1:
+        raise UserError("processes have different devices:\n  " + "\n  ".join(lines))
+    return [f"{len(told)} processes, {jax.device_count()} devices", *lines]
+
+
+def probe(folder: Path) -> None:
+    """Raises UserError where the processes do not see one and the same folder."""
+    import jax
+
+    if jax.process_count() == 1:
+        return
+    mark = f".probe-{uuid.uuid4().hex}"
+    if process() == 0:
+        (folder / mark).touch()
+    mark = everyones(mark)[0]
+    seen = everyones("yes" if (folder / mark).exists() else "")
+    if process() == 0:
+        (folder / mark).unlink()
+    blind = ", ".join(str(number) for number, yes in enumerate(seen) if not yes)
+    if blind:
+        raise UserError(
+            f"processes {blind} do not see the files that process 0 writes to {folder}: --workdir "
+            "must be on a file system that all of them share"
+        )
+
+
+def lost_peer(error: Exception) -> str | None:
+    """Where an error means that another process is gone: what a person is told."""
+    import jax
+
+    if jax.process_count() == 1 or not any(sign in str(error) for sign in LOST):
+        return None
+    reason = " ".join(str(error).split())[:160]
+    return (
+        f"process {process()} lost another one ({reason}); start again: the last checkpoint is safe"
+    )
+
+
+_handlers: list[Any] = []  # of signals, which C calls: kept from the garbage collector
+
+
+def _leave_with_restart_on_abort() -> None:
+    """JAX's runtime aborts the process when it hears that another one is gone, from a thread of its
+    own and with a code that means a crash. A handler that C calls leaves with RESTART instead."""
+    kind = ctypes.CFUNCTYPE(None, ctypes.c_int)
+
+    @kind
+    def handler(number: int) -> None:
+        os.write(2, b"vit: another process of the job is gone; start again: the last checkpoint "
+                    b"is safe\n")  # fmt: skip
+        os._exit(RESTART)
+
+    libc = ctypes.CDLL(None)
+    libc.signal.argtypes, libc.signal.restype = [ctypes.c_int, kind], ctypes.c_void_p
+    libc.signal(signal.SIGABRT, handler)
+    _handlers.append(handler)

@@ -1,0 +1,80 @@
+"""A run that no longer moves ends itself, so that whoever launched it can start it again."""
+
+import faulthandler
+import os
+import statistics
+import sys
+import threading
+import time
+from collections import deque
+from types import TracebackType
+
+from vit_jax.errors import WATCHDOG
+
+TIMES_MEDIAN = 20  # steps of the usual length that may pass without one
+SLOW = 10  # times longer may pass where a pause is announced
+
+
+class Watchdog:
+    """While entered, leaves with WATCHDOG and the stacks of all threads on stderr when `beat` was
+    not called for `floor` seconds, or 20 median intervals if that is longer.
+
+    It begins with the first beat. Inside `with watchdog.slow:` ten times as long may pass.
+    """
+
+    def __init__(self, floor: float):
+        self._floor, self._last, self._factor = floor, 0.0, 1
+        self._intervals: deque[float] = deque(maxlen=101)
+        self._limit = floor
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
+
+    def beat(self) -> None:
+        """The run has moved."""
+        now = time.monotonic()
+        if self._last:
+            self._intervals.append(now - self._last)
+            if len(self._intervals) % 10 == 0:
+                usual = statistics.median(self._intervals)
+                self._limit = max(self._floor, TIMES_MEDIAN * usual)
+        self._last = now
+
+    @property
+    def slow(self) -> "_Slow":
+        """Announces something that takes longer than a step."""
+        return _Slow(self)
+
+    def _watch(self) -> None:
+        while not self._over.wait(min(1.0, self._floor / 4)):
+            silent, limit = time.monotonic() - self._last, self._limit * self._factor
+            if self._last and silent > limit:
+                said = (
+                    f"vit: no step for {silent:.0f} s (limit {limit:.0f} s, --config.step_timeout)"
+                )
+                os.write(2, f"{said}; stacks of all threads:\n".encode())
+                faulthandler.dump_traceback(sys.__stderr__ or 2, all_threads=True)
+                os._exit(WATCHDOG)
+
+    def __enter__(self) -> "Watchdog":
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._over.set()
+        self._thread.join()
+
+
+class _Slow:
+    def __init__(self, watchdog: Watchdog):
+        self._watchdog = watchdog
+
+    def __enter__(self) -> None:
+        self._watchdog._factor = SLOW
+
+    def __exit__(
+        self, kind: type | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._watchdog._factor = 1
+        self._watchdog._last = self._watchdog._last and time.monotonic()
