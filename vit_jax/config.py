@@ -35,6 +35,8 @@ def base() -> ConfigDict:  # noqa: PLR0915
     c.init = placeholder(str)  # checkpoint or work folder: its parameters, another head
     c.resume = placeholder(str)  # checkpoint or work folder: its whole state
     c.max_skipped_steps = 20  # non-finite steps in a row that end the run
+    c.deterministic = False  # the same bits from the same config on a GPU too, at some cost
+    c.profile = placeholder(str)  # FIRST:COUNT steps traced for xprof; FIRST:COUNT:all, :0,3
     c.step_timeout = 300.0  # seconds without a step (or 20 usual ones) that end it: exit code 76
     c.heartbeat_timeout = 20.0  # seconds of silence after which a process counts as dead
 
@@ -107,6 +109,7 @@ def base() -> ConfigDict:  # noqa: PLR0915
     c.optimizer.layer_decay = placeholder(float)  # factor of the rate, a block further down
     c.optimizer.freeze = placeholder(str)  # regular expression of the paths that do not train
     c.optimizer.clip_norm = placeholder(float)  # of the global gradient
+    c.optimizer.skip_norm = placeholder(float)  # steps of a larger gradient than this are skipped
     c.optimizer.b1 = 0.9  # decay of Adam's first moment
     c.optimizer.b2 = 0.999  # decay of its second moment
     c.optimizer.eps = 1e-8  # added to the second moment's root
@@ -177,6 +180,7 @@ FREE_ON_RESUME = (
     "total_", "log_every_steps", "eval_every", "eval_batch_size", "checkpoint.", "mesh.",
     "microbatch", "data.threads", "data.workers", "data.prefetch", "model.scan", "model.remat",
     "max_skipped_steps", "init", "resume", "evaluators", "step_timeout", "heartbeat_timeout",
+    "profile",
 )  # fmt: skip
 
 
@@ -391,7 +395,12 @@ def _check_ranges(c: ConfigDict) -> None:
             f"optimizer.decay_by=schedule means nothing to {c.optimizer.name}, whose decay is none "
             "or a part of the gradient"
         )
-    for key in ("lr", "weight_decay", "clip_norm"):
+    if c.profile and not re.fullmatch(r"[1-9]\d*:[1-9]\d*(:(all|\d+(,\d+)*))?", c.profile):
+        raise UserError(
+            f"profile {c.profile!r}: write FIRST:COUNT steps, and of which processes where not of "
+            "the first alone, as in 100:5, 100:5:all or 100:5:0,3"
+        )
+    for key in ("lr", "weight_decay", "clip_norm", "skip_norm"):
         if (c.optimizer[key] or 0) < 0:
             raise UserError(f"optimizer.{key} must be 0 or more, not {c.optimizer[key]}")
     for key, value in (("ema", c.ema), ("optimizer.layer_decay", c.optimizer.layer_decay)):

@@ -63,7 +63,8 @@ def test_a_damaged_file_is_named_and_the_run_goes_on_from_the_checkpoint_before(
     out, err = capsys.readouterr()
     name = str(file.relative_to(run / "checkpoints" / "10"))
     assert f"checkpoints/10: {name}" in out
-    assert "9: " in out and err == "vit: error: 1 of 3 checkpoints are damaged: 10\n"
+    assert "9: " in out
+    assert err == "vit: error: 1 of 3 checkpoints are damaged: 10\n"
     longer = tiny_config(checkpoint__every_steps=3, total_steps=10)
     with pytest.raises(UserError, match=r"is damaged: .*vit ckpt prune .*--damaged"):
         vit_jax.train(longer, run, devices=ONE, quiet=True)
@@ -81,7 +82,8 @@ def test_every_file_of_a_checkpoint_but_its_markers_has_a_checksum(run):
     checkpoint = run / "checkpoints" / "10"
     sums = json.loads((checkpoint / checksums.NAME).read_text())
     assert sorted(sums) == checksums.files(checkpoint)
-    assert any(name.startswith("state/") for name in sums) and "about/metadata" in sums
+    assert any(name.startswith("state/") for name in sums)
+    assert "about/metadata" in sums
 
 
 def test_a_copy_is_whole_and_can_be_used(run, tmp_path, capsys):
@@ -120,7 +122,8 @@ def test_prune_keeps_the_last_ones(run, capsys):
 def test_bad_input_is_one_clear_line(run, capsys, arguments, says):
     assert cli.main(["ckpt", *(str(run) if a == "RUN" else a for a in arguments)]) == 2
     err = capsys.readouterr().err
-    assert says in err and err.count("\n") == 1
+    assert says in err
+    assert err.count("\n") == 1
 
 
 def test_a_living_run_is_not_pruned(run, capsys):

@@ -18,6 +18,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--workdir", required=True, help="folder of the run, made if it is not there"
     )
+    parser.add_argument(
+        "--replay-step", type=int, metavar="N",
+        help="train nothing: show the gradients and examples of step N of the run",
+    )  # fmt: skip
     add_job(parser)
     parser.add_argument("--quiet", action="store_true", help="errors and the result alone")
 
@@ -33,6 +37,11 @@ def run(options: argparse.Namespace) -> int:
 
     for line in runtime.table() if job else ():
         print(line, file=sys.stderr)
+    if options.replay_step is not None:
+        from vit_jax.training.replay import replay
+
+        print("\n".join(replay(config, options.workdir, options.replay_step, named)))
+        return 0
     result = train(config, options.workdir, named=named, quiet=options.quiet)
     runtime.stop()
     if runtime.process():

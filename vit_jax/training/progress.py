@@ -18,6 +18,7 @@ from vit_jax.models.flops import train_flops
 from vit_jax.parallel.chips import peak_flops
 from vit_jax.parallel.runtime import process
 from vit_jax.training.goodput import TRAINING, Ledger
+from vit_jax.training.profiling import Profile
 from vit_jax.training.run import Run
 from vit_jax.training.setup import Start
 from vit_jax.training.writers import MetricWriter, TensorBoardWriter
@@ -136,6 +137,7 @@ class Progress:
         )
         self._console = Console(run.config.total_steps, start.step)
         self._quiet = quiet or not first
+        self._profile = Profile(workdir, run.config.profile)
         self._pending: tuple[Row, Any] | None = None
         self.ledger = Ledger(start.ledger, time.monotonic() if began is None else began)
         self.ledger.book("init")
@@ -202,7 +204,15 @@ class Progress:
             "examples_hash": f"{int(told['examples_hash']):08x}",
             "damaged_images": int(told["damaged_images"]), **row,
         }  # fmt: skip
+        before = self.last("loss").get("skipped_steps", 0)
         self._write(row)
+        if (more := row["skipped_steps"] - before) > 0:
+            at, batch = row["last_skipped_step"], self._config.batch_size
+            self.say(
+                f"{more} steps skipped, the last one {at}: gradient not finite or above "
+                f"optimizer.skip_norm; seed {self._config.seed}, examples {(at - 1) * batch:,} to "
+                f"{at * batch - 1:,} of the order; --replay-step={at} shows it"
+            )
         total = self._config.total_steps
         left = (total - row["step"]) * self._config.batch_size / max(row["images_per_second"], 1e-9)
         skipped = f"  skipped {row['skipped_steps']}" if row["skipped_steps"] else ""
@@ -254,9 +264,13 @@ class Progress:
             self._console.say(text)
 
     def at(self, step: int) -> None:
+        """Called after every step."""
         self._console.at(step)
+        if traced := self._profile.after(step):
+            self.say(traced)
 
     def close(self) -> None:
+        self._profile.close()
         self._console.close()
         self._rows.close()
         for writer in self._writers:

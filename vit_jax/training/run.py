@@ -101,12 +101,22 @@ class Run:
             "damaged": jax.ShapeDtypeStruct((size,), jnp.int32, sharding=where),
         }
 
+    @property
+    def compiler_options(self) -> dict[str, Any] | None:
+        """For XLA; with `deterministic` on a GPU neither atomics nor algorithms chosen by time."""
+        if not self.config.deterministic or self.mesh.devices.flat[0].platform != "gpu":
+            return None
+        return {"xla_gpu_deterministic_ops": True, "xla_gpu_autotune_level": 0}
+
     def compile_train_step(self) -> Callable:
         """The training step, compiled ahead of time; it takes over the old state's memory."""
         teacher, params = self.teacher or (None, None)
         step = make_train_step(self.model, self.config, self.mesh, teacher)
         everywhere = NamedSharding(self.mesh, PartitionSpec())  # so that every process reads them
-        jitted = jax.jit(step, donate_argnums=0, out_shardings=(self.shardings, everywhere))
+        jitted = jax.jit(
+            step, donate_argnums=0, out_shardings=(self.shardings, everywhere),
+            compiler_options=self.compiler_options,
+        )  # fmt: skip
         batch = self.abstract_batch(self.config.batch_size)
         if teacher is None:
             return jitted.lower(self.abstract_sharded_state, batch).compile()
@@ -123,7 +133,10 @@ class Run:
             "features": make_feature_step(self.model),
         }
         everywhere = NamedSharding(self.mesh, PartitionSpec())
-        return {name: jax.jit(step, out_shardings=everywhere) for name, step in steps.items()}
+        return {
+            name: jax.jit(step, out_shardings=everywhere, compiler_options=self.compiler_options)
+            for name, step in steps.items()
+        }
 
     @property
     def train_pipeline(self) -> ops.Pipeline:

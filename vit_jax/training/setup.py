@@ -260,10 +260,10 @@ def first_state(run: Run, workdir: Path) -> Start:
     if _has_saved(workdir):
         source = manager.find(workdir)
         _check_same_run(run, source)
-        return _continued(run, source)
+        return continued(run, source)
     if c.resume:
         source = manager.find(c.resume)
-        start = _continued(run, source)  # first, to show the tensors of another model
+        start = continued(run, source)  # first, to show the tensors of another model
         _check_same_run(run, source)
         return start
     if not c.init:
@@ -293,7 +293,8 @@ def _check_same_run(run: Run, source: Path) -> None:
         )
 
 
-def _continued(run: Run, source: Path) -> Start:
+def continued(run: Run, source: Path) -> Start:
+    """A run from one of its checkpoints on. Raises UserError where that is damaged or too far."""
     together(lambda: checksums.check(source, process(), jax.process_count()))
     about = manager.about(source)
     state = manager.restore(source, run.abstract_state, run.shardings)

@@ -24,53 +24,68 @@ from vit_jax.training.state import State, moved_average
 Metrics = dict[str, Array]
 
 
+def make_gradients(
+    model: Model, config: ConfigDict, mesh: Mesh, teacher: Model | None = None
+) -> Callable:
+    """(state, batch, teacher's parameters) -> (loss, gradients of what trains) of a whole batch.
+
+    With `microbatch` m < batch_size B, gradients are the mean over k = B/m passes, of which pass j
+    takes rows j::k (so that rows stay on their device).
+    """
+    c = config
+    loss_of = make_loss(
+        model, c, gather_block(mesh, c.mesh.min_shard_size, jnp.dtype(c.model.dtype)), teacher
+    )
+    passes = c.batch_size // c.microbatch
+    rows = NamedSharding(mesh, P(None, *BATCH))
+
+    def split(x):  # [B, ...] -> [k, m, ...], of which [j] holds rows j::k
+        x = x.reshape(c.microbatch, passes, *x.shape[1:]).swapaxes(0, 1)
+        return jax.lax.with_sharding_constraint(x, rows)
+
+    def gradients(state: State, batch: dict[str, Array], teacher_params=None):
+        trained = trainable(state["params"], c.optimizer.freeze)
+        of_step = jax.random.fold_in(jax.random.key(c.seed), state["step"])
+        mixup_key, key = jax.random.split(of_step)
+        shown = {name: batch[name] for name in ("image", "label")}
+        if c.mixup or c.cutmix:
+            shown = partners(shown, c.mixup, c.cutmix, c.mix_each, mixup_key)
+        both = jax.value_and_grad(loss_of)
+        if passes == 1:
+            return both(trained, state["params"], teacher_params, shown, key)
+
+        def one(total, microbatch_and_key):
+            new = both(trained, state["params"], teacher_params, *microbatch_and_key)
+            return jax.tree.map(jnp.add, total, new), None
+
+        zero = (jnp.zeros(()), jax.tree.map(jnp.zeros_like, trained))
+        parts = (jax.tree.map(split, shown), jax.random.split(key, passes))
+        total, _ = jax.lax.scan(one, zero, parts)
+        return jax.tree.map(lambda x: x / passes, total)
+
+    return gradients
+
+
 def make_train_step(
     model: Model, config: ConfigDict, mesh: Mesh, teacher: Model | None = None
 ) -> Callable:
     """(state, batch, teacher's parameters) -> (state, metrics), of a batch with `image` uint8
     [B, H, W, C], `label` int32 [B] or [B, labels], and `id` and `damaged` int32 [B].
 
-    With `microbatch` m < batch_size B, gradients are the mean over k = B/m passes, of which pass j
-    takes rows j::k (so that rows stay on their device). A step whose loss or gradient is not
-    finite keeps parameters and optimiser as they were; `step` advances all the same.
+    A step whose loss or gradient is not finite, or whose gradient's norm is above
+    `optimizer.skip_norm`, keeps parameters and optimiser as they were; `step` advances all the
+    same.
     """
     c = config
-    dtype = jnp.dtype(c.model.dtype)
     schedule = make_schedule(c.schedule, c.optimizer.lr, c.total_steps)
     tx = make_optimizer(c.optimizer, schedule)
-    loss_of = make_loss(model, c, gather_block(mesh, c.mesh.min_shard_size, dtype), teacher)
-    passes = c.batch_size // c.microbatch
-    mixes = c.mixup or c.cutmix
-    rows = NamedSharding(mesh, P(None, *BATCH))
-
-    def gradients(trained, rest, batch, key):
-        """Loss and gradient of the whole batch."""
-        if passes == 1:
-            return jax.value_and_grad(loss_of)(trained, *rest, batch, key)
-
-        def one(total, microbatch_and_key):
-            new = jax.value_and_grad(loss_of)(trained, *rest, *microbatch_and_key)
-            return jax.tree.map(jnp.add, total, new), None
-
-        def split(x):  # [B, ...] -> [k, m, ...], of which [j] holds rows j::k
-            x = x.reshape(c.microbatch, passes, *x.shape[1:]).swapaxes(0, 1)
-            return jax.lax.with_sharding_constraint(x, rows)
-
-        zero = (jnp.zeros(()), jax.tree.map(jnp.zeros_like, trained))
-        total, _ = jax.lax.scan(
-            one, zero, (jax.tree.map(split, batch), jax.random.split(key, passes))
-        )
-        return jax.tree.map(lambda x: x / passes, total)
+    gradients = make_gradients(model, c, mesh, teacher)
 
     def train_step(
         state: State, batch: dict[str, Array], teacher_params=None
     ) -> tuple[State, Metrics]:
         step, trained = state["step"], trainable(state["params"], c.optimizer.freeze)
-        mixup_key, key = jax.random.split(jax.random.fold_in(jax.random.key(c.seed), step))
-        shown = {name: batch[name] for name in ("image", "label")}
-        if mixes:
-            shown = partners(shown, c.mixup, c.cutmix, c.mix_each, mixup_key)
-        loss, grads = gradients(trained, (state["params"], teacher_params), shown, key)
+        loss, grads = gradients(state, batch, teacher_params)
         norm = optax.tree.norm(grads)
         rate = schedule(step)
         factor = 1.0 if c.optimizer.name in HOLD_RATE else rate
@@ -82,6 +97,8 @@ def make_train_step(
             made["ema"] = moved_average(state["ema"], moved, c.ema, step)
 
         fine = jnp.isfinite(loss) & jnp.isfinite(norm)
+        if c.optimizer.skip_norm:
+            fine &= norm <= c.optimizer.skip_norm
         kept, skipped = state["skipped"], (~fine).astype(jnp.int32)
         new = {name: _choose(fine, value, state[name]) for name, value in made.items()} | {
             "step": step + 1,

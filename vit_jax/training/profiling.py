@@ -1,0 +1,36 @@
+"""Traces of some steps, for xprof (`pip install xprof; xprof WORKDIR/profile/0`)."""
+
+from pathlib import Path
+
+import jax
+
+from vit_jax.parallel.runtime import process
+
+
+class Profile:
+    """Writes the trace that `text`, FIRST:COUNT[:PROCESSES], asks for: WORKDIR/profile/PROCESS."""
+
+    def __init__(self, workdir: Path, text: str | None):
+        first, count, which = (*(text or "0:0").split(":"), "0")[:3]
+        asked = which == "all" or str(process()) in which.split(",")
+        self._first = int(first) if asked else 0
+        self._end = self._first + int(count)
+        self._folder = workdir / "profile" / str(process())
+        self._running = False
+
+    def after(self, step: int) -> str | None:
+        """Called after every step; says where a trace is when it is done."""
+        if self._first and not self._running and self._first <= step + 1 < self._end:
+            jax.profiler.start_trace(self._folder)
+            self._running = True
+        elif self._running and step + 1 >= self._end:
+            said = f"steps {self._first} to {step} traced: {self._folder}"
+            self.close()
+            return said
+        return None
+
+    def close(self) -> None:
+        """Ends a trace that is running."""
+        if self._running:
+            jax.profiler.stop_trace()
+            self._running, self._first = False, 0

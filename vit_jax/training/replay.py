@@ -1,0 +1,73 @@
+"""One step of a run again: what its gradients were, and which examples it saw. Nothing is saved."""
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import NamedSharding, PartitionSpec
+from ml_collections import ConfigDict
+
+from vit_jax.checkpoint import manager
+from vit_jax.checkpoint.tree import flatten
+from vit_jax.errors import UserError
+from vit_jax.training.setup import continued, open_origin, set_up
+from vit_jax.training.step import make_gradients
+
+SHOWN = 10  # gradients, the largest first
+
+
+def replay(
+    config: ConfigDict, workdir: str | Path, step: int, named: Iterable[str] = ()
+) -> list[str]:
+    """Goes from the last checkpoint before `step` (or the beginning) to it; lines about it.
+
+    Raises UserError where the run has no such step, or is another one.
+    """
+    workdir = Path(workdir).expanduser().absolute()
+    run = set_up(config, named, weights=open_origin(config, workdir))
+    if not 1 <= step <= run.config.total_steps:
+        raise UserError(f"--replay-step lies in 1 … {run.config.total_steps}, not {step}")
+    saved = [int(p.name) for p in (workdir / "checkpoints").glob("*") if p.name.isdigit()]
+    before = max((s for s in saved if s < step), default=None)
+    if before is None and (config.init or config.resume):
+        raise UserError(
+            f"{workdir} has no checkpoint before step {step}, and did not begin from scratch"
+        )
+    source = None if before is None else manager.find(workdir / "checkpoints" / str(before))
+    start = continued(run, source) if source else None
+    state = start.state if start else run.init_state()
+    seen, first = (start.examples_seen, start.step) if start else (0, 0)
+    everywhere = NamedSharding(run.mesh, PartitionSpec())
+    teacher, params = run.teacher or (None, None)
+    params = params and jax.device_put(jax.device_get(params), everywhere)
+    gradients = make_gradients(run.model, run.config, run.mesh, teacher)
+
+    @jax.jit
+    def sizes(state: Any, batch: Any, params: Any) -> Any:
+        loss, grads = gradients(state, batch, params)
+        return loss, jax.tree.map(jnp.linalg.norm, grads)
+
+    train_step, batches = run.compile_train_step(), run.train_batches(seen, step - first)
+    try:
+        for _ in range(first + 1, step):
+            state, _ = train_step(state, next(batches)[1])
+        host, batch = next(batches)
+    finally:
+        batches.close()
+    loss, norms = jax.device_get(sizes(state, batch, params))
+    _, metrics = train_step(state, batch)
+    told = jax.device_get(metrics)
+    skipped = " and skipped" if int(told["skipped"]["last"]) == step else ""
+    ordered = sorted(flatten(norms).items(), key=lambda item: (item[1] <= item[1], -item[1]))
+    names = [run.train_source.describe(int(i)) for i in host["id"]] if run.train_source else []
+    return [
+        f"step {step} from {source or 'the beginning'}: loss {loss:.6g}, gradient "
+        f"{told['grad_norm']:.6g}, rate {told['learning_rate']:.3g}, seed {run.config.seed}, "
+        f"examples {int(told['examples_hash']):08x}{skipped}",
+        "largest gradients:",
+        *(f"  {path}  {norm:.6g}" for path, norm in ordered[:SHOWN]),
+        "examples:",
+        *(f"  {int(number)}  {name}" for number, name in zip(host["id"], names, strict=True)),
+    ]
