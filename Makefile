@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 EXTRAS ?= dev
 TESTS ?=
 
-.PHONY: demo test test-peers lint clean
+.PHONY: demo test test-peers test-faults lint clean
 
 demo: $(VENV)/.installed
 	$(BIN)/vit train --config=digits.py --workdir=runs/digits
@@ -19,6 +19,9 @@ test-peers:
 	$(MAKE) VENV=.venv-peers EXTRAS=dev,peers,tf CONSTRAINTS="$(CONSTRAINTS) -c .ci/constraints-peers.txt" .venv-peers/.installed
 	.venv-peers/bin/python -m pytest tests/peers/test_tfds_builds.py  # TensorFlow, apart from PyTorch
 	.venv-peers/bin/python -m pytest -n 2 --dist loadfile --ignore=tests/peers/test_tfds_builds.py tests/peers tests/pretrained/test_references.py tests/models/test_resnet_peer.py tests/pretrained/test_catalog.py
+
+test-faults: $(VENV)/.installed
+	FAULT_ROUNDS=$${FAULT_ROUNDS:-20} $(BIN)/python -m pytest -n 2 --dist load tests/faults
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .

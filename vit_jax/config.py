@@ -142,6 +142,7 @@ def base() -> ConfigDict:  # noqa: PLR0915
 
     c.checkpoint = ConfigDict()
     c.checkpoint.every_steps = placeholder(int)  # a tenth of the run
+    c.checkpoint.every_minutes = placeholder(float)  # others in between, of which the newest stays
     c.checkpoint.keep = 3  # the last ones
     c.checkpoint.keep_best = True  # and the best evaluated one
     return c.lock()
@@ -370,6 +371,10 @@ def _check_ranges(c: ConfigDict) -> None:
     """Raises UserError for the first number that lies outside of its range."""
     for key in ("batch_size", "log_every_steps", "checkpoint.keep", "max_skipped_steps"):
         _at_least_one(c, key)
+    if c.checkpoint.every_minutes is not None and c.checkpoint.every_minutes <= 0:
+        raise UserError(
+            f"checkpoint.every_minutes is more than 0, not {c.checkpoint.every_minutes}"
+        )
     for key in ("step_timeout", "heartbeat_timeout"):
         if c[key] <= 0:
             raise UserError(f"{key} is a number of seconds above 0, not {c[key]}")

@@ -3,12 +3,14 @@
 import json
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import vit_jax
 from tests.digits_run import rows, tiny_config
 from vit_jax.checkpoint import manager
+from vit_jax.checkpoint.manager import Checkpoints
 from vit_jax.checkpoint.tree import flatten, stack, unstack
 from vit_jax.errors import UserError
 from vit_jax.training.setup import first_state, set_up
@@ -124,3 +126,20 @@ def test_the_best_one_stays_over_a_restart(tmp_path):
             checkpoints.save(step, state, {}, {"accuracy": accuracy[step]})
         checkpoints.close()
     assert sorted(int(p.name) for p in tmp_path.iterdir() if p.name.isdigit()) == [2, 6, 7]
+
+
+def test_what_time_asked_for_goes_when_a_newer_one_is_there(tmp_path):
+    """Steps 10, 20, 30 by step, 12 … 35 by time; 27 was measured."""
+    checkpoints = Checkpoints(tmp_path, keep=2, keep_best=False, every_steps=10, every_minutes=1e-9)
+    held = []
+    for step in (10, 12, 20, 25, 27, 30, 33, 35):
+        metrics = {"accuracy": 0.5} if step == 27 else None
+        assert checkpoints.due(step, by_time=True)
+        assert checkpoints.due(step, by_time=False) == (step % 10 == 0)
+        checkpoints.save(step, {"step": jnp.int32(step)}, {}, metrics)
+        checkpoints._manager.wait_until_finished()
+        held.append(sorted(int(p.name) for p in tmp_path.iterdir() if p.name.isdigit()))
+    checkpoints.close()
+    assert held == [
+        [10], [10, 12], [10, 20], [10, 20, 25], [20, 27], [27, 30], [27, 30, 33], [27, 30, 35],
+    ]  # fmt: skip

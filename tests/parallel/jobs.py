@@ -26,9 +26,10 @@ def free_port() -> int:
 
 class Job:
     """`processes` times `vit train`, each with so many virtual devices; `changes` are keys of the
-    config with __ for the dot. What process I says stands in WORKDIR.I.log."""
+    config with __ for the dot. What process I says stands in LOGS.I.log, WORKDIR.I.log."""
 
-    def __init__(self, workdir: Path, processes: int = 2, devices: int = 2, **changes):
+    def __init__(self, workdir: Path, processes: int = 2, devices: int = 2, *,
+                 logs: Path | None = None, **changes):  # fmt: skip
         keys = TINY | {key.replace("__", "."): value for key, value in changes.items()}
         overrides = [f"--config.{key}={value}" for key, value in keys.items()]
         environment = os.environ | {
@@ -36,7 +37,7 @@ class Job:
             "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1",
         }  # fmt: skip
         self.workdir, port = workdir, free_port()
-        self.logs = [Path(f"{workdir}.{number}.log") for number in range(processes)]
+        self.logs = [Path(f"{logs or workdir}.{number}.log") for number in range(processes)]
         self.processes = []
         for number, log in enumerate(self.logs):
             job = [f"--coordinator=127.0.0.1:{port}", f"--num_processes={processes}",

@@ -81,7 +81,7 @@ def test_a_mistake_that_one_process_sees_is_told_by_all_of_them(tmp_path):
 def test_a_stopped_process_is_noticed_by_the_watchdog(tmp_path):
     keys = {"total_steps": 100_000, "step_timeout": 4.0, "heartbeat_timeout": 100.0}
     with Job(tmp_path / "run", **keys, checkpoint__every_steps=50_000) as job:
-        job.when("/100000")
+        job.when("step     40/")
         job.send(signal.SIGSTOP, 1)
         assert job.codes(0, within=30) == [76]
         assert "stacks of all threads" in job.said(0)

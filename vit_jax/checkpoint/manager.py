@@ -2,8 +2,10 @@
 by metric, restored strictly, on any mesh and in either layout of the layers."""
 
 import contextlib
+import dataclasses
 import shutil
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +13,12 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 from jax.sharding import NamedSharding, PartitionSpec
-from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
+from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN
 
 from vit_jax.checkpoint import checksums
 from vit_jax.checkpoint.tree import check_same, flatten, in_layout_of, nest, unflatten
 from vit_jax.errors import UserError
+from vit_jax.parallel.runtime import first_says
 
 METRIC = "accuracy"  # what "best" means
 
@@ -145,17 +148,39 @@ def write(checkpoint: Path, state: Any, about: dict[str, Any]) -> None:
         )
 
 
+@dataclasses.dataclass(frozen=True)
+class LastOfBothTiers:
+    """Orbax's protocol of what stays: the newest checkpoint, and the last `keep` of those that were
+    saved by step or measured; what time asked for in between goes when a newer one is there."""
+
+    keep: int
+    every_steps: int
+
+    def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
+        lasting = [
+            number for number, one in enumerate(checkpoints)
+            if one.step % self.every_steps == 0 or one.metrics
+        ]  # fmt: skip
+        stay = {*lasting[-self.keep :], len(checkpoints) - 1}
+        return [number in stay for number in range(len(checkpoints))]
+
+
 class Checkpoints:
-    """Saves a run's states in the background; the last `keep` stay, and the best one.
+    """Saves a run's states in the background, every so many steps and, besides, minutes; the last
+    `keep` stay, and the best one.
 
     An error of a background save is raised by the next call of `check`, `save` or `close`.
     """
 
-    def __init__(self, folder: Path, keep: int, keep_best: bool):
+    def __init__(self, folder: Path, keep: int, keep_best: bool, every_steps: int = 1,
+                 every_minutes: float | None = None):  # fmt: skip
+        self._every_steps, self._every_minutes = every_steps, every_minutes
+        self._saved = time.monotonic()
+
         def metric(metrics: dict[str, float]) -> float:
             return metrics[METRIC]
 
-        policies: list[Any] = [LatestN(keep)]
+        policies: list[Any] = [LastOfBothTiers(keep, every_steps)]
         if keep_best:
             best = BestN(get_metric_fn=metric, n=1, keep_checkpoints_without_metrics=False)
             policies.append(best)
@@ -180,12 +205,21 @@ class Checkpoints:
         """The last whole checkpoint on disk."""
         return self._manager.latest_step()
 
+    def due(self, step: int, by_time: bool) -> bool:
+        """Whether to save after a step; `by_time` where the processes may be asked to agree."""
+        if step % self._every_steps == 0:
+            return True
+        if not by_time or not self._every_minutes:
+            return False
+        return first_says(time.monotonic() - self._saved > 60 * self._every_minutes)
+
     def save(self, step: int, state: Any, about: dict[str, Any], metrics: dict | None) -> None:
         """Starts saving; returns when the state has been copied, before it is on disk.
 
         Raises UserError, before anything is written, where the disk has too little room.
         """
         self._check_room(state)
+        self._saved = time.monotonic()
         self._guard(
             lambda: self._manager.save(
                 step,

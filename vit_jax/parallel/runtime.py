@@ -169,6 +169,14 @@ def together(call: Callable[[], T]) -> T:
     return made  # type: ignore[return-value]
 
 
+def first_says(yes: bool) -> bool:
+    """What process 0 says, in all of them."""
+    import jax
+    from jax.experimental import multihost_utils
+
+    return yes if jax.process_count() == 1 else bool(multihost_utils.broadcast_one_to_all(yes))
+
+
 def everyones(line: str) -> list[str]:
     """What each process says, in their order."""
     import numpy as np

@@ -12,14 +12,16 @@ from types import TracebackType
 from vit_jax.errors import WATCHDOG
 
 TIMES_MEDIAN = 20  # steps of the usual length that may pass without one
-SLOW = 10  # times longer may pass where a pause is announced
+SLOW = 10  # times longer may pass where a pause is announced, and at first: peers still compile
+FIRST = 10  # steps
 
 
 class Watchdog:
     """While entered, leaves with WATCHDOG and the stacks of all threads on stderr when `beat` was
     not called for `floor` seconds, or 20 median intervals if that is longer.
 
-    It begins with the first beat. Inside `with watchdog.slow:` ten times as long may pass.
+    It begins with the first beat. Ten times as long may pass before the first ten steps are done,
+    and inside `with watchdog.slow:`.
     """
 
     def __init__(self, floor: float):
@@ -34,7 +36,7 @@ class Watchdog:
         now = time.monotonic()
         if self._last:
             self._intervals.append(now - self._last)
-            if len(self._intervals) % 10 == 0:
+            if len(self._intervals) >= FIRST:
                 usual = statistics.median(self._intervals)
                 self._limit = max(self._floor, TIMES_MEDIAN * usual)
         self._last = now
@@ -46,7 +48,8 @@ class Watchdog:
 
     def _watch(self) -> None:
         while not self._over.wait(min(1.0, self._floor / 4)):
-            silent, limit = time.monotonic() - self._last, self._limit * self._factor
+            factor = SLOW if len(self._intervals) < FIRST else self._factor
+            silent, limit = time.monotonic() - self._last, self._limit * factor
             if self._last and silent > limit:
                 said = (
                     f"vit: no step for {silent:.0f} s (limit {limit:.0f} s, --config.step_timeout)"

@@ -50,7 +50,7 @@ def train(
     with WorkFolder(workdir) as folder, StopSignals() as stop, watchdog:
         start = first_state(run, folder.path)
         folder.keep(flat(run.config), run.classes)
-        checkpoints = Checkpoints(folder.path / "checkpoints", keep.keep, keep.keep_best)
+        checkpoints = Checkpoints(folder.path / "checkpoints", **keep)
         progress = Progress(folder.path, run, start, writers, quiet, began)
         try:
             for line in [*run.said, *start.said, *run.in_numbers]:
@@ -105,7 +105,7 @@ def fit(
             better = c.checkpoint.keep_best and found and found[METRIC] > best
             best = max(best, found[METRIC]) if found else best
 
-            if last or better or stop.code or step % c.checkpoint.every_steps == 0:
+            if last or better or stop.code or checkpoints.due(step, progress.told == step):
                 with watchdog.slow, progress.spent("checkpoint"):
                     progress.sync()
                     about = {"config": flat(c), "classes": run.classes, "origin": start.origin,

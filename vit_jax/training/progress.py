@@ -144,6 +144,7 @@ class Progress:
         trained = [row["seconds"] for row in self._rows.dropped if "seconds" in row]
         self.ledger.lose(max(trained, default=0.0) - self.ledger.train_seconds)
         self._mark = (start.step, self.ledger.seconds)
+        self.told = start.step  # the last step of an interval
         if not self._quiet:
             self._console.start()
 
@@ -169,6 +170,7 @@ class Progress:
         if self._peak:
             row["mfu"] = round(speed * self._flops / self._peak, 4)
         self._mark = (step, now)
+        self.told = step
         for leaf in jax.tree.leaves(metrics):
             if hasattr(leaf, "copy_to_host_async"):
                 leaf.copy_to_host_async()
