@@ -23,7 +23,7 @@ def base() -> ConfigDict:  # noqa: PLR0915
     c = ConfigDict()
     c.seed = 0  # of parameters, order of examples, augmentation, dropout
     c.batch_size = 128  # examples a step, over all devices
-    c.microbatch = placeholder(int)  # examples a forward pass; fewer than batch_size accumulates
+    c.microbatch = placeholder(object)  # examples a pass; fewer than batch_size accumulates | auto
     c.total_steps = placeholder(int)  # how long to train: exactly one of the three
     c.total_epochs = placeholder(float)  # of the training split
     c.total_examples = placeholder(int)  # seen, over all epochs
@@ -147,6 +147,8 @@ def base() -> ConfigDict:  # noqa: PLR0915
     c.checkpoint.keep_best = True  # and the best evaluated one
     return c.lock()
 
+
+AUTO = "auto"  # of microbatch
 
 # Keys that one choice of a component reads and another does not. What is not listed here is
 # always read; "*" stands for every other choice.
@@ -303,11 +305,12 @@ def resolve(
     c.mesh.data, c.mesh.fsdp, c.mesh.tensor = mesh_sizes(c.mesh, sizes.devices)
     rows = c.mesh.data * c.mesh.fsdp
     c.eval_batch_size = c.eval_batch_size or -(-c.batch_size // rows) * rows
-    c.microbatch = c.microbatch or c.batch_size
+    # What `auto` is, the compiled step decides (training/memory.py); the whole batch until then.
+    c.microbatch = c.batch_size if c.microbatch in (None, AUTO) else c.microbatch
     _divides(c, "batch_size", rows, "mesh.data x mesh.fsdp")
     _divides(c, "eval_batch_size", rows, "mesh.data x mesh.fsdp")
     if c.microbatch % rows or c.batch_size % c.microbatch:
-        fitting = [m for m in range(rows, c.batch_size + 1, rows) if c.batch_size % m == 0]
+        fitting = microbatches(c.batch_size, rows)
         raise UserError(
             f"microbatch {c.microbatch} does not divide batch_size {c.batch_size} into multiples "
             f"of mesh.data x mesh.fsdp = {rows}; {', '.join(map(str, fitting[-8:]))} would work"
@@ -330,6 +333,11 @@ def resolve(
         )
     _absolute_paths(c)
     return c.lock(), said
+
+
+def microbatches(batch_size: int, rows: int) -> list[int]:
+    """Sizes of a pass that make up a batch and split over `rows` devices, in rising order."""
+    return [m for m in range(rows, batch_size + 1, rows) if batch_size % m == 0]
 
 
 def _scale_rate(c: ConfigDict) -> list[str]:
@@ -378,8 +386,10 @@ def _check_ranges(c: ConfigDict) -> None:
     for key in ("step_timeout", "heartbeat_timeout"):
         if c[key] <= 0:
             raise UserError(f"{key} is a number of seconds above 0, not {c[key]}")
+    if c.microbatch is not None and c.microbatch != AUTO and not isinstance(c.microbatch, int):
+        raise UserError(f"microbatch is a number of examples or auto, not {c.microbatch!r}")
     for key in ("eval_batch_size", "microbatch"):
-        if c[key] is not None:
+        if isinstance(c[key], int):
             _at_least_one(c, key)
     if not 0 <= c.seed < 2**32:
         raise UserError(f"seed lies in 0 … 2**32 - 1, not {c.seed}")

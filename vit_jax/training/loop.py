@@ -16,6 +16,7 @@ from vit_jax.parallel.preemption import StopSignals
 from vit_jax.parallel.runtime import together
 from vit_jax.parallel.watchdog import Watchdog
 from vit_jax.training.evaluation import due, measured, report_damaged
+from vit_jax.training.memory import fitting
 from vit_jax.training.progress import Progress
 from vit_jax.training.result import write_result
 from vit_jax.training.setup import Run, Start, first_state, open_origin, set_up
@@ -42,10 +43,9 @@ def train(
     Raises UserError for anything the caller can mend, and Stopped where the run ended early: with
     its state saved (Ctrl-C, SIGTERM), or after too many non-finite steps.
     """
-    began = time.monotonic()
-    run = together(
-        lambda: set_up(config, named, devices, weights=open_origin(config, Path(workdir)))
-    )
+    began, workdir = time.monotonic(), Path(workdir)
+    run = together(lambda: set_up(config, named, devices, weights=open_origin(config, workdir)))
+    run = fitting(run, config)
     keep, watchdog = run.config.checkpoint, Watchdog(run.config.step_timeout)
     with WorkFolder(workdir) as folder, StopSignals() as stop, watchdog:
         start = first_state(run, folder.path)

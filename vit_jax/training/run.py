@@ -108,21 +108,30 @@ class Run:
             return None
         return {"xla_gpu_deterministic_ops": True, "xla_gpu_autotune_level": 0}
 
-    def compile_train_step(self) -> Callable:
+    @functools.cached_property
+    def compiled_step(self) -> Any:
         """The training step, compiled ahead of time; it takes over the old state's memory."""
-        teacher, params = self.teacher or (None, None)
-        step = make_train_step(self.model, self.config, self.mesh, teacher)
+        model, params = self.teacher or (None, None)
         everywhere = NamedSharding(self.mesh, PartitionSpec())  # so that every process reads them
         jitted = jax.jit(
-            step, donate_argnums=0, out_shardings=(self.shardings, everywhere),
-            compiler_options=self.compiler_options,
+            make_train_step(self.model, self.config, self.mesh, model), donate_argnums=0,
+            out_shardings=(self.shardings, everywhere), compiler_options=self.compiler_options,
         )  # fmt: skip
-        batch = self.abstract_batch(self.config.batch_size)
-        if teacher is None:
-            return jitted.lower(self.abstract_sharded_state, batch).compile()
-        params = jax.device_put(jax.device_get(params), everywhere)
-        compiled = jitted.lower(self.abstract_sharded_state, batch, params).compile()
-        return lambda state, batch: compiled(state, batch, params)
+        arguments = [self.abstract_sharded_state, self.abstract_batch(self.config.batch_size)]
+        if self.teacher:
+            arguments.append(jax.tree.map(
+                lambda p: jax.ShapeDtypeStruct(p.shape, p.dtype, sharding=everywhere), params
+            ))  # fmt: skip
+        return jitted.lower(*arguments).compile()
+
+    def compile_train_step(self) -> Callable:
+        """(state, batch) -> (state, metrics), compiled; the old state is gone afterwards."""
+        step = self.compiled_step
+        if not self.teacher:
+            return step
+        everywhere = NamedSharding(self.mesh, PartitionSpec())
+        params = jax.device_put(jax.device_get(self.teacher[1]), everywhere)
+        return lambda state, batch: step(state, batch, params)
 
     @functools.cached_property
     def row_steps(self) -> dict[str, Callable]:

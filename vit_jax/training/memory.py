@@ -1,0 +1,67 @@
+"""What a compiled step takes of a device's memory, and the largest passes that fit."""
+
+import dataclasses
+from typing import Any
+
+import jax
+from ml_collections import ConfigDict
+
+from vit_jax.config import AUTO, microbatches
+from vit_jax.errors import UserError
+from vit_jax.training.run import Run
+
+
+def step_bytes(compiled: Any) -> int:
+    """Bytes that a compiled step needs on each device, arguments included."""
+    found = compiled.memory_analysis()
+    return (
+        found.argument_size_in_bytes + found.output_size_in_bytes + found.temp_size_in_bytes
+        - found.alias_size_in_bytes
+    )  # fmt: skip
+
+
+def device_bytes(device: jax.Device) -> int | None:
+    """The memory that a device may use; None where it does not say, as a CPU."""
+    stats = device.memory_stats() or {}
+    return stats.get("bytes_limit")
+
+
+def fitting(run: Run, asked: ConfigDict) -> Run:
+    """The run, where `microbatch=auto` was asked for with what fits its devices."""
+    if asked.microbatch != AUTO:
+        return run
+    return within(run, device_bytes(run.mesh.local_devices[0]))
+
+
+def within(run: Run, limit: int | None) -> Run:
+    """The run with the largest microbatch whose step takes at most `limit` bytes a device, its step
+    compiled; where nothing is known of the limit, as it is.
+
+    Raises UserError where even the smallest takes more.
+    """
+    c = run.config
+    if limit is None:
+        said = [*run.said, f"microbatch {c.microbatch}: the devices do not tell their memory"]
+        return dataclasses.replace(run, said=said)
+    needed: int | None = None
+    for size in reversed(microbatches(c.batch_size, c.mesh.data * c.mesh.fsdp)):
+        config = c.copy_and_resolve_references()
+        with config.unlocked():
+            config.microbatch = size
+        smaller = dataclasses.replace(run, config=config)
+        try:
+            needed = step_bytes(smaller.compiled_step)
+        except jax.errors.JaxRuntimeError as error:
+            if "RESOURCE_EXHAUSTED" not in str(error):
+                raise
+            continue
+        if needed <= limit:
+            told = f"{needed / 2**30:.2f} of {limit / 2**30:.2f} GiB a device"
+            smaller.said.append(f"microbatch {size} of {c.batch_size}: its step takes {told}")
+            return smaller
+    least = f" ({needed / 2**30:.2f} GiB)" if needed else ""
+    raise UserError(
+        f"microbatch=auto: even with the smallest passes a step{least} takes more than the "
+        f"{limit / 2**30:.2f} GiB of a device: "
+        "--config.model.remat=full, --config.mesh.fsdp=-1 or a smaller --config.batch_size"
+    )
