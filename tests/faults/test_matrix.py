@@ -4,6 +4,7 @@
 the file `FAULT_TABLE`, where it is set.
 """
 
+import contextlib
 import csv
 import os
 import random
@@ -134,7 +135,7 @@ def disk(tmp_path):
         pytest.skip("mounting a file system takes root")
     place = tmp_path / "disk"
     place.mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", str(place)]
+    command = ["mount", "-t", "tmpfs", "-o", "size=16m", "tmpfs", str(place)]
     if subprocess.run(command, check=False).returncode:
         pytest.skip("this container may not mount a file system")
     yield place
@@ -149,22 +150,28 @@ def test_a_disk_that_takes_no_more_ends_the_job_with_one_line_and_the_last_save_
     rng = random.Random(f"{how} {number}")
     run = disk / "run"
 
-    def mount(options):
-        subprocess.run(["mount", "-o", f"remount,{options}", str(disk)], check=True)
+    def mount(*arguments):
+        subprocess.run(["mount", *map(str, arguments)], check=True)
 
+    folder, ballast = run / "checkpoints", disk / "ballast"
     with Job(run, **KEYS, logs=disk.parent / "job") as job:
         told = wait_until(job, rng)
         if how == "full":
-            used = sum(p.stat().st_size for p in disk.rglob("*") if p.is_file())
-            mount(f"size={used + 4096 * rng.randrange(1, 30)}")
+            with contextlib.suppress(OSError), ballast.open("wb", buffering=0) as file:
+                while True:
+                    file.write(bytes(4096))
+            os.truncate(ballast, ballast.stat().st_size - 4096 * rng.randrange(1, 30))
         else:
-            mount("ro")
+            mount("--bind", folder, folder)
+            mount("-o", "remount,bind,ro", folder)
         codes = job.codes(within=60)
         said = "".join(job.said(number) for number in (0, 1))
     assert set(codes) in ({2}, {2, 75}), said
     assert "Traceback" not in said
     assert "vit: error: " in said
-    mount("rw,size=8m")
+    ballast.unlink(missing_ok=True)
+    if how == "read_only":
+        subprocess.run(["umount", str(folder)], check=True)
     last = assert_whole(run, told)
     assert_continues(run, undisturbed, last, 2)
     note(f"disk_{how}", number, told, last, 2, "continued")

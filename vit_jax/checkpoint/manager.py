@@ -7,6 +7,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 import jax
@@ -17,15 +18,16 @@ from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN
 
 from vit_jax.checkpoint import checksums
 from vit_jax.checkpoint.tree import check_same, flatten, in_layout_of, nest, unflatten
-from vit_jax.errors import UserError
+from vit_jax.errors import Stopped, UserError
 from vit_jax.parallel.runtime import first_says
 
 METRIC = "accuracy"  # what "best" means
 
-# What a full disk says, through several libraries.
+# What a disk that takes no more says, through several libraries.
 FULL = {
     "No space left": "disk full", "RESOURCE_EXHAUSTED": "disk full",
     "Disk quota": "disk quota reached", "File too large": "file size limit",
+    "Read-only file system": "read-only file system",
 }  # fmt: skip
 
 
@@ -190,7 +192,11 @@ class Checkpoints:
                 preservation_policy=AnyPreservationPolicy(policies),
                 best_fn=metric,  # makes Orbax write the metrics, to know the best after a restart
                 cleanup_tmp_directories=True,
-                async_options=ocp.AsyncOptions(post_finalization_callback=self._sum_up),
+                async_options=ocp.AsyncOptions(
+                    post_finalization_callback=self._sum_up,
+                    # Made in the background, a folder that cannot be made is waited for by all.
+                    create_directories_asynchronously=False,
+                ),
                 save_root_metadata=False,
             ),
         )
@@ -244,7 +250,7 @@ class Checkpoints:
         kept = f"the last whole one is step {last}" if last else "there is none before it"
         return UserError(
             f"a checkpoint could not be written to {self._manager.directory}: {reason}; {kept}. "
-            "Make room and start again"
+            "Make room, or mount it for writing, and start again"
         )
 
     def check(self) -> None:
@@ -255,6 +261,17 @@ class Checkpoints:
         """Waits for the last save."""
         self._guard(self._manager.wait_until_finished)
         self._manager.close()
+
+    def __enter__(self) -> "Checkpoints":
+        return self
+
+    def __exit__(
+        self, kind: type | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Closes; but a process that fails alone waits for no save, which the others have a part
+        in: it leaves, and they with it."""
+        if kind is None or issubclass(kind, Stopped) or jax.process_count() == 1:
+            self.close()
 
     def _guard(self, call: Callable[[], Any]) -> None:
         try:

@@ -1,5 +1,6 @@
 """The training loop."""
 
+import contextlib
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
@@ -74,7 +75,10 @@ def fit(
     total, best = c.total_steps, progress.best(f"eval/{run.config.data.eval.split}/{METRIC}")
     in_flight: deque[Any] = deque()
     batches = run.train_batches(examples_seen, total - start.step)
-    try:
+    with contextlib.ExitStack() as at_end:
+        at_end.callback(progress.sync)
+        at_end.enter_context(checkpoints)
+        at_end.callback(batches.close)
         for step in range(start.step + 1, total + 1):
             with progress.spent("data"):
                 host, batch = next(batches)
@@ -114,7 +118,3 @@ def fit(
                     checkpoints.save(step, state, about, found)
             if stop.code and not last:
                 raise Stopped(f"stopped at step {step}; its state is saved", stop.code)
-    finally:
-        batches.close()
-        checkpoints.close()
-        progress.sync()
