@@ -1,6 +1,7 @@
 """Jobs of several processes tell the numbers of one, stop together, and come back."""
 
 import json
+import re
 import signal
 
 import numpy as np
@@ -103,5 +104,7 @@ def test_result_and_rows_are_written_once(tmp_path):
         job.finish()
     result = json.loads((tmp_path / "run" / "result.json").read_text())
     assert result["eval/val/examples"] == 355
+    told = [line for line in job.said().splitlines() if line.startswith("process 1: ")][-1]
+    assert re.search(r"data [\d.]+ s  step [\d.]+ s  checkpoint [\d.]+ s$", told)
     lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
     assert [json.loads(line)["step"] for line in lines] == [*range(1, 9), 8]

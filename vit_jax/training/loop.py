@@ -60,7 +60,7 @@ def train(
                 train_step = run.compile_train_step()
             progress.say(f"{run.summary}; first step after {time.monotonic() - began:.1f} s")
             fit(run, train_step, start, checkpoints, progress, stop, watchdog)
-            progress.say(f"time: {progress.ledger.in_words()}")
+            progress.times()
             return write_result(folder.path, run, start, progress)
         finally:
             progress.close()

@@ -5,6 +5,7 @@ import contextlib
 import io
 import json
 import os
+import socket
 import sys
 import time
 from collections.abc import Sequence
@@ -16,7 +17,7 @@ import jax
 from vit_jax.errors import NON_FINITE, Stopped, cannot_write
 from vit_jax.models.flops import train_flops
 from vit_jax.parallel.chips import peak_flops
-from vit_jax.parallel.runtime import process
+from vit_jax.parallel.runtime import everyones, process
 from vit_jax.training.goodput import TRAINING, Ledger
 from vit_jax.training.profiling import Profile
 from vit_jax.training.run import Run
@@ -258,6 +259,16 @@ class Progress:
     def best(self, key: str) -> float:
         """The highest value a metric had so far; minus infinity before the first."""
         return max((row[key] for row in self._rows.rows if key in row), default=float("-inf"))
+
+    def times(self) -> None:
+        """Tells where the time went; of several processes, which one the others waited for: it has
+        waited longest for data, or least for the others (in its steps)."""
+        self.say(f"time: {self.ledger.in_words()}")
+        if jax.process_count() > 1:
+            mine = self.ledger.seconds
+            parts = "  ".join(f"{part} {mine[part]:.1f} s" for part in TRAINING)
+            for number, line in enumerate(everyones(f"{socket.gethostname()}  {parts}")):
+                self.say(f"process {number}: {line}")
 
     # -- people ----------------------------------------------------------------------------
     def say(self, text: str) -> None:
