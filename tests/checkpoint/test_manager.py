@@ -137,7 +137,7 @@ def test_what_time_asked_for_goes_when_a_newer_one_is_there(tmp_path):
         assert checkpoints.due(step, by_time=True)
         assert checkpoints.due(step, by_time=False) == (step % 10 == 0)
         checkpoints.save(step, {"step": jnp.int32(step)}, {}, metrics)
-        checkpoints._manager.wait_until_finished()
+        checkpoints.wait()
         held.append(sorted(int(p.name) for p in tmp_path.iterdir() if p.name.isdigit()))
     checkpoints.close()
     assert held == [

@@ -257,9 +257,13 @@ class Checkpoints:
         """Raises what went wrong in a background save."""
         self._guard(self._manager.check_for_errors)
 
+    def wait(self) -> None:
+        """Returns when the last save is on disk."""
+        self._guard(self._manager.wait_until_finished)
+
     def close(self) -> None:
         """Waits for the last save."""
-        self._guard(self._manager.wait_until_finished)
+        self.wait()
         self._manager.close()
 
     def __enter__(self) -> "Checkpoints":

@@ -1,0 +1,61 @@
+"""A long job of two processes, with many saves and evaluations: nothing grows, nothing is left.
+
+2,000 steps in `make test-faults`, 300 otherwise.
+"""
+
+import os
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+
+sys.path.append(str(Path(__file__).parents[1] / "parallel"))
+from jobs import Job
+
+STEPS = 2000 if int(os.environ.get("FAULT_ROUNDS", "1")) > 1 else 300
+GROWTH = 0.01  # of resident memory, over the last half
+
+
+def resident(pid: int) -> float:
+    """MiB."""
+    pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
+
+
+def children(pid: int) -> list[str]:
+    return Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+
+
+def test_memory_handles_and_processes_do_not_grow(tmp_path):
+    shared = set(os.listdir("/dev/shm"))
+    keys = {"total_steps": STEPS, "checkpoint__every_steps": 50, "eval_every_steps": 100,
+            "log_every_steps": 10, "checkpoint__keep": 3}  # fmt: skip
+    samples: dict[int, list[tuple[float, float, int]]] = {}
+    with Job(tmp_path / "run", **keys) as job:
+        job.when(f"step {10:>{len(str(STEPS))}}/{STEPS}")
+        while all(process.poll() is None for process in job.processes):
+            for process in job.processes:
+                try:
+                    handles = len(os.listdir(f"/proc/{process.pid}/fd"))
+                    sample = (time.monotonic(), resident(process.pid), handles)
+                except OSError:
+                    break
+                samples.setdefault(process.pid, []).append(sample)
+            assert all(len(children(p.pid)) == 0 for p in job.processes if p.poll() is None)
+            time.sleep(0.1)  # between samples
+        job.finish()
+    for taken in samples.values():
+        at, memory, handles = np.array(taken[len(taken) // 2 : -2]).T
+        assert len(at) > 20
+        blocks = np.array_split(np.arange(len(at)), 20)
+        x, y = (np.array([values[block].mean() for block in blocks]) for values in (at, memory))
+        pairs = [(i, j) for j in range(20) for i in range(j)]
+        slope = np.median([(y[j] - y[i]) / (x[j] - x[i]) for i, j in pairs])  # Theil and Sen's
+        grown = slope * (x[-1] - x[0])
+        assert grown <= GROWTH * np.median(memory), f"{grown:.1f} MiB of {memory.max():.0f}"
+        assert np.median(handles[-10:]) <= np.median(handles[:10]) + 2
+    assert set(os.listdir("/dev/shm")) <= shared
+    named = [p.name for p in (tmp_path / "run" / "checkpoints").iterdir()]
+    assert all(name.isdigit() for name in named)
+    assert len(named) <= 4
