@@ -6,6 +6,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
@@ -26,12 +27,14 @@ def free_port() -> int:
 
 class Job:
     """`processes` times `vit train`, each with so many virtual devices; `changes` are keys of the
-    config with __ for the dot. What process I says stands in LOGS.I.log, WORKDIR.I.log."""
+    config with __ for the dot. What process I says stands in LOGS.I.log, WORKDIR.I.log. Or, with
+    `command`, another command of `vit` than training."""
 
     def __init__(self, workdir: Path, processes: int = 2, devices: int = 2, *,
-                 logs: Path | None = None, **changes):  # fmt: skip
+                 logs: Path | None = None, command: Sequence[str] = (), **changes):  # fmt: skip
         keys = TINY | {key.replace("__", "."): value for key, value in changes.items()}
         overrides = [f"--config.{key}={value}" for key, value in keys.items()]
+        trains = ["train", "--config=digits.py", f"--workdir={workdir}", *overrides]
         environment = os.environ | {
             "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
             "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1",
@@ -42,11 +45,10 @@ class Job:
         for number, log in enumerate(self.logs):
             job = [f"--coordinator=127.0.0.1:{port}", f"--num_processes={processes}",
                    f"--process_id={number}"] if processes > 1 else []  # fmt: skip
-            command = [sys.executable, "-m", "vit_jax.cli", "train", "--config=digits.py",
-                       f"--workdir={workdir}", *overrides, *job]  # fmt: skip
+            line = [sys.executable, "-m", "vit_jax.cli", *(command or trains), *job]
             with log.open("w") as file:
                 self.processes.append(
-                    subprocess.Popen(command, env=environment, stdout=file, stderr=file, cwd=ROOT)
+                    subprocess.Popen(line, env=environment, stdout=file, stderr=file, cwd=ROOT)
                 )
 
     def said(self, number: int = 0) -> str:

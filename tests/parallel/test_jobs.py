@@ -103,6 +103,12 @@ def test_result_and_rows_are_written_once(tmp_path):
     with Job(tmp_path / "run", data__eval__split="val") as job:
         job.finish()
     result = json.loads((tmp_path / "run" / "result.json").read_text())
+    command = ["evaluate", f"--workdir={tmp_path}/run", f"--json={tmp_path}/measured.json"]
+    with Job(tmp_path / "evaluation", processes=2, devices=1, command=command) as evaluation:
+        evaluation.finish()
+    measured = json.loads((tmp_path / "measured.json").read_text())
+    for metric in ("accuracy", "examples"):
+        assert measured[metric] == result[f"eval/val/{metric}"]
     assert result["eval/val/examples"] == 355
     told = [line for line in job.said().splitlines() if line.startswith("process 1: ")][-1]
     assert re.search(r"data [\d.]+ s  step [\d.]+ s  checkpoint [\d.]+ s$", told)

@@ -5,6 +5,7 @@ tracebacks for unknown keys and reads the process's own arguments.
 """
 
 import argparse
+import sys
 from types import ModuleType
 from typing import Any
 
@@ -40,6 +41,20 @@ def add_job(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--coordinator", metavar="HOST:PORT", help="where process 0 listens")
     parser.add_argument("--num-processes", type=int, metavar="N", help="of the job")
     parser.add_argument("--process-id", type=int, metavar="I", help="of this one, from 0")
+
+
+def join_job(options: argparse.Namespace, heartbeat_timeout: float) -> None:
+    """Joins the job that this process is one of, if any, before JAX looks for devices; process 0
+    says who is there."""
+    from vit_jax.parallel import runtime
+
+    job = runtime.find_job(options.coordinator, options.num_processes, options.process_id)
+    if job is None:
+        return
+    runtime.start(job, heartbeat_timeout)
+    lines = runtime.table()
+    if runtime.process() == 0:
+        print("\n".join(lines), file=sys.stderr)
 
 
 def add_source(parser: argparse.ArgumentParser) -> None:

@@ -15,8 +15,10 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from vit_jax import recipe
+from vit_jax.commands.arguments import add_job, join_job
 from vit_jax.config import base
 from vit_jax.errors import UserError
+from vit_jax.parallel import runtime
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -35,6 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="DIR",
         help="confusion matrix and worst mistakes, as tables and pictures",
     )
+    add_job(parser)
     parser.add_argument(
         "--json", nargs="?", const="-", metavar="FILE", help="metrics as JSON, to FILE or printed"
     )
@@ -42,6 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Does it; returns the exit code."""
+    join_job(options, base().heartbeat_timeout)
     from vit_jax.checkpoint import manager
 
     checkpoint = manager.find(options.workdir or options.checkpoint)
@@ -64,9 +68,8 @@ def run(options: argparse.Namespace) -> int:
     from vit_jax.training.evaluation import measure_one
     from vit_jax.training.progress import in_words
     from vit_jax.training.setup import set_up
-    from vit_jax.training.workdir import write_json
 
-    run = set_up(config, named, classes=about["classes"])
+    run = runtime.together(lambda: set_up(config, named, classes=about["classes"]))
     params = _weights(run, checkpoint, stored, options.weights)
 
     def say(line: str) -> None:
@@ -87,16 +90,25 @@ def run(options: argparse.Namespace) -> int:
             lines.append(f"{one.name}: {in_words(found)}")
     if options.report and of_split is None:
         raise UserError("--report is of the evaluation split: give --split")
-    if options.report and of_split:
-        write_report(Path(options.report), run, of_split)
-        say(f"confusion matrix and worst mistakes: {options.report}")
-    if options.json == "-":
-        print(json.dumps(result))
-        return 0
-    print("\n".join(lines))
-    if options.json:
-        write_json(Path(options.json), result)
+    if runtime.process() == 0:
+        if options.report and of_split:
+            write_report(Path(options.report), run, of_split)
+            say(f"confusion matrix and worst mistakes: {options.report}")
+        _tell(options.json, result, lines)
+    runtime.stop()
     return 0
+
+
+def _tell(json_to: str | None, result: dict[str, Any], lines: list[str]) -> None:
+    """Prints the metrics, as JSON where that is asked for, or writes them to its file."""
+    from vit_jax.training.workdir import write_json
+
+    if json_to == "-":
+        print(json.dumps(result))
+        return
+    print("\n".join(lines))
+    if json_to:
+        write_json(Path(json_to), result)
 
 
 def _weights(run: Any, checkpoint: Path, stored: tuple[int, ...], which: str) -> Any:
@@ -104,15 +116,12 @@ def _weights(run: Any, checkpoint: Path, stored: tuple[int, ...], which: str) ->
     from vit_jax.checkpoint import manager
     from vit_jax.pretrained.load import fill
     from vit_jax.pretrained.weights import EMA, open_weights
-    from vit_jax.training.evaluation import judged
     from vit_jax.training.optimizer import HOLD_RATE
 
     abstract, shardings = run.abstract_state, run.shardings
     if which == "ema":
         return fill(open_weights(checkpoint / EMA), run.model, shardings["params"])[0]
-    if run.config.optimizer.name in HOLD_RATE:
-        return judged(run, manager.restore(checkpoint, abstract, shardings))[""]
-    if run.model.config.image_size != stored:
+    if run.model.config.image_size != stored or run.config.optimizer.name in HOLD_RATE:
         return fill(open_weights(checkpoint), run.model, shardings["params"])[0]
     return manager.restore(checkpoint, abstract["params"], shardings["params"], part="params")
 

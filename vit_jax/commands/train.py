@@ -5,10 +5,9 @@ vit train --config=configs/pretrain.py:b16,imagenet21k --workdir=DIR --config.se
 """
 
 import argparse
-import sys
 
 from vit_jax import recipe
-from vit_jax.commands.arguments import add_config, add_job
+from vit_jax.commands.arguments import add_config, add_job, join_job
 from vit_jax.parallel import runtime
 
 
@@ -30,13 +29,9 @@ def run(options: argparse.Namespace) -> int:
     """Does it; returns the exit code."""
     config = recipe.load(options.config)
     named = recipe.override(config, options.overrides)
-    job = runtime.find_job(options.coordinator, options.num_processes, options.process_id)
-    if job:
-        runtime.start(job, config.heartbeat_timeout)
+    join_job(options, config.heartbeat_timeout)
     from vit_jax.training.loop import train
 
-    for line in runtime.table() if job else ():
-        print(line, file=sys.stderr)
     if options.replay_step is not None:
         from vit_jax.training.replay import replay
 
