@@ -135,9 +135,24 @@ _LESS = {
 }
 
 
+def _leave():
+    """In a job, gives the others a moment to leave too; whether there is one."""
+    if "jax" not in sys.modules:
+        return False
+    import jax
+
+    if not jax.distributed.is_initialized():
+        return False
+    from vit_jax.parallel.runtime import leave_together
+
+    leave_together()
+    return True
+
+
 def _run(command, arguments):
     import errno
     import importlib
+    import traceback
 
     _quiet_libraries()
     from vit_jax import errors
@@ -156,9 +171,11 @@ def _run(command, arguments):
         return module.run(command_line(command, module, arguments)) or errors.OK
     except errors.UserError as error:
         print(f"vit: error: {error}", file=sys.stderr)
+        _leave()
         return errors.USER_ERROR
     except errors.Stopped as stopped:
         print(f"vit: {stopped}", file=sys.stderr)
+        _leave()
         return stopped.code
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT, errno.EROFS, errno.EACCES):
@@ -176,7 +193,10 @@ def _run(command, arguments):
             print(f"vit: {line}", file=sys.stderr)
             return errors.RESTART
         if "RESOURCE_EXHAUSTED" not in str(error) and not isinstance(error, MemoryError):
-            raise
+            if not _leave():
+                raise
+            traceback.print_exc()
+            return 1
         reason = str(error).partition("\n")[0].removeprefix("RESOURCE_EXHAUSTED: ")
         less = _LESS.get(command, "more memory")
         print(f"vit: error: {reason[:200]}; what would work: {less}", file=sys.stderr)

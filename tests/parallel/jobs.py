@@ -6,7 +6,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
@@ -28,10 +28,11 @@ def free_port() -> int:
 class Job:
     """`processes` times `vit train`, each with so many virtual devices; `changes` are keys of the
     config with __ for the dot. What process I says stands in LOGS.I.log, WORKDIR.I.log. Or, with
-    `command`, another command of `vit` than training."""
+    `command`, another command of `vit` than training. `only` has more arguments of one process."""
 
     def __init__(self, workdir: Path, processes: int = 2, devices: int = 2, *,
-                 logs: Path | None = None, command: Sequence[str] = (), **changes):  # fmt: skip
+                 logs: Path | None = None, command: Sequence[str] = (),
+                 only: Mapping[int, Sequence[str]] | None = None, **changes):  # fmt: skip
         keys = TINY | {key.replace("__", "."): value for key, value in changes.items()}
         overrides = [f"--config.{key}={value}" for key, value in keys.items()]
         trains = ["train", "--config=digits.py", f"--workdir={workdir}", *overrides]
@@ -45,7 +46,8 @@ class Job:
         for number, log in enumerate(self.logs):
             job = [f"--coordinator=127.0.0.1:{port}", f"--num_processes={processes}",
                    f"--process_id={number}"] if processes > 1 else []  # fmt: skip
-            line = [sys.executable, "-m", "vit_jax.cli", *(command or trains), *job]
+            line = [sys.executable, "-m", "vit_jax.cli", *(command or trains), *job,
+                    *(only or {}).get(number, ())]  # fmt: skip
             with log.open("w") as file:
                 self.processes.append(
                     subprocess.Popen(line, env=environment, stdout=file, stderr=file, cwd=ROOT)

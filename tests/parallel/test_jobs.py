@@ -79,6 +79,45 @@ def test_a_mistake_that_one_process_sees_is_told_by_all_of_them(tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+def test_what_one_process_alone_sees_is_told_by_all_of_them_with_its_number(tmp_path):
+    with Job(tmp_path / "run", only={1: ["--config.optimizer.clip_norm=-1"]}) as job:
+        assert job.codes() == [2, 2]
+    for number in (0, 1):
+        line = job.said(number).splitlines()[-1]
+        assert line == "vit: error: process 1: optimizer.clip_norm must be 0 or more, not -1.0"
+
+
+def test_sigterm_while_a_job_is_starting_again_stops_it_after_its_first_step(tmp_path):
+    keys = {"total_steps": 2000, "checkpoint__every_steps": 1000}
+    with Job(tmp_path / "run", **keys) as job:
+        job.when("step    9/").send(signal.SIGTERM, 0)
+        assert job.codes() == [75, 75]
+    first = int(next((tmp_path / "run" / "checkpoints").iterdir()).name)
+    with Job(tmp_path / "run", **keys) as job:
+        job.when("continues ").send(signal.SIGTERM, 1)
+        assert job.codes() == [75, 75]
+        assert 1 <= int(job.said().split("stopped at step ")[1].split(";")[0]) - first <= 10
+
+
+def test_ctrl_c_stops_all_and_keeps_its_code(tmp_path):
+    keys = {"total_steps": 2000, "checkpoint__every_steps": 1000}
+    with Job(tmp_path / "run", **keys) as job:
+        job.when("step    9/").send(signal.SIGINT, 1)
+        assert job.codes() == [75, 130]
+
+
+def test_processes_that_do_not_share_the_work_folder_are_told_so(tmp_path):
+    with Job(tmp_path / "run", only={1: [f"--workdir={tmp_path}/other"]}) as job:
+        assert job.codes() == [2, 2]
+        assert "processes 1 do not see the files that process 0 writes" in job.said(1)
+
+
+def test_too_many_non_finite_steps_end_all_with_77(tmp_path):
+    keys = {"optimizer__lr": 1e30, "max_skipped_steps": 3, "total_steps": 200}
+    with Job(tmp_path / "run", **keys) as job:
+        assert job.codes() == [77, 77]
+
+
 def test_a_stopped_process_is_noticed_by_the_watchdog(tmp_path):
     keys = {"total_steps": 100_000, "step_timeout": 4.0, "heartbeat_timeout": 100.0}
     with Job(tmp_path / "run", **keys, checkpoint__every_steps=50_000) as job:

@@ -61,6 +61,7 @@ def test_a_single_task_is_no_job(environ):
         (("h:1", 0, 0), {}, "process 0 of 0 cannot be"),
         (("host", 2, 0), {}, "coordinator 'host' is no HOST:PORT"),
         (("h:99999", 2, 0), {}, "coordinator 'h:99999' is no HOST:PORT"),
+        ((), {"OMPI_COMM_WORLD_SIZE": "2"}, "this Open MPI does not tell where"),
         ((), NAMED, "JAX_NUM_PROCESSES='4' with JAX_PROCESS_ID .* '': both are numbers"),
         ((), NAMED | {"JAX_PROCESS_ID": "7"}, "process 7 of 4 cannot be"),
     ],

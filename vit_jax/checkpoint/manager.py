@@ -67,8 +67,8 @@ def about(checkpoint: Path) -> dict[str, Any]:
 
     Raises UserError where it cannot be read.
     """
-    with ocp.Checkpointer(ocp.JsonCheckpointHandler()) as reader, _readable(checkpoint):
-        return reader.restore(checkpoint / "about")
+    with _readable(checkpoint):  # by the handler itself, which waits for no other process
+        return ocp.JsonCheckpointHandler().restore(checkpoint / "about")
 
 
 def stored_shapes(checkpoint: Path) -> dict[str, jax.ShapeDtypeStruct]:
@@ -148,6 +148,7 @@ def write(checkpoint: Path, state: Any, about: dict[str, Any]) -> None:
                 state=ocp.args.PyTreeSave(nest(flatten(state))), about=ocp.args.JsonSave(about)
             ),
         )
+    checksums.write(checkpoint)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -200,6 +201,9 @@ class Checkpoints:
                 save_root_metadata=False,
             ),
         )
+
+        # It asks in the background, and so would set back what JAX counts steps by.
+        self._manager.reached_preemption = lambda step: False
 
     def _sum_up(self) -> None:
         """Called when all files of a save are on disk and before it gets its name."""

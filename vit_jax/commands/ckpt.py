@@ -110,6 +110,8 @@ def _copy(options: argparse.Namespace, checkpoints: list[Path]) -> None:
             epath.Path(source / name).copy(place, overwrite=True)
         if not bucket:
             Path(part).rename(target)
+        elif checksums.MARKER not in names:  # a local one has its name alone
+            (part / checksums.MARKER).write_text("")
     except OSError as error:
         if not bucket and part.exists():
             part.rmtree()

@@ -8,6 +8,7 @@ vit evaluate --workdir=runs/b16 --config.evaluators="fewshot('folder:PATH')|knn(
 
 import argparse
 import json
+import signal
 import sys
 from pathlib import Path
 from typing import Any
@@ -46,9 +47,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """Does it; returns the exit code."""
     join_job(options, base().heartbeat_timeout)
-    from vit_jax.checkpoint import manager
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # there is nothing to save
+    from vit_jax.checkpoint import checksums, manager
 
-    checkpoint = manager.find(options.workdir or options.checkpoint)
+    checkpoint = runtime.together(lambda: manager.find(options.workdir or options.checkpoint))
+    runtime.together(lambda: checksums.check(checkpoint, *runtime.share()))
     about = manager.about(checkpoint)
     config = stored_config(about["config"])
     config.mesh.update(base().mesh)  # of this machine, not of the one that trained

@@ -224,8 +224,10 @@ def eval_batches(
 
 
 def _leave_interrupts_to_the_run(worker: int, workers: int) -> None:
-    """A terminal sends Ctrl-C to the workers too, which must feed the run until it has saved."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    """A terminal sends Ctrl-C to the workers too, and a scheduler SIGTERM; they must feed the run
+    until it has saved."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
 
 
 class OnDevice:

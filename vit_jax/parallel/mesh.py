@@ -17,14 +17,18 @@ def make_mesh(sizes: tuple[int, int, int], devices: Sequence[jax.Device] | None 
     """A mesh of `sizes` over `devices` (all there are, by default) with automatic partitioning.
 
     Over all devices the order follows the interconnect, as `jax.make_mesh` chooses it; of several
-    TPU slices, `data` alone crosses the slower network between them.
+    TPU slices, `data` alone crosses the slower network between them. Hosts with GPUs count as
+    slices too: there the last axes stay on a host as far as they fit.
     """
     auto = (AxisType.Auto,) * len(AXES)  # jax.make_mesh would make them Explicit
     if devices is not None and len(devices) < jax.device_count():
         return Mesh(np.asarray(devices).reshape(sizes), AXES, axis_types=auto)
-    if len({getattr(device, "slice_index", 0) for device in jax.devices()}) > 1:
-        return Mesh(over_slices(sizes, jax.devices()), AXES, axis_types=auto)
-    return jax.make_mesh(sizes, AXES, axis_types=auto)
+    every = sorted(jax.devices(), key=lambda device: device.id)
+    if len({getattr(device, "slice_index", 0) for device in every}) == 1:
+        return jax.make_mesh(sizes, AXES, axis_types=auto)
+    tpu = every[0].platform == "tpu"
+    placed = over_slices(sizes, every) if tpu else np.asarray(every).reshape(sizes)
+    return Mesh(placed, AXES, axis_types=auto)
 
 
 def over_slices(sizes: tuple[int, int, int], devices: Sequence[Any]) -> np.ndarray:

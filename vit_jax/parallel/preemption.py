@@ -19,18 +19,20 @@ class StopSignals:
     second Ctrl-C ends it at once. Outside the main thread it does nothing.
 
     In a job JAX itself listens to SIGTERM and agrees with all processes on a step: whichever of
-    them was told, `code` is set in all of them when `at` is called with it.
+    them was told, `code` is set in all of them after it.
     """
 
     def __init__(self) -> None:
         self.code: int | None = None
         self._job = jax.process_count() > 1
         self._own = RESTART  # what this process leaves with when the job stops
+        self._steps = 0  # since the start: JAX agrees on one that is still to come, counted so
         self._before: dict[int, Any] = {}
 
-    def at(self, step: int) -> None:
+    def after_step(self) -> None:
         """Called after every step."""
-        if self._job and multihost_utils.reached_preemption_sync_point(step):
+        self._steps += 1
+        if self._job and multihost_utils.reached_preemption_sync_point(self._steps):
             self.code = self._own
 
     def _remember(self, number: int, frame: FrameType | None) -> None:

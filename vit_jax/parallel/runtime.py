@@ -5,6 +5,8 @@ mistake seen by one process ends all of them with the same line, and that a proc
 died leaves with the exit code that launchers restart on.
 """
 
+import collections
+import contextlib
 import ctypes
 import dataclasses
 import glob
@@ -99,8 +101,15 @@ def _slurm(how: str, environ: Mapping[str, str]) -> Job | None:
 
 
 def _open_mpi(how: str, environ: Mapping[str, str]) -> Job | None:
-    many = int(environ.get("OMPI_COMM_WORLD_SIZE") or 1) > 1
-    return Job(how) if many and "OMPI_MCA_orte_hnp_uri" in environ else None
+    if int(environ.get("OMPI_COMM_WORLD_SIZE") or 1) == 1:
+        return None
+    if "OMPI_MCA_orte_hnp_uri" not in environ:
+        raise UserError(
+            "this Open MPI does not tell where the job's first process is (version 5 does not): "
+            "set JAX_COORDINATOR_ADDRESS=HOST:PORT and JAX_NUM_PROCESSES, and JAX_PROCESS_ID from "
+            "OMPI_COMM_WORLD_RANK"
+        )
+    return Job(how)
 
 
 def _tpu(how: str, environ: Mapping[str, str]) -> Job | None:
@@ -141,11 +150,28 @@ def stop() -> None:
         jax.distributed.shutdown()
 
 
+def leave_together(seconds: int = 5) -> None:
+    """Waits for the others, if they are leaving too: when process 0 is gone first, JAX aborts them,
+    and their exit codes say something else than what happened."""
+    from jax._src import distributed  # no public name has a barrier that ends by itself
+
+    if (client := distributed.global_state.client) is not None:
+        with contextlib.suppress(Exception):
+            client.wait_at_barrier("vit_jax leaves", seconds * 1000)
+
+
 def process() -> int:
     """The number of this process, from 0. Process 0 writes what is written once."""
     import jax
 
     return jax.process_index()
+
+
+def share() -> tuple[int, int]:
+    """(number of this process, how many there are)."""
+    import jax
+
+    return jax.process_index(), jax.process_count()
 
 
 def together(call: Callable[[], T]) -> T:
@@ -157,12 +183,16 @@ def together(call: Callable[[], T]) -> T:
 
     if jax.process_count() == 1:
         return call()
-    mistake, made = "", None
+    mistake, made, other = "", None, None
     try:
         made = call()
     except UserError as error:
         mistake = str(error) or "error"
+    except Exception as error:  # a fault of the code: told, then raised as it is
+        mistake, other = f"{type(error).__name__}: {error}", error
     lines = everyones(mistake)
+    if other is not None:
+        raise other
     for number, line in enumerate(lines):
         if line:
             raise UserError(line if len(set(lines)) == 1 else f"process {number}: {line}")
@@ -179,9 +209,12 @@ def first_says(yes: bool) -> bool:
 
 def everyones(line: str) -> list[str]:
     """What each process says, in their order."""
+    import jax
     import numpy as np
     from jax.experimental import multihost_utils
 
+    if jax.process_count() == 1:
+        return [line]
     said = line.encode()[:MESSAGE]
     padded = np.frombuffer(said.ljust(MESSAGE, b"\0"), np.uint8)
     told = np.asarray(multihost_utils.process_allgather(padded))
@@ -197,12 +230,17 @@ def table() -> list[str]:
 
     if jax.process_count() == 1:
         return []
+    each = collections.Counter(device.process_index for device in jax.devices())
+    if len(set(each.values())) > 1:  # then they cannot even be asked
+        have = ", ".join(f"process {number}: {count}" for number, count in sorted(each.items()))
+        raise UserError(f"processes have different numbers of devices ({have}); give each as many")
     mine = jax.local_devices()
     told = everyones(f"{socket.gethostname()}  {len(mine)} × {mine[0].device_kind}")
     lines = [f"process {number}: {line}" for number, line in enumerate(told)]
-    counts = {line.partition("  ")[2] for line in told}
-    if len(counts) > 1:
+    kinds = {line.partition(" × ")[2] for line in told}
+    if len(kinds) > 1:
         raise UserError("processes have different devices:\n  " + "\n  ".join(lines))
+    _leave_with_restart_on_abort()  # again: a back end may have set its own handler
     return [f"{len(told)} processes, {jax.device_count()} devices", *lines]
 
 

@@ -20,12 +20,14 @@ class Watchdog:
     """While entered, leaves with WATCHDOG and the stacks of all threads on stderr when `beat` was
     not called for `floor` seconds, or 20 median intervals if that is longer.
 
-    It begins with the first beat. Ten times as long may pass before the first ten steps are done,
-    and inside `with watchdog.slow:`.
+    It begins with the first beat, or `at_once`. Ten times as long may pass before the first ten
+    steps are done, and inside `with watchdog.slow:`. Time for which the whole process was stopped
+    does not count.
     """
 
-    def __init__(self, floor: float):
-        self._floor, self._last, self._factor = floor, 0.0, 1
+    def __init__(self, floor: float, at_once: bool = False):
+        self._floor, self._factor = floor, 1
+        self._last = time.monotonic() if at_once else 0.0
         self._intervals: deque[float] = deque(maxlen=101)
         self._limit = floor
         self._over = threading.Event()
@@ -47,7 +49,13 @@ class Watchdog:
         return _Slow(self)
 
     def _watch(self) -> None:
-        while not self._over.wait(min(1.0, self._floor / 4)):
+        every = min(1.0, self._floor / 4)
+        expected = time.monotonic() + every
+        while not self._over.wait(every):
+            late = time.monotonic() - expected
+            expected = time.monotonic() + every
+            if late > every + 1.0 and self._last:  # Ctrl-Z, or a scheduler
+                self._last += late
             factor = SLOW if len(self._intervals) < FIRST else self._factor
             silent, limit = time.monotonic() - self._last, self._limit * factor
             if self._last and silent > limit:
@@ -79,5 +87,5 @@ class _Slow:
     def __exit__(
         self, kind: type | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._watchdog._factor = 1
         self._watchdog._last = self._watchdog._last and time.monotonic()
+        self._watchdog._factor = 1

@@ -14,7 +14,7 @@ from vit_jax.checkpoint.manager import METRIC, Checkpoints
 from vit_jax.config import flat
 from vit_jax.errors import Stopped
 from vit_jax.parallel.preemption import StopSignals
-from vit_jax.parallel.runtime import together
+from vit_jax.parallel.runtime import share, together
 from vit_jax.parallel.watchdog import Watchdog
 from vit_jax.training.evaluation import due, measured, report_damaged
 from vit_jax.training.memory import fitting
@@ -47,11 +47,11 @@ def train(
     began, workdir = time.monotonic(), Path(workdir)
     run = together(lambda: set_up(config, named, devices, weights=open_origin(config, workdir)))
     run = fitting(run, config)
-    keep, watchdog = run.config.checkpoint, Watchdog(run.config.step_timeout)
+    watchdog = Watchdog(run.config.step_timeout, at_once=share()[1] > 1)
     with WorkFolder(workdir) as folder, StopSignals() as stop, watchdog:
         start = first_state(run, folder.path)
         folder.keep(flat(run.config), run.classes)
-        checkpoints = Checkpoints(folder.path / "checkpoints", **keep)
+        checkpoints = Checkpoints(folder.path / "checkpoints", **run.config.checkpoint)
         progress = Progress(folder.path, run, start, writers, quiet, began)
         try:
             for line in [*run.said, *start.said, *run.in_numbers]:
@@ -79,10 +79,11 @@ def fit(
         at_end.callback(progress.sync)
         at_end.enter_context(checkpoints)
         at_end.callback(batches.close)
+        at_end.callback(watchdog.slow.__enter__)
         for step in range(start.step + 1, total + 1):
             with progress.spent("data"):
                 host, batch = next(batches)
-            report_damaged(run, run.train_source, host["damaged"], progress.say)
+            report_damaged(run, run.train_source, host["damaged"], progress.warn)
 
             state, metrics = train_step(state, batch)
             examples_seen += c.batch_size
@@ -92,8 +93,7 @@ def fit(
             watchdog.beat()
             checkpoints.check()
             progress.at(step)
-            stop.at(step)
-
+            stop.after_step()
             last, found = step == total, None
             if step % c.log_every_steps == 0 or last:
                 progress.interval(step, metrics)

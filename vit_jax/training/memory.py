@@ -8,6 +8,7 @@ from ml_collections import ConfigDict
 
 from vit_jax.config import AUTO, microbatches
 from vit_jax.errors import UserError
+from vit_jax.parallel.runtime import everyones
 from vit_jax.training.run import Run
 
 
@@ -30,7 +31,9 @@ def fitting(run: Run, asked: ConfigDict) -> Run:
     """The run, where `microbatch=auto` was asked for with what fits its devices."""
     if asked.microbatch != AUTO:
         return run
-    return within(run, device_bytes(run.mesh.local_devices[0]))
+    mine = device_bytes(run.mesh.local_devices[0])
+    told = [int(limit) for limit in everyones(str(mine or "")) if limit]
+    return within(run, min(told) if told else None)
 
 
 def within(run: Run, limit: int | None) -> Run:

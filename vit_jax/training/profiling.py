@@ -19,10 +19,11 @@ class Profile:
         self._running = False
 
     def after(self, step: int) -> str | None:
-        """Called after every step; says where a trace is when it is done."""
+        """Called before the first step and after every one; says where a trace is when it is
+        done."""
         if self._first and not self._running and self._first <= step + 1 < self._end:
             jax.profiler.start_trace(self._folder)
-            self._running = True
+            self._first, self._running = step + 1, True
         elif self._running and step + 1 >= self._end:
             said = f"steps {self._first} to {step} traced: {self._folder}"
             self.close()

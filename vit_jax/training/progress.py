@@ -145,6 +145,7 @@ class Progress:
         trained = [row["seconds"] for row in self._rows.dropped if "seconds" in row]
         self.ledger.lose(max(trained, default=0.0) - self.ledger.train_seconds)
         self._mark = (start.step, self.ledger.seconds)
+        self._profile.after(start.step)
         self.told = start.step  # the last step of an interval
         if not self._quiet:
             self._console.start()
@@ -275,6 +276,12 @@ class Progress:
         """A line for the person watching."""
         if not self._quiet:
             self._console.say(text)
+
+    def warn(self, text: str) -> None:
+        """A line that a process other than the first says too."""
+        if process() > 0:
+            print(f"process {process()}: {text}", file=sys.stderr)
+        self.say(text)
 
     def at(self, step: int) -> None:
         """Called after every step."""

@@ -1,5 +1,6 @@
 """One step of a run again: what its gradients were, and which examples it saw. Nothing is saved."""
 
+import json
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from ml_collections import ConfigDict
 
 from vit_jax.checkpoint import manager
 from vit_jax.checkpoint.tree import flatten
+from vit_jax.config import AUTO
 from vit_jax.errors import UserError
 from vit_jax.training.setup import continued, open_origin, set_up
 from vit_jax.training.step import make_gradients
@@ -25,7 +27,12 @@ def replay(
 
     Raises UserError where the run has no such step, or is another one.
     """
+    if jax.process_count() > 1:
+        raise UserError("--replay-step is for one process: its numbers are those of any mesh")
     workdir = Path(workdir).expanduser().absolute()
+    if config.microbatch == AUTO and (workdir / "config.json").is_file():
+        with config.unlocked():
+            config.microbatch = json.loads((workdir / "config.json").read_text())["microbatch"]
     run = set_up(config, named, weights=open_origin(config, workdir))
     if not 1 <= step <= run.config.total_steps:
         raise UserError(f"--replay-step lies in 1 … {run.config.total_steps}, not {step}")

@@ -20,7 +20,7 @@ from vit_jax.models import Model, create_model
 from vit_jax.models.model import DataConfig
 from vit_jax.models.registry import find_kind, takes
 from vit_jax.parallel.mesh import make_mesh
-from vit_jax.parallel.runtime import process, together
+from vit_jax.parallel.runtime import everyones, share, together
 from vit_jax.pretrained.load import OF_THE_RUN, fetch_weights, fill
 from vit_jax.pretrained.weights import Weights, open_weights
 from vit_jax.training.distillation import open_teacher
@@ -145,7 +145,7 @@ def open_origin(config: ConfigDict, workdir: Path) -> Weights | None:
     checkpoint, which is there when the weights are gone; before, the weights."""
     if not isinstance(config, ConfigDict) or not config.init or config.resume:
         return None
-    if _has_saved(workdir):
+    if _last_step(workdir):
         return open_weights(workdir)
     return open_weights(fetch_weights(config.init), channels=None)
 
@@ -234,9 +234,11 @@ def _make_model(config: ConfigDict) -> Model:
     return dataclasses.replace(model, data_config=data)
 
 
-def _has_saved(workdir: Path) -> bool:
+def _last_step(workdir: Path) -> str:
+    """Of the work folder's own checkpoints; empty where it has not saved."""
     own = workdir / "checkpoints"
-    return own.is_dir() and any(p.name.isdigit() for p in own.iterdir())
+    steps = [int(p.name) for p in own.iterdir() if p.name.isdigit()] if own.is_dir() else []
+    return str(max(steps, default=""))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -257,8 +259,9 @@ def first_state(run: Run, workdir: Path) -> Start:
     Raises UserError where the checkpoint to continue is another run's, or past this one's end.
     """
     c = run.config
-    if _has_saved(workdir):
-        source = manager.find(workdir)
+    # As process 0 sees it: a shared file system may show others an older state of the folder.
+    if last := everyones(_last_step(workdir))[0]:
+        source = workdir / "checkpoints" / last
         _check_same_run(run, source)
         return continued(run, source)
     if c.resume:
@@ -295,7 +298,7 @@ def _check_same_run(run: Run, source: Path) -> None:
 
 def continued(run: Run, source: Path) -> Start:
     """A run from one of its checkpoints on. Raises UserError where that is damaged or too far."""
-    together(lambda: checksums.check(source, process(), jax.process_count()))
+    together(lambda: checksums.check(source, *share()))
     about = manager.about(source)
     state = manager.restore(source, run.abstract_state, run.shardings)
     step = int(state["step"])

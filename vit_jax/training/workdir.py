@@ -36,7 +36,11 @@ class WorkFolder:
 
     def __enter__(self) -> "WorkFolder":
         together(self._take)
-        probe(self.path)
+        try:
+            probe(self.path)
+        except UserError:
+            self.__exit__()
+            raise
         return self
 
     def _take(self) -> None:
