@@ -21,7 +21,7 @@ test-peers:
 	.venv-peers/bin/python -m pytest -n 2 --dist loadfile --ignore=tests/peers/test_tfds_builds.py tests/peers tests/pretrained/test_references.py tests/models/test_resnet_peer.py tests/pretrained/test_catalog.py
 
 test-faults: $(VENV)/.installed
-	FAULT_ROUNDS=$${FAULT_ROUNDS:-20} FAULT_TABLE=$${FAULT_TABLE:-docs/results/faults.csv} $(BIN)/python -m pytest -n 2 --dist load tests/faults
+	FAULT_ROUNDS=$${FAULT_ROUNDS:-20} FAULT_TABLE=$${FAULT_TABLE:-docs/results/faults.csv} $(BIN)/python -m pytest -n 2 --dist load tests/faults tests/parallel/test_jobs.py
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .
