@@ -380,7 +380,7 @@ def test_a_checkpoint_with_a_missing_part_is_named(train, tmp_path, part, capsys
         file.unlink()
     assert cli.main(["evaluate", f"--workdir={tmp_path}/work"]) == 2
     said = capsys.readouterr().err
-    assert "checkpoints/1 is no readable checkpoint" in said
+    assert f"checkpoints/1 is damaged: {part}/" in said
     assert "Traceback" not in said
 
 
