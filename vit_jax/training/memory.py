@@ -6,9 +6,9 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
-from vit_jax.config import AUTO, microbatches
 from vit_jax.errors import UserError
 from vit_jax.parallel.runtime import everyones
+from vit_jax.ranges import AUTO, microbatches
 from vit_jax.training.run import Run
 
 
