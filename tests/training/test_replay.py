@@ -114,3 +114,9 @@ def test_the_command_shows_a_step(tmp_path, capsys):
     capsys.readouterr()
     assert cli.main(["train", *keys, f"--workdir={tmp_path}/run", "--replay-step=3"]) == 0
     assert capsys.readouterr().out.startswith(f"step 3 from {tmp_path}/run/checkpoints/2: loss ")
+
+
+def test_another_config_than_the_runs_is_refused(tmp_path):
+    vit_jax.train(tiny_config(), tmp_path, devices=jax.devices(), quiet=True)
+    with pytest.raises(UserError, match=r"belongs to another run; what differs:\s+optimizer.lr"):
+        replay(tiny_config(optimizer__lr=1e-4), tmp_path, 7)

@@ -5,6 +5,7 @@ tracebacks for unknown keys and reads the process's own arguments.
 """
 
 import argparse
+import signal
 import sys
 from types import ModuleType
 from typing import Any
@@ -43,15 +44,17 @@ def add_job(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--process-id", type=int, metavar="I", help="of this one, from 0")
 
 
-def join_job(options: argparse.Namespace, heartbeat_timeout: float) -> None:
+def join_job(options: argparse.Namespace, heartbeat_timeout: float, *, saves: bool = True) -> None:
     """Joins the job that this process is one of, if any, before JAX looks for devices; process 0
-    says who is there."""
+    says who is there. SIGTERM, which JAX listens to then, ends a command that saves nothing."""
     from vit_jax.parallel import runtime
 
     job = runtime.find_job(options.coordinator, options.num_processes, options.process_id)
     if job is None:
         return
     runtime.start(job, heartbeat_timeout)
+    if not saves:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
     lines = runtime.table()
     if runtime.process() == 0:
         print("\n".join(lines), file=sys.stderr)

@@ -8,7 +8,6 @@ vit evaluate --workdir=runs/b16 --config.evaluators="fewshot('folder:PATH')|knn(
 
 import argparse
 import json
-import signal
 import sys
 from pathlib import Path
 from typing import Any
@@ -46,8 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Does it; returns the exit code."""
-    join_job(options, base().heartbeat_timeout)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # there is nothing to save
+    join_job(options, base().heartbeat_timeout, saves=False)
     from vit_jax.checkpoint import checksums, manager
 
     checkpoint = runtime.together(lambda: manager.find(options.workdir or options.checkpoint))

@@ -11,26 +11,28 @@ TRAINING = ("data", "step", "checkpoint")
 
 
 class Ledger:
-    """Seconds by name. What is spent in no named part between them is `step`."""
+    """Seconds by name, on top of those `before` a restart. At every moment one part runs: `init`
+    first, from `began` on."""
 
     def __init__(self, before: dict[str, float], began: float):
         self._seconds = dict.fromkeys(PARTS, 0.0) | before
-        self._mark = began  # where what is not yet booked begins
+        self._part, self._mark = "init", began
 
     @contextlib.contextmanager
     def spent(self, part: str) -> Iterator[None]:
-        """Books the time inside on `part`."""
-        self.book("step")
+        """The time inside is that of `part`."""
+        outside = self._part
+        self.turn(part)
         try:
             yield
         finally:
-            self.book(part)
+            self.turn(outside)
 
-    def book(self, part: str) -> None:
-        """Books the time since the last booking."""
+    def turn(self, part: str) -> None:
+        """From now on it is `part` that runs."""
         now = time.monotonic()
-        self._seconds[part] += now - self._mark
-        self._mark = now
+        self._seconds[self._part] += now - self._mark
+        self._part, self._mark = part, now
 
     def lose(self, seconds: float) -> None:
         """Books what was trained after the checkpoint that the run went back to."""
@@ -39,8 +41,9 @@ class Ledger:
     @property
     def seconds(self) -> dict[str, float]:
         """All of it up to now."""
-        self.book("step")
-        return dict(self._seconds)
+        return self._seconds | {
+            self._part: self._seconds[self._part] + time.monotonic() - self._mark
+        }
 
     @property
     def train_seconds(self) -> float:

@@ -54,11 +54,11 @@ def train(
         checkpoints = Checkpoints(folder.path / "checkpoints", **run.config.checkpoint)
         progress = Progress(folder.path, run, start, writers, quiet, began)
         try:
-            for line in [*run.said, *start.said, *run.in_numbers]:
-                progress.say(line)
+            progress.say("\n".join([*run.said, *start.said, *run.in_numbers]))
+            began = time.monotonic()
             with progress.spent("compile"):
                 train_step = run.compile_train_step()
-            progress.say(f"{run.summary}; first step after {time.monotonic() - began:.1f} s")
+            progress.say(f"{run.summary}; compiled in {time.monotonic() - began:.1f} s")
             fit(run, train_step, start, checkpoints, progress, stop, watchdog)
             progress.times()
             return write_result(folder.path, run, start, progress)

@@ -141,7 +141,7 @@ class Progress:
         self._profile = Profile(workdir, run.config.profile)
         self._pending: tuple[Row, Any] | None = None
         self.ledger = Ledger(start.ledger, time.monotonic() if began is None else began)
-        self.ledger.book("init")
+        self.ledger.turn("step")
         trained = [row["seconds"] for row in self._rows.dropped if "seconds" in row]
         self.ledger.lose(max(trained, default=0.0) - self.ledger.train_seconds)
         self._mark = (start.step, self.ledger.seconds)

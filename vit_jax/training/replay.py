@@ -12,9 +12,9 @@ from ml_collections import ConfigDict
 
 from vit_jax.checkpoint import manager
 from vit_jax.checkpoint.tree import flatten
-from vit_jax.config import AUTO
 from vit_jax.errors import UserError
-from vit_jax.training.setup import continued, open_origin, set_up
+from vit_jax.ranges import AUTO
+from vit_jax.training.setup import check_same_run, continued, open_origin, set_up
 from vit_jax.training.step import make_gradients
 
 SHOWN = 10  # gradients, the largest first
@@ -43,6 +43,8 @@ def replay(
             f"{workdir} has no checkpoint before step {step}, and did not begin from scratch"
         )
     source = None if before is None else manager.find(workdir / "checkpoints" / str(before))
+    if source:
+        check_same_run(run, source)
     start = continued(run, source) if source else None
     state = start.state if start else run.init_state()
     seen, first = (start.examples_seen, start.step) if start else (0, 0)

@@ -262,12 +262,12 @@ def first_state(run: Run, workdir: Path) -> Start:
     # As process 0 sees it: a shared file system may show others an older state of the folder.
     if last := everyones(_last_step(workdir))[0]:
         source = workdir / "checkpoints" / last
-        _check_same_run(run, source)
+        check_same_run(run, source)
         return continued(run, source)
     if c.resume:
         source = manager.find(c.resume)
         start = continued(run, source)  # first, to show the tensors of another model
-        _check_same_run(run, source)
+        check_same_run(run, source)
         return start
     if not c.init:
         return Start(run.init_state(), ["from scratch"], "scratch")
@@ -280,7 +280,7 @@ def first_state(run: Run, workdir: Path) -> Start:
     return Start(run.init_state(params), lines, str(weights.path))
 
 
-def _check_same_run(run: Run, source: Path) -> None:
+def check_same_run(run: Run, source: Path) -> None:
     """Raises UserError naming everything that decides a run's numbers and differs."""
     about = manager.about(source)
     found = differences(about["config"], json.loads(json.dumps(flat(run.config))))
