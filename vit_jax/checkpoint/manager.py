@@ -21,6 +21,7 @@ from vit_jax.checkpoint.tree import check_same, flatten, in_layout_of, nest, unf
 from vit_jax.errors import Stopped, UserError
 from vit_jax.parallel.runtime import first_says
 
+POLL = 0.01  # seconds between two looks at a save that others have a part in
 METRIC = "accuracy"  # what "best" means
 
 # What a disk that takes no more says, through several libraries.
@@ -168,6 +169,27 @@ class LastOfBothTiers:
         return [number in stay for number in range(len(checkpoints))]
 
 
+class _Manager(ocp.CheckpointManager):
+    """Orbax's, which tells at once when this process could not do its part of a save.
+
+    Orbax itself tells it when all processes have agreed that the save is over. The others wait for
+    the part that is missing, so in a job that takes ten minutes.
+    """
+
+    failure: BaseException | None = None
+
+    def _wait_for_checkpointers(self) -> None:  # of one save, in the background
+        try:
+            super()._wait_for_checkpointers()
+        except BaseException as error:
+            self.failure = error
+            raise
+
+    def raise_failure(self) -> None:
+        if self.failure is not None:
+            raise self.failure
+
+
 class Checkpoints:
     """Saves a run's states in the background, every so many steps and, besides, minutes; the last
     `keep` stay, and the best one.
@@ -187,7 +209,7 @@ class Checkpoints:
         if keep_best:
             best = BestN(get_metric_fn=metric, n=1, keep_checkpoints_without_metrics=False)
             policies.append(best)
-        self._manager = ocp.CheckpointManager(
+        self._manager = _Manager(
             folder.absolute(),
             options=ocp.CheckpointManagerOptions(
                 preservation_policy=AnyPreservationPolicy(policies),
@@ -207,9 +229,10 @@ class Checkpoints:
 
     def _sum_up(self) -> None:
         """Called when all files of a save are on disk and before it gets its name."""
-        if jax.process_index() == 0:
-            for partial in Path(self._manager.directory).glob("*.orbax-checkpoint-tmp"):
-                checksums.write(partial)
+        if jax.process_index() > 0:
+            return
+        for partial in Path(self._manager.directory).glob("*.orbax-checkpoint-tmp"):
+            checksums.write(partial)
 
     def latest(self) -> int | None:
         """The last whole checkpoint on disk."""
@@ -228,6 +251,7 @@ class Checkpoints:
 
         Raises UserError, before anything is written, where the disk has too little room.
         """
+        self.wait()
         self._check_room(state)
         self._saved = time.monotonic()
         self._guard(
@@ -259,10 +283,14 @@ class Checkpoints:
 
     def check(self) -> None:
         """Raises what went wrong in a background save."""
+        self._guard(self._manager.raise_failure)
         self._guard(self._manager.check_for_errors)
 
     def wait(self) -> None:
-        """Returns when the last save is on disk."""
+        """Returns when the last save is on disk; raises what went wrong in it."""
+        while jax.process_count() > 1 and self._manager.is_saving_in_progress():
+            self.check()
+            time.sleep(POLL)
         self._guard(self._manager.wait_until_finished)
 
     def close(self) -> None:

@@ -27,7 +27,7 @@ MESSAGE = 2000  # bytes of a line that processes tell each other
 # What the libraries under a collective say when the other end is gone.
 LOST = (
     "Gloo", "NCCL", "Connection reset by peer", "Connection closed by peer", "Socket closed",
-    "coordination service", "heartbeat", "distributed service", "Barrier timed out",
+    "coordination service", "heartbeats", "distributed service", "Barrier timed out",
 )  # fmt: skip
 
 
