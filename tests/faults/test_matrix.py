@@ -5,7 +5,6 @@ the file `FAULT_TABLE`, where it is set.
 """
 
 import contextlib
-import csv
 import os
 import random
 import shutil
@@ -19,7 +18,7 @@ import numpy as np
 import pytest
 
 sys.path.append(str(Path(__file__).parents[1] / "parallel"))
-from jobs import Job
+from jobs import Job, note
 
 from vit_jax.checkpoint import checksums
 
@@ -84,13 +83,6 @@ def stop_one(job, rng):
 
 
 FAULTS = (kill_one, kill_coordinator, kill_all, terminate_one, stop_one)
-
-
-def note(*columns):
-    """A line of the table."""
-    if path := os.environ.get("FAULT_TABLE"):
-        with Path(path).open("a", newline="") as file:
-            csv.writer(file).writerow(columns)
 
 
 def assert_whole(run, told):

@@ -1,5 +1,6 @@
 """Jobs of real processes on one machine, which train the digits and can be killed and stopped."""
 
+import csv
 import json
 import os
 import socket
@@ -23,6 +24,14 @@ def free_port() -> int:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         return free.getsockname()[1]
+
+
+def note(*columns: object) -> None:
+    """A line of the table of faults, where `FAULT_TABLE` names one: fault, round, step told when it
+    came, last save, processes that continued, outcome."""
+    if path := os.environ.get("FAULT_TABLE"):
+        with Path(path).open("a", newline="") as file:
+            csv.writer(file).writerow(columns)
 
 
 class Job:
