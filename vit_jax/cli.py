@@ -17,6 +17,7 @@ COMMANDS = {
     "convert": "write weights in another layout",
     "ckpt": "list, verify, copy, prune a run's checkpoints",
     "data": "check data sets, prepare them, list the operations",
+    "plan": "say what a run takes of a machine that need not be here",
     "describe": "show what a config resolves to, without training",
     "compare-curve": "say where a run leaves a reference",
     "bench": "measure parts of a run on this machine",

@@ -1,24 +1,50 @@
-"""Stated peaks of chips, for model FLOPs utilisation (MFU)."""
+"""What the vendors state of their chips: peaks, memory, links. For the share of the peak that a run
+reaches (MFU) and for plans."""
 
+import dataclasses
 import re
 
-# Dense bfloat16 FLOP/s of one device as JAX counts devices, from the vendors' data sheets.
-PEAK_FLOPS: tuple[tuple[str, float], ...] = (
-    (r".*H200.*|.*H100.*|.*GH200.*", 989e12),
-    (r".*B200.*|.*GB200.*", 2250e12),
-    (r".*A100.*", 312e12),
-    (r".*L4\b.*", 121e12),
-    (r".*V100.*", 125e12),
-    (r"TPU v4.*", 275e12),
-    (r"TPU v5 lite.*|TPU v5e.*", 197e12),
-    (r"TPU v5.*", 459e12),
-    (r"TPU v6.*", 918e12),
+
+@dataclasses.dataclass(frozen=True)
+class Chip:
+    """One device as JAX counts devices (of a TPU v4 or v5p: a chip, both cores as one).
+
+    Bandwidths are one device's, in bytes a second: of its memory; of a ring over the links inside
+    a slice or a host, both directions together; and of its share of the network between them.
+    """
+
+    name: str
+    kinds: str  # pattern of JAX's `device_kind`
+    peak_flops: float  # dense bfloat16, FLOP/s
+    memory: float  # GiB that a program may use
+    bandwidth: float
+    link: float
+    network: float
+
+
+# Peaks and memory: the vendors' data sheets; a TPU's usable memory: what its compiler says. Links
+# and networks of TPUs: "How to Scale Your Model" (Google DeepMind, 2025), chapter 2; of GPUs:
+# NVLink (one direction), and one 400 Gb/s adapter a GPU (200 for an A100).
+CHIPS: tuple[Chip, ...] = (
+    Chip("h200", r".*H200.*", 989e12, 131.0, 4.8e12, 450e9, 50e9),
+    Chip("h100", r".*H100.*|.*GH200.*", 989e12, 74.0, 3.35e12, 450e9, 50e9),
+    Chip("b200", r".*B200.*", 2250e12, 167.0, 8.0e12, 900e9, 50e9),
+    Chip("a100", r".*A100.*", 312e12, 74.0, 2.0e12, 300e9, 25e9),
+    Chip("l4", r".*L4\b.*", 121e12, 21.0, 0.3e12, 32e9, 12.5e9),
+    Chip("v100", r".*V100.*", 125e12, 29.0, 0.9e12, 150e9, 12.5e9),
+    Chip("v4", r"TPU v4.*", 275e12, 30.75, 1.2e12, 90e9, 6.25e9),
+    Chip("v5e", r"TPU v5 lite.*|TPU v5e.*", 197e12, 15.75, 0.81e12, 90e9, 3.125e9),
+    Chip("v5p", r"TPU v5.*", 459e12, 95.73, 2.8e12, 180e9, 6.25e9),
+    Chip("v6e", r"TPU v6.*", 918e12, 31.24, 1.6e12, 180e9, 12.5e9),
 )
+
+
+def chip_of(device_kind: str) -> Chip | None:
+    """The chip of a device kind; None where nothing is stated of it (CPUs)."""
+    return next((chip for chip in CHIPS if re.fullmatch(chip.kinds, device_kind)), None)
 
 
 def peak_flops(device_kind: str) -> float | None:
     """The stated bfloat16 peak of a device kind; None where none is stated (CPUs)."""
-    for pattern, peak in PEAK_FLOPS:
-        if re.fullmatch(pattern, device_kind):
-            return peak
-    return None
+    chip = chip_of(device_kind)
+    return chip.peak_flops if chip else None

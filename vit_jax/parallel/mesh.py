@@ -6,28 +6,35 @@ from typing import Any
 import jax
 import numpy as np
 from jax.experimental import mesh_utils
-from jax.sharding import AxisType, Mesh
+from jax.sharding import AbstractMesh, AxisType, Mesh
 
 from vit_jax.errors import UserError
 
 AXES = ("data", "fsdp", "tensor")
 
 
-def make_mesh(sizes: tuple[int, int, int], devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """A mesh of `sizes` over `devices` (all there are, by default) with automatic partitioning.
+def make_mesh(
+    sizes: tuple[int, int, int], devices: Sequence[jax.Device] | int | None = None
+) -> Mesh:
+    """A mesh of `sizes` over `devices` (all there are, by default) with automatic partitioning; an
+    abstract one over a number of devices that are not there.
 
     Over all devices the order follows the interconnect, as `jax.make_mesh` chooses it; of several
     TPU slices, `data` alone crosses the slower network between them. Hosts with GPUs count as
     slices too: there the last axes stay on a host as far as they fit.
     """
     auto = (AxisType.Auto,) * len(AXES)  # jax.make_mesh would make them Explicit
-    if devices is not None and len(devices) < jax.device_count():
-        return Mesh(np.asarray(devices).reshape(sizes), AXES, axis_types=auto)
-    every = sorted(jax.devices(), key=lambda device: device.id)
-    if len({getattr(device, "slice_index", 0) for device in every}) == 1:
-        return jax.make_mesh(sizes, AXES, axis_types=auto)
+    if isinstance(devices, int):
+        abstract: Any = AbstractMesh(sizes, AXES, axis_types=auto)  # all that shapes ask for
+        return abstract
+    every = sorted(devices or jax.devices(), key=lambda device: device.id)
     tpu = every[0].platform == "tpu"
-    placed = over_slices(sizes, every) if tpu else np.asarray(every).reshape(sizes)
+    if not tpu and devices is not None and len(devices) < jax.device_count():
+        placed = np.asarray(devices).reshape(sizes)
+    elif len({getattr(device, "slice_index", 0) for device in every}) == 1:
+        placed = mesh_utils.create_device_mesh(sizes, every, allow_split_physical_axes=tpu)
+    else:
+        placed = over_slices(sizes, every) if tpu else np.asarray(every).reshape(sizes)
     return Mesh(placed, AXES, axis_types=auto)
 
 
@@ -44,5 +51,6 @@ def over_slices(sizes: tuple[int, int, int], devices: Sequence[Any]) -> np.ndarr
             f"mesh.data is a multiple of {slices}, as mesh.data={slices}, mesh.fsdp=-1"
         )
     return mesh_utils.create_hybrid_device_mesh(
-        (data // slices, fsdp, tensor), (slices, 1, 1), devices
-    )
+        (data // slices, fsdp, tensor), (slices, 1, 1), devices,
+        allow_split_physical_axes=devices[0].platform == "tpu",
+    )  # fmt: skip

@@ -77,6 +77,12 @@ class Run:
     def shardings(self) -> Any:
         return state_shardings(self.abstract_state, self.mesh, self.config.mesh.min_shard_size)
 
+    def laid(self, mesh: Mesh, config: ConfigDict) -> "Run":
+        """The same run over another mesh, with other microbatches: its state's shapes are known."""
+        run = dataclasses.replace(self, mesh=mesh, config=config)
+        vars(run)["abstract_state"] = self.abstract_state
+        return run
+
     @property
     def abstract_sharded_state(self) -> State:
         """The abstract state, each leaf with its sharding."""
@@ -134,7 +140,7 @@ class Run:
         return lambda state, batch: step(state, batch, params)
 
     @functools.cached_property
-    def row_steps(self) -> dict[str, Callable]:
+    def row_steps(self) -> dict[str, Any]:
         """What is said of each row of a batch, by what evaluators read; every process has all."""
         steps = {
             "rows": make_eval_step(self.model),

@@ -34,7 +34,7 @@ from vit_jax.training.state import State
 def set_up(
     config: ConfigDict,
     named: Iterable[str] = (),
-    devices: Sequence[jax.Device] | None = None,
+    devices: Sequence[jax.Device] | int | None = None,
     *,
     classes: list[str] | None = None,
     open_data: bool = True,
@@ -45,7 +45,7 @@ def set_up(
     Args:
       config: a tree made from `vit_jax.config.base()`.
       named: keys given explicitly, for the check of unread ones.
-      devices: those to use; all by default.
+      devices: those to use, all by default; or how many there are to be, for shapes alone.
       classes: those of a trained model, to evaluate it: the training data is not opened.
       open_data: False where only shapes are asked for; what is known of a data set is enough.
       weights: those that the run starts from: what the config leaves open of the model's
@@ -75,7 +75,9 @@ def set_up(
                 f"{eval_spec} has {len(eval_source.classes)} classes, the weights "
                 f"{config.model.num_classes} without names: they cannot be told apart"
             )
-    count = jax.device_count() if devices is None else len(devices)
+    count = (
+        devices if isinstance(devices, int) else len(jax.devices() if devices is None else devices)
+    )
     sizes = Sizes(known.num_examples, known.num_classes, known.channels, count)
     resolved, said = resolve(config, sizes, named)
     said += _give_way(resolved, list(named))

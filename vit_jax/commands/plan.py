@@ -1,0 +1,156 @@
+"""Says what a run would take of a machine that need not be here: memory, FLOPs, traffic, time.
+
+  vit plan --config=pretrain.py:h14,imagenet21k --topology=v5e:16x16
+  vit plan --config=pretrain.py:g14,jft300m --topology=v5p:4x4x4 --slices=2 --search
+  vit plan --config=pretrain.py:l16,imagenet21k --topology=gpu:h100x8 --json
+  vit plan --config=digits.py --topology=local
+
+TPUs (v4 v5e v5p v6e) are compiled for by the TPU compiler, which needs no TPU: pip install
+vit_jax[tpu]. GPUs are compiled for where they are; else an analytic model answers, and says so. The
+data need not be here.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from vit_jax import recipe
+from vit_jax.commands.arguments import add_config
+from vit_jax.errors import UserError
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The command's options."""
+    add_config(parser)
+    parser.add_argument(
+        "--topology", required=True, metavar="NAME",
+        help="v5e:16x16, v5p:4x4x4 …, gpu:h100x8, or local: the devices of this machine",
+    )  # fmt: skip
+    parser.add_argument(
+        "--slices", type=int, default=1, metavar="N", help="TPU slices together (1)"
+    )
+    parser.add_argument(
+        "--search", action="store_true",
+        help="find the fastest mesh, microbatch and rematerialisation that fits",
+    )  # fmt: skip
+    parser.add_argument(
+        "--json", nargs="?", const="-", metavar="FILE", help="the plan as JSON, to FILE or printed"
+    )
+
+
+def run(options: argparse.Namespace) -> int:
+    """Does it; returns the exit code: 2 where the run does not fit."""
+    config = recipe.load(options.config)
+    named = recipe.override(config, options.overrides)
+    from vit_jax.errors import OK, USER_ERROR
+    from vit_jax.planning import topologies
+    from vit_jax.planning.plan import as_json, make_plan
+    from vit_jax.training.workdir import write_json
+
+    target = topologies.find(options.topology, options.slices)
+    if options.search:
+        plan = _search(config, named, target)
+    else:
+        plan = make_plan(config, named, target, evaluation=True)
+    found = as_json(plan)
+    if options.json == "-":
+        print(json.dumps(found, indent=1))
+    else:
+        print("\n".join(lines(plan)))
+        if options.json:
+            write_json(Path(options.json), found)
+    if not plan.fits:
+        print(f"vit: error: {_refusal(plan)}", file=sys.stderr)
+    return OK if plan.fits else USER_ERROR
+
+
+def _search(config: Any, named: list[str], target: Any) -> Any:
+    from vit_jax.planning.search import search
+
+    if target.chip is None:
+        raise UserError(
+            "--search compares times, and nothing is stated of a CPU's: name a topology"
+        )
+
+    def say(line: str) -> None:
+        print(line, file=sys.stderr, flush=True)
+
+    choice, plan = search(config, named, target, say)
+    say(f"the fastest that fits: {' '.join(choice.overrides)}")
+    return plan
+
+
+HOW = {
+    "compiled": "compiled for it",
+    "analytic": "NOT compiled: analytic model, by formula alone",
+    "refused": "the compiler refuses it; FLOPs, traffic and times are by formula",
+}
+
+
+def lines(plan: Any) -> Iterator[str]:
+    """The plan as a person reads it."""
+    from vit_jax.planning.plan import GIB
+
+    c, memory, target = plan.run.config, plan.memory, plan.target
+    slices = f"{target.slices} slices of " if target.slices > 1 else ""
+    yield f"{plan.run.summary}; remat {c.model.remat or 'none'}, {c.model.dtype}"
+    yield f"{slices}{target.name}, {target.count:,} chips; {HOW[plan.how]}"
+    yield from plan.run.said
+    passes = c.batch_size // c.microbatch
+    yield f"batch {c.batch_size:,} in {passes} passes; {c.total_steps:,} steps\n"
+    yield "memory, GiB a chip"
+    rows = {
+        "parameters": memory.params, "optimiser's state": memory.opt_state,
+        "arguments of a step, batch included": memory.arguments, "temporaries": memory.temporaries,
+        "  of them activations kept, about": memory.saved, "a step in all": memory.total,
+        "an evaluation step": plan.evaluation, "the chip": memory.limit or None,
+        "headroom": memory.limit - memory.total if memory.limit else None,
+    }  # fmt: skip
+    for name, size in rows.items():
+        if size is not None:
+            yield f"  {name:38}{size / GIB:10.2f}"
+    costs, count = plan.costs, target.count
+    yield "\na step"
+    yield f"  FLOPs, 6 per multiply-accumulate      {plan.analytic_flops:10.3e}"
+    yield f"  FLOPs, as compiled                    {costs.flops * count:10.3e}"
+    yield f"    of them recomputed                  {costs.recomputed * count:10.3e}"
+    yield f"  bytes of memory moved, a chip         {costs.bytes:10.3e}"
+    for one in costs.collectives:
+        what = f"{one.kind} over {one.axis} ({one.size})"
+        yield f"  {what:38}{one.bytes:10.3e} bytes, {one.count:,} times"
+    if plan.roofline is None:
+        yield "\nno roofline: no peaks are stated of these devices"
+        return
+    bounds = plan.roofline
+    yield "\nroofline, seconds a step at the stated peaks"
+    for name in ("compute", "memory", "network"):
+        told = "  <- bounds it" if name == bounds.bound else ""
+        yield f"  {name:38}{getattr(bounds, name + '_s'):10.4f}{told}"
+    yield f"  images/s, at most                     {plan.images_per_second:10,.0f}"
+    yield f"  MFU, at most                          {plan.mfu_ceiling:10.1%}"
+    hours = plan.hours
+    yield f"  to the recipe's end, at least, hours  {hours:10.1f}, chip-hours {hours * count:,.0f}"
+
+
+def _refusal(plan: Any) -> str:
+    """What was too much, and what to change."""
+    from vit_jax.planning.plan import GIB
+
+    c, memory, mesh = plan.run.config, plan.memory, plan.run.mesh.shape
+    does = []
+    if memory.arguments > memory.limit / 2 and mesh["fsdp"] * mesh["data"] > mesh["fsdp"]:
+        does.append("--config.mesh.data=1 --config.mesh.fsdp=-1")
+    if memory.arguments > memory.limit:
+        does.append("more chips")
+    else:
+        if c.microbatch > mesh["data"] * mesh["fsdp"]:
+            does.append("a smaller --config.microbatch")
+        if c.model.remat in ("none", "dots"):
+            does.append("--config.model.remat=full")
+    return (
+        f"does not fit: {memory.total / GIB:.2f} of {memory.limit / GIB:.2f} GiB a chip; what "
+        f"would help: {', '.join(does) or 'more chips'}; --search finds what fits"
+    )

@@ -1,0 +1,1 @@
+"""Compiles a run's real step for machines that need not be there, and reads what it will cost."""

@@ -1,0 +1,127 @@
+"""What a step costs by formula, where there is no compiler for its chips, and to choose what is
+worth compiling: the textbook counts of fully sharded data parallelism and of Megatron-LM's tensor
+axis.
+
+Parameters and optimiser are counted exactly, from the shardings; activations are those that the
+real loss keeps for its backward pass, from a trace of it.
+"""
+
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from vit_jax.models.flops import forward_macs
+from vit_jax.parallel.sharding import BATCH, path_of
+from vit_jax.planning.hlo import Collective, Costs
+from vit_jax.training.groups import trainable
+from vit_jax.training.run import Run
+from vit_jax.training.step import make_loss
+
+TRACED = 11  # examples of the trace: no other dimension has this size
+# Bytes moved for each byte kept, about: what is kept is written, read and has a gradient as large,
+# and with it move the intermediates that are not kept. As compiled steps of L/16 and H/14 do.
+PASSES = 16
+
+
+def shard_bytes(tree: Any, shardings: Any) -> int:
+    """Of a tree of arrays, the bytes that one device holds."""
+    parts = jax.tree.map(
+        lambda leaf, where: math.prod(where.shard_shape(leaf.shape)) * leaf.dtype.itemsize,
+        tree, shardings,
+    )  # fmt: skip
+    return sum(jax.tree.leaves(parts))
+
+
+def saved_activations(run: Run) -> float:
+    """Bytes that one device keeps between the forward and the backward pass of a microbatch."""
+    config = run.config.copy_and_resolve_references()
+    with config.unlocked():
+        config.mixup = config.cutmix = 0.0
+        config.distill = None
+    loss = make_loss(run.model, config, None, None)
+    params = run.abstract_state["params"]
+    trained = jax.eval_shape(lambda p: trainable(p, config.optimizer.freeze), params)
+    batch = {
+        name: jax.ShapeDtypeStruct((TRACED, *leaf.shape[1:]), leaf.dtype)
+        for name, leaf in run.abstract_batch(TRACED).items()
+        if name in ("image", "label")
+    }
+
+    def kept(trained, params, batch):
+        return jax.vjp(lambda t: loss(t, params, None, batch, jax.random.key(0)), trained)[1]
+
+    leaves = jax.tree.leaves(jax.eval_shape(kept, trained, params, batch))
+    total = sum(math.prod(x.shape) * x.dtype.itemsize for x in leaves if TRACED in x.shape)
+    return total * config.microbatch / TRACED / _rows(run)
+
+
+def temporaries(run: Run, activations: float) -> float:
+    """Bytes beside the arguments: activations, gradients (float32), two gathered blocks."""
+    params = run.abstract_state["params"]
+    gradients = shard_bytes(params, run.shardings["params"])
+    itemsize = jnp.dtype(run.config.model.dtype).itemsize
+    block = run.model.num_params / max(1, getattr(run.model.config, "num_layers", 1))
+    gathered = 2 * block * itemsize / run.mesh.shape["tensor"]
+    return activations + gradients + (gathered if run.mesh.shape["fsdp"] > 1 else 0.0)
+
+
+def costs(run: Run, activations: float) -> Costs:
+    """Of one step on one device."""
+    c, shape, devices = run.config, run.mesh.shape, run.mesh.size
+    forward = 2 * forward_macs(run.model.config) * c.batch_size / devices
+    recomputed = forward * _recomputed(run)
+    passes = c.batch_size // c.microbatch
+    itemsize = jnp.dtype(c.model.dtype).itemsize
+    state = shard_bytes(run.abstract_state, run.shardings)
+    weights = run.model.num_params * itemsize / shape["tensor"]
+    moved = 2 * state + 3 * passes * weights + PASSES * passes * activations
+    return Costs(3 * forward + recomputed, recomputed, moved, _collectives(run, passes, itemsize))
+
+
+def _rows(run: Run) -> int:
+    """Devices over which a batch is split."""
+    return math.prod(run.mesh.shape[axis] for axis in BATCH[0])
+
+
+def _recomputed(run: Run) -> float:
+    """The share of the forward pass that rematerialisation repeats."""
+    c: Any = run.model.config
+    remat = getattr(c, "remat", "none")
+    if remat == "none":
+        return 0.0
+    if remat == "full":
+        return 1.0
+    scores = 2 * c.num_tokens**2 * c.hidden_size * c.num_layers
+    return scores / forward_macs(c)
+
+
+def _collectives(run: Run, passes: int, itemsize: int) -> list[Collective]:
+    """Blocks are gathered for the forward and for the backward pass of each microbatch, and their
+    gradients scattered; what is left is summed over `data`."""
+    shape = run.mesh.shape
+    fsdp, data, tensor = shape["fsdp"], shape["data"], shape["tensor"]
+    split = whole = 0.0
+    flat = jax.tree_util.tree_leaves_with_path(run.abstract_state["params"])
+    for (keys, leaf), where in zip(flat, jax.tree.leaves(run.shardings["params"]), strict=True):
+        size = math.prod(leaf.shape) * itemsize
+        axes = [axis for axis in where.spec if axis]
+        size /= tensor if "tensor" in axes else 1
+        if "fsdp" in axes:
+            split += size * (passes if "encoder/block" in path_of(keys) else 1)
+        else:
+            whole += size
+    found = [
+        Collective("all-gather", "fsdp", fsdp, 2 * split, 2),
+        Collective("reduce-scatter", "fsdp", fsdp, split, 1),
+        Collective("all-reduce", "data", data, split / fsdp, 1),
+        Collective("all-reduce", "data+fsdp", data * fsdp, whole, 1),
+    ]
+    if tensor > 1:
+        c: Any = run.model.config
+        rows = run.config.batch_size / _rows(run)
+        width = rows * c.num_tokens * c.hidden_size * itemsize
+        sums = (4 + 2 * (c.remat == "full")) * c.num_layers
+        found.append(Collective("all-reduce", "tensor", tensor, sums * width, sums))
+    return [one for one in found if one.size > 1 and one.bytes]

@@ -1,0 +1,345 @@
+"""Reads a compiled program's text (XLA's optimised HLO): FLOPs, bytes and collectives of one run of
+it on one device, with the passes through its loops counted.
+
+XLA's own `cost_analysis` counts a loop's body once. Bytes are those that the program moves between
+a device's main memory and its cores, as far as its instructions tell.
+"""
+
+import collections
+import dataclasses
+import math
+import re
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+KINDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
+BITS = {"pred": 8, "bf16": 16, "f16": 16, "s4": 4, "u4": 4} | {
+    f"{kind}{bits}": bits for kind in "suf" for bits in (8, 16, 32, 64)
+}  # fmt: skip
+# What moves no bytes of its own: names, views, and what its parts are counted for.
+FREE = {
+    "parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while", "conditional",
+    "call", "after-all", "copy-done", "all-gather-done", "all-reduce-done",
+    "collective-permute-done",
+    "async-done", "async-update", "partition-id", "iota", "add-dependency", "opt-barrier",
+}  # fmt: skip
+
+_COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{\s*$")
+_INSTRUCTION = re.compile(r"^\s+(ROOT )?%?([\w.\-]+) = (.+?) ([a-z][a-z\-]*[a-z0-9]*)\((.*)$")
+_SHAPE = re.compile(r"(\w+)\[([\d,]*)\](\{[^}]*\})?")
+
+
+@dataclasses.dataclass(frozen=True)
+class Shape:
+    """An array of a program; `fast` where the program keeps it beside the cores (VMEM)."""
+
+    bits: int
+    dims: tuple[int, ...]
+    fast: bool
+
+    @property
+    def bytes(self) -> float:
+        return self.bits * math.prod(self.dims) / 8
+
+
+@dataclasses.dataclass(frozen=True)
+class Instruction:
+    """One line of a computation."""
+
+    name: str
+    op: str
+    shapes: tuple[Shape, ...]
+    operands: tuple[str, ...]
+    rest: str  # operands and attributes as they stand
+    root: bool
+
+    def called(self, attribute: str) -> str:
+        found = re.search(rf"\b{attribute}=%?([\w.\-]+)", self.rest)
+        return found[1] if found else ""
+
+
+@dataclasses.dataclass(frozen=True)
+class Collective:
+    """What collectives of one kind over one set of mesh axes move: `bytes` of whole arrays (what is
+    gathered, reduced or scattered), `count` times, both for one run of the program."""
+
+    kind: str
+    axis: str
+    size: int  # devices that take part together
+    bytes: float
+    count: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Costs:
+    """Of one run of a program on one device."""
+
+    flops: float  # of matrix products and convolutions
+    recomputed: float  # of them, those that rematerialisation repeats
+    bytes: float
+    collectives: list[Collective]
+
+
+Computations = dict[str, dict[str, Instruction]]
+
+
+def costs(text: str, axes: dict[str, int]) -> Costs:
+    """Costs of a program partitioned over a mesh of `axes` (name: size, in the mesh's order)."""
+    computations, entry = parse(text)
+    flops = recomputed = moved = 0.0
+    found: dict[tuple, list[float]] = collections.defaultdict(lambda: [0.0, 0])
+    channels: set[tuple[str, str]] = set()
+    for instruction, where, times, fused in _walk(computations, entry, 1):
+        if instruction.op in ("dot", "convolution"):
+            amount = times * _flops(instruction, where)
+            flops += amount
+            recomputed += amount * ("rematted_computation" in instruction.rest)
+        kind = _kind(instruction, where)
+        if kind:
+            channel = re.search(r"channel_id=(\d+)", instruction.rest)
+            # An asynchronous collective stands in several fusions: its start, steps and end.
+            if channel is None or (kind, channel[1]) not in channels:
+                channels |= {(kind, channel[1])} if channel else set()
+                axis, size = _axis(instruction.rest, axes)
+                entry_of = found[kind, axis, size]
+                entry_of[0] += times * _whole(instruction, where)
+                entry_of[1] += times
+        if not fused:
+            moved += times * _moved(instruction, where, computations)
+    collectives = [
+        Collective(*key, *value) for key, value in sorted(found.items()) if key[2] > 1
+    ]  # fmt: skip
+    return Costs(flops, recomputed, moved, collectives)
+
+
+def parse(text: str) -> tuple[Computations, str]:
+    """The computations of a program by name, and the name of the one it starts with."""
+    computations: Computations = {}
+    entry, current = "", {}
+    for line in text.splitlines():
+        if (start := _COMPUTATION.match(line)) and " = " not in line.partition("(")[0]:
+            current = computations[start[2]] = {}
+            entry = start[2] if start[1] else entry
+        elif instruction := _INSTRUCTION.match(line):
+            root, name, shapes, op, rest = instruction.groups()
+            current[name] = Instruction(
+                name, op, tuple(_shapes(shapes)), tuple(_operands(rest)), rest, bool(root)
+            )
+    return computations, entry
+
+
+def _shapes(text: str) -> Iterator[Shape]:
+    for kind, dims, layout in _SHAPE.findall(text):
+        if kind in BITS or kind.startswith("f8"):
+            sizes = tuple(int(n) for n in dims.split(",") if n)
+            yield Shape(BITS.get(kind, 8), sizes, "S(1)" in layout)
+
+
+def _operands(rest: str) -> Iterator[str]:
+    """Names up to the parenthesis that closes the operands."""
+    depth, end = 1, len(rest)
+    for at, letter in enumerate(rest):
+        depth += (letter == "(") - (letter == ")")
+        if not depth:
+            end = at
+            break
+    yield from re.findall(r"%([\w.\-]+)", rest[:end])
+
+
+def _walk(computations: Computations, name: str, times: int, fused: bool = False) -> Iterator:
+    """(instruction, its computation, how often it runs, whether inside a fusion) of a computation
+    and all that it calls."""
+    where = computations[name]
+    for instruction in where.values():
+        yield instruction, where, times, fused
+        if instruction.op == "while":
+            body, condition = (instruction.called(part) for part in ("body", "condition"))
+            trips = _trips(instruction, computations[condition])
+            yield from _walk(computations, body, times * trips, fused)
+        elif instruction.op == "conditional":
+            for branch in re.findall(r"%([\w.\-]+)", instruction.rest.partition("branch")[2]):
+                if branch in computations:
+                    yield from _walk(computations, branch, times, fused)
+        elif instruction.op in ("fusion", "call", "async-start"):
+            called = instruction.called("calls") or instruction.called("to_apply")
+            if called in computations:
+                inner = fused or instruction.op == "fusion"
+                yield from _walk(computations, called, times, inner)
+
+
+def _trips(loop: Instruction, condition: dict[str, Instruction]) -> int:
+    """How often a loop runs: as the compiler noted it, or else the number that its condition
+    compares its counter with."""
+    if known := re.search(r'known_trip_count":\{"n":"(\d+)"', loop.rest):
+        return int(known[1])
+    constants = [
+        int(number[0])
+        for instruction in condition.values()
+        if instruction.op == "constant" and (number := re.match(r"\d+", instruction.rest))
+    ]
+    return max(constants, default=1)
+
+
+def _flops(instruction: Instruction, where: dict[str, Instruction]) -> float:
+    """2 x multiply-accumulates of a `dot` or `convolution`; those with padding are not counted."""
+    result = instruction.shapes[0].dims
+    left, right = (where[name].shapes[0].dims for name in instruction.operands[:2])
+    if instruction.op == "dot":
+        dims = re.search(r"lhs_contracting_dims=\{([\d,]*)\}", instruction.rest)
+        contracted = [left[int(n)] for n in dims[1].split(",") if n] if dims else []
+        return 2 * math.prod(result) * math.prod(contracted)
+    labels: Any = re.search(r"dim_labels=(\w+)_(\w+)->(\w+)", instruction.rest)
+    window = dict(re.findall(r"(\w+)=([\dx_\-]+)", _window(instruction.rest)))
+    spatial = sorted(set(labels[3]) - set("bf"))
+    pairs = 1.0
+    for number, label in enumerate(spatial):
+        part = {key: value.split("x")[number] for key, value in window.items()}
+        low = int(part.get("pad", "0_0").split("_")[0])
+        out, inside = result[labels[3].index(label)], left[labels[1].index(label)]
+        spread, step = int(part.get("lhs_dilate", 1)), int(part.get("stride", 1))
+        taps = int(part.get("size", 1))
+        apart = int(part.get("rhs_dilate", 1))
+        at = np.arange(out)[:, None] * step + np.arange(taps) * apart - low
+        fits = (at >= 0) & (at <= (inside - 1) * spread) & (at % spread == 0)
+        pairs *= int(fits.sum())
+    batch, features = (result[labels[3].index(label)] for label in "bf")
+    return 2 * pairs * batch * features * right[labels[2].index("i")]
+
+
+def _window(rest: str) -> str:
+    found = re.search(r"window=\{([^}]*)\}", rest)
+    return found[1] if found else ""
+
+
+def _kind(instruction: Instruction, where: dict[str, Instruction]) -> str | None:
+    """Which collective an instruction is or starts. TPUs scatter by an all-reduce in a fusion of
+    that name, of which each device keeps its part."""
+    op = instruction.op.removesuffix("-start")
+    if op not in KINDS:
+        return None
+    if op == "all-reduce" and any(other.op == "dynamic-slice" for other in where.values()):
+        return "reduce-scatter" if len(where) < 40 else op
+    return op
+
+
+def _whole(instruction: Instruction, where: dict[str, Instruction]) -> float:
+    """Bytes of the arrays before they are scattered, or after they are gathered."""
+    if instruction.op.startswith("all-gather"):
+        shapes = instruction.shapes
+        # The start of an asynchronous one gives (operands, results).
+        return sum(
+            s.bytes for s in (shapes[len(shapes) // 2 :] if "-start" in instruction.op else shapes)
+        )
+    return sum(
+        s.bytes for name in instruction.operands if name in where for s in where[name].shapes
+    )
+
+
+def _axis(rest: str, axes: dict[str, int]) -> tuple[str, int]:
+    """The mesh axes along which the devices of a collective differ, and how many they are."""
+    count = math.prod(axes.values())
+    group = _group(rest, count)
+    if group is None:
+        pairs = re.search(r"source_target_pairs=\{([\d,{}]*)\}", rest)
+        group = [int(n) for n in re.findall(r"\d+", pairs[1])][:2] if pairs else range(count)
+    places = np.array(np.unravel_index(np.asarray(group), tuple(axes.values())))
+    along = [name for name, at in zip(axes, places, strict=True) if len(set(at.tolist())) > 1]
+    return "+".join(along), len(group)
+
+
+def _group(rest: str, count: int) -> Any:
+    """The first group of devices that works together; None where none is written."""
+    if named := re.search(
+        r"replica_groups=mesh\[([^\]]*)\](?:, device_ids=\(([^)]*)\))? \{([^}]*)\}", rest
+    ):
+        sizes = {name: int(n) for name, n in re.findall(r"'([\w.]+)'=(\d+)", named[1])}
+        ids = np.arange(count).reshape(tuple(sizes.values()))
+        inside = re.findall(r"'([\w.]+)'", named[3])
+        index = tuple(slice(None) if name in inside else 0 for name in sizes)
+        return ids[index].ravel()
+    iota = re.search(r"replica_groups=\[(\d+),(\d+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", rest)
+    if iota:
+        dims = [int(n) for n in iota[3].split(",")]
+        order = [int(n) for n in iota[4].split(",")] if iota[4] else range(len(dims))
+        ids = np.arange(math.prod(dims)).reshape(dims).transpose(order)
+        return ids.reshape(int(iota[1]), int(iota[2]))[0]
+    listed = re.search(r"replica_groups=\{\{([\d,]+)\}", rest)
+    return [int(n) for n in listed[1].split(",")] if listed else None
+
+
+def _moved(
+    instruction: Instruction, where: dict[str, Instruction], computations: Computations
+) -> float:
+    """Bytes read and written in main memory by one instruction. Of an array that is sliced or
+    updated in place, only that part is; what is passed through moves nothing."""
+    if instruction.op in FREE or 'custom_call_target="AllocateBuffer"' in instruction.rest:
+        return 0.0
+    inner = computations.get(instruction.called("calls"), {})
+    if instruction.op == "dynamic-slice":
+        return 2 * _slow(instruction.shapes)
+    if instruction.op == "dynamic-update-slice":
+        return 2 * _slow(where[instruction.operands[1]].shapes)
+    parameters = _parameters(inner)
+    passed = {
+        int(operand): int(output or 0)
+        for output, operand in re.findall(r"\{(\d*)\}: \((\d+), \{", _aliases(instruction.rest))
+    }
+    updates = [part for part in inner.values() if part.op == "dynamic-update-slice"]
+    in_place = {_origin(part.operands[0], inner) for part in updates}
+    total = sum(_slow(inner[part.operands[1]].shapes) for part in updates)
+    for number, name in enumerate(instruction.operands):
+        shapes = where[name].shapes if name in where else ()
+        inside = parameters.get(number)
+        if number in passed or inside in in_place:
+            continue
+        if _slow(shapes):
+            whole = _slow(shapes)
+            total += min(whole, _read(inside, inner, computations)) if inside else whole
+    written = [shape for at, shape in enumerate(instruction.shapes) if at not in passed.values()]
+    arrays = [inner[name].shapes for name in in_place if name in inner]
+    return total + max(0.0, _slow(written) - sum(map(_slow, arrays)))
+
+
+def _read(name: str, inner: dict[str, Instruction], computations: Computations) -> float:
+    """Bytes that a fusion reads of its parameter `name`, seen through views and fusions inside."""
+    total = 0.0
+    for part in inner.values():
+        for number, operand in enumerate(part.operands):
+            if operand != name:
+                continue
+            nested = computations.get(part.called("calls"), {})
+            if part.op == "bitcast":
+                total += _read(part.name, inner, computations)
+            elif part.op == "dynamic-slice":
+                total += sum(shape.bytes for shape in part.shapes)
+            elif part.op == "fusion" and number in (inside := _parameters(nested)):
+                total += _read(inside[number], nested, computations)
+            else:
+                return math.inf
+    return total
+
+
+def _parameters(computation: dict[str, Instruction]) -> dict[int, str]:
+    return {
+        int(part.rest.partition(")")[0]): part.name
+        for part in computation.values()
+        if part.op == "parameter"
+    }
+
+
+def _aliases(rest: str) -> str:
+    found = re.search(r"output_to_operand_aliasing=\{(.*?\})\}", rest)
+    return found[1] if found else ""
+
+
+def _origin(name: str, inner: dict[str, Instruction]) -> str:
+    """The parameter of a fusion that a name is a view of."""
+    while name in inner and inner[name].op == "bitcast":
+        name = inner[name].operands[0]
+    return name
+
+
+def _slow(shapes: Sequence[Shape]) -> float:
+    return sum(shape.bytes for shape in shapes if not shape.fast)

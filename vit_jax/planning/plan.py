@@ -1,0 +1,187 @@
+"""A plan: what one step of a run takes of each chip, and what bounds its time."""
+
+import dataclasses
+import re
+from collections.abc import Iterable
+from typing import Any
+
+import jax
+from ml_collections import ConfigDict
+
+from vit_jax.models.flops import train_flops
+from vit_jax.planning import analytic, hlo
+from vit_jax.planning.roofline import Roofline, roofline
+from vit_jax.planning.topologies import Target
+from vit_jax.training.memory import step_bytes
+from vit_jax.training.run import Run
+from vit_jax.training.setup import set_up
+
+GIB = 2**30
+
+
+@dataclasses.dataclass(frozen=True)
+class Memory:
+    """Bytes on one chip. `temporaries` hold the activations kept for the backward pass (`saved`,
+    from a trace of the loss) and all else that a step makes; `limit` is 0 where none is known."""
+
+    params: float
+    opt_state: float
+    arguments: float
+    temporaries: float
+    saved: float
+    total: float
+    limit: float
+
+    @property
+    def fits(self) -> bool:
+        return not self.limit or self.total <= self.limit
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """Of one run on one machine."""
+
+    run: Run
+    target: Target
+    how: str  # compiled | analytic | refused: by what its memory and costs are known
+    memory: Memory
+    costs: hlo.Costs
+    roofline: Roofline | None  # None where no peaks are stated
+    evaluation: float | None = None  # bytes a chip of the evaluation step
+
+    @property
+    def fits(self) -> bool:
+        return self.how != "refused" and self.memory.fits
+
+    @property
+    def analytic_flops(self) -> float:
+        """6 per multiply-accumulate of the model, for the whole batch."""
+        return train_flops(self.run.model.config) * self.run.config.batch_size
+
+    @property
+    def step_s(self) -> float:
+        assert self.roofline
+        return self.roofline.step_s
+
+    @property
+    def images_per_second(self) -> float:
+        return self.run.config.batch_size / self.step_s
+
+    @property
+    def mfu_ceiling(self) -> float:
+        assert self.target.chip
+        peak = self.target.count * self.target.chip.peak_flops
+        return self.analytic_flops / peak / self.step_s
+
+    @property
+    def hours(self) -> float:
+        """To the end of the recipe, at the ceiling."""
+        return self.step_s * self.run.config.total_steps / 3600
+
+
+def make_plan(
+    config: ConfigDict, named: Iterable[str], target: Target, *, evaluation: bool = False
+) -> Plan:
+    """Plans a run. Where it can, it compiles the step that `vit train` would run, for the target;
+    with `evaluation` the evaluation step too.
+
+    Raises UserError for a config that cannot work on so many devices.
+    """
+    run = set_up(config, named, target.devices, open_data=False)
+    if isinstance(target.devices, int):
+        return by_formula(run, target)
+    return by_compiler(run, target, evaluation)
+
+
+def by_formula(run: Run, target: Target, saved: float | None = None) -> Plan:
+    """The plan that the analytic model makes; `saved` activations are traced unless given."""
+    saved = analytic.saved_activations(run) if saved is None else saved
+    known = _known(run, target, saved)
+    memory = dataclasses.replace(known, total=known.arguments + known.temporaries)
+    return _finish(run, target, "analytic", memory, analytic.costs(run, saved))
+
+
+def by_compiler(run: Run, target: Target, evaluation: bool = False) -> Plan:
+    """The plan that the compiler for the target makes; where it refuses, costs are by formula."""
+    saved = analytic.saved_activations(run)
+    exact = _known(run, target, saved)
+    if not exact.fits:
+        whole = dataclasses.replace(exact, total=exact.arguments + exact.temporaries)
+        return _finish(run, target, "refused", whole, analytic.costs(run, saved))
+    try:
+        compiled = run.compiled_step
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        memory = dataclasses.replace(exact, **_needed(str(error), exact))
+        return _finish(run, target, "refused", memory, analytic.costs(run, saved))
+    found = compiled.memory_analysis()
+    total = step_bytes(compiled) + found.generated_code_size_in_bytes
+    memory = dataclasses.replace(
+        exact, arguments=found.argument_size_in_bytes, temporaries=found.temp_size_in_bytes,
+        total=total,
+    )  # fmt: skip
+    plan = _finish(run, target, "compiled", memory, hlo.costs(compiled.as_text(), run.mesh.shape))
+    if evaluation and run.config.data.eval.split:
+        plan = dataclasses.replace(plan, evaluation=_evaluation_bytes(run))
+    return plan
+
+
+def _known(run: Run, target: Target, saved: float) -> Memory:
+    """What is known before anything is compiled: the arguments exactly, the rest by formula."""
+    state = {name: (run.abstract_state[name], run.shardings[name]) for name in run.abstract_state}
+    sizes = {name: analytic.shard_bytes(*value) for name, value in state.items()}
+    batch = run.abstract_batch(run.config.batch_size)
+    arguments = sum(sizes.values()) + analytic.shard_bytes(
+        batch, jax.tree.map(lambda leaf: leaf.sharding, batch)
+    )
+    temporaries = analytic.temporaries(run, saved)
+    limit = target.chip.memory * GIB if target.chip else 0.0
+    opt = sizes["opt"] + sizes.get("ema", 0)
+    return Memory(sizes["params"], opt, arguments, temporaries, saved, arguments, limit)
+
+
+def _needed(error: str, exact: Memory) -> dict[str, float]:
+    """What the compiler says that it would need."""
+    units = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
+    sizes = [float(n) * units[unit] for n, unit in re.findall(r"([\d.]+)([KMGT])\b", error)]
+    total = max([*sizes, exact.arguments + exact.temporaries])
+    return {"total": total, "temporaries": total - exact.arguments}
+
+
+def _evaluation_bytes(run: Run) -> float:
+    params = run.abstract_sharded_state["params"]
+    batch = run.abstract_batch(run.config.eval_batch_size)
+    shown = {name: batch[name] for name in ("image", "label")}
+    return float(step_bytes(run.row_steps["rows"].lower(params, shown).compile()))
+
+
+def _finish(run: Run, target: Target, how: str, memory: Memory, costs: hlo.Costs) -> Plan:
+    bounds = roofline(costs, target, run.mesh.shape) if target.chip else None
+    return Plan(run, target, how, memory, costs, bounds)
+
+
+def as_json(plan: Plan) -> dict[str, Any]:
+    """The plan as plain numbers: bytes and seconds."""
+    mesh = plan.run.mesh.shape
+    found: dict[str, Any] = {
+        "topology": plan.target.name, "slices": plan.target.slices, "chips": plan.target.count,
+        "model": plan.run.model.name, "batch_size": plan.run.config.batch_size,
+        "microbatch": plan.run.config.microbatch, "mesh": dict(mesh),
+        "remat": plan.run.config.model.remat, "how": plan.how, "fits": plan.fits,
+        "bytes_per_chip": dataclasses.asdict(plan.memory),
+        "evaluation_bytes_per_chip": plan.evaluation,
+        "flops_per_step": {
+            "analytic": plan.analytic_flops, "compiled": plan.costs.flops * plan.target.count,
+            "recomputed": plan.costs.recomputed * plan.target.count,
+        },
+        "memory_bytes_per_chip": plan.costs.bytes,
+        "collectives": [dataclasses.asdict(one) for one in plan.costs.collectives],
+    }  # fmt: skip
+    if plan.roofline:
+        found["roofline"] = dataclasses.asdict(plan.roofline) | {
+            "step_s": plan.step_s, "bound": plan.roofline.bound,
+            "images_per_second": plan.images_per_second, "mfu_ceiling": plan.mfu_ceiling,
+            "hours": plan.hours, "chip_hours": plan.hours * plan.target.count,
+        }  # fmt: skip
+    return found

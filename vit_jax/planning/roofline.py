@@ -1,0 +1,71 @@
+"""What bounds a step's time: arithmetic, memory or network, each at its stated peak.
+
+The longest of the three is a bound from below: a real step overlaps them in part and reaches no
+peak. So images a second and the share of the peak (MFU) are ceilings.
+"""
+
+import dataclasses
+from collections.abc import Iterable
+
+from vit_jax.planning.hlo import Collective, Costs
+from vit_jax.planning.topologies import Target
+
+
+@dataclasses.dataclass(frozen=True)
+class Roofline:
+    """Seconds a step."""
+
+    compute_s: float
+    memory_s: float
+    network_s: float
+
+    @property
+    def step_s(self) -> float:
+        return max(self.compute_s, self.memory_s, self.network_s)
+
+    @property
+    def bound(self) -> str:
+        times = {"compute": self.compute_s, "memory": self.memory_s, "network": self.network_s}
+        return max(times, key=times.__getitem__)
+
+
+def roofline(costs: Costs, target: Target, mesh: dict[str, int]) -> Roofline:
+    """Of a step with these costs on every device."""
+    chip = target.chip
+    assert chip
+    return Roofline(
+        costs.flops / chip.peak_flops,
+        costs.bytes / chip.bandwidth,
+        sum(seconds(one, target, mesh) for one in costs.collectives),
+    )
+
+
+def seconds(one: Collective, target: Target, mesh: dict[str, int]) -> float:
+    """Of collectives, by rings: n devices pass (n - 1)/n of the whole to their neighbour; an
+    all-reduce does so twice. Between slices or hosts travels what each device then has of it: 1/n
+    of the whole, n those that the fast links join."""
+    chip = target.chip
+    assert chip
+    if one.kind == "collective-permute":
+        return one.bytes / target.link
+    rounds = 2 if one.kind == "all-reduce" else 1
+    inside = _inside(one, target, mesh)
+    outside = one.size // inside
+    ring = rounds * one.bytes * (inside - 1) / inside / target.link
+    apart = rounds * one.bytes / inside * (outside - 1) / outside / chip.network
+    return ring + apart
+
+
+def _inside(one: Collective, target: Target, mesh: dict[str, int]) -> int:
+    """Devices of a collective that fast links join: the mesh's last axes lie there."""
+    names, left, inside = one.axis.split("+"), target.together, 1
+    for name in reversed(mesh):
+        here = min(mesh[name], left)
+        inside *= here if name in names else 1
+        left = max(1, left // mesh[name])
+    return min(inside, one.size)
+
+
+def network_bytes(collectives: Iterable[Collective]) -> float:
+    """Of all collectives of a step."""
+    return sum(one.bytes for one in collectives)

@@ -1,0 +1,123 @@
+"""The fastest mesh, microbatch and rematerialisation that fits a machine.
+
+Every combination is judged by the analytic model; the most promising ones are compiled, the fastest
+first, until one fits and no other that is left is promised to be faster.
+"""
+
+import dataclasses
+import itertools
+from collections.abc import Callable, Iterable, Iterator
+
+from ml_collections import ConfigDict
+
+from vit_jax.errors import UserError
+from vit_jax.parallel.mesh import make_mesh
+from vit_jax.planning import analytic
+from vit_jax.planning.plan import GIB, Plan, by_formula, make_plan
+from vit_jax.planning.topologies import Target
+from vit_jax.training.setup import set_up
+
+REMATS = ("none", "dots", "full")
+COMPILED = 6  # combinations at most
+
+
+@dataclasses.dataclass(frozen=True)
+class Choice:
+    """What the search turns."""
+
+    data: int
+    fsdp: int
+    tensor: int
+    microbatch: int
+    remat: str
+
+    @property
+    def overrides(self) -> list[str]:
+        return [
+            f"--config.mesh.data={self.data}", f"--config.mesh.fsdp={self.fsdp}",
+            f"--config.mesh.tensor={self.tensor}", f"--config.microbatch={self.microbatch}",
+            f"--config.model.remat={self.remat}",
+        ]  # fmt: skip
+
+    def of(self, config: ConfigDict) -> ConfigDict:
+        """The config with this choice in it."""
+        changed = config.copy_and_resolve_references()
+        with changed.unlocked():
+            changed.mesh.data, changed.mesh.fsdp, changed.mesh.tensor = (
+                self.data, self.fsdp, self.tensor,
+            )  # fmt: skip
+            changed.microbatch, changed.model.remat = self.microbatch, self.remat
+        return changed
+
+
+def search(
+    config: ConfigDict, named: Iterable[str], target: Target, say: Callable[[str], None]
+) -> tuple[Choice, Plan]:
+    """The fastest choice that fits, and its plan. Raises UserError where none does."""
+    named = list(named)
+    judged = sorted(_judged(config, named, target), key=lambda pair: pair[1].step_s)
+    if not judged:
+        raise UserError(f"no mesh of {target.count} devices splits batch_size {config.batch_size}")
+    least = min(judged, key=lambda pair: pair[1].memory.total)
+    hopeful = [pair for pair in judged if pair[1].fits] or [least]
+    best: tuple[Choice, Plan] | None = None
+    for choice, promised in hopeful[:COMPILED]:
+        if best and promised.step_s >= best[1].step_s:
+            break
+        plan = promised
+        if not isinstance(target.devices, int):
+            plan = make_plan(choice.of(config), named, target)
+        say(f"{' '.join(choice.overrides)}: {_told(plan)}")
+        if plan.fits and (best is None or plan.step_s < best[1].step_s):
+            best = choice, plan
+    if best is None:
+        raise UserError(
+            f"nothing fits {target.name}: the least is {' '.join(least[0].overrides)}, about "
+            f"{least[1].memory.total / GIB:.1f} of {least[1].memory.limit / GIB:.2f} GiB a chip"
+        )
+    return best
+
+
+def _told(plan: Plan) -> str:
+    fits = "fits" if plan.fits else "does not fit"
+    return (
+        f"{plan.memory.total / GIB:.2f} of {plan.memory.limit / GIB:.2f} GiB a chip, {fits}; at "
+        f"most {plan.images_per_second:,.0f} images/s"
+    )
+
+
+def _judged(config: ConfigDict, named: list[str], target: Target) -> Iterator[tuple[Choice, Plan]]:
+    """Every choice that the batch and the model allow, by the analytic model."""
+    count, size = target.count, config.batch_size
+    for remat in REMATS:
+        start = Choice(1, 1, 1, size, remat)
+        try:
+            run = set_up(start.of(config), named, 1, open_data=False)
+        except UserError:  # a model without rematerialisation
+            if remat != REMATS[0]:
+                continue
+            raise
+        saved = analytic.saved_activations(run)
+        heads = getattr(run.model.config, "num_heads", 1)
+        for fsdp, tensor in itertools.product(_divisors(count), (1, 2, 4, 8)):
+            rows, fits = count // tensor, not count % (fsdp * tensor)
+            if not fits or heads % tensor or size % rows or rows // fsdp % target.slices:
+                continue
+            mesh = make_mesh((rows // fsdp, fsdp, tensor), count)
+            for microbatch in _halves(size, rows):
+                choice = Choice(rows // fsdp, fsdp, tensor, microbatch, remat)
+                laid = run.laid(mesh, choice.of(run.config))
+                yield choice, by_formula(laid, target, saved * microbatch / size / rows)
+
+
+def _halves(size: int, rows: int) -> Iterator[int]:
+    """A batch's half, the half of that … as far as it still splits over `rows` devices."""
+    while not size % rows:
+        yield size
+        if size % 2:
+            return
+        size //= 2
+
+
+def _divisors(count: int) -> list[int]:
+    return [n for n in range(1, count + 1) if count % n == 0]

@@ -1,0 +1,171 @@
+"""Machines to plan for: slices of TPUs and nodes of GPUs by name, and what is here.
+
+v5e:16x16   a slice of 256 chips, as Cloud TPU names its shape; `slices` of them together
+gpu:h100x8  so many GPUs
+local       the devices of this machine
+"""
+
+import contextlib
+import dataclasses
+import importlib.util
+import itertools
+import math
+import os
+import re
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from vit_jax.errors import UserError, nearest
+from vit_jax.parallel.chips import CHIPS, Chip, chip_of
+
+GPUS_PER_HOST = 8
+# Slices that Cloud TPU offers. Of v4 and v5p every shape of multiples of 4 too, up to this size.
+FLAT = ("1x1", "2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16")
+SMALL = ("2x2x1", "2x2x2", "2x2x4", "2x4x4")
+LARGEST = {"v4": (12, 16, 16), "v5p": (16, 16, 24)}
+TPUS = {"v4": SMALL, "v5e": FLAT, "v5p": SMALL, "v6e": FLAT}
+
+
+@dataclasses.dataclass(frozen=True)
+class Target:
+    """Devices to compile for; `devices` is a number where there is nothing to compile with."""
+
+    name: str
+    devices: Sequence[Any] | int
+    chip: Chip | None
+    shape: tuple[int, ...] = ()  # of a slice, chips
+    slices: int = 1
+
+    @property
+    def count(self) -> int:
+        return self.devices if isinstance(self.devices, int) else len(self.devices)
+
+    @property
+    def together(self) -> int:
+        """Devices that reach each other over the fast links."""
+        if self.shape:
+            return math.prod(self.shape)
+        return min(self.count, GPUS_PER_HOST)
+
+    @property
+    def link(self) -> float:
+        """Bytes a second of a ring inside a slice: on a torus whose edges are not joined, half."""
+        assert self.chip
+        joined = 16 if len(self.shape) == 2 else 4
+        open_ended = bool(self.shape) and max(self.shape) < joined
+        return self.chip.link / 2 if open_ended else self.chip.link
+
+
+def shapes(generation: str) -> list[str]:
+    """Every slice of a TPU generation, the smallest first."""
+    found = list(TPUS[generation])
+    if generation in LARGEST:
+        sides = [range(4, largest + 1, 4) for largest in LARGEST[generation]]
+        cubes = {tuple(sorted(cube)) for cube in itertools.product(*sides)}
+        found += [
+            "x".join(map(str, cube)) for cube in sorted(cubes, key=lambda c: (math.prod(c), c))
+        ]
+    return found
+
+
+def find(topology: str, slices: int = 1) -> Target:
+    """The machine of a name. Raises UserError for one that does not exist."""
+    kind, _, size = topology.partition(":")
+    if slices < 1:
+        raise UserError(f"--slices={slices}: one or more")
+    for name, value in _NO_TPU.items() if not _is_tpu_vm() else ():
+        os.environ.setdefault(name, value)
+    with _silent():  # where libtpu is installed and no TPU is there, JAX starts by looking for one
+        jax.devices()
+    if topology == "local":
+        devices = jax.devices()
+        return Target(topology, devices, chip_of(devices[0].device_kind))
+    if kind in TPUS:
+        known = shapes(kind)
+        if size not in known:
+            short = known if len(known) < 13 else [*known[:12], "…", known[-1]]
+            raise UserError(
+                f"there is no TPU slice {topology}; of {kind} there are {', '.join(short)}"
+                + (" (multiples of 4, in ascending order)" if kind in LARGEST else "")
+            )
+        return Target(topology, _tpu_devices(topology, slices), _chip(kind),
+                      tuple(int(n) for n in size.split("x")), slices)  # fmt: skip
+    if kind == "gpu":
+        return _gpus(topology, size, slices)
+    raise UserError(
+        f"unknown topology {topology!r}: "
+        + nearest(topology, [*(f"{kind}:{sizes[-1]}" for kind, sizes in TPUS.items()),
+                             "gpu:h100x8", "local"])
+        + "; TPUs v4:… v5e:… v5p:… v6e:…, gpu:NAMExCOUNT, or local"
+    )  # fmt: skip
+
+
+def _chip(name: str) -> Chip:
+    return next(chip for chip in CHIPS if chip.name == name)
+
+
+def _gpus(topology: str, size: str, slices: int) -> Target:
+    found = re.fullmatch(r"([a-z]+\d+)x(\d+)", size)
+    names = [chip.name for chip in CHIPS if not chip.kinds.startswith("TPU")]
+    if not found or found[1] not in names or not int(found[2]):
+        raise UserError(
+            f"unknown GPUs {topology!r}: gpu:NAMExCOUNT, such as gpu:h100x8; names are "
+            f"{', '.join(names)}"
+        )
+    if slices > 1:
+        raise UserError("--slices is of TPUs; of GPUs give the count of all: gpu:h100x64")
+    chip, count = _chip(found[1]), int(found[2])
+    if jax.default_backend() == "gpu":
+        here = [d for d in jax.devices() if chip_of(d.device_kind) is chip]
+        if len(here) >= count:
+            return Target(topology, here[:count], chip)
+    return Target(topology, count, chip)
+
+
+# libtpu asks the machine that it runs on which TPU it has; there is none.
+_NO_TPU = {
+    "TPU_SKIP_MDS_QUERY": "1", "TPU_ACCELERATOR_TYPE": "v5litepod-1",
+    "TPU_WORKER_HOSTNAMES": "localhost", "TPU_WORKER_ID": "0", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+    "TPU_STDERR_LOG_LEVEL": "3", "TPU_MIN_LOG_LEVEL": "3",
+}  # fmt: skip
+
+
+def _is_tpu_vm() -> bool:
+    return any(Path("/dev").glob("accel*")) or Path("/dev/vfio").exists()
+
+
+def _tpu_devices(topology: str, slices: int) -> Sequence[Any]:
+    """Devices of a slice that the TPU compiler knows, in the order of their ids."""
+    from jax.experimental import topologies
+
+    if jax.default_backend() != "tpu":
+        if importlib.util.find_spec("libtpu") is None:
+            raise UserError(
+                f"planning for {topology} takes the TPU compiler: pip install vit_jax[tpu] (or "
+                "libtpu); it needs no TPU"
+            )
+    more: dict[str, Any] = {"num_slices": slices} if slices > 1 else {}
+    if topology.startswith("v4:"):
+        more["chip_config_name"] = "megacore"
+    with _silent():
+        described = topologies.get_topology_desc(topology, "tpu", **more)
+    return sorted(described.devices, key=lambda device: device.id)
+
+
+@contextlib.contextmanager
+def _silent() -> Iterator[None]:
+    """Without what the library itself writes to standard error: that it finds no TPU here. What
+    goes wrong it raises."""
+    sys.stderr.flush()
+    kept, nothing = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nothing, 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nothing)
