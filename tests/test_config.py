@@ -118,7 +118,7 @@ def test_resolving_leaves_the_given_tree_as_it_was():
 READS = {
     ("optimizer", "adam"): {"b1", "b2", "eps", "mu_dtype"},
     ("optimizer", "adamw"): {"b1", "b2", "eps", "mu_dtype", "weight_decay"},
-    ("optimizer", "sgd"): {"momentum", "nesterov", "weight_decay"},
+    ("optimizer", "sgd"): {"momentum", "weight_decay", "kwargs"},
     ("optimizer", "lion"): {"weight_decay", "kwargs"},
     ("schedule", "constant"): set(),
     ("schedule", "cosine"): {"end_lr"},
@@ -127,7 +127,7 @@ READS = {
 }
 VALUES = {
     "b1": 0.8, "b2": 0.9, "eps": 1e-6, "mu_dtype": "bfloat16", "weight_decay": 0.1,
-    "momentum": 0.5, "nesterov": True, "kwargs": {"b1": 0.5}, "end_lr": 1e-5, "timescale": 100,
+    "momentum": 0.5, "kwargs": {"b1": 0.5}, "end_lr": 1e-5, "timescale": 100,
     "cooldown_steps": 5,
 }  # fmt: skip
 PAIRS = [
@@ -229,7 +229,7 @@ FREE = {
     "total_steps": 20, "log_every_steps": 3, "eval_every_steps": 4, "eval_batch_size": 16,
     "max_skipped_steps": 5, "microbatch": 64, "checkpoint__every_steps": 2, "checkpoint__keep": 9,
     "checkpoint__keep_best": False, "mesh__fsdp": 2, "data__threads": 5, "data__workers": 1,
-    "data__prefetch": 7, "model__scan": True, "model__remat": "full", "init": "a",
+    "optimizer__offload": True, "model__scan": True, "model__remat": "full", "init": "a",
 }  # fmt: skip
 
 

@@ -76,12 +76,26 @@ MALLOC = (
 )
 
 
+def _look_for_no_tpu():
+    """Where libtpu is installed for plans alone, JAX would look for a TPU at every start, and its
+    library complain at length that there is none."""
+    import glob
+    import importlib.util
+    import os
+
+    devices = glob.glob("/dev/accel*") + glob.glob("/dev/vfio/*")
+    plans, gpus = (importlib.util.find_spec(name) for name in ("libtpu", "jax_plugins"))
+    if plans and not gpus and not devices:
+        os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
+
 def entry():
     """The console script. A run that failed leaves without the interpreter's farewell, in which
     background threads of libraries would tell the same error again."""
     import os
     import signal
 
+    _look_for_no_tpu()
     computes = (
         sys.argv[1:2] in (["train"], ["evaluate"], ["predict"], ["bench"])
         and sys.platform == "linux"

@@ -36,6 +36,7 @@ def base() -> ConfigDict:  # noqa: PLR0915
     c.resume = placeholder(str)  # checkpoint or work folder: its whole state
     c.max_skipped_steps = 20  # non-finite steps in a row that end the run
     c.deterministic = False  # the same bits from the same config on a GPU too, at some cost
+    c.preflight = True  # refuse what the devices' memory cannot hold before it starts
     c.profile = placeholder(str)  # FIRST:COUNT steps traced for xprof; FIRST:COUNT:all, :0,3
     c.step_timeout = 300.0  # seconds without a step (or 20 usual ones) that end it: exit code 76
     c.heartbeat_timeout = 20.0  # seconds of silence after which a process counts as dead
@@ -78,7 +79,7 @@ def base() -> ConfigDict:  # noqa: PLR0915
     c.model.drop_path = placeholder(float)  # of the last block's branches; grows linearly from 0
     c.model.scan = placeholder(bool)  # compile one block and loop over stacked layers
     c.model.remat = placeholder(str)  # none | full | dots: what the backward pass recomputes
-    c.model.attention = placeholder(str)  # xla | cudnn
+    c.model.attention = placeholder(str)  # auto | xla | cudnn
     c.model.dtype = placeholder(str)  # float32 | bfloat16: of the arithmetic
 
     c.data = ConfigDict()
@@ -94,7 +95,6 @@ def base() -> ConfigDict:  # noqa: PLR0915
     c.data.std = placeholder(object)  # … over this; a number, or one a channel
     c.data.threads = 2  # that read and augment, per process
     c.data.workers = 0  # processes that read and augment instead
-    c.data.prefetch = 2  # batches kept on the device ahead of the step
     c.data.damaged = "skip"  # skip | fail
     c.mixup = 0.0  # p of Beta(p, p), the share of an image in its mix with another; 0 is off
     c.cutmix = 0.0  # p of Beta(p, p), the share outside of a box of another; 0 is off
@@ -113,10 +113,10 @@ def base() -> ConfigDict:  # noqa: PLR0915
     c.optimizer.b1 = 0.9  # decay of Adam's first moment
     c.optimizer.b2 = 0.999  # decay of its second moment
     c.optimizer.eps = 1e-8  # added to the second moment's root
+    c.optimizer.offload = False  # its state in the host's memory, fetched for every update
     c.optimizer.mu_dtype = placeholder(str)  # of the first moment
     c.optimizer.momentum = 0.9  # of sgd; 0 is plain gradient descent
-    c.optimizer.nesterov = False  # momentum looks one step ahead
-    c.optimizer.kwargs = ConfigDict()  # arguments of any other function of optax
+    c.optimizer.kwargs = ConfigDict()  # arguments of sgd, muon, or any other function of optax
     c.ema = placeholder(float)  # decay of an average of the weights, measured beside them
 
     c.schedule = ConfigDict()
@@ -154,7 +154,7 @@ READ_BY = {
     "optimizer": {
         "adam": {"b1", "b2", "eps", "mu_dtype"},
         "adamw": {"b1", "b2", "eps", "mu_dtype", "weight_decay"},
-        "sgd": {"momentum", "nesterov", "weight_decay"},
+        "sgd": {"momentum", "weight_decay", "kwargs"},
         "adafactor": {"b1", "mu_dtype", "weight_decay"},
         "muon": {"b1", "b2", "mu_dtype", "weight_decay", "kwargs"},
         "schedule_free": {"b1", "b2", "eps", "weight_decay"},
@@ -179,9 +179,9 @@ DURATIONS = {
 # What may differ when a run is continued: how long, on what, and what is told and kept of it.
 FREE_ON_RESUME = (
     "total_", "log_every_steps", "eval_every", "eval_batch_size", "checkpoint.", "mesh.",
-    "microbatch", "data.threads", "data.workers", "data.prefetch", "model.scan", "model.remat",
+    "microbatch", "data.threads", "data.workers", "optimizer.offload", "model.scan", "model.remat",
     "max_skipped_steps", "init", "resume", "evaluators", "step_timeout", "heartbeat_timeout",
-    "profile",
+    "profile", "preflight",
 )  # fmt: skip
 
 

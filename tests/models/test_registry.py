@@ -214,7 +214,7 @@ def test_an_image_size_that_patches_do_not_fill_is_refused_with_what_would_work(
         ("posemb", "rope", "learned, sincos2d"),
         ("gelu", "fast", "exact, tanh"),
         ("remat", "some", "none, full, dots"),
-        ("attention", "flash", "xla, cudnn"),
+        ("attention", "flash", "auto, xla, cudnn"),
         ("dtype", "int8", "float32, bfloat16"),
         ("dropout", 1.0, "[0, 1)"),
         ("attention_dropout", -0.1, "[0, 1)"),

@@ -8,7 +8,7 @@ import pytest
 import vit_jax
 from tests.digits_run import rows, tiny_config
 from vit_jax.errors import UserError
-from vit_jax.training.memory import step_bytes, within
+from vit_jax.training.memory import check_fits, step_bytes, within
 from vit_jax.training.setup import set_up
 
 KEYS = {"batch_size": 256, "mixup": 0.0, "microbatch": "auto", "model__num_layers": 4}
@@ -66,3 +66,10 @@ def test_what_was_found_is_what_trains(needs, tmp_path):
 def test_a_microbatch_that_is_no_number_is_refused(value):
     with pytest.raises(UserError, match="a number of examples or auto"):
         set_up(tiny_config(microbatch=value), devices=jax.devices()[:1])
+
+
+def test_what_does_not_fit_is_refused_before_it_starts(needs):
+    run = set_up(tiny_config(**KEYS | {"microbatch": 256}), devices=jax.devices()[:1])
+    check_fits(run, needs[256])
+    with pytest.raises(UserError, match=r"a step takes .* GiB of a device: .*preflight=False"):
+        check_fits(run, needs[256] - 1)

@@ -73,7 +73,7 @@ def sgd(momentum, nesterov=False):
         ({"name": "adamw", "b1": B1, "b2": B2, "eps": EPS, "weight_decay": WD, "clip_norm": 0.5},
          adam(WD, clip=0.5)),
         ({"name": "sgd", "momentum": 0.9}, sgd(0.9)),
-        ({"name": "sgd", "momentum": 0.9, "nesterov": True}, sgd(0.9, True)),
+        ({"name": "sgd", "momentum": 0.9, "kwargs": {"nesterov": True}}, sgd(0.9, True)),
     ],
 )  # fmt: skip
 def test_five_updates_equal_numpy(settings, wanted):

@@ -47,7 +47,10 @@ def run(options: argparse.Namespace) -> int:
     """Does it; returns the exit code."""
     join_job(options, base().heartbeat_timeout, saves=False)
     from vit_jax.checkpoint import checksums, manager
+    from vit_jax.parallel.compile_cache import keep_compiled
 
+    if options.workdir:
+        keep_compiled(options.workdir)
     checkpoint = runtime.together(lambda: manager.find(options.workdir or options.checkpoint))
     runtime.together(lambda: checksums.check(checkpoint, *runtime.share()))
     about = manager.about(checkpoint)

@@ -30,7 +30,10 @@ def run(options: argparse.Namespace) -> int:
     config = recipe.load(options.config)
     named = recipe.override(config, options.overrides)
     join_job(options, config.heartbeat_timeout)
+    from vit_jax.parallel.compile_cache import keep_compiled
     from vit_jax.training.loop import train
+
+    keep_compiled(options.workdir)
 
     if options.replay_step is not None:
         from vit_jax.training.replay import replay

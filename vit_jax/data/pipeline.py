@@ -235,7 +235,7 @@ class OnDevice:
     background. The host part has this process's `id` and `damaged`; the device part is global and
     sharded, its numbers int32."""
 
-    def __init__(self, batches: Batches, sharding: NamedSharding, prefetch: int):
+    def __init__(self, batches: Batches, sharding: NamedSharding, prefetch: int = 2):
         def put(batch: Batch) -> tuple[Batch, Batch]:
             numbers = {name: batch[name] for name in ("id", "damaged")}
             whole = batch | {name: n.astype(np.int32) for name, n in numbers.items()}

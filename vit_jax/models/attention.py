@@ -4,6 +4,7 @@ Queries, keys and values come from one fused projection. Scores and softmax are 
 the compute dtype is.
 """
 
+import functools
 from typing import Any
 
 import jax
@@ -47,6 +48,35 @@ def attend(
     return jnp.einsum("bhqk,bkhd->bqhd", mixed, v), weights
 
 
+@functools.cache
+def cudnn_refuses(tokens: int, head_dim: int, dtype: str, dropout: float = 0.0) -> str | None:
+    """Why cuDNN's fused attention cannot be used for such heads here; None where it can, forward
+    and backward, which is tried once."""
+    if jax.default_backend() != "gpu":
+        return "there is no NVIDIA GPU"
+    if jnp.dtype(dtype).itemsize != 2:
+        return f"cuDNN's needs bfloat16, not {dtype}"
+    if dropout:
+        return "cuDNN's has no attention_dropout"
+
+    def total(q):
+        mixed = jax.nn.dot_product_attention(q, q, q, implementation="cudnn")
+        return mixed.astype(jnp.float32).sum()
+
+    try:
+        jax.block_until_ready(jax.jit(jax.grad(total))(jnp.ones((2, tokens, 2, head_dim), dtype)))
+    except Exception as error:  # whatever JAX, cuDNN or the driver have against it
+        return f"cuDNN refuses: {str(error).partition(chr(10))[0][:150]}"
+    return None
+
+
+def backend_of(backend: str, tokens: int, head_dim: int, dtype: str, dropout: float) -> str:
+    """xla or cudnn: what `auto` comes to here."""
+    if backend != "auto":
+        return backend
+    return "xla" if cudnn_refuses(tokens, head_dim, dtype, dropout) else "cudnn"
+
+
 class Attention(nnx.Module):
     """Self-attention over tokens. `kernel` shapes: qkv (D, 3, H, D/H), out (H, D/H, D)."""
 
@@ -67,7 +97,7 @@ class Attention(nnx.Module):
         if qk_norm:
             self.q_norm = nnx.LayerNorm(head_dim, epsilon=epsilon, dtype=dtype, rngs=rngs)
             self.k_norm = nnx.LayerNorm(head_dim, epsilon=epsilon, dtype=dtype, rngs=rngs)
-        self.dropout, self.backend = dropout, backend
+        self.dropout, self.backend, self.dtype = dropout, backend, str(jnp.dtype(dtype))
 
     def __call__(
         self,
@@ -81,7 +111,11 @@ class Attention(nnx.Module):
         q, k, v = qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]
         if self.qk_norm:
             q, k = self.q_norm(q), self.k_norm(k)
-        if self.backend == "cudnn" and not return_weights:
+        if (
+            not return_weights
+            and backend_of(self.backend, q.shape[1], q.shape[3], self.dtype, self.dropout)
+            == "cudnn"
+        ):
             return self.out(jax.nn.dot_product_attention(q, k, v, implementation="cudnn")), None
         mixed, weights = attend(q, k, v, rate=self.dropout, key=key)
         return self.out(mixed), weights if return_weights else None

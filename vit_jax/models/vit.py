@@ -24,7 +24,7 @@ CHOICES = {
     "gelu": tuple(GELU),
     "standardization": tuple(STANDARDIZATION),
     "remat": REMAT,
-    "attention": ("xla", "cudnn"),
+    "attention": ("auto", "xla", "cudnn"),
     "dtype": ("float32", "bfloat16"),
 }
 
@@ -67,7 +67,7 @@ class ViTConfig:
     drop_path: float = 0.0  # of the last block; grows linearly from 0 at the first
     scan: bool = False  # one compiled block over stacked layers
     remat: str = "none"  # none | full | dots
-    attention: str = "xla"  # xla | cudnn
+    attention: str = "auto"  # auto (cuDNN's where it can) | xla | cudnn
     dtype: str = "float32"  # of the arithmetic; parameters are float32
 
     def __post_init__(self):

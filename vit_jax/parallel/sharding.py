@@ -118,6 +118,11 @@ def state_shardings(state: Any, mesh: Mesh, min_size: int) -> Any:
     )
 
 
+def in_host_memory(leaf: Any, where: NamedSharding) -> NamedSharding:
+    """The same partition of an array in the memory of each device's host; scalars stay."""
+    return where.with_memory_kind("pinned_host") if leaf.ndim else where
+
+
 def _suffixes(path: str):
     parts = path.split("/")
     return ("/".join(parts[i:]) for i in range(len(parts)))

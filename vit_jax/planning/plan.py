@@ -87,6 +87,10 @@ def make_plan(
 
     Raises UserError for a config that cannot work on so many devices.
     """
+    config = config.copy_and_resolve_references()
+    if target.shape and config.model.attention in (None, "auto"):
+        with config.unlocked():
+            config.model.attention = "xla"  # whatever GPU the machine has that plans for TPUs
     run = set_up(config, named, target.devices, open_data=False)
     if isinstance(target.devices, int):
         return by_formula(run, target)
@@ -131,6 +135,8 @@ def _known(run: Run, target: Target, saved: float) -> Memory:
     """What is known before anything is compiled: the arguments exactly, the rest by formula."""
     state = {name: (run.abstract_state[name], run.shardings[name]) for name in run.abstract_state}
     sizes = {name: analytic.shard_bytes(*value) for name, value in state.items()}
+    if run.config.optimizer.offload:  # not on the chip
+        sizes["opt"] = 0
     batch = run.abstract_batch(run.config.batch_size)
     arguments = sum(sizes.values()) + analytic.shard_bytes(
         batch, jax.tree.map(lambda leaf: leaf.sharding, batch)
@@ -177,6 +183,7 @@ def as_json(plan: Plan) -> dict[str, Any]:
         },
         "memory_bytes_per_chip": plan.costs.bytes,
         "collectives": [dataclasses.asdict(one) for one in plan.costs.collectives],
+        "roofline": None,
     }  # fmt: skip
     if plan.roofline:
         found["roofline"] = dataclasses.asdict(plan.roofline) | {

@@ -14,7 +14,6 @@ import os
 import re
 import sys
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -77,10 +76,6 @@ def find(topology: str, slices: int = 1) -> Target:
     kind, _, size = topology.partition(":")
     if slices < 1:
         raise UserError(f"--slices={slices}: one or more")
-    for name, value in _NO_TPU.items() if not _is_tpu_vm() else ():
-        os.environ.setdefault(name, value)
-    with _silent():  # where libtpu is installed and no TPU is there, JAX starts by looking for one
-        jax.devices()
     if topology == "local":
         devices = jax.devices()
         return Target(topology, devices, chip_of(devices[0].device_kind))
@@ -134,10 +129,6 @@ _NO_TPU = {
 }  # fmt: skip
 
 
-def _is_tpu_vm() -> bool:
-    return any(Path("/dev").glob("accel*")) or Path("/dev/vfio").exists()
-
-
 def _tpu_devices(topology: str, slices: int) -> Sequence[Any]:
     """Devices of a slice that the TPU compiler knows, in the order of their ids."""
     from jax.experimental import topologies
@@ -148,6 +139,8 @@ def _tpu_devices(topology: str, slices: int) -> Sequence[Any]:
                 f"planning for {topology} takes the TPU compiler: pip install vit_jax[tpu] (or "
                 "libtpu); it needs no TPU"
             )
+        for name, value in _NO_TPU.items():
+            os.environ.setdefault(name, value)
     more: dict[str, Any] = {"num_slices": slices} if slices > 1 else {}
     if topology.startswith("v4:"):
         more["chip_config_name"] = "megacore"

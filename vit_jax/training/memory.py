@@ -28,12 +28,28 @@ def device_bytes(device: jax.Device) -> int | None:
 
 
 def fitting(run: Run, asked: ConfigDict) -> Run:
-    """The run, where `microbatch=auto` was asked for with what fits its devices."""
-    if asked.microbatch != AUTO:
-        return run
+    """The run, where `microbatch=auto` was asked for with what fits its devices; with `preflight`,
+    one that does not fit them is refused."""
     mine = device_bytes(run.mesh.local_devices[0])
     told = [int(limit) for limit in everyones(str(mine or "")) if limit]
-    return within(run, min(told) if told else None)
+    limit = min(told) if told else None
+    if asked.microbatch == AUTO:
+        return within(run, limit)
+    if asked.preflight and limit:
+        check_fits(run, limit)
+    return run
+
+
+def check_fits(run: Run, limit: int) -> None:
+    """Raises UserError where a step takes more than `limit` bytes a device."""
+    needed = step_bytes(run.compiled_step)
+    if needed > limit:
+        raise UserError(
+            f"a step takes {needed / 2**30:.2f} of the {limit / 2**30:.2f} GiB of a device: a "
+            "smaller --config.microbatch (or auto), --config.model.remat=full or "
+            "--config.mesh.fsdp=-1; vit plan --search finds what fits, --config.preflight=False "
+            "starts all the same"
+        )
 
 
 def within(run: Run, limit: int | None) -> Run:

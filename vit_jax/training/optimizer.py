@@ -91,7 +91,7 @@ def _decayed(tx: optax.GradientTransformation, decay: float) -> optax.GradientTr
 
 
 def _sgd(c: ConfigDict, decay: float, _) -> optax.GradientTransformation:
-    return _decayed(optax.sgd(1.0, momentum=c.momentum or None, nesterov=c.nesterov), decay)
+    return _decayed(optax.sgd(1.0, momentum=c.momentum or None, **c.kwargs.to_dict()), decay)
 
 
 def _adafactor(c: ConfigDict, decay: float, _) -> optax.GradientTransformation:

@@ -16,7 +16,7 @@ from vit_jax.evaluators.classification import make_eval_step
 from vit_jax.evaluators.frozen import make_feature_step
 from vit_jax.models import Model
 from vit_jax.models.model import Params
-from vit_jax.parallel.sharding import BATCH, state_shardings
+from vit_jax.parallel.sharding import BATCH, in_host_memory, state_shardings
 from vit_jax.pretrained.weights import Weights
 from vit_jax.training.evaluation import Opened
 from vit_jax.training.groups import counts
@@ -75,7 +75,10 @@ class Run:
 
     @functools.cached_property
     def shardings(self) -> Any:
-        return state_shardings(self.abstract_state, self.mesh, self.config.mesh.min_shard_size)
+        where = state_shardings(self.abstract_state, self.mesh, self.config.mesh.min_shard_size)
+        if self.config.optimizer.offload:
+            where["opt"] = jax.tree.map(in_host_memory, self.abstract_state["opt"], where["opt"])
+        return where
 
     def laid(self, mesh: Mesh, config: ConfigDict) -> "Run":
         """The same run over another mesh, with other microbatches: its state's shapes are known."""
@@ -178,7 +181,7 @@ class Run:
     def train_batches(self, examples_seen: int, steps: int) -> pipeline.OnDevice:
         """The same on the devices."""
         host = self.train_host_batches(examples_seen, steps)
-        return pipeline.OnDevice(host, self.batch_sharding, self.config.data.prefetch)
+        return pipeline.OnDevice(host, self.batch_sharding)
 
     def eval_batches(self, source: Source, text: str) -> pipeline.OnDevice:
         """Every example of a source once, prepared by a pipeline."""
@@ -187,7 +190,7 @@ class Run:
             ops.parse(text, self.model.config.image_size),
             **self._dataset_sizes(self.config.eval_batch_size) | {"workers": 0},
         )
-        return pipeline.OnDevice(host, self.batch_sharding, self.config.data.prefetch)
+        return pipeline.OnDevice(host, self.batch_sharding)
 
     def init_state(self, params: Any = None) -> State:
         """The state of step 0, each device making its own part; `params` are fresh, or given."""

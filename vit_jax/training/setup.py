@@ -17,6 +17,7 @@ from vit_jax.data.sources import Facts, facts, open_source
 from vit_jax.errors import UserError
 from vit_jax.evaluators.named import parse
 from vit_jax.models import Model, create_model
+from vit_jax.models.attention import cudnn_refuses
 from vit_jax.models.model import DataConfig
 from vit_jax.models.registry import find_kind, takes
 from vit_jax.parallel.mesh import make_mesh
@@ -86,12 +87,7 @@ def set_up(
         said += _inherit(resolved, weights)
     _shown_by_pipelines(resolved, list(named))
     model = _make_model(resolved)
-    if (
-        getattr(model.config, "attention", "") == "cudnn"
-        and open_data
-        and jax.default_backend() != "gpu"
-    ):
-        raise UserError("model.attention=cudnn needs an NVIDIA GPU; here: model.attention=xla")
+    said += _attention(model) if open_data else []
     if known.max_labels > 1 and resolved.loss.name == "softmax":
         raise UserError(
             f"{data.train.source} has up to {known.max_labels} labels an example, loss=softmax "
@@ -234,6 +230,21 @@ def _make_model(config: ConfigDict) -> Model:
             shown[key] = config.data[key]
     data = DataConfig(written=config.data.eval.pipeline, **shown)
     return dataclasses.replace(model, data_config=data)
+
+
+def _attention(model: Model) -> list[str]:
+    """Which attention `auto` comes to on a GPU. Raises UserError where cuDNN's is asked for and
+    cannot be had."""
+    c: Any = model.config
+    if getattr(c, "attention", "xla") == "xla":
+        return []
+    head = c.hidden_size // c.num_heads
+    refuses = cudnn_refuses(c.num_tokens, head, c.dtype, c.attention_dropout)
+    if refuses and c.attention == "cudnn":
+        raise UserError(f"model.attention=cudnn: {refuses}; here: --config.model.attention=xla")
+    if jax.default_backend() != "gpu":
+        return []
+    return [f"attention by XLA: {refuses}" if refuses else "attention by cuDNN"]
 
 
 def _last_step(workdir: Path) -> str:

@@ -85,6 +85,8 @@ def make_train_step(
         state: State, batch: dict[str, Array], teacher_params=None
     ) -> tuple[State, Metrics]:
         step, trained = state["step"], trainable(state["params"], c.optimizer.freeze)
+        if c.optimizer.offload:
+            state = state | {"opt": jax.device_put(state["opt"], jax.memory.Space.Device)}
         loss, grads = gradients(state, batch, teacher_params)
         norm = optax.tree.norm(grads)
         rate = schedule(step)

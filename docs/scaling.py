@@ -1,0 +1,152 @@
+"""Makes docs/scaling.md: plans of ViT-B … ViT-G on 1 to 4,096 chips.
+
+    python docs/scaling.py          # plans what docs/results/scaling.jsonl lacks, writes the page
+    python docs/scaling.py --page   # writes the page alone
+
+Every case is `vit plan` in a process of its own, compiled for its TPU slices; one takes a minute or
+two on two cores.
+"""
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+ROWS, PAGE = HERE / "results" / "scaling.jsonl", HERE / "scaling.md"
+V5E = {1: ("1x1", 1), 16: ("4x4", 1), 256: ("16x16", 1), 1024: ("16x16", 4), 4096: ("16x16", 16)}
+
+# What a table shows: (model, chips, batch, mesh as data x fsdp x tensor, microbatch, remat).
+# Slices are joined by `data` alone.
+MODELS = [
+    ("b16", 256, 4096, (256, 1, 1), 4096, "none"),
+    ("l16", 256, 4096, (16, 16, 1), 4096, "dots"),
+    ("h14", 256, 4096, (16, 16, 1), 4096, "dots"),
+    ("g14", 256, 4096, (16, 16, 1), 4096, "dots"),
+    ("G14", 256, 4096, (16, 16, 1), 4096, "full"),
+]
+WEAK = [  # 16 images a chip
+    ("h14", 1, 16, (1, 1, 1), 16, "full"),
+    ("h14", 16, 256, (1, 16, 1), 256, "dots"),
+    ("h14", 256, 4096, (16, 16, 1), 4096, "dots"),
+    ("h14", 1024, 16384, (64, 16, 1), 16384, "dots"),
+    ("h14", 4096, 65536, (256, 16, 1), 65536, "dots"),
+]
+STRONG = [  # 4,096 images
+    ("h14", 16, 4096, (1, 16, 1), 256, "dots"),
+    ("h14", 256, 4096, (16, 16, 1), 4096, "dots"),
+    ("h14", 1024, 4096, (64, 16, 1), 4096, "dots"),
+    ("h14", 4096, 4096, (256, 16, 1), 4096, "none"),
+]
+MESHES = [
+    ("h14", 256, 4096, (256, 1, 1), 4096, "dots"),
+    ("h14", 256, 4096, (64, 4, 1), 4096, "dots"),
+    ("h14", 256, 4096, (16, 16, 1), 4096, "dots"),
+    ("h14", 256, 4096, (1, 256, 1), 4096, "dots"),
+    ("h14", 256, 4096, (16, 4, 4), 4096, "dots"),
+    ("h14", 256, 256, (16, 16, 1), 256, "none"),
+    ("h14", 256, 256, (1, 256, 1), 256, "none"),
+    ("h14", 256, 256, (16, 4, 4), 256, "none"),
+]
+TABLES = {
+    "Models": ("Batch 4,096 on 256 chips.", MODELS),
+    "Weak scaling": ("ViT-H/14 with 16 images a chip.", WEAK),
+    "Strong scaling": ("ViT-H/14 with 4,096 images in all.", STRONG),
+    "Meshes": ("ViT-H/14 on 256 chips: which mesh wins where.", MESHES),
+}
+
+
+def name_of(case: tuple) -> str:
+    model, chips, batch, mesh, microbatch, remat = case
+    sizes = "x".join(map(str, mesh))
+    return f"{model} chips={chips} batch={batch} mesh={sizes} microbatch={microbatch} {remat}"
+
+
+def plan(case: tuple) -> dict:
+    """What `vit plan --json` says of a case, and how long it took."""
+    model, chips, batch, (data, fsdp, tensor), microbatch, remat = case
+    shape, slices = V5E[chips]
+    began = time.monotonic()
+    done = subprocess.run(
+        [sys.executable, "-m", "vit_jax.cli", "plan", f"--config=pretrain.py:{model},jft300m",
+         f"--topology=v5e:{shape}", f"--slices={slices}", f"--config.batch_size={batch}",
+         f"--config.mesh.data={data}", f"--config.mesh.fsdp={fsdp}",
+         f"--config.mesh.tensor={tensor}", f"--config.microbatch={microbatch}",
+         f"--config.model.remat={remat}", "--config.data.eval.split=", "--json"],
+        check=False, capture_output=True, text=True,
+    )  # fmt: skip
+    if done.returncode not in (0, 2) or not done.stdout:
+        raise SystemExit(f"{name_of(case)}: {done.stderr[-2000:]}")
+    return {"case": name_of(case), "seconds": time.monotonic() - began, **json.loads(done.stdout)}
+
+
+def known() -> dict[str, dict]:
+    lines = ROWS.read_text().splitlines() if ROWS.exists() else []
+    return {row["case"]: row for row in map(json.loads, lines)}
+
+
+def row_of(found: dict) -> str:
+    """A line of a table."""
+    gib, bounds = 2**30, found["roofline"]
+    memory, traffic = found["bytes_per_chip"], {}
+    for one in found["collectives"]:
+        traffic[one["kind"]] = traffic.get(one["kind"], 0) + one["bytes"] / 1e9
+    mesh = " × ".join(str(size) for size in found["mesh"].values())
+    parts = [
+        found["model"].removeprefix("vit_"), f"{found['chips']:,}", f"{found['batch_size']:,}",
+        mesh, found["remat"], f"{memory['total'] / gib:.1f}" + ("" if found["fits"] else " ✗"),
+        *(f"{traffic.get(kind, 0):.2f}" for kind in ("all-gather", "reduce-scatter", "all-reduce")),
+        *(f"{1e3 * bounds[part]:.0f}" for part in ("compute_s", "memory_s", "network_s")),
+        f"{bounds['images_per_second']:,.0f}", f"{bounds['mfu_ceiling']:.0%}",
+        "" if found["how"] == "compiled" else "by formula",
+    ]  # fmt: skip
+    return "| " + " | ".join(parts) + " |"
+
+
+HEAD = (
+    "model", "chips", "batch", "data × fsdp × tensor", "remat", "GiB a chip", "gathered, GB",
+    "scattered, GB", "reduced, GB", "compute, ms", "memory, ms", "network, ms", "images/s ≤",
+    "MFU ≤", "",
+)  # fmt: skip
+
+
+def page(rows: dict[str, dict]) -> str:
+    """The page, of the cases that were planned."""
+    took = sorted(row["seconds"] for row in rows.values())
+    parts = [
+        "# Scaling",
+        "Made by `python docs/scaling.py`, from plans of TPU v5e slices (15.75 GiB, 197 "
+        "TFLOP/s, 810 GB/s, rings of 90 GB/s; several slices joined at 3.1 GB/s a chip). Each "
+        "line is the real training step, compiled for those chips by the TPU compiler, no TPU "
+        "being there; none was run. Memory is the compiler's. FLOPs, bytes and collectives are "
+        "read from the compiled program with the passes of its loops counted; times are what "
+        "they take at the stated peaks, none overlapped with itself. So images/s and MFU are "
+        "ceilings, and memory time, which counts every operand of every instruction, is the "
+        "least certain. ✗: more than the chip has; then all but memory is by formula. "
+        f"{len(rows)} plans took {took[0]:.0f} to {took[-1]:.0f} s each on two cores."
+        if took else "",
+    ]  # fmt: skip
+    for title, (what, cases) in TABLES.items():
+        lines = [row_of(rows[name_of(case)]) for case in cases if name_of(case) in rows]
+        table = ["| " + " | ".join(HEAD) + " |", "|---" * len(HEAD) + "|", *lines]
+        parts += [f"## {title}", what, "\n".join(table)]
+    notes = HERE / "scaling_notes.md"
+    return "\n\n".join([*parts, notes.read_text().strip()] if notes.exists() else parts) + "\n"
+
+
+def main() -> None:
+    rows = known()
+    if "--page" not in sys.argv:
+        for case in dict.fromkeys(case for _, cases in TABLES.values() for case in cases):
+            if name_of(case) in rows:
+                continue
+            rows[name_of(case)] = found = plan(case)
+            with ROWS.open("a") as file:
+                file.write(json.dumps(found) + "\n")
+            print(f"{name_of(case)}: {found['how']}, {found['seconds']:.0f} s", flush=True)
+    PAGE.write_text(page(rows))
+
+
+if __name__ == "__main__":
+    main()

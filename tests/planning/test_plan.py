@@ -1,0 +1,133 @@
+"""Plans of small runs on the virtual devices here, and by formula for GPUs that are not."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from tests.digits_run import tiny_config
+from vit_jax import cli
+from vit_jax.errors import UserError
+from vit_jax.planning import topologies
+from vit_jax.planning.hlo import Collective
+from vit_jax.planning.plan import as_json, by_formula, make_plan
+from vit_jax.planning.roofline import seconds
+from vit_jax.planning.search import search
+from vit_jax.training.setup import set_up
+
+H14 = "pretrain.py:h14,imagenet21k"
+
+
+def local(**changes):
+    return make_plan(tiny_config(**changes), (), topologies.find("local"))
+
+
+def test_what_a_chip_holds_is_what_it_is_given_in_a_run():
+    plan = local(mesh__data=2, mesh__fsdp=4, mesh__min_shard_size=1)
+    state = plan.run.init_state()
+    held = {
+        part: sum(leaf.addressable_shards[0].data.nbytes for leaf in jax.tree.leaves(state[part]))
+        for part in ("params", "opt")
+    }
+    assert plan.memory.params == held["params"]
+    assert plan.memory.opt_state == held["opt"]
+    assert plan.how == "compiled"
+
+
+def test_parameters_and_optimiser_of_a_gpu_plan_are_counted_from_sizes_and_shards(capsys):
+    """H/14: parameters and two moments in float32 over 8 chips, less what is replicated."""
+    assert cli.main(["plan", f"--config={H14}", "--topology=gpu:h100x8", "--json",
+                     "--config.batch_size=512"]) == 0  # fmt: skip
+    found = json.loads(capsys.readouterr().out)
+    d, mlp, layers, classes, tokens = 1280, 5120, 32, 21843, 257
+    block = 4 * d * d + 2 * d * mlp
+    params = layers * block + 14 * 14 * 3 * d + (tokens - 1) * d + d * d + d * classes
+    assert found["bytes_per_chip"]["params"] == pytest.approx(4 * params / 8, rel=0.02)
+    assert found["bytes_per_chip"]["opt_state"] == pytest.approx(8 * params / 8, rel=0.02)
+    assert found["how"] == "analytic"
+    assert found["chips"] == 8
+    macs = layers * (tokens * block + 2 * tokens**2 * d) + d * d + d * classes + 256 * 588 * d
+    assert found["flops_per_step"]["analytic"] == pytest.approx(6 * macs * 512, rel=1e-3)
+    gathered = sum(c["bytes"] for c in found["collectives"] if c["kind"] == "all-gather")
+    assert gathered == pytest.approx(2 * 2 * params, rel=0.02)  # twice, in bfloat16
+    assert set(found["roofline"]) >= {"compute_s", "memory_s", "network_s", "images_per_second",
+                                      "mfu_ceiling"}  # fmt: skip
+
+
+def test_activations_kept_grow_with_the_microbatch_and_shrink_with_rematerialisation():
+    target = topologies.find("gpu:h100x8")
+
+    def saved(remat, microbatch):
+        config = tiny_config(batch_size=64, microbatch=microbatch, model__remat=remat)
+        return by_formula(set_up(config, devices=8, open_data=False), target).memory.saved
+
+    assert saved("none", 64) == 2 * saved("none", 32)
+    assert saved("full", 64) < saved("dots", 64) < saved("none", 64)
+
+
+def test_a_ring_passes_all_but_its_own_part_and_an_all_reduce_does_it_twice():
+    target = topologies.find("gpu:h100x16")
+    mesh = {"data": 2, "fsdp": 8, "tensor": 1}
+    gather = Collective("all-gather", "fsdp", 8, 8e9, 1)
+    assert seconds(gather, target, mesh) == pytest.approx(7e9 / 450e9)
+    reduce = Collective("all-reduce", "data+fsdp", 16, 8e9, 1)
+    between = 2 * (8e9 / 8) * (1 / 2) / 50e9  # of what each of 8 has, over the network
+    assert seconds(reduce, target, mesh) == pytest.approx(2 * 7e9 / 450e9 + between)
+
+
+def test_what_does_not_fit_exits_with_2_and_says_what_would_help(capsys):
+    assert cli.main(["plan", f"--config={H14}", "--topology=gpu:h100x8"]) == 2
+    out, err = capsys.readouterr()
+    assert "NOT compiled" in out
+    assert err.startswith("vit: error: does not fit: ")
+    assert "a smaller --config.microbatch" in err
+
+
+def test_search_finds_what_fits_and_is_fastest_of_what_was_judged():
+    config = tiny_config(batch_size=64)
+    told = []
+    choice, plan = search(config, (), topologies.find("gpu:h100x8"), told.append)
+    assert plan.fits
+    assert choice.data * choice.fsdp * choice.tensor == 8
+    assert len(told) >= 1
+    again = make_plan(choice.of(config), (), topologies.find("gpu:h100x8"))
+    np.testing.assert_allclose(again.step_s, plan.step_s)
+
+
+def test_json_is_plain_numbers():
+    found = as_json(local())
+    assert json.loads(json.dumps(found)) == found
+    assert found["roofline"] is None  # nothing is stated of a CPU's peak
+
+
+BAD = [
+    ("v5e:3x3", "there is no TPU slice v5e:3x3; of v5e there are 1x1, 2x2"),
+    ("v5p:4x4x5", "there is no TPU slice v5p:4x4x5; of v5p there are 2x2x1"),
+    ("v5p:8x4x4", "there is no TPU slice"),
+    ("v9:1x1", "unknown topology 'v9:1x1'"),
+    ("gpu:h100", "unknown GPUs 'gpu:h100'"),
+    ("gpu:t4x8", "names are h200, h100"),
+    ("gpu:h100x0", "unknown GPUs"),
+    ("", "unknown topology ''"),
+]
+
+
+@pytest.mark.parametrize(("topology", "line"), BAD)
+def test_what_does_not_exist_is_refused_with_what_does(topology, line, capsys):
+    assert cli.main(["plan", "--config=digits.py", f"--topology={topology}"]) == 2
+    assert line in capsys.readouterr().err
+
+
+def test_slices_of_gpus_or_none_are_refused():
+    for topology, slices in (("gpu:h100x8", 2), ("local", 0)):
+        with pytest.raises(UserError, match="--slices"):
+            topologies.find(topology, slices)
+
+
+@pytest.mark.parametrize("generation", ["v4", "v5p"])
+def test_slices_of_three_dimensions_are_multiples_of_four_above_64_chips(generation):
+    for shape in topologies.shapes(generation):
+        sides = [int(n) for n in shape.split("x")]
+        assert np.prod(sides) < 64 or all(n % 4 == 0 for n in sides)
+        assert len(sides) == 3
