@@ -16,7 +16,7 @@ test: $(VENV)/.installed
 	$(BIN)/python -m pytest -n 2 --dist loadfile $(TESTS)
 
 test-peers:
-	$(MAKE) VENV=.venv-peers EXTRAS=dev,peers,tf CONSTRAINTS="$(CONSTRAINTS) -c .ci/constraints-peers.txt" .venv-peers/.installed
+	$(MAKE) VENV=.venv-peers EXTRAS=dev,peers,tf,tpu CONSTRAINTS="$(CONSTRAINTS) -c .ci/constraints-peers.txt" .venv-peers/.installed
 	.venv-peers/bin/python -m pytest tests/peers/test_tfds_builds.py  # TensorFlow, apart from PyTorch
 	.venv-peers/bin/python -m pytest -n 2 --dist loadfile --ignore=tests/peers/test_tfds_builds.py tests/peers tests/pretrained/test_references.py tests/models/test_resnet_peer.py tests/pretrained/test_catalog.py
 

@@ -71,3 +71,15 @@ def test_fsdp_step_gathers_weights_and_holds_a_sixth_of_the_arguments_at_most():
         split.memory_analysis().argument_size_in_bytes
         <= whole.memory_analysis().argument_size_in_bytes / 6
     )
+
+
+@pytest.mark.parametrize("fsdp", [2, 4, 8])
+def test_the_state_that_a_device_holds_falls_as_one_over_fsdp(fsdp):
+    config = tiny_config(mesh__data=8 // fsdp, mesh__fsdp=fsdp, mesh__min_shard_size=64)
+    state = set_up(config).init_state()
+    leaves = [leaf for part in ("params", "opt") for leaf in jax.tree.leaves(state[part])]
+    held = sum(leaf.addressable_shards[0].data.nbytes for leaf in leaves)
+    kernels = sum(leaf.nbytes for leaf in leaves if leaf.ndim > 1)
+    others = sum(leaf.nbytes for leaf in leaves if leaf.ndim <= 1)
+    assert kernels > 10 * others
+    assert held <= kernels / fsdp + others + 0.02 * kernels

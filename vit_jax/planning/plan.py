@@ -1,5 +1,6 @@
 """A plan: what one step of a run takes of each chip, and what bounds its time."""
 
+import copy
 import dataclasses
 import re
 from collections.abc import Iterable
@@ -87,7 +88,7 @@ def make_plan(
 
     Raises UserError for a config that cannot work on so many devices.
     """
-    config = config.copy_and_resolve_references()
+    config = copy.deepcopy(config)
     if target.shape and config.model.attention in (None, "auto"):
         with config.unlocked():
             config.model.attention = "xla"  # whatever GPU the machine has that plans for TPUs

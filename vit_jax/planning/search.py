@@ -4,6 +4,7 @@ Every combination is judged by the analytic model; the most promising ones are c
 first, until one fits and no other that is left is promised to be faster.
 """
 
+import copy
 import dataclasses
 import itertools
 from collections.abc import Callable, Iterable, Iterator
@@ -41,7 +42,7 @@ class Choice:
 
     def of(self, config: ConfigDict) -> ConfigDict:
         """The config with this choice in it."""
-        changed = config.copy_and_resolve_references()
+        changed = copy.deepcopy(config)
         with changed.unlocked():
             changed.mesh.data, changed.mesh.fsdp, changed.mesh.tensor = (
                 self.data, self.fsdp, self.tensor,

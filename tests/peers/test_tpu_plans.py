@@ -1,0 +1,75 @@
+"""Plans compiled for TPU slices by the TPU compiler, with no TPU, against counts by hand."""
+
+import json
+
+import pytest
+
+pytest.importorskip("libtpu", reason="the TPU compiler comes with the extra tpu")
+
+from vit_jax import cli
+
+D, MLP, LAYERS, CLASSES, TOKENS = 1024, 4096, 24, 21843, 197
+BLOCK = 4 * D * D + 2 * D * MLP  # kernels of a layer
+REST = 16 * 16 * 3 * D + (TOKENS - 1) * D + D * D + D * CLASSES  # embedding, positions, head
+L16 = ["--config=pretrain.py:l16,imagenet21k", "--topology=v5e:4x4", "--config.batch_size=256",
+       "--config.mesh.data=4", "--config.mesh.fsdp=4", "--config.data.eval.split="]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def plan(tmp_path_factory):
+    file = tmp_path_factory.mktemp("plan") / "plan.json"
+    assert cli.main(["plan", *L16, f"--json={file}"]) == 0
+    return json.loads(file.read_text())
+
+
+def test_it_is_compiled_and_fits(plan):
+    assert plan["how"] == "compiled"
+    assert plan["fits"]
+    assert plan["chips"] == 16
+    memory = plan["bytes_per_chip"]
+    assert memory["arguments"] + memory["temporaries"] <= memory["total"] * 1.001
+    assert memory["saved"] < memory["temporaries"]
+
+
+def test_arguments_are_parameters_and_two_moments_over_the_shards(plan):
+    images = 16 * 224 * 224 * 3
+    wanted = 12 * (LAYERS * BLOCK + REST) / 4 + images
+    assert plan["bytes_per_chip"]["arguments"] == pytest.approx(wanted, rel=0.02)
+
+
+def test_blocks_are_gathered_twice_and_their_gradients_scattered_once_in_bfloat16(plan):
+    traffic = {}
+    for one in plan["collectives"]:
+        if one["axis"] == "fsdp":
+            traffic[one["kind"]] = traffic.get(one["kind"], 0) + one["bytes"]
+    assert traffic["all-gather"] == pytest.approx(2 * 2 * LAYERS * BLOCK + 2 * REST, rel=0.1)
+    assert traffic["reduce-scatter"] == pytest.approx(2 * LAYERS * BLOCK, rel=0.1)
+    assert traffic.get("all-reduce", 0) < 0.1 * traffic["reduce-scatter"]
+
+
+def test_flops_are_six_for_each_multiply_accumulate(plan):
+    macs = LAYERS * (TOKENS * BLOCK + 2 * TOKENS**2 * D) + D * D + D * CLASSES
+    macs += (TOKENS - 1) * 16 * 16 * 3 * D
+    flops = plan["flops_per_step"]
+    assert flops["analytic"] == pytest.approx(6 * macs * 256, rel=1e-3)
+    assert flops["compiled"] - flops["recomputed"] == pytest.approx(flops["analytic"], rel=0.03)
+
+
+def test_a_gigantic_model_does_not_fit_one_chip(capsys):
+    arguments = ["plan", "--config=pretrain.py:G14,jft300m", "--topology=v5e:1x1"]
+    assert cli.main([*arguments, "--config.batch_size=64"]) == 2
+    assert "does not fit" in capsys.readouterr().err
+
+
+def test_offloaded_moments_leave_the_chip(tmp_path):
+    """A small model on two chips, so that little is compiled."""
+    small = ["--config=pretrain.py:ti16,imagenet21k", "--topology=v5e:1x1",
+             "--config.data.eval.split=", "--config.batch_size=64"]  # fmt: skip
+    found = {}
+    for offload in (False, True):
+        file = tmp_path / f"{offload}.json"
+        arguments = [*small, f"--config.optimizer.offload={offload}", f"--json={file}"]
+        assert cli.main(["plan", *arguments]) == 0
+        found[offload] = json.loads(file.read_text())["bytes_per_chip"]
+    less = found[False]["arguments"] - found[True]["arguments"]
+    assert less == pytest.approx(found[False]["opt_state"], rel=0.02)
