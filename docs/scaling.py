@@ -91,12 +91,13 @@ def row_of(found: dict) -> str:
     gib, bounds = 2**30, found["roofline"]
     memory, traffic = found["bytes_per_chip"], {}
     for one in found["collectives"]:
-        traffic[one["kind"]] = traffic.get(one["kind"], 0) + one["bytes"] / 1e9
+        kind = "slices" if one["axis"] == "slices" else one["kind"]
+        traffic[kind] = traffic.get(kind, 0) + one["bytes"] / 1e9
     mesh = " × ".join(str(size) for size in found["mesh"].values())
     parts = [
         found["model"].removeprefix("vit_"), f"{found['chips']:,}", f"{found['batch_size']:,}",
         mesh, found["remat"], f"{memory['total'] / gib:.1f}" + ("" if found["fits"] else " ✗"),
-        *(f"{traffic.get(kind, 0):.2f}" for kind in ("all-gather", "reduce-scatter", "all-reduce")),
+        *(f"{traffic.get(kind, 0):.2f}" for kind in KINDS),
         *(f"{1e3 * bounds[part]:.0f}" for part in ("compute_s", "memory_s", "network_s")),
         f"{bounds['images_per_second']:,.0f}", f"{bounds['mfu_ceiling']:.0%}",
         "" if found["how"] == "compiled" else "by formula",
@@ -104,9 +105,10 @@ def row_of(found: dict) -> str:
     return "| " + " | ".join(parts) + " |"
 
 
+KINDS = ("all-gather", "reduce-scatter", "all-reduce", "collective-permute", "slices")
 HEAD = (
     "model", "chips", "batch", "data × fsdp × tensor", "remat", "GiB a chip", "gathered, GB",
-    "scattered, GB", "reduced, GB", "compute, ms", "memory, ms", "network, ms", "images/s ≤",
+    "scattered, GB", "reduced, GB", "passed on, GB", "between slices, GB", "compute, ms", "memory, ms", "network, ms", "images/s ≤",
     "MFU ≤", "",
 )  # fmt: skip
 

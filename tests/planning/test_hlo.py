@@ -124,3 +124,69 @@ def test_a_whole_step_has_six_flops_for_each_multiply_accumulate(changes):
     found = hlo.costs(run.compiled_step.as_text(), run.mesh.shape)
     whole = found.flops * run.mesh.size
     assert whole == pytest.approx(train_flops(run.model.config) * 32, rel=0.05)
+
+
+LOOP = """HloModule m
+
+%body (p: (s32[], f32[8,8])) -> (s32[], f32[8,8]) {
+  %p = (s32[], f32[8,8]) parameter(0)
+  %i = s32[] get-tuple-element(%p), index=0
+  %x = f32[8,8] get-tuple-element(%p), index=1
+  %two = s32[] constant(2)
+  %next = s32[] add(%i, %two)
+  %y = f32[8,8] dot(%x, %x), lhs_contracting_dims={1}, rhs_contracting_dims={0}
+  ROOT %t = (s32[], f32[8,8]) tuple(%next, %y)
+}
+
+%condition (p: (s32[], f32[8,8])) -> pred[] {
+  %p = (s32[], f32[8,8]) parameter(0)
+  %i = s32[] get-tuple-element(%p), index=0
+  %end = s32[] constant(9)
+  ROOT %less = pred[] compare(%i, %end), direction=LT
+}
+
+ENTRY %main (x: f32[8,8]) -> (s32[], f32[8,8]) {
+  %x = f32[8,8] parameter(0)
+  %start = s32[] constant(1)
+  %t = (s32[], f32[8,8]) tuple(%start, %x)
+  ROOT %loop = (s32[], f32[8,8]) while(%t), condition=%condition, body=%body
+}
+"""
+
+
+def test_a_loop_that_the_compiler_did_not_count_is_counted_from_start_end_and_step():
+    assert hlo.costs(LOOP, ONE).flops == 4 * 2 * 8**3  # 1, 3, 5, 7
+
+
+def test_what_travels_between_slices_is_told_apart():
+    text = """HloModule m
+
+ENTRY %main (x: bf16[100]) -> bf16[100] {
+  %x = bf16[100]{0} parameter(0)
+  %after = token[] after-all()
+  %s = (bf16[100]{0}, u32[], token[]) send(%x, %after), channel_id=1, is_host_transfer=true, """
+    text += """frontend_attributes={_xla_megascale_transfer_type="ALL_REDUCE"}
+  ROOT %y = bf16[100]{0} copy(%x)
+}
+"""
+    (found,) = hlo.costs(text, {"data": 8}, slices=4).collectives
+    assert found == hlo.Collective("all-reduce", "slices", 4, 200.0, 1)
+
+
+def test_an_asynchronous_collective_counts_once_in_each_computation_that_has_it():
+    part = "%g{0} = f32[64]{{0}} all-gather(%p), channel_id=3, replica_groups=[1,4]<=[4]"
+    fusion = "%f{0} (p: f32[16]) -> f32[64] {{\n  %p = f32[16]{{0}} parameter(0)\n  ROOT " + part
+    fusions = "\n\n".join(fusion.format(n) + "\n}" for n in range(3))
+    text = f"""HloModule m
+
+{fusions}
+
+ENTRY %main (x: f32[16]) -> f32[64] {{
+  %x = f32[16]{{0}} parameter(0)
+  %a = f32[64]{{0}} fusion(%x), kind=kCustom, calls=%f0
+  %b = f32[64]{{0}} fusion(%x), kind=kCustom, calls=%f1
+  ROOT %c = f32[64]{{0}} fusion(%x), kind=kCustom, calls=%f2
+}}
+"""
+    (found,) = hlo.costs(text, {"data": 4}).collectives
+    assert found == hlo.Collective("all-gather", "data", 4, 256.0, 1)

@@ -85,13 +85,14 @@ class Costs:
 Computations = dict[str, dict[str, Instruction]]
 
 
-def costs(text: str, axes: dict[str, int]) -> Costs:
-    """Costs of a program partitioned over a mesh of `axes` (name: size, in the mesh's order)."""
+def costs(text: str, axes: dict[str, int], slices: int = 1) -> Costs:
+    """Costs of a program partitioned over a mesh of `axes` (name: size, in the mesh's order), on so
+    many slices: what travels between them is told as the axis `slices`."""
     computations, entry = parse(text)
     flops = recomputed = moved = 0.0
     found: dict[tuple, list[float]] = collections.defaultdict(lambda: [0.0, 0])
-    channels: set[tuple[str, str]] = set()
-    for instruction, where, times, fused in _walk(computations, entry, 1):
+    seen: set[tuple[str, str, str]] = set()
+    for instruction, where, times, home in _walk(computations, entry, 1, entry):
         if instruction.op in ("dot", "convolution"):
             amount = times * _flops(instruction, where)
             flops += amount
@@ -99,14 +100,17 @@ def costs(text: str, axes: dict[str, int]) -> Costs:
         kind = _kind(instruction, where)
         if kind:
             channel = re.search(r"channel_id=(\d+)", instruction.rest)
-            # An asynchronous collective stands in several fusions: its start, steps and end.
-            if channel is None or (kind, channel[1]) not in channels:
-                channels |= {(kind, channel[1])} if channel else set()
-                axis, size = _axis(instruction.rest, axes)
+            # An asynchronous collective stands in several fusions of one computation: its start,
+            # steps and end.
+            which = (kind, channel[1], home) if channel else (kind, instruction.name, home)
+            if which not in seen:
+                seen.add(which)
+                between = instruction.op == "send"
+                axis, size = ("slices", slices) if between else _axis(instruction.rest, axes)
                 entry_of = found[kind, axis, size]
                 entry_of[0] += times * _whole(instruction, where)
                 entry_of[1] += times
-        if not fused:
+        if where is computations[home]:
             moved += times * _moved(instruction, where, computations)
     collectives = [
         Collective(*key, *value) for key, value in sorted(found.items()) if key[2] > 1
@@ -148,38 +152,66 @@ def _operands(rest: str) -> Iterator[str]:
     yield from re.findall(r"%([\w.\-]+)", rest[:end])
 
 
-def _walk(computations: Computations, name: str, times: int, fused: bool = False) -> Iterator:
-    """(instruction, its computation, how often it runs, whether inside a fusion) of a computation
-    and all that it calls."""
+def _walk(computations: Computations, name: str, times: int, home: str) -> Iterator:
+    """(instruction, its computation, how often it runs, the computation that it stands in or whose
+    fusion it is part of) of a computation and all that it calls."""
     where = computations[name]
     for instruction in where.values():
-        yield instruction, where, times, fused
+        yield instruction, where, times, home
         if instruction.op == "while":
             body, condition = (instruction.called(part) for part in ("body", "condition"))
-            trips = _trips(instruction, computations[condition])
-            yield from _walk(computations, body, times * trips, fused)
+            trips = _trips(instruction, where, computations[condition], computations[body])
+            yield from _walk(computations, body, times * trips, body)
         elif instruction.op == "conditional":
             for branch in re.findall(r"%([\w.\-]+)", instruction.rest.partition("branch")[2]):
                 if branch in computations:
-                    yield from _walk(computations, branch, times, fused)
+                    yield from _walk(computations, branch, times, branch)
         elif instruction.op in ("fusion", "call", "async-start"):
             called = instruction.called("calls") or instruction.called("to_apply")
             if called in computations:
-                inner = fused or instruction.op == "fusion"
-                yield from _walk(computations, called, times, inner)
+                inside = home if instruction.op == "fusion" else called
+                yield from _walk(computations, called, times, inside)
 
 
-def _trips(loop: Instruction, condition: dict[str, Instruction]) -> int:
-    """How often a loop runs: as the compiler noted it, or else the number that its condition
-    compares its counter with."""
+def _trips(
+    loop: Instruction, where: dict[str, Instruction], condition: dict[str, Instruction],
+    body: dict[str, Instruction],
+) -> int:  # fmt: skip
+    """How often a loop runs: as the compiler noted it, or else from the number that its condition
+    compares its counter with, the counter's first value, and what each pass adds to it."""
     if known := re.search(r'known_trip_count":\{"n":"(\d+)"', loop.rest):
         return int(known[1])
-    constants = [
-        int(number[0])
-        for instruction in condition.values()
-        if instruction.op == "constant" and (number := re.match(r"\d+", instruction.rest))
-    ]
-    return max(constants, default=1)
+    test = next((part for part in condition.values() if part.root), None)
+    operands = [_through_copies(name, condition) for name in test.operands] if test else []
+    counters = [part for part in operands if part and part.op == "get-tuple-element"]
+    ends = [_constant(part) for part in operands if part and part.op == "constant"]
+    if not ends:  # the comparison is in a fusion
+        ends = [_constant(part) for part in condition.values() if part.op == "constant"]
+        return max((end for end in ends if end), default=1)
+    start, step = 0, 1
+    at = re.search(r"index=(\d+)", counters[0].rest) if counters else None
+    root = next((part for part in body.values() if part.root), None)
+    if at and root and root.op == "tuple":
+        added = _through_copies(root.operands[int(at[1])], body)
+        if added and added.op == "add":
+            steps = [_constant(_through_copies(name, body)) for name in added.operands]
+            step = next((n for n in steps if n), 1)
+        first = where.get(loop.operands[0])
+        if first and first.op == "tuple":
+            start = _constant(_through_copies(first.operands[int(at[1])], where)) or 0
+    return max(1, -(-((ends[0] or 0) - start) // step))
+
+
+def _through_copies(name: str, where: dict[str, Instruction]) -> Instruction | None:
+    found = where.get(name)
+    while found and found.op in ("copy", "bitcast", "convert") and found.operands:
+        found = where.get(found.operands[0])
+    return found
+
+
+def _constant(instruction: Instruction | None) -> int | None:
+    number = re.match(r"\d+", instruction.rest) if instruction else None
+    return int(number[0]) if instruction and instruction.op == "constant" and number else None
 
 
 def _flops(instruction: Instruction, where: dict[str, Instruction]) -> float:
@@ -217,6 +249,9 @@ def _kind(instruction: Instruction, where: dict[str, Instruction]) -> str | None
     """Which collective an instruction is or starts. TPUs scatter by an all-reduce in a fusion of
     that name, of which each device keeps its part."""
     op = instruction.op.removesuffix("-start")
+    if op == "send":  # between slices
+        told = re.search(r'_xla_megascale_transfer_type="(\w+)"', instruction.rest)
+        return told[1].lower().replace("_", "-") if told else None
     if op not in KINDS:
         return None
     if op == "all-reduce" and any(other.op == "dynamic-slice" for other in where.values()):
@@ -228,13 +263,11 @@ def _whole(instruction: Instruction, where: dict[str, Instruction]) -> float:
     """Bytes of the arrays before they are scattered, or after they are gathered."""
     if instruction.op.startswith("all-gather"):
         shapes = instruction.shapes
-        # The start of an asynchronous one gives (operands, results).
-        return sum(
-            s.bytes for s in (shapes[len(shapes) // 2 :] if "-start" in instruction.op else shapes)
-        )
-    return sum(
-        s.bytes for name in instruction.operands if name in where for s in where[name].shapes
-    )
+        if instruction.op.endswith("-start"):  # it gives (operands, results)
+            shapes = shapes[len(shapes) // 2 :]
+        return sum(shape.bytes for shape in shapes)
+    operands = instruction.operands[:1] if instruction.op == "send" else instruction.operands
+    return sum(s.bytes for name in operands if name in where for s in where[name].shapes)
 
 
 def _axis(rest: str, axes: dict[str, int]) -> tuple[str, int]:

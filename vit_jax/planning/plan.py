@@ -126,7 +126,13 @@ def by_compiler(run: Run, target: Target, evaluation: bool = False) -> Plan:
         exact, arguments=found.argument_size_in_bytes, temporaries=found.temp_size_in_bytes,
         total=total,
     )  # fmt: skip
-    plan = _finish(run, target, "compiled", memory, hlo.costs(compiled.as_text(), run.mesh.shape))
+    plan = _finish(
+        run,
+        target,
+        "compiled",
+        memory,
+        hlo.costs(compiled.as_text(), run.mesh.shape, target.slices),
+    )
     if evaluation and run.config.data.eval.split:
         plan = dataclasses.replace(plan, evaluation=_evaluation_bytes(run))
     return plan

@@ -49,6 +49,8 @@ def seconds(one: Collective, target: Target, mesh: dict[str, int]) -> float:
     if one.kind == "collective-permute":
         return one.bytes / target.link
     rounds = 2 if one.kind == "all-reduce" else 1
+    if one.axis == "slices":  # bytes of what each device has
+        return rounds * one.bytes * (one.size - 1) / one.size / chip.network
     inside = _inside(one, target, mesh)
     outside = one.size // inside
     ring = rounds * one.bytes * (inside - 1) / inside / target.link
