@@ -108,8 +108,8 @@ def row_of(found: dict) -> str:
 KINDS = ("all-gather", "reduce-scatter", "all-reduce", "collective-permute", "slices")
 HEAD = (
     "model", "chips", "batch", "data × fsdp × tensor", "remat", "GiB a chip", "gathered, GB",
-    "scattered, GB", "reduced, GB", "passed on, GB", "between slices, GB", "compute, ms", "memory, ms", "network, ms", "images/s ≤",
-    "MFU ≤", "",
+    "scattered, GB", "reduced, GB", "passed on, GB", "between slices, GB", "compute, ms",
+    "memory, ms", "network, ms", "images/s ≤", "MFU ≤", "",
 )  # fmt: skip
 
 
