@@ -4,13 +4,14 @@ A launcher is a module that starts a Job. What is done with a code is decided he
 """
 
 import dataclasses
+import re
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from vit_jax.config import run_hash
+from vit_jax.config import config_hash, run_hash
 from vit_jax.errors import INTERRUPTED, RESTART, WATCHDOG, UserError
 
 AGAIN = (RESTART, WATCHDOG)  # codes of `vit` after which the same command continues
@@ -48,6 +49,10 @@ class Job:
             raise UserError(f"--time-limit is a number of minutes above 0, not {self.time_limit}")
         if self.platform not in (None, *PLATFORMS):
             raise UserError(f"--platform is one of {', '.join(PLATFORMS)}, not {self.platform!r}")
+        if self.memory is not None and not re.fullmatch(r"[1-9]\d*[KMGT]", self.memory):
+            raise UserError(
+                f"--memory is a number with K, M, G or T, such as 64G, not {self.memory}"
+            )
         if self.processes % self.nodes:
             raise UserError(
                 f"{self.processes} processes cannot be divided over {self.nodes} nodes: "
@@ -66,6 +71,11 @@ def run_name(spec: str, config: ConfigDict) -> str:
     stem = Path(spec.partition(":")[0]).stem
     plain = "".join(c if c.isascii() and c.isalnum() else "-" for c in stem.lower()).strip("-")
     return f"{plain[:30] or 'run'}-{run_hash(config)}"
+
+
+def job_hash(command: str, arguments: Sequence[str]) -> str:
+    """The name of a job that is no run: `evaluate-1a2b3c4d5e6f`."""
+    return f"{command}-{config_hash({'arguments': list(arguments)})}"
 
 
 def killed(code: int) -> bool:
