@@ -70,12 +70,36 @@ def run_name(spec: str, config: ConfigDict) -> str:
     its config with the overrides."""
     stem = Path(spec.partition(":")[0]).stem
     plain = "".join(c if c.isascii() and c.isalnum() else "-" for c in stem.lower()).strip("-")
-    return f"{plain[:30] or 'run'}-{run_hash(config)}"
+    # Kubernetes wants names that begin with a letter.
+    letter = plain if plain[:1].isalpha() else f"run-{plain}".rstrip("-")
+    return f"{letter[:30]}-{run_hash(config)}"
 
 
 def job_hash(command: str, arguments: Sequence[str]) -> str:
     """The name of a job that is no run: `evaluate-1a2b3c4d5e6f`."""
     return f"{command}-{config_hash({'arguments': list(arguments)})}"
+
+
+def cpu_devices(environment: Mapping[str, str], count: int) -> dict[str, str]:
+    """What an environment needs for so many virtual devices of the CPU."""
+    flag = "--xla_force_host_platform_device_count"
+    others = re.sub(rf"{flag}=\d+", "", environment.get("XLA_FLAGS", ""))
+    return {"XLA_FLAGS": f"{others} {flag}={count}".strip(), "JAX_PLATFORMS": "cpu"}
+
+
+def shipped(job: Job, folder: str) -> tuple[Path | None, tuple[str, ...]]:
+    """(the recipe, where it is a file of the user's own, the arguments that find it in `folder` of
+    a container). Recipes of the package are in the container."""
+    found, arguments, after = None, [], ""
+    for argument in job.arguments:
+        spec = argument.removeprefix("--config=") if after != "--config" else argument
+        path, colon, rest = spec.partition(":")
+        if (after == "--config" or spec != argument) and Path(path).is_file():
+            found = Path(path)
+            argument = f"{argument.removesuffix(spec)}{folder}/{found.name}{colon}{rest}"
+        arguments.append(argument)
+        after = argument
+    return found, tuple(arguments)
 
 
 def killed(code: int) -> bool:

@@ -7,19 +7,18 @@ again where that is of use. There are no threads: whoever holds a Running polls 
 import ctypes
 import glob
 import os
-import re
 import shlex
 import signal
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import IO
 
 from vit_jax.errors import INTERRUPTED, UserError, cannot_write
 
-from .job import AGAIN, Job, in_words, verdict
+from .job import AGAIN, Job, cpu_devices, in_words, verdict
 
 GRACE = 30.0  # seconds to end by themselves: others after the first has died
 SAVE = 300.0  # and all after a stop, for their save
@@ -185,13 +184,6 @@ def _environment(job: Job, number: int) -> dict[str, str]:
     elif job.platform == "cpu" or job.devices or job.processes > 1:
         environment |= cpu_devices(environment, job.devices or 1)
     return environment | dict(job.environment)
-
-
-def cpu_devices(environment: Mapping[str, str], count: int) -> dict[str, str]:
-    """What an environment needs for so many virtual devices of the CPU."""
-    flag = "--xla_force_host_platform_device_count"
-    others = re.sub(rf"{flag}=\d+", "", environment.get("XLA_FLAGS", ""))
-    return {"XLA_FLAGS": f"{others} {flag}={count}".strip(), "JAX_PLATFORMS": "cpu"}
 
 
 def _gpus() -> list[str]:

@@ -6,6 +6,8 @@ with; the batch script ends in `main`, which has the codes of all and puts the j
 where that is of use. Folder of a submission: pickled tasks, codes and logs.
 """
 
+import contextlib
+import io
 import os
 import shlex
 import shutil
@@ -19,8 +21,8 @@ from typing import Any
 
 from vit_jax.errors import RESTART, UserError, cannot_write
 
-from .job import AGAIN, Job, in_words, verdict
-from .local import TICK, cpu_devices, ends_with_its_parent
+from .job import AGAIN, Job, cpu_devices, in_words, verdict
+from .local import TICK, ends_with_its_parent
 
 SAVE = 120  # seconds before the time limit at which SLURM says so
 CODES = "codes"  # folder in that of the submission
@@ -46,13 +48,18 @@ def start(
         number = queued[0].partition("_")[0]
         many = len(jobs) > 1
         return [Running(one, f"{number}_{i}" if many else number) for i, one in enumerate(jobs)]
+    logs = jobs[0].logs
+    new = [path for path in (logs, *logs.parents) if not path.exists()]
     try:
-        (jobs[0].logs / CODES).mkdir(parents=True, exist_ok=True)
-        with executor.batch():
+        (logs / CODES).mkdir(parents=True, exist_ok=True)
+        # submitit prints what sbatch says, too.
+        with contextlib.redirect_stderr(io.StringIO()), executor.batch():
             submitted = [executor.submit(task, job) for job in jobs]
-    except OSError as error:
-        raise cannot_write(jobs[0].logs, error) from error
-    except Exception as error:  # submitit's own for all that sbatch refuses
+    except Exception as error:  # OSError, and submitit's own for all that sbatch refuses
+        if new:
+            shutil.rmtree(new[-1], ignore_errors=True)
+        if isinstance(error, OSError):
+            raise cannot_write(logs, error) from error
         raise UserError(f"SLURM refused the job: {_reason(error)}") from error
     return [Running(job, one.job_id) for job, one in zip(jobs, submitted, strict=True)]
 
@@ -177,8 +184,9 @@ def _executor(jobs: Sequence[Job], options: Mapping[str, Any], at_once: int) -> 
     # Since SLURM 22.05 srun does not know of the script's own --cpus-per-task.
     cpus = [f"--cpus-per-task={job.cpus}"] if job.cpus else []
     executor.update_parameters(
-        job_name=array_name(jobs), time=minutes, nodes=job.nodes, ntasks_per_node=a_node, signal_delay_s=SAVE, stderr_to_stdout=True,
-        array_parallelism=at_once, srun_args=["--kill-on-bad-exit=0", *cpus],
+        job_name=array_name(jobs), time=minutes, nodes=job.nodes, ntasks_per_node=a_node,
+        signal_delay_s=SAVE, stderr_to_stdout=True, array_parallelism=at_once,
+        srun_args=["--kill-on-bad-exit=0", *cpus],
         teardown=["exec " + shlex.join(end)], additional_parameters=more,
     )  # fmt: skip
     return executor

@@ -80,7 +80,7 @@ class Slurm:
                     [program, *line[1:]], env=self.environment, stdout=out, stderr=out,
                 ))  # fmt: skip
             if line[0] == "munged":
-                self._until(lambda: (folder / "munge.socket").exists())
+                self._until((folder / "munge.socket").exists)
         self._until(lambda: self.say("sinfo", "-h", "-o", "%T", check=False).strip() == "idle")
         return self
 

@@ -69,6 +69,7 @@ def _job(options: argparse.Namespace, line: list[str]) -> Any:
         if not given:
             arguments = [*arguments, f"--workdir={directory / name}"]
         folder = Path(parsed.workdir).parent if given else directory
+        _on_volume(options, Path(parsed.workdir) if given else directory)
     else:
         command_line(command, module, arguments)
         name, folder = job_hash(command, arguments), directory
@@ -79,9 +80,17 @@ def _job(options: argparse.Namespace, line: list[str]) -> Any:
 
 
 def _directory(options: argparse.Namespace) -> Path:
-    """Of runs; in containers it is on a volume."""
+    """Of runs; in containers it is on a volume. Raises UserError where there is none."""
     volumes = getattr(options, "volumes", None)
+    if volumes == []:
+        raise UserError("a container forgets its files: give it a --volume, where its runs go")
     return Path(options.dir or (volumes[0][1] if volumes else "runs"))
+
+
+def _on_volume(options: argparse.Namespace, path: Path) -> None:
+    mounts = [place for _, place in getattr(options, "volumes", [])]
+    if mounts and not any(path.is_relative_to(place) for place in mounts):
+        raise UserError(f"{path} is on no volume ({', '.join(mounts)}), and would be forgotten")
 
 
 # -- back ends ---------------------------------------------------------------------------------
@@ -160,9 +169,61 @@ def _slurm(options: argparse.Namespace, jobs: list[Any]) -> int:
     return verdict([one.wait() for one in running]) if options.wait else 0
 
 
+def _add_kubernetes(parser: argparse.ArgumentParser) -> None:
+    _add_containers(parser, "CLAIM")
+    _add_sizes(parser)
+    _add_cluster(parser)
+    parser.add_argument("--namespace", default="default")
+    parser.add_argument(
+        "--node", action="append", default=[], type=_pair("=", "LABEL=VALUE"),
+        metavar="LABEL=VALUE", help="that the nodes must have, for a pool of them",
+    )  # fmt: skip
+    parser.add_argument("--tpu", metavar="TYPE:TOPOLOGY", help="of GKE's node pool, as v5e:4x4")
+    parser.add_argument("--jobset", action="store_true", help="a JobSet instead of an Indexed Job")
+    parser.add_argument("--slices", type=int, default=1, metavar="N", help="of TPUs, as a JobSet")
+
+
+def _kubernetes(options: argparse.Namespace, jobs: list[Any]) -> int:
+    from vit_jax.launch import kubernetes
+
+    made = kubernetes.manifests(
+        jobs[0], namespace=options.namespace, nodes=dict(options.node), tpu=options.tpu,
+        jobset=options.jobset, slices=options.slices,
+    )  # fmt: skip
+    text = kubernetes.as_yaml(made) if options.dry_run else f"{kubernetes.apply(made)}\n"
+    print(text, end="")
+    return 0
+
+
+def _add_tpu(parser: argparse.ArgumentParser) -> None:
+    _add_containers(parser, "FOLDER")
+    parser.add_argument("--accelerator", required=True, metavar="TYPE", help="as v5litepod-16")
+    parser.add_argument("--zone", required=True)
+    parser.add_argument("--project")
+    parser.add_argument("--runtime", metavar="VERSION", help="the accelerator's own by default")
+    parser.add_argument("--spot", action="store_true")
+    parser.add_argument("--setup", metavar="COMMAND", help="that every host runs first, as a mount")
+
+
+def _tpu(options: argparse.Namespace, jobs: list[Any]) -> int:
+    from vit_jax.launch import tpu
+
+    text = tpu.script(
+        jobs[0], accelerator=options.accelerator, zone=options.zone, project=options.project,
+        runtime=options.runtime, spot=options.spot, setup=options.setup,
+    )  # fmt: skip
+    if options.dry_run:
+        print(text, end="")
+        return 0
+    return tpu.run(text)
+
+
 # name: (what, its options, what starts it)
 BACKENDS: dict[str, tuple[str, Callable, Callable]] = {
     "local": ("on this host: so many processes of so many devices", _add_local, _local),
     "slurm": ("on SLURM; several commands, each behind its own --, are one array", _add_slurm,
               _slurm),
+    "kubernetes": ("on Kubernetes: an Indexed Job or a JobSet, on CPUs, GPUs or TPUs",
+                   _add_kubernetes, _kubernetes),
+    "tpu": ("on one Cloud TPU slice, as commands of gcloud", _add_tpu, _tpu),
 }  # fmt: skip
