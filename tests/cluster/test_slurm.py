@@ -14,7 +14,7 @@ from vit_jax.launch import slurm as launcher
 from tests.parallel.jobs import ROOT, TINY
 
 PATIENCE = 300  # seconds
-LONG = {"total_steps": 600, "checkpoint.every_steps": 500, "log_every_steps": 10}
+LONG = {"total_steps": 300, "checkpoint.every_steps": 250, "log_every_steps": 10}
 TWO = ("--processes=2", "--devices=2", "--platform=cpu", "--time-limit=30")
 ONE = ("--platform=cpu", "--time-limit=30")
 
@@ -92,15 +92,15 @@ def signalled(slurm, undisturbed, tmp_path_factory):
 
 def test_two_tasks_find_each_other_train_and_save(undisturbed):
     assert "2 processes, 4 devices" in undisturbed.said
-    assert json.loads((undisturbed.run / "result.json").read_text())["steps"] == 600
-    assert (undisturbed.run / "checkpoints" / "600").is_dir()
+    assert json.loads((undisturbed.run / "result.json").read_text())["steps"] == 300
+    assert (undisturbed.run / "checkpoints" / "300").is_dir()
 
 
 @pytest.mark.parametrize("signal", ["TERM", "USR1"])
 def test_a_signal_saves_and_puts_the_job_back_into_the_queue(signalled, signal):
     job = signalled[signal]
     (step,) = [int(p.name) for p in (job.run / "checkpoints").iterdir() if p.name.isdigit()]
-    assert 50 <= step < 600
+    assert 50 <= step < 300
     assert f"stopped at step {step}; its state is saved" in job.said
     assert "back into the queue, restart 1 of 10" in job.said
 
@@ -156,8 +156,8 @@ def test_what_is_submitted_is_the_script_of_a_dry_run(slurm, signalled):
 def test_after_its_wait_the_job_ends_with_the_undisturbed_curve(slurm, undisturbed, signalled):
     for job in signalled.values():
         job.until(lambda job=job: not job.state)
-        assert json.loads((job.run / "result.json").read_text())["steps"] == 600
+        assert json.loads((job.run / "result.json").read_text())["steps"] == 300
         assert (job.log.parent / launcher.CODES / job.number).read_text() == "0"
         assert "continues " in job.said
     assert signalled["TERM"].told() == undisturbed.told()
-    assert len(undisturbed.told()) == 60
+    assert len(undisturbed.told()) == 30
