@@ -19,6 +19,8 @@ COMMANDS = {
     "data": "check data sets, prepare them, list the operations",
     "plan": "say what a run takes of a machine that need not be here",
     "describe": "show what a config resolves to, without training",
+    "launch": "start a command on many processes, here or on a cluster",
+    "runs": "list runs: status, last step, best metric, goodput",
     "compare-curve": "say where a run leaves a reference",
     "bench": "measure parts of a run on this machine",
     "doctor": "show versions and devices, and check that they work",
