@@ -112,7 +112,13 @@ def of_torch(
     device = "cuda" if on_gpu else "cpu"
     torch.set_num_threads(cores())
     torch.set_float32_matmul_precision("high")  # as JAX multiplies float32 on a GPU
-    model = make()
+    try:
+        model = make()
+    except NotMeasured:
+        raise
+    except Exception as error:  # of packages that do not fit together
+        reason = str(error).partition("\n")[0]
+        raise NotMeasured(f"{type(error).__name__}: {reason}") from error
     same_size({name: np.empty(p.shape, np.bool_) for name, p in model.named_parameters()}, run)
     pixels, classes = torch.from_numpy(np.array(images)), torch.from_numpy(np.array(labels)).long()
     pixels, classes = pixels.permute(0, 3, 1, 2).to(device), classes.to(device)

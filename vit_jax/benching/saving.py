@@ -3,6 +3,7 @@ until a save is on disk, checked and read again. What is read comes from the sys
 
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -25,23 +26,34 @@ def measure(run: Run, folder: str | None, rounds: int) -> list[Row]:
         raise cannot_write(Path(folder or tempfile.gettempdir()), error) from error
     with place, manager.Checkpoints(Path(place.name), keep=1, keep_best=False) as checkpoints:
         for number in range(1, rounds + 2):
-            # As the loop calls it: it returns when the state has been copied.
-            waits = timed(lambda at=number: checkpoints.save(at, state, {}, None))()
-            seconds = {"save: training waits": waits}
-            seconds["save: until on disk"] = waits + timed(checkpoints.wait)()
-            saved = Path(place.name) / str(number)
-            seconds["restore: check of the sums"] = timed(lambda at=saved: checksums.check(at))()
-
-            def restore(at: Path = saved) -> None:
-                jax.block_until_ready(manager.restore(at, run.abstract_state, run.shardings))
-
-            seconds["restore: read and placed"] = timed(restore)()
+            seconds = _round(run, state, checkpoints, number, Path(place.name))
             for part, spent in seconds.items() if number > 1 else ():
                 times.setdefault(part, []).append(spent)
     case = f"{run.model.name}, {size / 1e9:.3f} GB"
     rows: list[Row] = []
-    for part, spent in times.items():
-        told = summary(np.asarray(spent))
+    for part, all_spent in times.items():
+        told = summary(np.asarray(all_spent))
         rate = size / told["median_s"]
         rows.append({"case": case, "side": part, **told, "bytes": size, "bytes_per_second": rate})
     return rows
+
+
+def _round(
+    run: Run, state: Any, checkpoints: manager.Checkpoints, number: int, folder: Path
+) -> dict[str, float]:
+    """Seconds of each part of one save and its restore."""
+
+    def save() -> None:  # as the loop calls it: it returns when the state has been copied
+        checkpoints.save(number, state, {}, None)
+
+    def restore() -> None:
+        found = manager.restore(folder / str(number), run.abstract_state, run.shardings)
+        jax.block_until_ready(found)
+
+    waits = timed(save)()
+    return {
+        "save: training waits": waits,
+        "save: until on disk": waits + timed(checkpoints.wait)(),
+        "restore: check of the sums": timed(lambda: checksums.check(folder / str(number)))(),
+        "restore: read and placed": timed(restore)(),
+    }
