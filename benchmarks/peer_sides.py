@@ -135,34 +135,9 @@ def of_torch(
     def high_water() -> dict[str, int]:
         return {"peak_device_bytes": torch.cuda.max_memory_allocated()} if on_gpu else {}
 
-    half = run.config.model.dtype == "bfloat16"
-
-    def autocast() -> Any:
-        return torch.autocast(device, torch.bfloat16, enabled=half)
-
     def work(called: Any) -> Callable[[], Any]:
-        if what == "forward":
-            model.eval()
-
-            @torch.inference_mode()
-            def once() -> Any:
-                with autocast():
-                    return forward(called, pixels)
-
-            return once
-        model.train()
-        adamw = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=1e-4, fused=on_gpu)
-        cross_entropy = torch.nn.CrossEntropyLoss()
-
-        def step() -> Any:
-            with autocast():
-                loss = cross_entropy(forward(called, pixels), classes)
-            adamw.zero_grad(set_to_none=True)
-            loss.backward()
-            adamw.step()
-            return loss.detach()
-
-        return step
+        half = torch.autocast(device, torch.bfloat16, enabled=run.config.model.dtype == "bfloat16")
+        return torch_work(model, lambda: forward(called, pixels), classes, half, what)
 
     if on_gpu:
         compiled = work(torch.compile(model))
@@ -174,6 +149,37 @@ def of_torch(
                 raise
             print(f"{name} is measured eager: torch.compile failed ({type(error).__name__})")
     return Work(f"{name}, eager", work(model), wait, high_water=high_water)
+
+
+def torch_work(
+    model: Any, forward: Callable[[], Any], classes: Any, half: Any, what: str
+) -> Callable[[], Any]:
+    """One more training step, or forward pass, of a model of PyTorch's."""
+    import torch
+
+    if what == "forward":
+        model.eval()
+
+        @torch.inference_mode()
+        def once() -> Any:
+            with half:
+                return forward()
+
+        return once
+    model.train()
+    on_gpu = classes.device.type == "cuda"
+    adamw = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=1e-4, fused=on_gpu)
+    cross_entropy = torch.nn.CrossEntropyLoss()
+
+    def step() -> Any:
+        with half:
+            loss = cross_entropy(forward(), classes)
+        adamw.zero_grad(set_to_none=True)
+        loss.backward()
+        adamw.step()
+        return loss.detach()
+
+    return step
 
 
 def sizes(run: Run) -> ViTConfig:

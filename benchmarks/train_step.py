@@ -14,6 +14,7 @@ not installed is left out, and that is said.
 """
 
 import argparse
+import math
 
 import harness
 
@@ -23,7 +24,8 @@ from vit_jax.training.run import Run
 
 MODELS = ("vit_tiny_patch16_224", "vit_small_patch16_224")
 CLASSES = 1000
-QUICK = {"hidden_size": 96, "num_layers": 4, "num_heads": 3, "mlp_dim": 384, "image_size": 96}
+QUICK = {"hidden_size": 96, "num_layers": 4, "num_heads": 3, "mlp_dim": 384,
+         "patch_size": 16, "image_size": 96}  # fmt: skip
 
 
 def main() -> None:
@@ -37,9 +39,10 @@ def main() -> None:
     rows: list[harness.Row] = []
     for name in options.models:
         run = plain_run(name, options)
+        size = f" at {options.size} px" if options.size else ""
         rows += steps.measure(
             run, options.what, peers=peers, real=False, rounds=rounds, count=count, say=print,
-            label=f"{name}{' (quick)' * options.quick}",
+            label=f"{name}{size}{' (quick)' * options.quick}", within=options.seconds or math.inf,
         )  # fmt: skip
     harness.report("train_step", rows, options)
 
@@ -53,6 +56,9 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--size", type=int, help="of the images, where not the model's usual one")
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
     parser.add_argument("--steps", type=int, help="steps a measurement (1; on a GPU 10)")
+    parser.add_argument(
+        "--seconds", type=float, help="begin no round after so many, and three rounds"
+    )
     parser.add_argument("--scan", action="store_true", help="ours scanned over layers")
     parser.add_argument("--attention", help="ours, where not the usual one: xla, cudnn")
     parser.add_argument(
@@ -72,7 +78,8 @@ def plain_run(name: str, options: argparse.Namespace) -> Run:
     c = base()
     c.batch_size, c.total_steps = options.batch, 1_000_000
     c.model.name = name
-    c.model.dtype, c.model.scan, c.model.attention = options.dtype, options.scan, options.attention
+    c.model.dtype, c.model.attention = options.dtype, options.attention
+    c.model.scan = options.scan or None
     if options.size:
         c.model.image_size = options.size
     if options.quick:

@@ -33,6 +33,7 @@ COLUMNS: tuple[tuple[str, Callable[[Row], str]], ...] = (
     ("step, compiler's", lambda r: f"{r['compiled_bytes'] / 2**20:,.0f} MiB"),
     ("peak, device's", lambda r: f"{r['peak_device_bytes'] / 2**20:,.0f} MiB"),
     ("peak, process's", lambda r: f"{r['peak_process_bytes'] / 2**20:,.0f} MiB"),
+    ("error", lambda r: f"{r['error']:.2e}"),
     ("held", lambda r: f"{r['held_mb']:.0f} MB"),
 )  # fmt: skip
 

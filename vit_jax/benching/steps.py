@@ -8,6 +8,7 @@ import contextlib
 import dataclasses
 import gc
 import importlib
+import math
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -82,16 +83,16 @@ def find_peers(names: Iterable[str]) -> dict[str, Peer]:
 
 def measure(
     run: Run, what: str, *, peers: Mapping[str, Peer], real: bool, rounds: int, count: int,
-    say: Say, label: str = "",
+    say: Say, label: str = "", within: float = math.inf,
 ) -> list[Row]:  # fmt: skip
     """A row a side, then one of matrix products in the same turns; each measurement is `count` in a
-    row. `what` is `step` or `forward`.
+    row. `what` is `step` or `forward`. No round is begun after `within` seconds of rounds.
 
     Raises UserError where even the smallest batch takes too much memory.
     """
     while True:
         try:
-            return _measured(run, what, peers, real, rounds, count, say, label)
+            return _measured(run, what, peers, real, rounds, count, say, label, within)
         except Exception as error:
             if not machine.out_of_memory(error):
                 raise
@@ -120,7 +121,7 @@ def _halved(run: Run) -> Run:
 
 def _measured(
     run: Run, what: str, peers: Mapping[str, Peer], real: bool, rounds: int, count: int, say: Say,
-    label: str,
+    label: str, within: float,
 ) -> list[Row]:  # fmt: skip
     c, device, model = run.config, run.mesh.devices.flat[0], run.model
     waits: list[float] = []
@@ -145,7 +146,7 @@ def _measured(
             _warm_up(works[-1], say)
         product, flops_of_product = machine.matmul(device, c.model.dtype)
         sides = {work.name: in_a_row(work.start, work.wait, count) for work in works}
-        times = alternate(sides | {MATMUL: product}, rounds)
+        times = alternate(sides | {MATMUL: product}, rounds, within=within)
     case = f"{label or model.name}, {what}, batch {c.batch_size}, {c.model.dtype}"
     products = times.pop(MATMUL)
     rate = flops_of_product / float(np.median(products))
@@ -162,7 +163,9 @@ def _measured(
             row |= {"mfu": flops / (peak * run.mesh.size), "peak_flops": peak}
         row |= about if row is rows[0] else work.about | work.high_water()
     if real:
-        rows[0]["waiting"] = sum(waits[-rounds * count :]) / (count * float(times[OURS].sum()))
+        rows[0]["waiting"] = sum(waits[-len(times[OURS]) * count :]) / (
+            count * float(times[OURS].sum())
+        )
     of_machine: Row = {"case": case, "side": f"{MATMUL}, {c.model.dtype}", **summary(products)}
     of_machine["flops_per_second"] = rate
     if peak:

@@ -7,6 +7,7 @@ quartiles. A ratio is a speed-up, the other side's time over ours, taken within 
 median is reported, with a 95% interval by bootstrap over the rounds.
 """
 
+import math
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -16,6 +17,7 @@ import numpy as np
 Side = Callable[[], float]
 Row = dict[str, Any]
 
+FEWEST = 3  # rounds that a median is taken of
 REST = 0.01  # seconds between two sides, for the threads of the one before to go to sleep
 
 
@@ -43,16 +45,20 @@ def in_a_row(start: Callable[[], Any], wait: Callable[[Any], Any], count: int) -
 
 
 def alternate(
-    sides: Mapping[str, Side], rounds: int, *, warmup: int = 2, rest: float = REST
-) -> dict[str, np.ndarray]:
+    sides: Mapping[str, Side], rounds: int, *, warmup: int = 2, rest: float = REST,
+    within: float = math.inf,
+) -> dict[str, np.ndarray]:  # fmt: skip
     """Seconds of every side in every round; element r of all of them was measured in round r.
 
     Each round runs each side once, beginning one side later than the round before. The first
-    `warmup` rounds are left out.
+    `warmup` rounds are left out. After `within` seconds, and `FEWEST` rounds, no other is begun.
     """
+    began = time.perf_counter()
     names = list(sides)
     times: dict[str, list[float]] = {name: [] for name in names}
     for turn in range(warmup + rounds):
+        if turn >= warmup + FEWEST and time.perf_counter() - began > within:
+            break
         first = turn % len(names)
         for name in names[first:] + names[:first]:
             time.sleep(rest)
