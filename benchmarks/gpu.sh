@@ -17,12 +17,14 @@
 # CPU too. Results go to benchmarks/results/DATE-DEVICE.{json,md}, written anew after each run; a
 # part run later that day adds to them, and `train` goes on where its time was used up. Compiled
 # programs are kept in .jax_cache from one part to the next (JAX_COMPILATION_CACHE_DIR moves them).
-# PYTHON names the interpreter, python3 by default; LIMIT the seconds of a part.
+# PYTHON names the interpreter, python3 by default; LIMIT the seconds of a part; WORK where pieces
+# and work folders go, runs/gpu by default.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 
 PYTHON=${PYTHON:-python3}
 RESULTS=benchmarks/results
+WORK=${WORK:-runs/gpu}
 LIMIT=${LIMIT:-570}
 quick="" data="" parts=() overrides=()
 while [ $# -gt 0 ]; do
@@ -32,7 +34,7 @@ while [ $# -gt 0 ]; do
     --results=*) RESULTS=${1#*=} ;;
     --) shift; overrides=("$@"); break ;;
     check|small|large|inference|train|tests) parts+=("$1") ;;
-    *) sed -n '2,22s/^# \{0,1\}//p' "$0"; exit 2 ;;
+    *) sed -n '2,21s/^# \{0,1\}//p' "$0"; exit 2 ;;
   esac
   shift
 done
@@ -50,7 +52,7 @@ platform=${device%% *}
 slug=$(tr -cs '[:alnum:]\n' - <<<"${device#* }" | tr '[:upper:]' '[:lower:]')
 name=$(date -u +%Y-%m-%d)-$slug${quick:+-quick}
 report=$RESULTS/$name
-PIECES=runs/gpu/$name
+PIECES=$WORK/$name
 failed=()
 mkdir -p "$RESULTS" "$PIECES" "$JAX_COMPILATION_CACHE_DIR"
 bfloat16=bfloat16
@@ -64,12 +66,13 @@ run() {
   rm -f "$PIECES/$name-failed.txt"
   if [ "$left" -lt 5 ]; then
     code="not begun: the part's time is used up"
+    : >"$WORK/log"
   else
-    timeout --kill-after=20 "$left" "$@" 2>&1 | tee runs/gpu/log || code=${PIPESTATUS[0]}
+    timeout --kill-after=20 "$left" "$@" 2>&1 | tee "$WORK/log" || code=${PIPESTATUS[0]}
     [ "$code" != 124 ] || code="the part's time is used up"
   fi
   if [ "$code" != 0 ]; then
-    { echo "failed ($code); the end of its log:"; tail -n 15 runs/gpu/log; } \
+    { echo "failed ($code); the end of its log:"; tail -n 15 "$WORK/log"; } \
       >"$PIECES/$name-failed.txt"
     failed+=("$name")
   fi
@@ -134,7 +137,7 @@ check() {
   done
   run check-curves "$PYTHON" -m vit_jax.cli compare-curve --loss=0.1 --accuracy=0.03 \
     "$PIECES/work-check-bfloat16" "$PIECES/work-check-float32"
-  cp runs/gpu/log "$PIECES/check-curves.txt"
+  cp "$WORK/log" "$PIECES/check-curves.txt"
   run check-evaluate "$PYTHON" -m vit_jax.cli evaluate \
     --workdir="$PIECES/work-check-bfloat16" --json="$PIECES/check-evaluate.json"
 }
@@ -173,7 +176,7 @@ tests() {
   # Several processes share the GPU; float32 is float32, since the references are.
   XLA_PYTHON_CLIENT_PREALLOCATE=false JAX_DEFAULT_MATMUL_PRECISION=highest \
     run tests "$PYTHON" -m pytest "${where[@]}" "${workers[@]}"
-  tail -n 25 runs/gpu/log >"$PIECES/tests.txt"
+  tail -n 25 "$WORK/log" >"$PIECES/tests.txt"
   report_now
 }
 
