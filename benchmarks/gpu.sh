@@ -1,24 +1,31 @@
 #!/usr/bin/env bash
-# Measures and tests on a CUDA machine, from a checkout, without a network and without installing.
+# Checks and measures on a CUDA machine, from a checkout, without a network and without installing.
 #
-#   bash benchmarks/gpu.sh [--quick] [--data=FOLDER] [--results=FOLDER] [PART ...] [-- TRAIN OPTIONS]
+#   bash benchmarks/gpu.sh [--quick] [--data=FOLDER] [--results=FOLDER] [PART ...] [-- OVERRIDES]
 #
-# Parts, each within ten minutes (all of them by default):
-#   check   the test suite
-#   small   Ti/16 and S/16 in bfloat16 beside linen and timm, and the host time of a step
-#   large   B/16 at 224 px in bfloat16 beside timm under torch.compile: images/s and MFU
-#   train   a short training: digits, or a small ViT on the images of --data (SPLIT/CLASS/*)
+# Parts, each within ten minutes (the first five by default, in this order):
+#   check      cuDNN's attention against XLA's; a training in float32 and one in bfloat16, whose
+#              losses are compared, and its evaluation, on the images of --data, or on the digits
+#   small      training steps of Ti/16, S/16, B/16 at 224 px beside timm, and the host time of a step
+#   large      training steps of L/16 and H/14 at 224 px, B/16 and L/16 at 384 px, beside timm
+#   inference  the forward pass of all of them, beside timm's
+#   train      a training to its end: digits, or S/8 at 64 px on the images of --data
+#   tests      the test suite
 #
-# --quick takes tiny sizes; it runs to its end on a CPU too. Results go to
-# benchmarks/results/DATE-DEVICE.{json,md}, written anew after each run; a part run later that day
-# adds to them. Compiled programs are kept in .jax_cache from one part to the next
-# (JAX_COMPILATION_CACHE_DIR moves them). PYTHON names the interpreter, python3 by default.
+# --data=FOLDER has SPLIT/CLASS/*, SPLIT being train and val. OVERRIDES (--config.KEY=VALUE) are of
+# the trainings. --quick takes tiny sizes and the first case of each part; it runs to its end on a
+# CPU too. Results go to benchmarks/results/DATE-DEVICE.{json,md}, written anew after each run; a
+# part run later that day adds to them, and `train` goes on where its time was used up. Compiled
+# programs are kept in .jax_cache from one part to the next (JAX_COMPILATION_CACHE_DIR moves them).
+# PYTHON names the interpreter, python3 by default; LIMIT the seconds of a part; WORK where pieces
+# and work folders go, runs/gpu by default.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 
 PYTHON=${PYTHON:-python3}
 RESULTS=benchmarks/results
-LIMIT=${LIMIT:-570}  # seconds of a part
+WORK=${WORK:-runs/gpu}
+LIMIT=${LIMIT:-570}
 quick="" data="" parts=() overrides=()
 while [ $# -gt 0 ]; do
   case $1 in
@@ -26,12 +33,16 @@ while [ $# -gt 0 ]; do
     --data=*) data=${1#*=} ;;
     --results=*) RESULTS=${1#*=} ;;
     --) shift; overrides=("$@"); break ;;
-    check|small|large|train) parts+=("$1") ;;
-    *) sed -n '2,17s/^# \{0,1\}//p' "$0"; exit 2 ;;
+    check|small|large|inference|train|tests) parts+=("$1") ;;
+    *) sed -n '2,21s/^# \{0,1\}//p' "$0"; exit 2 ;;
   esac
   shift
 done
-[ ${#parts[@]} -gt 0 ] || parts=(check small large train)
+[ ${#parts[@]} -gt 0 ] || parts=(check small large inference train)
+if [ -n "$data" ] && [ ! -d "$data/train" ]; then
+  echo "gpu.sh: --data=$data has no folder train; it is to hold train/CLASS/* and val/CLASS/*"
+  exit 2
+fi
 
 export PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH} PYTHONUNBUFFERED=1
 export JAX_COMPILATION_CACHE_DIR=${JAX_COMPILATION_CACHE_DIR:-$PWD/.jax_cache}
@@ -41,29 +52,36 @@ platform=${device%% *}
 slug=$(tr -cs '[:alnum:]\n' - <<<"${device#* }" | tr '[:upper:]' '[:lower:]')
 name=$(date -u +%Y-%m-%d)-$slug${quick:+-quick}
 report=$RESULTS/$name
-PIECES=runs/gpu/$name
+PIECES=$WORK/$name
 failed=()
 mkdir -p "$RESULTS" "$PIECES" "$JAX_COMPILATION_CACHE_DIR"
+bfloat16=bfloat16
+[ "$platform" = gpu ] || [ -n "$quick" ] || bfloat16=float32  # emulated on a CPU, it takes for ever
 
 # run NAME COMMAND...: within what is left of the part; then the report is written anew.
 run() {
-  local name=$1 left=$((deadline - SECONDS))
+  local name=$1 left=$((deadline - SECONDS)) code=0
   shift
   echo "== $name: $*"
+  rm -f "$PIECES/$name-failed.txt"
   if [ "$left" -lt 5 ]; then
-    echo "$name was not begun: the part's time is used up" | tee "$PIECES/$name-failed.txt"
-    failed+=("$name")
-  elif timeout "$left" "$@" 2>&1 | tee runs/gpu/log; then
-    rm -f "$PIECES/$name-failed.txt"
+    code="not begun: the part's time is used up"
+    : >"$WORK/log"
   else
-    { echo "failed; the end of its log:"; tail -n 15 runs/gpu/log; } >"$PIECES/$name-failed.txt"
+    timeout --kill-after=20 "$left" "$@" 2>&1 | tee "$WORK/log" || code=${PIPESTATUS[0]}
+    [ "$code" != 124 ] || code="the part's time is used up"
+  fi
+  if [ "$code" != 0 ]; then
+    { echo "failed ($code); the end of its log:"; tail -n 15 "$WORK/log"; } \
+      >"$PIECES/$name-failed.txt"
     failed+=("$name")
   fi
   report_now
+  [ "$code" = 0 ]
 }
 
 report_now() {
-  "$PYTHON" benchmarks/gpu_report.py "$PIECES" "$report.json" "$report.md"
+  "$PYTHON" benchmarks/gpu_report.py "$PIECES" "$report.json" "$report.md" "$device"
 }
 
 # measure NAME BENCHMARK OPTIONS...
@@ -74,56 +92,91 @@ measure() {
   run "$name" "$PYTHON" "benchmarks/$benchmark.py" $quick --json="$PIECES/$name.json" "$@"
 }
 
+# steps PART OPTIONS -- MODEL:BATCH[:SIZE]...: a run each, so that the memory of each is its own.
+steps() {
+  local part=$1 options=() cases model batch size
+  shift
+  while [ "$1" != -- ]; do options+=("$1"); shift; done
+  shift
+  cases=("$@")
+  [ -z "$quick" ] || cases=("$1")
+  for case in "${cases[@]}"; do
+    IFS=: read -r model batch size <<<"$case"
+    [ -z "$quick" ] || batch=2 size=""
+    measure "$part-$model${size:+-at-$size}" train_step --models="$model" --batch="$batch" \
+      --dtype="$bfloat16" --against=timm --seconds=40 ${size:+--size="$size"} "${options[@]}"
+  done
+}
+
+SMALL=(vit_tiny_patch16_224:256 vit_small_patch16_224:256 vit_base_patch16_224:256)
+LARGE=(vit_large_patch16_224:128 vit_huge_patch14_224:64 vit_base_patch16_224:128:384
+       vit_large_patch16_224:64:384)
+
+# train_on NAME OPTIONS...: a training in runs/gpu/NAME, which goes on where it was stopped.
+train_on() {
+  local name=$1 recipe=digits.py short=()
+  shift
+  [ -z "$data" ] || recipe=folder.py:$data short=(--config.data.threads="$(nproc)")
+  [ -z "$quick" ] || short+=(--config.total_epochs=1 --config.schedule.warmup_epochs=0
+                             --config.eval_every_epochs=1)
+  [ ! -f "$PIECES/work-$name/result.json" ] || rm -rf "$PIECES/work-$name"
+  run "$name" "$PYTHON" -m vit_jax.cli train --config="$recipe" --workdir="$PIECES/work-$name" \
+    "${short[@]}" "$@" "${overrides[@]}" || return
+  cp "$PIECES/work-$name/result.json" "$PIECES/$name.json"
+  report_now
+}
+
 check() {
+  local short=()
+  measure check-attention cudnn_attention
+  [ -z "$data" ] || [ -n "$quick" ] ||
+    short=(--config.batch_size=256 --config.total_epochs=3 --config.schedule.warmup_epochs=1
+           --config.eval_every_epochs=1 --config.log_every_steps=20)
+  for dtype in float32 bfloat16; do
+    train_on "check-$dtype" --config.model.dtype="$dtype" "${short[@]}"
+  done
+  run check-curves "$PYTHON" -m vit_jax.cli compare-curve --loss=0.1 --accuracy=0.03 \
+    "$PIECES/work-check-bfloat16" "$PIECES/work-check-float32"
+  cp "$WORK/log" "$PIECES/check-curves.txt"
+  run check-evaluate "$PYTHON" -m vit_jax.cli evaluate \
+    --workdir="$PIECES/work-check-bfloat16" --json="$PIECES/check-evaluate.json"
+}
+
+small() {
+  steps small -- "${SMALL[@]}"
+  [ -n "$quick" ] || measure small-dispatch dispatch
+}
+
+large() {
+  steps large -- "${LARGE[@]}"
+}
+
+inference() {
+  steps inference --what=forward -- "${SMALL[@]}" "${LARGE[@]}"
+}
+
+train() {
+  local changes=()
+  [ -z "$data" ] || changes=(--config.model.name=vit_small_patch8_64 --config.batch_size=512)
+  [ "$platform" != gpu ] || changes+=(--config.model.dtype=bfloat16)
+  train_on train "${changes[@]}"
+}
+
+tests() {
   if ! "$PYTHON" -c 'import pytest' 2>/dev/null; then
-    echo "the tests were not run: no pytest" | tee "$PIECES/check.txt"
+    echo "the tests were not run: no pytest" | tee "$PIECES/tests.txt"
     report_now
     return
   fi
   local where=(tests) workers=()
-  [ -z "$quick" ] || where=(tests/benchmarks)
+  [ -z "$quick" ] || where=(tests/models/test_flops.py)
   if [ -z "$quick" ] && "$PYTHON" -c 'import xdist' 2>/dev/null; then
     workers=(-n 4 --dist loadfile)
   fi
   # Several processes share the GPU; float32 is float32, since the references are.
   XLA_PYTHON_CLIENT_PREALLOCATE=false JAX_DEFAULT_MATMUL_PRECISION=highest \
-    run check "$PYTHON" -m pytest "${where[@]}" "${workers[@]}"
-  tail -n 25 runs/gpu/log >"$PIECES/check.txt"
-  report_now
-}
-
-small() {
-  local sizes=(--models=vit_tiny_patch16_224,vit_small_patch16_224 --dtype=bfloat16 --batch=256)
-  [ -z "$quick" ] || sizes=(--batch=4)
-  measure small-train_step train_step "${sizes[@]}"
-  measure small-dispatch dispatch
-}
-
-large() {
-  local sizes=(--models=vit_base_patch16_224 --dtype=bfloat16 --batch=256 --rounds=20)
-  [ -z "$quick" ] || sizes=(--models=vit_small_patch16_224 --batch=4)
-  measure large-b16 train_step "${sizes[@]}" --against=timm
-  measure large-b16-scan train_step "${sizes[@]}" --against=timm --scan
-  [ "$platform" != gpu ] ||
-    measure large-b16-cudnn train_step "${sizes[@]}" --against=timm --attention=cudnn
-}
-
-train() {
-  local recipe=digits.py changes=()
-  if [ -n "$data" ]; then
-    recipe=folder.py:$data
-    changes=(--config.model.name=vit_small_patch8_64 --config.batch_size=512
-             --config.data.threads="$(nproc)")
-    [ "$platform" != gpu ] || changes+=(--config.model.dtype=bfloat16)
-  fi
-  if [ -n "$quick" ]; then
-    changes=(--config.total_epochs=1 --config.schedule.warmup_epochs=0
-             --config.eval_every_epochs=1)
-  fi
-  rm -rf runs/gpu/train "$PIECES/train.json"
-  run train "$PYTHON" -m vit_jax.cli train --config="$recipe" --workdir=runs/gpu/train \
-    "${changes[@]}" "${overrides[@]}"
-  [ ! -f runs/gpu/train/result.json ] || cp runs/gpu/train/result.json "$PIECES/train.json"
+    run tests "$PYTHON" -m pytest "${where[@]}" "${workers[@]}"
+  tail -n 25 "$WORK/log" >"$PIECES/tests.txt"
   report_now
 }
 
@@ -132,7 +185,7 @@ for part in "${parts[@]}"; do
   "$part"
 done
 
+report_now
 echo "== $report.md"
 cat "$report.md"
-[ "$platform" = gpu ] || echo "No GPU was had: these are figures of $device."
 [ ${#failed[@]} -eq 0 ] || { echo "failed: ${failed[*]}"; exit 1; }

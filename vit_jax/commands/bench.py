@@ -1,18 +1,24 @@
-"""Measures parts of a run on this machine, on the run's own data.
+"""Measures parts of a run on this machine.
 
-vit bench input --config=folder.py:PHOTOS
-vit bench input --config=pretrain.py:b16,imagenet2012 --config.data.threads=16 --json=input.json
+vit bench step --config=pretrain.py:b16,imagenet2012 --config.batch_size=256
+vit bench forward --config=pretrain.py:b16,imagenet2012 --json=forward.json --csv=forward.csv
+vit bench step --config=folder.py:PHOTOS --data=real
+vit bench input --config=folder.py:PHOTOS --config.data.threads=16
+vit bench checkpoint --config=folder.py:PHOTOS --folder=/the/disk
+vit bench compile --config=digits.py
 
-input: images a second and core at each stage of the training pipeline: one thread reading, decoding
-and augmenting, then whole batches on the host and on the devices, as training takes them. What is
-read again comes from the system's cache: a cold disk is slower.
+step, forward: time, images/s, the share of the chip's stated peak (MFU) and of what matrix products
+reach in the same run, and memory, on a batch of noise or on the run's own data. A batch that does
+not fit is halved. --against=linen,timm,huggingface measures those in turns with ours, where they
+are installed and this package runs from a checkout.
+input: images a second and core at each stage of the training pipeline.
+checkpoint: how long a save keeps training waiting and takes until it is on disk; its restore.
+compile: tracing, lowering, compiling, with an empty and with a warm compile cache.
 """
 
 import argparse
 import json
-import os
-import time
-from collections.abc import Callable, Iterator
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -20,105 +26,129 @@ from vit_jax import recipe
 from vit_jax.commands.arguments import add_config
 from vit_jax.errors import UserError
 
+ROUNDS = {"step": 20, "forward": 20, "input": 1, "checkpoint": 5, "compile": 3}
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The command's options."""
-    parser.add_argument("what", choices=["input"], help="the part to measure")
-    add_config(parser)
-    parser.add_argument("--seconds", type=float, default=3.0, help="for each stage (3)")
-    parser.add_argument(
-        "--json", nargs="?", const="-", metavar="FILE", help="figures as JSON, to FILE or printed"
-    )
+    """The command's options; each part of a run takes its own."""
+    parts = parser.add_subparsers(dest="what", required=True, metavar="PART")
+    for name, measured in PARTS.items():
+        part = parts.add_parser(name, help=measured.__doc__, description=measured.__doc__)
+        add_config(part)
+        part.add_argument(
+            "--json", nargs="?", const="-", metavar="FILE",
+            help="figures as JSON, to FILE or printed",
+        )  # fmt: skip
+        part.add_argument("--csv", metavar="FILE", help="the table's rows to FILE")
+        if name == "input":
+            part.add_argument("--seconds", type=float, default=3.0, help="for each stage (3)")
+        else:
+            part.add_argument(
+                "--rounds", type=int, default=ROUNDS[name], help=f"measured ({ROUNDS[name]})"
+            )
+        if name in ("step", "forward"):
+            part.add_argument(
+                "--data", choices=("synthetic", "real"), default="synthetic",
+                help="one batch of noise (which the data need not be here for), or the run's own",
+            )  # fmt: skip
+            part.add_argument("--steps", type=int, metavar="N", help="in a row, in a round")
+            part.add_argument(
+                "--against", default="", metavar="NAMES", help="linen,timm,huggingface: any of them"
+            )
+        if name == "checkpoint":
+            part.add_argument("--folder", metavar="DIR", help="where to write (temporary files')")
+        if name == "compile":  # one of the processes that are measured
+            part.add_argument("--began", type=float, help=argparse.SUPPRESS)
 
 
 def run(options: argparse.Namespace) -> int:
     """Does it; returns the exit code."""
-    if options.seconds <= 0:
-        raise UserError("--seconds must be more than 0")
-    config = recipe.load(options.config)
-    named = recipe.override(config, options.overrides)
-    from vit_jax.training.setup import set_up
-    from vit_jax.training.workdir import write_json
-
-    rows = list(_input(set_up(config, named), options.seconds))
-    if options.json == "-":
-        print(json.dumps({"stages": rows}))
+    for name in ("rounds", "steps", "seconds"):
+        if (given := getattr(options, name, None)) is not None and given <= 0:
+            raise UserError(f"--{name} must be more than 0")
+    for file in (options.json, options.csv):  # before anything is measured
+        if file and file != "-" and not Path(file).absolute().parent.is_dir():
+            raise UserError(f"{file}: there is no folder {Path(file).parent}; make it first")
+    rows = PARTS[options.what](options)
+    if rows is None:
         return 0
-    for row in rows:
-        print(
-            f"{row['stage']:44} {row['images_per_second']:10,.0f} images/s "
-            f"{row['images_per_second_per_core']:10,.0f} a core {row['us_per_image']:10,.0f} µs"
-        )
-    if options.json:
-        write_json(Path(options.json), {"stages": rows})
+    from vit_jax.benching.report import busy, figures, table, write
+
+    found = figures(options.what, rows)
+    if options.what == "input":
+        found["stages"] = rows  # their name since before there were other parts
+    if options.json == "-":
+        print(json.dumps(found, indent=1))
+    else:
+        print(table(rows))
+    if line := busy():
+        _say(line)
+    write(found, None if options.json == "-" else options.json, options.csv)
     return 0
 
 
-def _input(run: Any, seconds: float) -> Iterator[dict[str, Any]]:
-    """A row a stage. One thread is one core; batches are made by all that the run may use."""
-    import numpy as np
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
 
-    from vit_jax.data.decode import DamagedImage, encoded
 
-    source, config, size = run.train_source, run.model.config, run.config.batch_size
-    rng = np.random.default_rng(0)
-    pipeline, stages = run.train_pipeline, {"read": 0.0}
-    images, began = 0, time.perf_counter()
-    while time.perf_counter() - began < seconds:
-        at = time.perf_counter()
-        image: Any = source[int(rng.integers(len(source)))]["image"]
-        stages["read"] += (now := time.perf_counter()) - at
-        try:
-            at, name = now, "decode"
-            if isinstance(image, bytes):
-                image = encoded(image, config.channels)
-                if not pipeline.encoded and not isinstance(image, np.ndarray):
-                    image = image.pixels()
-            stages[name] = stages.get(name, 0.0) + (now := time.perf_counter()) - at
-            for step, name in zip(pipeline.steps, pipeline.text.split("|")[1:], strict=False):
-                at, image = now, step(image, rng)
-                stages[name] = stages.get(name, 0.0) + (now := time.perf_counter()) - at
-        except DamagedImage:
-            continue
-        images += 1
-    if not images:
-        raise UserError(f"{run.config.data.train.source}: no image could be read")
-    for name, spent in stages.items():
-        inside = " (its head; the rest in what follows)" if pipeline.encoded else ""
-        yield _row(name + (inside if name == "decode" else ""), spent / images, 1)
-    yield _row("one thread", sum(stages.values()) / images, 1)
+def _set_up(options: argparse.Namespace, data: bool, devices: Any = None) -> Any:
+    config = recipe.load(options.config)
+    named = recipe.override(config, options.overrides)
+    from vit_jax.training.memory import fitting
+    from vit_jax.training.setup import set_up
 
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    workers = run.config.data.workers
-    made_by = f"{workers} workers" if workers else f"{run.config.data.threads} threads"
-    used = min(cores or 1, workers or run.config.data.threads or 1)
-    host = run.train_host_batches(0, 10**9 // size)
-    yield _row(
-        f"batches on the host, {made_by}", _rate(iter(host), host.close, size, seconds), used
-    )
-    device = run.train_batches(0, 10**9 // size)
-    yield _row(
-        f"batches on the devices, {made_by}", _rate(device, device.close, size, seconds), used
+    opened = data or bool(config.distill)  # a teacher's classes are checked against the data's
+    return fitting(set_up(config, named, devices, open_data=opened), config)
+
+
+def _steps(options: argparse.Namespace) -> list[dict[str, Any]]:
+    """Time, MFU and memory of the compiled step or forward pass."""
+    names = [name for name in options.against.split(",") if name]
+    real = options.data == "real"
+    if names and real:
+        raise UserError("--against measures on one batch of noise: leave out --data=real")
+    from vit_jax.benching import steps
+
+    peers = steps.find_peers(names)  # before JAX takes a GPU's memory, of which they need a part
+    import jax
+
+    devices = jax.devices()[:1] if peers else None
+    if peers and len(jax.devices()) > 1:
+        _say(f"on one of {len(jax.devices())} devices, as the peers are")
+    run = _set_up(options, real, devices)
+    if peers and (line := steps.more_than_peers(run)):
+        _say(line)
+    count = options.steps or (1 if jax.default_backend() == "cpu" else 10)
+    return steps.measure(
+        run, options.what, peers=peers, real=real, rounds=options.rounds, count=count, say=_say
     )
 
 
-def _rate(batches: Iterator, close: Callable[[], None], size: int, seconds: float) -> float:
-    """Seconds an image, after the first batches."""
-    try:
-        for _ in range(4):  # those that were made while nobody was waiting
-            next(batches)
-        count, began = 0, time.perf_counter()
-        while (spent := time.perf_counter() - began) < seconds or not count:
-            next(batches)
-            count += 1
-        return spent / (count * size)
-    finally:
-        close()
+def _input(options: argparse.Namespace) -> list[dict[str, Any]]:
+    """Images a second and core at each stage of the training pipeline."""
+    from vit_jax.benching.stages import stages
+
+    return list(stages(_set_up(options, True), options.seconds))
 
 
-def _row(stage: str, seconds: float, cores: int) -> dict[str, Any]:
-    rate = 1 / max(seconds, 1e-9)
-    return {
-        "stage": stage, "images_per_second": rate, "images_per_second_per_core": rate / cores,
-        "us_per_image": seconds * 1e6,
-    }  # fmt: skip
+def _checkpoint(options: argparse.Namespace) -> list[dict[str, Any]]:
+    """How long a save keeps training waiting and takes; its restore."""
+    from vit_jax.benching.saving import measure
+
+    return measure(_set_up(options, False), options.folder, options.rounds)
+
+
+def _compile(options: argparse.Namespace) -> list[dict[str, Any]] | None:
+    """Tracing, lowering, compiling, with an empty and with a warm compile cache."""
+    from vit_jax.benching import compiling
+
+    if options.began is None:
+        return compiling.measure(options.config, options.overrides, options.rounds)
+    print(json.dumps(compiling.once(options.began, lambda: _set_up(options, False))))
+    return None
+
+
+PARTS = {
+    "step": _steps, "forward": _steps, "input": _input, "checkpoint": _checkpoint,
+    "compile": _compile,
+}  # fmt: skip

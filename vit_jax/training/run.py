@@ -117,9 +117,9 @@ class Run:
             return None
         return {"xla_gpu_deterministic_ops": True, "xla_gpu_autotune_level": 0}
 
-    @functools.cached_property
-    def compiled_step(self) -> Any:
-        """The training step, compiled ahead of time; it takes over the old state's memory."""
+    @property
+    def jitted_step(self) -> tuple[Any, list[Any]]:
+        """The training step to be compiled, and the shapes that it is compiled for."""
         model, params = self.teacher or (None, None)
         everywhere = NamedSharding(self.mesh, PartitionSpec())  # so that every process reads them
         jitted = jax.jit(
@@ -131,6 +131,12 @@ class Run:
             arguments.append(jax.tree.map(
                 lambda p: jax.ShapeDtypeStruct(p.shape, p.dtype, sharding=everywhere), params
             ))  # fmt: skip
+        return jitted, arguments
+
+    @functools.cached_property
+    def compiled_step(self) -> Any:
+        """The training step, compiled ahead of time; it takes over the old state's memory."""
+        jitted, arguments = self.jitted_step
         return jitted.lower(*arguments).compile()
 
     def compile_train_step(self) -> Callable:
