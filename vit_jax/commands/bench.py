@@ -94,6 +94,7 @@ def _say(line: str) -> None:
 def _set_up(options: argparse.Namespace, data: bool, devices: Any = None) -> Any:
     config = recipe.load(options.config)
     named = recipe.override(config, options.overrides)
+    config.preflight = False  # what does not fit is halved here, not refused
     from vit_jax.training.memory import fitting
     from vit_jax.training.setup import set_up
 
