@@ -1,0 +1,204 @@
+"""The study of a sweep: what is tried next and what came of it, in Optuna's storage.
+
+Everything that a sweep knows is in the storage and in the trials' folders, so that a killed one
+goes on: a trial that was begun is RUNNING there until it is told. One process at a time sweeps a
+study (its folder is locked); any number may read it, Optuna's dashboard too.
+"""
+
+import contextlib
+import dataclasses
+import fcntl
+import os
+import random
+import warnings
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import optuna
+from optuna.distributions import CategoricalDistribution, FloatDistribution
+from optuna.trial import FrozenTrial, Trial, TrialState
+
+from vit_jax.errors import UserError, cannot_write, nearest
+from vit_jax.sweeping.space import Space
+
+JOURNAL = "study.journal"
+REDUCTION = 3  # of successive halving: the share that goes on, and how much longer it does
+RUNGS = 2  # of successive halving, before the end
+
+# method: what draws a point. A grid is drawn from nothing: all of its points wait in line.
+METHODS: dict[str, Any] = {
+    "grid": optuna.samplers.RandomSampler,
+    "random": optuna.samplers.RandomSampler,
+    "tpe": lambda seed: optuna.samplers.TPESampler(seed=seed, constant_liar=True),
+    "halving": optuna.samplers.RandomSampler,
+}
+
+optuna.logging.set_verbosity(optuna.logging.ERROR)
+warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
+
+
+@dataclasses.dataclass(frozen=True)
+class Search:
+    """What is searched, and how."""
+
+    space: Space
+    method: str
+    metric: str  # a key of the rows of metrics.jsonl
+    trials: int
+    prunes: bool
+
+    @property
+    def direction(self) -> str:
+        return "minimize" if self.metric.endswith("loss") else "maximize"
+
+
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Holds the folder of a study, which is made. Raises UserError where a living sweep does."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = (folder / ".lock").open("a+")
+    except OSError as error:
+        raise cannot_write(folder, error) from error
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            lock.seek(0)
+            raise UserError(
+                f"study {folder} is locked by a living sweep (process {lock.read().strip()}): wait "
+                "for it, stop it, or choose another --study"
+            ) from None
+        lock.truncate(0)
+        lock.write(str(os.getpid()))
+        lock.flush()
+        yield
+
+
+@contextlib.contextmanager
+def told(storage: str) -> Iterator[None]:
+    """Makes what a storage says of its troubles the user's one line."""
+    from sqlalchemy.exc import ArgumentError, SQLAlchemyError
+
+    try:
+        yield
+    except (optuna.exceptions.StorageInternalError, SQLAlchemyError, ArgumentError, ImportError,
+            ValueError, OSError) as error:  # fmt: skip
+        reason = str(error.__cause__ or error).strip().partition("\n")[0]
+        raise UserError(
+            f"storage {storage}: {reason}; it is a URL such as sqlite:////PATH/sweeps.db, which "
+            "must be there to read and write, or none for a file in the work folder"
+        ) from error
+
+
+def opened(url: str | None, folder: Path) -> Any:
+    """The storage at a URL, or the study's own file. Raises UserError where it cannot be used."""
+    with told(url or str(folder / JOURNAL)):
+        if url:
+            return optuna.storages.get_storage(url)
+        journal = folder / JOURNAL
+        _drop_torn_tail(journal)
+        backend = optuna.storages.journal.JournalFileBackend(str(journal))
+        return optuna.storages.JournalStorage(backend)
+
+
+def _drop_torn_tail(journal: Path) -> None:
+    """What a power cut left of the last record would make the next one unreadable too."""
+    data = journal.read_bytes() if journal.exists() else b""
+    if data and not data.endswith(b"\n"):
+        os.truncate(journal, data.rfind(b"\n") + 1)
+
+
+def load(name: str, url: str | None, folder: Path) -> optuna.Study:
+    """A study that is there. Raises UserError where it is not, with the nearest."""
+    if not url and not (folder / JOURNAL).is_file():
+        raise UserError(f"no study in {folder}: give the --workdir and --study of a sweep")
+    storage = opened(url, folder)
+    with told(url or str(folder / JOURNAL)):
+        names = optuna.study.get_all_study_names(storage)
+    if name not in names:
+        raise UserError(f"no study {name!r} in {url or folder / JOURNAL}: {nearest(name, names)}")
+    return optuna.load_study(study_name=name, storage=storage)
+
+
+def begin(name: str, storage: Any, search: Search, identity: dict[str, Any]) -> optuna.Study:
+    """The study, new or continued; the points of a grid wait in it.
+
+    Raises UserError where it is there, but of another config or another search.
+    """
+    study = optuna.create_study(
+        study_name=name, storage=storage, direction=search.direction, load_if_exists=True,
+        sampler=METHODS[search.method](seed=0),
+    )  # fmt: skip
+    identity = identity | {"space": str(search.space), "method": search.method,
+                           "metric": search.metric}  # fmt: skip
+    before = study.user_attrs.get("identity")
+    if before is None:
+        study.set_user_attr("identity", identity)
+    elif differing := [
+        f"{key}: {before.get(key)!r} there, {identity.get(key)!r} here"
+        for key in sorted(before.keys() | identity.keys()) if before.get(key) != identity.get(key)
+    ]:  # fmt: skip
+        raise UserError(
+            f"study {name} is of another config or search ({'; '.join(differing[:5])}"
+            f"{' …' if len(differing) > 5 else ''}): choose another --study, or what it was"
+        )
+    if not search.space.ranges and search.method in ("grid", "halving"):
+        points = search.space.points
+        if search.method == "halving":  # else the first of a grid's order would be compared alone
+            random.Random(0).shuffle(points)
+        for point in points[len(study.get_trials(deepcopy=False)) :]:
+            study.enqueue_trial(point)
+    return study
+
+
+def interrupted(study: optuna.Study, search: Search) -> list[Trial]:
+    """Trials that were begun and not told, in their order."""
+    begun = study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
+    return [_at_its_point(study, search, Trial(study, t._trial_id), t.number) for t in begun]
+
+
+def following(study: optuna.Study, search: Search) -> Trial | None:
+    """The next trial to begin; None where there are as many as were asked for."""
+    trials = study.get_trials(deepcopy=False)
+    waits = any(trial.state == TrialState.WAITING for trial in trials)
+    if not waits and len(trials) >= search.trials:
+        return None
+    number = len(trials)
+    # A sampler for each trial: one that starts again with its seed would draw the same once more.
+    study.sampler = METHODS[search.method](seed=zlib.crc32(study.study_name.encode()) + number)
+    return _at_its_point(study, search, study.ask(), number)
+
+
+def _at_its_point(study: optuna.Study, search: Search, trial: Trial, number: int) -> Trial:
+    """With a value for every key; one that was killed before it had them draws the same."""
+    study.sampler = METHODS[search.method](seed=zlib.crc32(study.study_name.encode()) + number)
+    for key, d in search.space.distributions.items():
+        if isinstance(d, CategoricalDistribution):
+            trial.suggest_categorical(key, d.choices)
+        elif isinstance(d, FloatDistribution):
+            trial.suggest_float(key, d.low, d.high, step=d.step, log=d.log)
+        else:
+            trial.suggest_int(key, d.low, d.high, step=d.step, log=d.log)
+    return trial
+
+
+def first_rung(total_steps: int) -> int:
+    """The step after which successive halving looks first."""
+    return max(1, total_steps // REDUCTION**RUNGS)
+
+
+def halving(total_steps: int) -> optuna.pruners.SuccessiveHalvingPruner:
+    """At each rung the best third goes on, three times as far (arXiv 1810.05934)."""
+    return optuna.pruners.SuccessiveHalvingPruner(
+        min_resource=first_rung(total_steps), reduction_factor=REDUCTION
+    )
+
+
+def finished(study: optuna.Study) -> list[FrozenTrial]:
+    """Trials that came to their end, best first; those that were pruned are not among them."""
+    done = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+    sign = -1 if study.direction == optuna.study.StudyDirection.MAXIMIZE else 1
+    return sorted(done, key=lambda trial: sign * (trial.value or 0.0))

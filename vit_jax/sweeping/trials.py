@@ -1,0 +1,236 @@
+"""Trials as they run: each is `vit train` in a folder of its own, so many at a time, watched through
+the rows that it writes; stopped early by SIGTERM, so that its state is saved.
+
+What is tried next, and what a study remembers, is in study.py.
+"""
+
+import dataclasses
+import fcntl
+import json
+import os
+import re
+import signal
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import optuna
+from optuna.trial import Trial, TrialState
+
+from vit_jax.errors import INTERRUPTED, NON_FINITE, RESTART, USER_ERROR, Stopped, UserError
+from vit_jax.sweeping import study as studies
+from vit_jax.sweeping.space import in_words, overrides
+from vit_jax.sweeping.study import Search
+
+TICK = 0.1  # seconds between two looks
+PRUNED_AT, STEPS, REASON = "pruned_at", "steps", "reason"  # what a study remembers of a trial
+DIVERGED = "diverged"
+
+
+class Rows:
+    """The evaluations of a run, as they appear in its `metrics.jsonl`."""
+
+    def __init__(self, folder: Path, metric: str):
+        self._path, self._metric = folder / "metrics.jsonl", metric
+        self._seen: Any = None
+
+    def new(self, after: int) -> Iterator[tuple[int, float]]:
+        """(step, value) of those after a step; nothing where the file is as it was."""
+        try:
+            stat = self._path.stat()
+            if (found := (stat.st_ino, stat.st_size)) == self._seen:
+                return
+            text = self._path.read_text()
+        except OSError:  # not there yet
+            return
+        self._seen = found
+        for line in text.splitlines():
+            if self._metric not in line:
+                continue
+            try:
+                row = json.loads(line)
+            except json.JSONDecodeError:  # half of it is written
+                self._seen = None
+                return
+            if self._metric in row and row["step"] > after:
+                yield row["step"], float(row[self._metric])
+
+
+@dataclasses.dataclass
+class Live:
+    """A trial that is running, or waits for what an earlier sweep has left running in its folder."""
+
+    trial: Trial
+    folder: Path
+    slot: int
+    rows: Rows
+    reported: int
+    running: Any = None
+
+
+class Sweep:
+    """Runs the trials of a study. `launch(name, folder, overrides, slot)` starts one."""
+
+    def __init__(self, study: optuna.Study, search: Search, folder: Path, parallel: int,
+                 launch: Callable[[str, Path, dict[str, str], int], Any],
+                 say: Callable[[str], None]):  # fmt: skip
+        self._study, self._search, self._folder = study, search, folder
+        self._parallel, self._launch, self._say = parallel, launch, say
+        self._waiting = studies.interrupted(study, search)
+        self._live: list[Live] = []
+        self._code: int | None = None
+        self.failed: list[str] = []
+
+    def run(self) -> None:
+        """Returns when every trial has ended, with a line for each of those that `failed`.
+
+        Raises Stopped after SIGTERM or Ctrl-C, and UserError where the first trial cannot run, when
+        all that ran are saved and stopped.
+        """
+        before = {number: signal.signal(number, self._remember)
+                  for number in (signal.SIGINT, signal.SIGTERM)}  # fmt: skip
+        try:
+            while self._fill() or self._live:
+                for live in list(self._live):
+                    self._look(live)
+                if self._code is not None:
+                    raise Stopped("sweep stopped; the same command continues it", self._code)
+                time.sleep(TICK)
+        finally:
+            self._stop_all()
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def _remember(self, number: int, frame: object) -> None:
+        self._code = INTERRUPTED if number == signal.SIGINT else RESTART
+        os.write(2, b"vit: trials save, then the sweep stops\n")
+        if number == signal.SIGINT:
+            signal.signal(number, signal.default_int_handler)
+
+    def _fill(self) -> bool:
+        """Takes up trials until there are as many as may run; whether some remain."""
+        while len(self._live) < self._parallel and self._code is None:
+            trial = (
+                self._waiting.pop(0)
+                if self._waiting
+                else studies.following(self._study, self._search)
+            )
+            if trial is None:
+                return False
+            folder = self._folder / f"{trial.number:04d}"
+            slot = min(set(range(self._parallel)) - {live.slot for live in self._live})
+            last = max(trial.storage.get_trial(trial._trial_id).intermediate_values, default=0)
+            rows = Rows(folder, self._search.metric)
+            self._live.append(Live(trial, folder, slot, rows, last))
+        return True
+
+    def _look(self, live: Live) -> None:
+        """Starts, watches or ends one trial."""
+        if live.running is None:
+            if not _held(live.folder) and not self._over(live):
+                self._start(live)
+            return
+        code = live.running.poll()
+        self._report(live)
+        if code is not None:
+            self._ended(live, code)
+
+    def _over(self, live: Live) -> bool:
+        """Tells a trial that had ended, or was to be pruned, when the sweep was killed."""
+        if (live.folder / "result.json").is_file():
+            self._report(live)
+            self._ended(live, 0)
+        elif PRUNED_AT in live.trial.user_attrs:
+            self._ended(live, RESTART)
+        return live not in self._live
+
+    def _start(self, live: Live) -> None:
+        number, point = live.trial.number, live.trial.params
+        again = "continues" if (live.folder / "config.json").is_file() else "begins"
+        self._say(f"trial {number} {again}: {in_words(point)}")
+        name = f"{self._study.study_name}-{number:04d}"
+        live.running = self._launch(name, live.folder, overrides(point), live.slot)
+
+    def _report(self, live: Live) -> None:
+        """Tells the study what was measured, and stops the trial where it does too badly."""
+        for step, value in live.rows.new(live.reported):
+            live.reported = step
+            live.trial.report(value, step)
+            if not self._search.prunes or PRUNED_AT in live.trial.user_attrs:
+                continue
+            total = json.loads((live.folder / "config.json").read_text())["total_steps"]
+            self._study.pruner = studies.halving(total)
+            if step < total and live.trial.should_prune():
+                live.trial.set_user_attr(PRUNED_AT, step)
+                if live.running is not None:
+                    live.running.stop()
+
+    def _ended(self, live: Live, code: int) -> None:
+        number, trial, attributes = live.trial.number, live.trial, live.trial.user_attrs
+        stopped = self._code is not None and PRUNED_AT not in attributes
+        if code in (RESTART, INTERRUPTED) and stopped:
+            self._live.remove(live)
+            return
+        value, state, reason = None, TrialState.PRUNED, ""
+        if code == 0:
+            told = json.loads((live.folder / "result.json").read_text())
+            if self._search.metric not in told:
+                names = ", ".join(key for key in told if key.startswith("eval/"))
+                raise UserError(f"no {self._search.metric} is measured by the trials: {names}")
+            value, state = told[self._search.metric], TrialState.COMPLETE
+            if value != value:
+                value, state, reason = None, TrialState.PRUNED, DIVERGED
+        elif code == NON_FINITE:
+            reason = DIVERGED
+        elif PRUNED_AT in attributes:
+            reason = f"pruned at step {attributes[PRUNED_AT]}"
+        else:  # not told, so that the same command tries it again
+            self.failed.append(f"trial {number} ({in_words(trial.params)}): {_why(live.folder, code)}")
+            if code == USER_ERROR and not studies.finished(self._study):
+                raise UserError(self.failed[-1])  # most likely every trial's
+            self._say(self.failed[-1])
+            self._live.remove(live)
+            return
+        trial.set_user_attr(STEPS, _steps(live.folder))
+        trial.set_user_attr(REASON, reason)
+        self._study.tell(trial, value, state)
+        self._live.remove(live)
+        reached = f"{self._search.metric} {value:.4f}" if value is not None else reason
+        self._say(f"trial {number} of {self._search.trials}: {in_words(trial.params)}: {reached}")
+
+    def _stop_all(self) -> None:
+        """Everything that runs saves and stops; told is only what was pruned."""
+        for live in self._live:
+            if live.running is not None:
+                live.running.stop()
+        for live in list(self._live):
+            if live.running is not None:
+                code = live.running.wait()
+                if PRUNED_AT in live.trial.user_attrs or code == 0:
+                    self._ended(live, code)
+
+
+def _held(folder: Path) -> bool:
+    """Whether a living run holds a work folder: one that a killed sweep has left behind."""
+    try:
+        with (folder / ".lock").open("r+") as lock:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    return False
+
+
+def _steps(folder: Path) -> int:
+    """The step that a trial's last checkpoint is of."""
+    saved = (folder / "checkpoints").glob("[0-9]*")
+    return max((int(path.name) for path in saved if path.name.isdigit()), default=0)
+
+
+def _why(folder: Path, code: int) -> str:
+    """The line that a trial ended with, or where to read on."""
+    log = folder / "logs" / "0.log"
+    lines = re.findall(r"^vit: (?:error: )?(.+)$", log.read_text(), re.M) if log.is_file() else []
+    return lines[-1] if lines and code == USER_ERROR else f"ended with code {code}; {log}"
