@@ -1,2 +1,3 @@
-"""Launchers start `vit train` on several processes. There are none yet: one process, with as many
-devices as it sees, is started as `vit train`."""
+"""Launchers start a command of `vit` on several processes, here or on a cluster: a file each, over
+one description of a job. Modules import each other by relative names, because the folder stands
+beside the package and linters know it as `launch`."""

@@ -6,6 +6,8 @@ sizes and mesh sizes into numbers and refuses keys that nothing would read.
 
 import copy
 import dataclasses
+import hashlib
+import json
 import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -380,6 +382,23 @@ def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
 def flat(config: ConfigDict) -> dict[str, Any]:
     """Dotted keys to plain values, as `config.json` holds them (tuples as lists)."""
     return {k: list(v) if isinstance(v, tuple) else v for k, v in leaves(config)}
+
+
+def config_hash(config: dict[str, Any]) -> str:
+    """A short hash of a flat config's keys and values."""
+    return hashlib.sha1(json.dumps(config, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def run_hash(config: ConfigDict) -> str:
+    """The hash by which a run is named before its data and devices are seen: of every key but
+    those that change none of its numbers. Equal hashes continue each other."""
+    c = copy.deepcopy(config).unlock()
+    _absolute_paths(c)
+    counts = ("total_", "init", "resume")  # free on resume, but another of them is another run
+    return config_hash({
+        key: value for key, value in flat(c).items()
+        if key.startswith(counts) or not key.startswith(FREE_ON_RESUME)
+    })  # fmt: skip
 
 
 def _steps(c: ConfigDict, duration: str, sizes: Sizes) -> int | None:

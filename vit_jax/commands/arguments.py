@@ -14,7 +14,8 @@ from vit_jax.errors import UserError
 
 
 def command_line(command: str, module: ModuleType, arguments: list[str]) -> argparse.Namespace:
-    """The parsed options of a command, its config overrides as `overrides` (key -> text)."""
+    """The parsed options of a command, its config overrides as `overrides` (key -> text), and where
+    the module takes other commands (`COMMANDS`), what follows `--` as `commands`."""
     parser = argparse.ArgumentParser(
         prog=f"vit {command}",
         description=module.__doc__,
@@ -22,9 +23,12 @@ def command_line(command: str, module: ModuleType, arguments: list[str]) -> argp
         allow_abbrev=False,
     )
     module.add_arguments(parser)
+    commands: list[list[str]] = []
+    if getattr(module, "COMMANDS", None):
+        arguments, *commands = _split(arguments)
     overrides, rest = _overrides(arguments)
     options = parser.parse_args([_dashes(argument) for argument in rest])
-    options.overrides = overrides
+    options.overrides, options.commands = overrides, commands
     return options
 
 
@@ -90,6 +94,17 @@ def model_fields(options: argparse.Namespace) -> dict[str, Any]:
         size = fields.pop("image_size")
         fields["source_image_size"] = (size, size) if isinstance(size, int) else size
     return fields
+
+
+def _split(arguments: list[str]) -> list[list[str]]:
+    """At every `--`."""
+    parts: list[list[str]] = [[]]
+    for argument in arguments:
+        if argument == "--":
+            parts.append([])
+        else:
+            parts[-1].append(argument)
+    return parts
 
 
 def _dashes(argument: str) -> str:

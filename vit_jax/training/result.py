@@ -1,7 +1,5 @@
 """What a finished run leaves: `result.json` for programs, `model_card.md` for people."""
 
-import hashlib
-import json
 from pathlib import Path
 from typing import Any
 
@@ -10,18 +8,13 @@ import jax
 import optax
 
 import vit_jax
-from vit_jax.config import flat
+from vit_jax.config import config_hash, flat
 from vit_jax.models.model import Config
 from vit_jax.parallel.runtime import process
 from vit_jax.training.progress import Progress
 from vit_jax.training.run import Run
 from vit_jax.training.setup import Start
 from vit_jax.training.workdir import write_json, write_text
-
-
-def config_hash(config: dict[str, Any]) -> str:
-    """A short hash of a resolved config's keys and values."""
-    return hashlib.sha1(json.dumps(config, sort_keys=True).encode()).hexdigest()[:12]
 
 
 def write_result(workdir: Path, run: Run, start: Start, progress: Progress) -> dict[str, Any]:

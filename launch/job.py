@@ -1,0 +1,92 @@
+"""What a job is, whoever runs it, and what the exit codes of its processes mean together.
+
+A launcher is a module that starts a Job. What is done with a code is decided here alone.
+"""
+
+import dataclasses
+import sys
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+from vit_jax.config import run_hash
+from vit_jax.errors import INTERRUPTED, RESTART, WATCHDOG, UserError
+
+AGAIN = (RESTART, WATCHDOG)  # codes of `vit` after which the same command continues
+PORT = 8476  # where process 0 listens, where nothing else decides it
+PLATFORMS = ("cpu", "gpu", "tpu")
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """A command of `vit` on `processes` processes. A launcher leaves what it has no use for."""
+
+    name: str
+    arguments: tuple[str, ...]  # of vit: ("train", "--config=digits.py", "--workdir=runs/a")
+    logs: Path  # folder for what each process says
+    processes: int = 1
+    devices: int | None = None  # of each process; None: what there is, divided
+    platform: str | None = None  # one of PLATFORMS; None: GPUs where there are some
+    restarts: int = 10  # after AGAIN or a kill; not after an error
+    time_limit: float | None = None  # minutes
+    environment: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    # Of clusters:
+    nodes: int = 1
+    cpus: int | None = None  # of each process
+    memory: str | None = None  # of each process, such as 64G
+    image: str | None = None  # of containers
+    volumes: tuple[tuple[str, str], ...] = ()  # (what is mounted, where)
+
+    def __post_init__(self) -> None:
+        least = {"processes": 1, "devices": 1, "restarts": 0, "nodes": 1, "cpus": 1}
+        for field, low in least.items():
+            value = getattr(self, field)
+            if value is not None and value < low:
+                raise UserError(f"--{field} is {low} or more, not {value}")
+        if self.time_limit is not None and not self.time_limit > 0:
+            raise UserError(f"--time-limit is a number of minutes above 0, not {self.time_limit}")
+        if self.platform not in (None, *PLATFORMS):
+            raise UserError(f"--platform is one of {', '.join(PLATFORMS)}, not {self.platform!r}")
+        if self.processes % self.nodes:
+            raise UserError(
+                f"{self.processes} processes cannot be divided over {self.nodes} nodes: "
+                f"--processes is a multiple of --nodes"
+            )
+
+    @property
+    def command(self) -> list[str]:
+        """The line that each process is, with this Python."""
+        return [sys.executable, "-m", "vit_jax.cli", *self.arguments]
+
+
+def run_name(spec: str, config: ConfigDict) -> str:
+    """`digits-1a2b3c4d5e6f`: the recipe's name, which says nothing to a program, and the hash of
+    its config with the overrides."""
+    stem = Path(spec.partition(":")[0]).stem
+    plain = "".join(c if c.isascii() and c.isalnum() else "-" for c in stem.lower()).strip("-")
+    return f"{plain[:30] or 'run'}-{run_hash(config)}"
+
+
+def killed(code: int) -> bool:
+    """Whether a signal ended a process, as Python tells it or as shells and containers do."""
+    return code < 0 or (code > 128 and code != INTERRUPTED)
+
+
+def verdict(codes: Iterable[int]) -> int:
+    """The exit code of a whole job: 0 where all are; a code after which the same would only happen
+    again, where there is one; else one of AGAIN."""
+    ended = [code for code in codes if code]
+    if final := [code for code in ended if code not in AGAIN and not killed(code)]:
+        return max(final)
+    return 0 if not ended else WATCHDOG if WATCHDOG in ended else RESTART
+
+
+def in_words(codes: Iterable[int]) -> str:
+    """`process 1 was killed (signal 9), process 0 ended with 75`: the cause first."""
+    numbered = [(not killed(code), i, code) for i, code in enumerate(codes) if code]
+    return ", ".join(
+        f"process {i} ended with {code}" if by_itself
+        else f"process {i} was killed (signal {-code if code < 0 else code - 128})"
+        for by_itself, i, code in sorted(numbered)
+    )  # fmt: skip

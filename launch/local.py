@@ -1,0 +1,199 @@
+"""A job on this host: so many processes with so many devices each, CPUs or GPUs.
+
+They are started together and end together: where one dies, the others are stopped, and all start
+again where that is of use. There are no threads: whoever holds a Running polls it.
+"""
+
+import ctypes
+import glob
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from typing import IO
+
+from vit_jax.errors import INTERRUPTED, UserError, cannot_write
+
+from .job import AGAIN, Job, in_words, verdict
+
+GRACE = 30.0  # seconds to end by themselves: others after the first has died
+SAVE = 300.0  # and all after a stop, for their save
+TICK = 0.1
+
+
+def start(job: Job, say: Callable[[str], None] | None = None) -> "Running":
+    """Starts the job's processes. `say` is told of restarts; by default they are said on stderr.
+
+    Raises UserError: more GPUs wanted than there are, or logs that cannot be written.
+    """
+    return Running(job, say or (lambda line: print(f"vit: {line}", file=sys.stderr, flush=True)))
+
+
+class Running:
+    """A job that runs here. It moves on (restarts, stops what is left) only where it is polled,
+    and its processes end with a save when the thread that started it is gone."""
+
+    def __init__(self, job: Job, say: Callable[[str], None]):
+        self.job, self._say = job, say
+        self.logs = [job.logs / f"{number}.log" for number in range(job.processes)]
+        self.restarts = 0
+        self._code: int | None = None
+        self._stopped = False
+        self._kill_at: float | None = None
+        limit = job.time_limit
+        self._stop_at = time.monotonic() + limit * 60 if limit is not None else None
+        self._environments = [_environment(job, number) for number in range(job.processes)]
+        # What earlier starts of the job have said stays in its logs.
+        self.log_starts = self.logs[0].stat().st_size if self.logs[0].is_file() else 0
+        self._begin()
+
+    def poll(self) -> int | None:
+        """The job's exit code, None while it runs."""
+        if self._code is not None:
+            return self._code
+        codes, now = [process.poll() for process in self._processes], time.monotonic()
+        if self._stop_at is not None and now >= self._stop_at:
+            self._say(f"{self.job.name}: its time limit is over")
+            self.stop()
+        if None in codes:
+            if any(codes) and self._kill_at is None:
+                self._kill_at = now + GRACE
+            if self._kill_at is not None and now >= self._kill_at:
+                self.kill()
+            return None
+        ended = [code or 0 for code in codes]
+        code = verdict(ended)
+        if code in AGAIN and not self._stopped and self.restarts < self.job.restarts:
+            self.restarts += 1
+            self._say(f"{self.job.name}: {in_words(ended)}; "
+                      f"restart {self.restarts} of {self.job.restarts}")  # fmt: skip
+            self._begin()
+            return None
+        if code and not self._stopped:
+            self._say(f"{self.job.name}: {in_words(ended)}; logs: {self.job.logs}")
+        self._code = code
+        return code
+
+    def wait(self) -> int:
+        """Polls to the end; the job's exit code."""
+        while (code := self.poll()) is None:
+            time.sleep(TICK)
+        return code
+
+    def stop(self, number: int = signal.SIGTERM) -> None:
+        """Asks the processes to save and leave; whoever has not after SAVE seconds is killed. It is
+        not started again. Returns at once."""
+        self._stopped, self._stop_at = True, None
+        self._kill_at = self._kill_at or time.monotonic() + SAVE
+        self._send(number)
+
+    def kill(self) -> None:
+        """Ends the processes at once, without a save."""
+        self._send(signal.SIGKILL)
+
+    def _send(self, number: int) -> None:
+        for process in self._processes:
+            process.send_signal(number)
+
+    def _begin(self) -> None:
+        self._kill_at, port = None, _free_port()
+        self._processes: list[subprocess.Popen] = []
+        try:
+            self.job.logs.mkdir(parents=True, exist_ok=True)
+            for log, environment in zip(self.logs, self._environments, strict=True):
+                environment["JAX_COORDINATOR_ADDRESS"] = f"127.0.0.1:{port}"
+                with log.open("ab") as file:
+                    # A group of its own: Ctrl-C at a terminal reaches the launcher alone.
+                    self._processes.append(subprocess.Popen(
+                        self.job.command, env=environment, stdin=subprocess.DEVNULL, stdout=file,
+                        stderr=file, process_group=0, preexec_fn=_ends_with_its_parent,  # noqa: PLW1509
+                    ))  # fmt: skip
+        except OSError as error:
+            self.kill()
+            raise cannot_write(self.job.logs, error) from error
+        if self._stopped:  # by a signal, in the meantime
+            self._send(signal.SIGTERM)
+
+
+def run(job: Job) -> int:
+    """The job in the foreground: what process 0 says is shown, SIGTERM and Ctrl-C are passed on (a
+    second Ctrl-C ends all at once). Returns its exit code."""
+    running = start(job)
+    interrupts = 0
+
+    def passed_on(number: int, frame: object) -> None:
+        nonlocal interrupts
+        interrupts += number == signal.SIGINT
+        running.stop(number) if interrupts < 2 else running.kill()
+
+    before = {n: signal.signal(n, passed_on) for n in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        with running.logs[0].open("rb") as log:
+            log.seek(running.log_starts)
+            while (code := running.poll()) is None:
+                _show(log)
+                time.sleep(TICK)
+            _show(log)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    return INTERRUPTED if interrupts > 1 else code
+
+
+def _show(log: IO[bytes]) -> None:
+    sys.stdout.buffer.write(log.read())
+    sys.stdout.buffer.flush()
+
+
+def _environment(job: Job, number: int) -> dict[str, str]:
+    """Of one process: which of the job it is, and its devices."""
+    environment = dict(os.environ) | {
+        "JAX_NUM_PROCESSES": str(job.processes), "JAX_PROCESS_ID": str(number),
+        "PYTHONUNBUFFERED": "1",
+    }  # fmt: skip
+    gpus = [] if job.platform == "cpu" else _gpus()
+    if gpus:
+        count = job.devices or len(gpus) // job.processes
+        if not count or count * job.processes > len(gpus):
+            raise UserError(
+                f"{job.processes} processes of {count or 1} GPUs need "
+                f"{job.processes * (count or 1)}, this host has {len(gpus)}: fewer --processes or "
+                "--devices, or --platform=cpu"
+            )
+        mine = gpus[number * count : (number + 1) * count]
+        environment["CUDA_VISIBLE_DEVICES"] = ",".join(mine)
+    elif job.platform == "gpu":
+        raise UserError("this host has no NVIDIA GPU that can be seen: --platform=cpu")
+    elif job.platform == "cpu" or job.devices or job.processes > 1:
+        flag = "--xla_force_host_platform_device_count"
+        others = re.sub(rf"{flag}=\d+", "", environment.get("XLA_FLAGS", ""))
+        environment["XLA_FLAGS"] = f"{others} {flag}={job.devices or 1}".strip()
+        environment["JAX_PLATFORMS"] = "cpu"
+    return environment | dict(job.environment)
+
+
+def _gpus() -> list[str]:
+    """Those that CUDA may show, as it names them."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None:
+        return [name for name in visible.split(",") if name.strip() not in ("", "-1")]
+    return [str(i) for i, _ in enumerate(glob.glob("/dev/nvidia[0-9]*"))]
+
+
+def _free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
+
+
+_libc = ctypes.CDLL(None)
+
+
+def _ends_with_its_parent() -> None:
+    """In a new process: SIGTERM, and so a save, when the launcher is gone, however it ended."""
+    if sys.platform == "linux":
+        _libc.prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
