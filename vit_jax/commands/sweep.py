@@ -15,7 +15,6 @@ import importlib
 import importlib.util
 import json
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -76,6 +75,7 @@ def _report(options: argparse.Namespace, folder: Path) -> int:
 
 def _run(options: argparse.Namespace, folder: Path) -> int:
     from vit_jax.sweeping import report, space, study
+    from vit_jax.sweeping.launching import Launcher
     from vit_jax.sweeping.trials import Sweep
 
     if not options.config:
@@ -92,7 +92,9 @@ def _run(options: argparse.Namespace, folder: Path) -> int:
         with study.told(where):
             found = study.begin(options.study, storage, search,
                                 _identity(options, config, search, folder))  # fmt: skip
-            sweep = Sweep(found, search, folder, options.parallel, _launcher(options), _say)
+            launcher = Launcher(options.config, options.overrides, options.parallel, _say,
+                                options.processes, options.devices, options.platform)  # fmt: skip
+            sweep = Sweep(found, search, folder, options.parallel, launcher, _say)
             _say(f"study {options.study}: {search.method} of {search.trials} trials, "
                  f"{options.parallel} at a time, by {search.metric}; {folder}")  # fmt: skip
             try:
@@ -159,27 +161,6 @@ def _identity(options: argparse.Namespace, config: ConfigDict, search: Any,
         and (key.startswith(lengths) or not key.startswith(FREE_ON_RESUME))
     }  # fmt: skip
     return json.loads(json.dumps(shared | ({"folder": str(folder)} if options.storage else {})))
-
-
-def _launcher(options: argparse.Namespace) -> Callable[[str, Path, dict[str, str], int], Any]:
-    """What starts a trial on this host."""
-    from vit_jax.launch import local
-    from vit_jax.launch.job import Job
-
-    def launch(name: str, folder: Path, changes: dict[str, str], slot: int) -> Any:
-        keys = options.overrides | changes
-        arguments = ("train", f"--config={options.config}", f"--workdir={folder}",
-                     *(f"--config.{key}={value}" for key, value in keys.items()))  # fmt: skip
-        return local.start(Job(
-            name, arguments, folder / "logs", processes=options.processes, devices=options.devices,
-            platform=options.platform, environment=_share(slot, options.parallel),
-        ), _say)  # fmt: skip
-
-    return launch
-
-
-def _share(slot: int, parallel: int) -> dict[str, str]:
-    return {}
 
 
 def _say(line: str) -> None:

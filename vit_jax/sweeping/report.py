@@ -1,5 +1,5 @@
-"""What a study leaves: `trials.csv`, `best.py`, a recipe that `vit train` takes, and `report.html`, one
-page that needs no network."""
+"""What a study leaves: `trials.csv`, `best.py`, a recipe that `vit train` takes, and `report.html`,
+one page that needs no network."""
 
 import csv
 import io
@@ -13,8 +13,8 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution
 from optuna.importance import get_param_importances
 from optuna.trial import FrozenTrial, TrialState
 
+from vit_jax import drawing
 from vit_jax.config import base, leaves
-from vit_jax.sweeping import drawing
 from vit_jax.sweeping.space import in_words
 from vit_jax.sweeping.study import finished
 from vit_jax.sweeping.trials import PRUNED_AT, REASON, STEPS
@@ -27,7 +27,7 @@ STATES = {
 
 
 def write(study: optuna.Study, folder: Path, config: ConfigDict | None = None) -> list[str]:
-    """Writes the three into a folder (without a trial's `config` no `best.py`); returns their names.
+    """Writes the three into a folder, without the best trial's `config` two; returns their names.
 
     Raises UserError where the folder cannot be written.
     """
@@ -78,9 +78,9 @@ def as_page(study: optuna.Study) -> str:
     )]  # fmt: skip
     if best:
         parts.append(drawing.paragraph(
-            f"Best: trial {best[0].number}, {metric} {best[0].value:.4f}: {in_words(best[0].params)}"
+            f"Best: trial {best[0].number}, {metric} {best[0].value:.4f}, "
+            f"{in_words(best[0].params)}"
         ))  # fmt: skip
-    if best:
         axes: dict[str, list[Any]] = {
             name: [trial.params[name] for trial in best] for name in best[0].params
         }

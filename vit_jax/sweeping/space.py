@@ -1,5 +1,5 @@
-"""What a sweep searches, from text (`optimizer.lr=1e-3,3e-3;seed=0,1`, `optimizer.lr=log(1e-4,1e-2)`)
-or from a `sweep()` beside a recipe, checked against the config that it is about.
+"""What a sweep searches, from text (`optimizer.lr=1e-3,3e-3;seed=0,1`, `optimizer.lr=log(1e-4,1)`) or
+from a `sweep()` beside a recipe, checked against the config that it is about.
 
 Values stay within what Optuna can store: numbers, texts, booleans and None.
 """
@@ -48,7 +48,7 @@ class Space:
         if self.listed is not None:
             return self.listed
         names = list(self.distributions)
-        values = [d.choices for d in self.distributions.values() if _is_choice(d)]
+        values = [_ends(d) for d in self.distributions.values()]
         return [dict(zip(names, point, strict=True)) for point in itertools.product(*values)]
 
     def __str__(self) -> str:
@@ -131,7 +131,9 @@ def _list(points: Iterable[Any], config: ConfigDict) -> Space:
     given = list(points)
     for point in given:
         if not isinstance(point, Mapping):
-            raise UserError(f"sweep() yields {point!r}: yield dictionaries of config keys to values")
+            raise UserError(
+                f"sweep() yields {point!r}: yield dictionaries of config keys to values"
+            )
     values: dict[str, list[Any]] = {}
     for point in given:
         for key, value in point.items():
@@ -184,7 +186,11 @@ def _log(low: float, high: float) -> _Range:
     return _Range(low, high, log=True)
 
 
-RANGES = {"log": _log, "uniform": lambda low, high, step=None: _Range(low, high, step)}
+def _uniform(low: float, high: float, step: float | None = None) -> _Range:
+    return _Range(low, high, step)
+
+
+RANGES = {"log": _log, "uniform": _uniform}
 
 
 def _value(config: ConfigDict, key: str, text: str) -> tuple[str, Any]:

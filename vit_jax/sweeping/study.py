@@ -14,10 +14,11 @@ import warnings
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import optuna
 from optuna.distributions import CategoricalDistribution, FloatDistribution
+from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from vit_jax.errors import UserError, cannot_write, nearest
@@ -50,7 +51,7 @@ class Search:
     prunes: bool
 
     @property
-    def direction(self) -> str:
+    def direction(self) -> Literal["minimize", "maximize"]:
         return "minimize" if self.metric.endswith("loss") else "maximize"
 
 
@@ -100,8 +101,7 @@ def opened(url: str | None, folder: Path) -> Any:
             return optuna.storages.get_storage(url)
         journal = folder / JOURNAL
         _drop_torn_tail(journal)
-        backend = optuna.storages.journal.JournalFileBackend(str(journal))
-        return optuna.storages.JournalStorage(backend)
+        return optuna.storages.JournalStorage(JournalFileBackend(str(journal)))
 
 
 def _drop_torn_tail(journal: Path) -> None:
@@ -175,6 +175,7 @@ def following(study: optuna.Study, search: Search) -> Trial | None:
 def _at_its_point(study: optuna.Study, search: Search, trial: Trial, number: int) -> Trial:
     """With a value for every key; one that was killed before it had them draws the same."""
     study.sampler = METHODS[search.method](seed=zlib.crc32(study.study_name.encode()) + number)
+    d: Any
     for key, d in search.space.distributions.items():
         if isinstance(d, CategoricalDistribution):
             trial.suggest_categorical(key, d.choices)

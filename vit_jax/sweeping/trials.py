@@ -1,5 +1,5 @@
-"""Trials as they run: each is `vit train` in a folder of its own, so many at a time, watched through
-the rows that it writes; stopped early by SIGTERM, so that its state is saved.
+"""Trials as they run: each is `vit train` in a folder of its own, so many at a time, watched
+through the rows that it writes; stopped early by SIGTERM, so that its state is saved.
 
 What is tried next, and what a study remembers, is in study.py.
 """
@@ -7,6 +7,7 @@ What is tried next, and what a study remembers, is in study.py.
 import dataclasses
 import fcntl
 import json
+import math
 import os
 import re
 import signal
@@ -59,7 +60,7 @@ class Rows:
 
 @dataclasses.dataclass
 class Live:
-    """A trial that is running, or waits for what an earlier sweep has left running in its folder."""
+    """A trial that runs, or waits for what an earlier sweep has left running in its folder."""
 
     trial: Trial
     folder: Path
@@ -179,14 +180,16 @@ class Sweep:
                 names = ", ".join(key for key in told if key.startswith("eval/"))
                 raise UserError(f"no {self._search.metric} is measured by the trials: {names}")
             value, state = told[self._search.metric], TrialState.COMPLETE
-            if value != value:
+            if math.isnan(value):
                 value, state, reason = None, TrialState.PRUNED, DIVERGED
         elif code == NON_FINITE:
             reason = DIVERGED
         elif PRUNED_AT in attributes:
             reason = f"pruned at step {attributes[PRUNED_AT]}"
         else:  # not told, so that the same command tries it again
-            self.failed.append(f"trial {number} ({in_words(trial.params)}): {_why(live.folder, code)}")
+            self.failed.append(
+                f"trial {number} ({in_words(trial.params)}): {_why(live.folder, code)}"
+            )
             if code == USER_ERROR and not studies.finished(self._study):
                 raise UserError(self.failed[-1])  # most likely every trial's
             self._say(self.failed[-1])

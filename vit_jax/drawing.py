@@ -3,6 +3,7 @@
 import html
 import math
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 WIDTH, HEIGHT = 720, 300
 LEFT, RIGHT, TOP, BOTTOM = 64, 16, 24, 36  # margins
@@ -20,9 +21,10 @@ svg { max-width: 100%; height: auto; font: 11px system-ui, sans-serif }
 
 def page(title: str, *parts: str) -> str:
     """A whole HTML document of parts that are HTML."""
+    name = _safe(title)
     return (
-        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{_safe(title)}</title>'
-        f"<style>{STYLE}</style></head>\n<body><h1>{_safe(title)}</h1>\n"
+        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{name}</title>'
+        f"<style>{STYLE}</style></head>\n<body><h1>{name}</h1>\n"
         + "\n".join(parts) + "\n</body></html>\n"
     )  # fmt: skip
 
@@ -88,7 +90,7 @@ def parallel(
       values: what decides the colour.
       log: names of the axes that are logarithmic.
     """
-    scales = {name: _axis(column, name in log) for name, column in axes.items()}
+    scales: dict[str, Any] = {name: _axis(column, name in log) for name, column in axes.items()}
     gap = (WIDTH - 160) / max(1, len(axes) - 1)
     places = {name: 80 + gap * number for number, name in enumerate(axes)}
     ranks = sorted(range(len(values)), key=lambda i: values[i])
@@ -97,13 +99,14 @@ def parallel(
         share = rank / max(1, len(ranks) - 1)
         path = " ".join(f"{places[n]:.1f},{scales[n].y(axes[n][i]):.1f}" for n in axes)
         red, green, blue = (round(200 + (end - 200) * share**2) for end in (0, 90, 178))
-        told = ", ".join(f"{name} {_short(axes[name][i])}" for name in axes)
+        told = _safe(", ".join(f"{name} {_short(axes[name][i])}" for name in axes))
         parts.append(f'<polyline points="{path}" fill="none" stroke="rgb({red},{green},{blue})" '
-                     f'stroke-width="{1 + share:.1f}"><title>{_safe(told)}</title></polyline>')  # fmt: skip
+                     f'stroke-width="{1 + share:.1f}"><title>{told}</title></polyline>')  # fmt: skip
     for name, x in places.items():
         parts.append(f'<line x1="{x:.1f}" x2="{x:.1f}" y1="{TOP}" y2="{HEIGHT - BOTTOM}" '
                      'stroke="#333"/>'
-                     f'<text x="{x:.1f}" y="{HEIGHT - 12}" text-anchor="middle">{_safe(name)}</text>'
+                     f'<text x="{x:.1f}" y="{HEIGHT - 12}" text-anchor="middle">'
+                     f"{_safe(name)}</text>"
                      + "".join(f'<text x="{x + 4:.1f}" y="{y + 4:.1f}">{_safe(text)}</text>'
                                for y, text in scales[name].marks))  # fmt: skip
     return _svg(parts)
@@ -113,7 +116,7 @@ class _Scale:
     """Numbers to places; a range of nothing lies in the middle."""
 
     def __init__(self, numbers: Sequence[float], log: bool = False):
-        self._log = log
+        self._log, self._numbers = log, sorted(set(numbers))
         told = [self._at(n) for n in numbers] or [0.0]
         self.low, self.high = min(told), max(told)
 
@@ -132,10 +135,10 @@ class _Scale:
 
     @property
     def marks(self) -> list[tuple[float, str]]:
-        """(y, text) of five numbers, or of the only one."""
+        """(y, text) of the numbers where they are few, or else of five between the ends."""
         at = [self.low + (self.high - self.low) * i / 4 for i in range(5)]
-        numbers = sorted({10**a if self._log else a for a in at})
-        return [(self.y(number), _short(number)) for number in numbers]
+        few = self._numbers if len(self._numbers) < 7 else [10**a if self._log else a for a in at]
+        return [(self.y(number), f"{number:.3g}") for number in few]
 
 
 class _Choices:
@@ -167,7 +170,7 @@ def _axes(across: _Scale, up: _Scale, x: str) -> str:
     for part in range(5):
         number = across.low + (across.high - across.low) * part / 4
         lines.append(f'<text x="{across.x(number):.1f}" y="{HEIGHT - 18}" '
-                     f'text-anchor="middle">{_short(number)}</text>')  # fmt: skip
+                     f'text-anchor="middle">{number:,.4g}</text>')  # fmt: skip
     return "".join(lines) + (
         f'<text x="{(LEFT + WIDTH) / 2}" y="{HEIGHT - 4}" text-anchor="middle">{_safe(x)}</text>'
     )
