@@ -14,7 +14,8 @@ SGD with momentum 0.9, batch 512, clip 1, cosine, no weight decay, 384 px (378 f
 224 for Mixers, whose weights are for one grid), zero-initialised linear head (arXiv 2010.11929,
 section 4.1 and table 4; steps also arXiv 2106.10270, appendix). The rate is the middle of the
 paper's grid, which `vit sweep` tries. Expected of B/16 from ImageNet-21k, by the papers and not by
-runs of this code: CIFAR-10 98.95%, CIFAR-100 91.67%, ImageNet-1k 83.97%, Pets 94.43%, Flowers 99.38%.
+runs of this code: CIFAR-10 98.95%, CIFAR-100 91.67%, ImageNet-1k 83.97%, Pets 94.43%, Flowers
+99.38%.
 """
 
 from vit_jax.config import base

@@ -100,8 +100,10 @@ def parallel(
         path = " ".join(f"{places[n]:.1f},{scales[n].y(axes[n][i]):.1f}" for n in axes)
         red, green, blue = (round(200 + (end - 200) * share**2) for end in (0, 90, 178))
         told = _safe(", ".join(f"{name} {_short(axes[name][i])}" for name in axes))
-        parts.append(f'<polyline points="{path}" fill="none" stroke="rgb({red},{green},{blue})" '
-                     f'stroke-width="{1 + share:.1f}"><title>{told}</title></polyline>')  # fmt: skip
+        parts.append(
+            f'<polyline points="{path}" fill="none" stroke="rgb({red},{green},{blue})" '
+            f'stroke-width="{1 + share:.1f}"><title>{told}</title></polyline>'
+        )
     for name, x in places.items():
         parts.append(f'<line x1="{x:.1f}" x2="{x:.1f}" y1="{TOP}" y2="{HEIGHT - BOTTOM}" '
                      'stroke="#333"/>'

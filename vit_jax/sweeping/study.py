@@ -75,6 +75,7 @@ def locked(folder: Path) -> Iterator[None]:
         lock.truncate(0)
         lock.write(str(os.getpid()))
         lock.flush()
+        _mend(folder / JOURNAL)
         yield
 
 
@@ -99,13 +100,13 @@ def opened(url: str | None, folder: Path) -> Any:
     with told(url or str(folder / JOURNAL)):
         if url:
             return optuna.storages.get_storage(url)
-        journal = folder / JOURNAL
-        _drop_torn_tail(journal)
-        return optuna.storages.JournalStorage(JournalFileBackend(str(journal)))
+        return optuna.storages.JournalStorage(JournalFileBackend(str(folder / JOURNAL)))
 
 
-def _drop_torn_tail(journal: Path) -> None:
-    """What a power cut left of the last record would make the next one unreadable too."""
+def _mend(journal: Path) -> None:
+    """After a sweep that was killed while it wrote: half a record, which would make the next one
+    unreadable too, and Optuna's lock, which would be waited for."""
+    Path(f"{journal}.lock").unlink(missing_ok=True)
     data = journal.read_bytes() if journal.exists() else b""
     if data and not data.endswith(b"\n"):
         os.truncate(journal, data.rfind(b"\n") + 1)
