@@ -45,6 +45,7 @@ setup(
         "optax>=0.2.8,<0.3",
         "orbax-checkpoint>=0.12.8,<0.13",
         "pillow>=11,<14",
+        "pyyaml>=6,<7",
         "rich>=13,<16",
         "safetensors>=0.5,<1",
         "scikit-learn>=1.6,<2",
@@ -59,11 +60,12 @@ setup(
         "hf": ["datasets>=3"],
         "weights": ["torch>=2.6"],
         "sweep": ["optuna>=4"],
-        "slurm": ["submitit>=1.5"],
+        "slurm": ["submitit>=1.5.3,<1.6"],
+        "kubernetes": ["kubernetes>=31"],
         "plots": ["matplotlib>=3.10"],
         "dev": [
-            "hypothesis>=6", "import-linter>=2", "mypy>=1.15", "pytest>=8", "pytest-xdist>=3",
-            "ruff>=0.9",
+            "hypothesis>=6", "import-linter>=2", "kubernetes>=31", "kubernetes-validate>=1.31",
+            "mypy>=1.15", "pytest>=8", "pytest-xdist>=3", "ruff>=0.9", "submitit>=1.5.3,<1.6",
         ],
         "peers": [
             "datasets>=3", "timm>=1.0.15", "torch>=2.6", "torchvision>=0.21", "transformers>=5",

@@ -4,13 +4,14 @@ A launcher is a module that starts a Job. What is done with a code is decided he
 """
 
 import dataclasses
+import re
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from vit_jax.config import run_hash
+from vit_jax.config import config_hash, run_hash
 from vit_jax.errors import INTERRUPTED, RESTART, WATCHDOG, UserError
 
 AGAIN = (RESTART, WATCHDOG)  # codes of `vit` after which the same command continues
@@ -48,6 +49,10 @@ class Job:
             raise UserError(f"--time-limit is a number of minutes above 0, not {self.time_limit}")
         if self.platform not in (None, *PLATFORMS):
             raise UserError(f"--platform is one of {', '.join(PLATFORMS)}, not {self.platform!r}")
+        if self.memory is not None and not re.fullmatch(r"[1-9]\d*[KMGT]", self.memory):
+            raise UserError(
+                f"--memory is a number with K, M, G or T, such as 64G, not {self.memory}"
+            )
         if self.processes % self.nodes:
             raise UserError(
                 f"{self.processes} processes cannot be divided over {self.nodes} nodes: "
@@ -65,7 +70,36 @@ def run_name(spec: str, config: ConfigDict) -> str:
     its config with the overrides."""
     stem = Path(spec.partition(":")[0]).stem
     plain = "".join(c if c.isascii() and c.isalnum() else "-" for c in stem.lower()).strip("-")
-    return f"{plain[:30] or 'run'}-{run_hash(config)}"
+    # Kubernetes wants names that begin with a letter.
+    letter = plain if plain[:1].isalpha() else f"run-{plain}".rstrip("-")
+    return f"{letter[:30]}-{run_hash(config)}"
+
+
+def job_hash(command: str, arguments: Sequence[str]) -> str:
+    """The name of a job that is no run: `evaluate-1a2b3c4d5e6f`."""
+    return f"{command}-{config_hash({'arguments': list(arguments)})}"
+
+
+def cpu_devices(environment: Mapping[str, str], count: int) -> dict[str, str]:
+    """What an environment needs for so many virtual devices of the CPU."""
+    flag = "--xla_force_host_platform_device_count"
+    others = re.sub(rf"{flag}=\d+", "", environment.get("XLA_FLAGS", ""))
+    return {"XLA_FLAGS": f"{others} {flag}={count}".strip(), "JAX_PLATFORMS": "cpu"}
+
+
+def shipped(job: Job, folder: str) -> tuple[Path | None, tuple[str, ...]]:
+    """(the recipe, where it is a file of the user's own, the arguments that find it in `folder` of
+    a container). Recipes of the package are in the container."""
+    found, arguments, after = None, [], ""
+    for argument in job.arguments:
+        spec = argument.removeprefix("--config=") if after != "--config" else argument
+        path, colon, rest = spec.partition(":")
+        if (after == "--config" or spec != argument) and Path(path).is_file():
+            found = Path(path)
+            argument = f"{argument.removesuffix(spec)}{folder}/{found.name}{colon}{rest}"
+        arguments.append(argument)
+        after = argument
+    return found, tuple(arguments)
 
 
 def killed(code: int) -> bool:

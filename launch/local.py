@@ -7,7 +7,7 @@ again where that is of use. There are no threads: whoever holds a Running polls 
 import ctypes
 import glob
 import os
-import re
+import shlex
 import signal
 import socket
 import subprocess
@@ -18,7 +18,7 @@ from typing import IO
 
 from vit_jax.errors import INTERRUPTED, UserError, cannot_write
 
-from .job import AGAIN, Job, in_words, verdict
+from .job import AGAIN, Job, cpu_devices, in_words, verdict
 
 GRACE = 30.0  # seconds to end by themselves: others after the first has died
 SAVE = 300.0  # and all after a stop, for their save
@@ -110,7 +110,7 @@ class Running:
                     # A group of its own: Ctrl-C at a terminal reaches the launcher alone.
                     self._processes.append(subprocess.Popen(
                         self.job.command, env=environment, stdin=subprocess.DEVNULL, stdout=file,
-                        stderr=file, process_group=0, preexec_fn=_ends_with_its_parent,  # noqa: PLW1509
+                        stderr=file, process_group=0, preexec_fn=ends_with_its_parent,  # noqa: PLW1509
                     ))  # fmt: skip
         except OSError as error:
             self.kill()
@@ -144,6 +144,19 @@ def run(job: Job) -> int:
     return INTERRUPTED if interrupts > 1 else code
 
 
+def shown(job: Job) -> list[str]:
+    """What would be started, as lines for a shell."""
+    keys = ("XLA_FLAGS", "JAX_PLATFORMS", "CUDA_VISIBLE_DEVICES", "JAX_NUM_PROCESSES",
+            "JAX_PROCESS_ID", *job.environment)  # fmt: skip
+    lines = []
+    for number in range(job.processes):
+        environment = _environment(job, number) | {"JAX_COORDINATOR_ADDRESS": "127.0.0.1:PORT"}
+        given = [f"{key}={environment[key]}" for key in (*keys, "JAX_COORDINATOR_ADDRESS")
+                 if key in environment]  # fmt: skip
+        lines.append(shlex.join(["env", *given, *job.command]))
+    return lines
+
+
 def _show(log: IO[bytes]) -> None:
     sys.stdout.buffer.write(log.read())
     sys.stdout.buffer.flush()
@@ -169,10 +182,7 @@ def _environment(job: Job, number: int) -> dict[str, str]:
     elif job.platform == "gpu":
         raise UserError("this host has no NVIDIA GPU that can be seen: --platform=cpu")
     elif job.platform == "cpu" or job.devices or job.processes > 1:
-        flag = "--xla_force_host_platform_device_count"
-        others = re.sub(rf"{flag}=\d+", "", environment.get("XLA_FLAGS", ""))
-        environment["XLA_FLAGS"] = f"{others} {flag}={job.devices or 1}".strip()
-        environment["JAX_PLATFORMS"] = "cpu"
+        environment |= cpu_devices(environment, job.devices or 1)
     return environment | dict(job.environment)
 
 
@@ -193,7 +203,7 @@ def _free_port() -> int:
 _libc = ctypes.CDLL(None)
 
 
-def _ends_with_its_parent() -> None:
+def ends_with_its_parent() -> None:
     """In a new process: SIGTERM, and so a save, when the launcher is gone, however it ended."""
     if sys.platform == "linux":
         _libc.prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG

@@ -18,6 +18,8 @@ COMMANDS = {
     "ckpt": "list, verify, copy, prune a run's checkpoints",
     "data": "check data sets, prepare them, list the operations",
     "describe": "show what a config resolves to, without training",
+    "launch": "start a command on many processes, here or on a cluster",
+    "runs": "list runs: status, last step, best metric, goodput",
     "sweep": "train a recipe over a space of its keys",
     "compare": "show several runs in one picture, and how they differ",
     "compare-curve": "say where a run leaves a reference",

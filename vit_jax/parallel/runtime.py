@@ -19,7 +19,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
-from vit_jax.errors import RESTART, UserError
+from vit_jax.errors import RESTART, Stopped, UserError
 
 T = TypeVar("T")
 MESSAGE = 2000  # bytes of a line that processes tell each other
@@ -116,7 +116,9 @@ def _tpu(how: str, environ: Mapping[str, str]) -> Job | None:
     """A slice of several hosts: their names are in the environment, or with the metadata server."""
     if "," in environ.get("TPU_WORKER_HOSTNAMES", "") or "MEGASCALE_COORDINATOR_ADDRESS" in environ:
         return Job(how)
-    on_tpu = importlib.util.find_spec("libtpu") and glob.glob("/dev/accel[0-9]*")
+    on_tpu = importlib.util.find_spec("libtpu") and any(
+        map(glob.glob, ("/dev/accel[0-9]*", "/dev/vfio/[0-9]*"))
+    )
     return Job(how) if on_tpu and "TPU_SKIP_MDS_QUERY" not in environ else None
 
 
@@ -124,7 +126,8 @@ def start(job: Job, heartbeat_timeout: float, wait: int = 300) -> None:
     """Joins the job; returns when all its processes are there.
 
     A process that is silent for `heartbeat_timeout` seconds counts as dead, and the others leave
-    with RESTART. Raises UserError where they do not come together within `wait` seconds.
+    with RESTART. Where they do not come together within `wait` seconds, raises UserError if a
+    person has told where, and Stopped with RESTART if a launcher has: it may have lost a process.
     """
     import jax
 
@@ -136,10 +139,12 @@ def start(job: Job, heartbeat_timeout: float, wait: int = 300) -> None:
         )  # fmt: skip
     except Exception as error:  # RuntimeError, ValueError, gRPC's, by the version
         reason = " ".join(str(error).split())[:300]
-        raise UserError(
+        line = (
             f"the processes of the job ({job.how}) did not come together: {reason}; expected "
             f"{job.num_processes or 'all'} of them at {job.coordinator or 'the coordinator'}"
-        ) from error
+        )
+        by_hand = job.how == "command line"
+        raise (UserError(line) if by_hand else Stopped(line, RESTART)) from error
 
 
 def stop() -> None:

@@ -3,12 +3,15 @@
 import fcntl
 import json
 import os
+import time
 from pathlib import Path
 from typing import Any
 
 from vit_jax.errors import UserError, cannot_write
 from vit_jax.parallel.runtime import probe, process, together
 from vit_jax.pretrained.files import whole
+
+TRIES = 5  # at the lock, which `vit runs` takes for a moment to see whether a run lives
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -53,16 +56,21 @@ class WorkFolder:
             self._lock = lock.open("a+")
         except OSError as error:
             raise cannot_write(self.path, error) from error
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        for left in reversed(range(TRIES)):
+            try:
+                fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if left:
+                    time.sleep(0.05)
+                    continue
             self._lock.seek(0)
             holder = self._lock.read().strip() or "unknown"
             self._lock.close()
             raise UserError(
                 f"work folder {self.path} is locked by a living run (process {holder}): wait for "
                 "it, stop it, or choose another --workdir"
-            ) from None
+            )
         self._lock.truncate(0)
         self._lock.write(str(os.getpid()))
         self._lock.flush()
