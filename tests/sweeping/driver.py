@@ -4,9 +4,10 @@ driver.py METHOD PARALLEL FOLDER SPACE."""
 import sys
 from pathlib import Path
 
-from vit_jax import errors, recipe
 from vit_jax.launch import local
 from vit_jax.launch.job import Job
+
+from vit_jax import errors, recipe
 from vit_jax.sweeping import report, space, study
 from vit_jax.sweeping.trials import Sweep
 

@@ -106,7 +106,7 @@ def test_a_sweep_killed_twice_ends_with_every_trial_once(folder):
 
 def test_killed_together_with_its_trials_it_continues_them_from_their_saves(folder):
     sweep = Sweep(folder).start().begun(3)
-    sweep.until(lambda: (folder / "0002" / "checkpoints" / "5").is_dir())
+    sweep.until((folder / "0002" / "checkpoints" / "5").is_dir)
     sweep.kill()
     for number in sweep.living():
         os.kill(number, signal.SIGKILL)

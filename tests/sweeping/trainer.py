@@ -1,5 +1,5 @@
-"""Stands where `vit train` stands in a sweep, without its second of imports and its arithmetic: takes
-its command line, and keeps its promises: a locked work folder, config.json, rows of metrics, saves,
+"""Stands where `vit train` stands in a sweep, without its imports and its arithmetic: takes its
+command line, and keeps its promises: a locked work folder, config.json, rows of metrics, saves,
 exit code 75 after SIGTERM, the result at the end, a folder continued where it was saved.
 
 What the process does is written to `starts` (a line each) and `steps` (a line each step), so that a

@@ -4,6 +4,7 @@ vit sweep --config=digits.py --sweep="optimizer.lr=1e-3,3e-3;seed=0,1" --study=r
 vit sweep --config=digits.py --sweep="optimizer.lr=log(1e-4,1e-2)" --method=tpe --trials=20 \\
     --study=tpe --workdir=runs --parallel=2
 vit sweep --config=finetune.py:b16,cifar10 --study=lr --workdir=runs     # the recipe's own sweep()
+vit sweep … --parallel=8 -- slurm --partition=gpu --devices=1     # as behind `vit launch`
 vit sweep report --study=rates --workdir=runs
 
 DIR/NAME holds the trials, the study (Optuna's), trials.csv, report.html and best.py, a recipe for
@@ -11,6 +12,7 @@ DIR/NAME holds the trials, the study (Optuna's), trials.csv, report.html and bes
 """
 
 import argparse
+import dataclasses
 import importlib
 import importlib.util
 import json
@@ -21,10 +23,11 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from vit_jax import recipe
-from vit_jax.commands.arguments import add_config
+from vit_jax.commands.arguments import add_config, command_line
 from vit_jax.config import FREE_ON_RESUME, base, flat
 from vit_jax.errors import UserError
 
+COMMANDS = ("local", "slurm")  # back ends, behind --
 METHODS = ("grid", "random", "tpe", "halving")
 
 
@@ -49,9 +52,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--prune", action="store_true", help="stop bad trials of random or tpe too")
     parser.add_argument("--metric", help="such as val/loss; accuracy on the evaluation split")
     parser.add_argument("--parallel", type=int, default=1, metavar="N", help="trials at a time")
-    parser.add_argument("--processes", type=int, default=1, metavar="N", help="of each trial")
-    parser.add_argument("--devices", type=int, metavar="N", help="of each process")
-    parser.add_argument("--platform", choices=("cpu", "gpu", "tpu"))
 
 
 def run(options: argparse.Namespace) -> int:
@@ -93,7 +93,7 @@ def _run(options: argparse.Namespace, folder: Path) -> int:
             found = study.begin(options.study, storage, search,
                                 _identity(options, config, search, folder))  # fmt: skip
             launcher = Launcher(options.config, options.overrides, options.parallel, _say,
-                                options.processes, options.devices, options.platform)  # fmt: skip
+                                *_backend(options))  # fmt: skip
             sweep = Sweep(found, search, folder, options.parallel, launcher, _say)
             _say(f"study {options.study}: {search.method} of {search.trials} trials, "
                  f"{options.parallel} at a time, by {search.metric}; {folder}")  # fmt: skip
@@ -161,6 +161,24 @@ def _identity(options: argparse.Namespace, config: ConfigDict, search: Any,
         and (key.startswith(lengths) or not key.startswith(FREE_ON_RESUME))
     }  # fmt: skip
     return json.loads(json.dumps(shared | ({"folder": str(folder)} if options.storage else {})))
+
+
+def _backend(options: argparse.Namespace) -> tuple[dict[str, Any], dict[str, str] | None]:
+    """What stands behind `--`: fields of the trials' jobs, and sbatch's options on SLURM."""
+    from vit_jax.commands import launch
+    from vit_jax.launch.job import Job
+
+    line, *more = options.commands or [["local"]]
+    if more or line[:1] not in [[name] for name in COMMANDS]:
+        raise UserError(f"behind -- of a sweep stands {' or '.join(COMMANDS)} with its options")
+    parsed = vars(command_line("launch", launch, line))
+    names = {field.name for field in dataclasses.fields(Job)}
+    fields = {k: v for k, v in parsed.items() if k in names and v is not None}
+    fields.setdefault("processes", fields.get("nodes", 1))
+    sbatch = dict(parsed.get("sbatch", []))
+    if partition := parsed.get("partition"):
+        sbatch["partition"] = partition
+    return fields, sbatch if line[0] == "slurm" else None
 
 
 def _say(line: str) -> None:

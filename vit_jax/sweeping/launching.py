@@ -1,41 +1,46 @@
-"""How a trial is started on this host: as a job of `vit train`, with its share of the GPUs."""
+"""How a trial is started: as a job of `vit train`, on this host with its share of the GPUs, or on
+SLURM."""
 
 import contextlib
 import dataclasses
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
-from vit_jax.launch import local
+from vit_jax.launch import local, slurm
 from vit_jax.launch.job import Job
+from vit_jax.launch.runs import locked
 
 MEMORY = 0.9  # of a GPU, for the trials on it
 
 
 @dataclasses.dataclass(frozen=True)
 class Launcher:
-    """Starts trials of a recipe, `parallel` of them at a time."""
+    """Starts trials of a recipe, `parallel` of them at a time; `fields` are those of their jobs,
+    and `sbatch` its options where they run on SLURM."""
 
     spec: str
     overrides: Mapping[str, str]
     parallel: int
     say: Callable[[str], None]
-    processes: int = 1  # of each trial
-    devices: int | None = None  # of each process
-    platform: str | None = None
+    fields: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    sbatch: Mapping[str, str] | None = None
+    job: type[Job] = Job
 
-    def __call__(
-        self, name: str, folder: Path, changes: Mapping[str, str], slot: int
-    ) -> local.Running:
-        """Starts or continues the trial in a folder, on the devices of one of `parallel` slots."""
+    def __call__(self, name: str, folder: Path, changes: Mapping[str, str], slot: int) -> Any:
+        """Starts or continues the trial in a folder, on the devices of one of `parallel` slots.
+        None while a run that a killed sweep has left behind holds the folder; SLURM knows the jobs
+        of such a sweep by their names."""
         keys = {**self.overrides, **changes}
-        job = Job(
-            name,
-            ("train", f"--config={self.spec}", f"--workdir={folder}",
-             *(f"--config.{key}={value}" for key, value in keys.items())),
-            folder / "logs", self.processes, self.devices, self.platform,
-        )  # fmt: skip
-        gpus = [] if self.platform == "cpu" else local._gpus()
+        arguments = ("train", f"--config={self.spec}", f"--workdir={folder}",
+                     *(f"--config.{key}={value}" for key, value in keys.items()))  # fmt: skip
+        job = self.job(name, arguments, folder / "logs", **self.fields)
+        if self.sbatch is not None:
+            return slurm.start([job], self.sbatch)[0]
+        if locked(folder):
+            return None
+        gpus = [] if job.platform == "cpu" else local.visible_gpus()
         with _environment(share(gpus, slot, self.parallel)):
             return local.start(job, self.say)
 

@@ -1,5 +1,5 @@
-"""What a sweep searches, from text (`optimizer.lr=1e-3,3e-3;seed=0,1`, `seed=uniform(0,9)`) or from a
-`sweep()` beside a recipe, checked against the config that it is about.
+"""What a sweep searches, from text (`optimizer.lr=1e-3,3e-3;seed=0,1`, `seed=uniform(0,9)`) or from
+a `sweep()` beside a recipe, checked against the config that it is about.
 
 Values stay within what Optuna can store: numbers, texts, booleans and None.
 """

@@ -60,7 +60,7 @@ def locked(folder: Path) -> Iterator[None]:
     """Holds the folder of a study, which is made. Raises UserError where a living sweep does."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        lock = (folder / ".lock").open("a+")
+        lock = (folder / ".sweep.lock").open("a+")
     except OSError as error:
         raise cannot_write(folder, error) from error
     with lock:

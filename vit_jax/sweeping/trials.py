@@ -5,13 +5,13 @@ What is tried next, and what a study remembers, is in study.py.
 """
 
 import dataclasses
-import fcntl
 import json
 import math
 import os
 import re
 import signal
 import time
+import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ import optuna
 from optuna.trial import Trial, TrialState
 
 from vit_jax.errors import INTERRUPTED, NON_FINITE, RESTART, USER_ERROR, Stopped, UserError
+from vit_jax.launch.runs import locked
 from vit_jax.sweeping import study as studies
 from vit_jax.sweeping.space import in_words, overrides
 from vit_jax.sweeping.study import Search
@@ -129,7 +130,7 @@ class Sweep:
     def _look(self, live: Live) -> None:
         """Starts, watches or ends one trial."""
         if live.running is None:
-            if not _held(live.folder) and not self._over(live):
+            if not self._over(live):
                 self._start(live)
             return
         code = live.running.poll()
@@ -142,16 +143,19 @@ class Sweep:
         if (live.folder / "result.json").is_file():
             self._report(live)
             self._ended(live, 0)
-        elif PRUNED_AT in live.trial.user_attrs:
+        elif PRUNED_AT in live.trial.user_attrs and not locked(live.folder):
             self._ended(live, RESTART)
         return live not in self._live
 
     def _start(self, live: Live) -> None:
         number, point = live.trial.number, live.trial.params
         again = "continues" if (live.folder / "config.json").is_file() else "begins"
-        self._say(f"trial {number} {again}: {in_words(point)}")
-        name = f"{self._study.study_name}-{number:04d}"
+        name = f"{self._study.study_name}-{number:04d}-{zlib.crc32(bytes(self._folder)):08x}"
         live.running = self._launch(name, live.folder, overrides(point), live.slot)
+        if live.running is not None:
+            self._say(f"trial {number} {again}: {in_words(point)}")
+            if PRUNED_AT in live.trial.user_attrs:  # it runs on SLURM, and the sweep was killed
+                live.running.stop()
 
     def _report(self, live: Live) -> None:
         """Tells the study what was measured, and stops the trial where it does too badly."""
@@ -187,9 +191,7 @@ class Sweep:
         elif PRUNED_AT in attributes:
             reason = f"pruned at step {attributes[PRUNED_AT]}"
         else:  # not told, so that the same command tries it again
-            self.failed.append(
-                f"trial {number} ({in_words(trial.params)}): {_why(live.folder, code)}"
-            )
+            self.failed.append(f"trial {number} ({in_words(trial.params)}): {_why(live, code)}")
             if code == USER_ERROR and not studies.finished(self._study):
                 raise UserError(self.failed[-1])  # most likely every trial's
             self._say(self.failed[-1])
@@ -214,26 +216,14 @@ class Sweep:
                     self._ended(live, code)
 
 
-def _held(folder: Path) -> bool:
-    """Whether a living run holds a work folder: one that a killed sweep has left behind."""
-    try:
-        with (folder / ".lock").open("r+") as lock:
-            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    except OSError:
-        return False
-    return False
-
-
 def _steps(folder: Path) -> int:
     """The step that a trial's last checkpoint is of."""
     saved = (folder / "checkpoints").glob("[0-9]*")
     return max((int(path.name) for path in saved if path.name.isdigit()), default=0)
 
 
-def _why(folder: Path, code: int) -> str:
+def _why(live: Live, code: int) -> str:
     """The line that a trial ended with, or where to read on."""
-    log = folder / "logs" / "0.log"
+    log = live.running.logs[0]
     lines = re.findall(r"^vit: (?:error: )?(.+)$", log.read_text(), re.M) if log.is_file() else []
     return lines[-1] if lines and code == USER_ERROR else f"ended with code {code}; {log}"
