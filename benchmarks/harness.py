@@ -156,6 +156,9 @@ COLUMNS: tuple[tuple[str, Callable[[Row], str]], ...] = (
      lambda r: f"{r['ratio']:.3f} [{r['ratio_low']:.3f}, {r['ratio_high']:.3f}]"),
     ("until done", lambda r: f"{r['until_done_s'] * 1e3:.3f} ms"),
     ("images/s", lambda r: f"{r['images_per_second']:.1f}"),
+    ("trials", lambda r: f"{r['trials']}"),
+    ("steps", lambda r: f"{r['steps']:,}"),
+    ("best", lambda r: f"{r['best']:.2%}"),
     ("held", lambda r: f"{r['held_mb']:.0f} MB"),
     ("MFU", lambda r: f"{r['mfu']:.1%}"),
 )  # fmt: skip

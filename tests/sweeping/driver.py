@@ -29,11 +29,12 @@ def launch(name, folder, overrides, slot):
 
 
 def main(method: str, parallel: str, path: str, text: str) -> int:
-    folder, found = Path(path), space.read(text, "digits.py", recipe.load("digits.py"))
+    folder, config = Path(path), recipe.load("digits.py")
+    found = space.read(text, "digits.py", config)
     count = 12 if found.ranges else len(found.points)
     search = study.Search(found, method, METRIC, count, prunes=method == "halving")
     with study.locked(folder):
-        begun = study.begin("s", study.opened(None, folder), search, {"of": "digits"})
+        begun = study.begin("s", study.opened(None, folder), search, study.identity(config, search))
         sweep = Sweep(begun, search, folder, int(parallel), launch, print)
         try:
             sweep.run()

@@ -82,6 +82,8 @@ def _curves(rows: dict[str, list[dict]], metrics: list[str] | None, over: str) -
         key for run in rows.values() for row in run for key, value in row.items()
         if isinstance(value, int | float) and not isinstance(value, bool) and key != "step"
     )  # fmt: skip
+    if not known:
+        raise UserError(f"{' and '.join(rows)}: no rows yet")
     for metric in metrics or ():
         if metric not in known:
             raise UserError(f"no run has {metric}: there are {', '.join(known)}")

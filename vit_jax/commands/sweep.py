@@ -15,7 +15,6 @@ import argparse
 import dataclasses
 import importlib
 import importlib.util
-import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -24,7 +23,6 @@ from ml_collections import ConfigDict
 
 from vit_jax import recipe
 from vit_jax.commands.arguments import add_config, command_line
-from vit_jax.config import FREE_ON_RESUME, base, flat
 from vit_jax.errors import UserError
 
 COMMANDS = ("local", "slurm")  # back ends, behind --
@@ -86,14 +84,15 @@ def _run(options: argparse.Namespace, folder: Path) -> int:
     for key in search.space.distributions:
         if key in named:
             raise UserError(f"{key} is searched and also set by --config.{key}: leave one out")
+    launcher = Launcher(options.config, options.overrides, options.parallel, _say,
+                        *_backend(options))  # fmt: skip
     where = options.storage or str(folder / study.JOURNAL)
     with study.locked(folder):
         storage = study.opened(options.storage, folder)
         with study.told(where):
+            elsewhere = folder if options.storage else None
             found = study.begin(options.study, storage, search,
-                                _identity(options, config, search, folder))  # fmt: skip
-            launcher = Launcher(options.config, options.overrides, options.parallel, _say,
-                                *_backend(options))  # fmt: skip
+                                study.identity(config, search, elsewhere))  # fmt: skip
             sweep = Sweep(found, search, folder, options.parallel, launcher, _say)
             _say(f"study {options.study}: {search.method} of {search.trials} trials, "
                  f"{options.parallel} at a time, by {search.metric}; {folder}")  # fmt: skip
@@ -134,8 +133,8 @@ def _search(options: argparse.Namespace, config: ConfigDict, found: Any) -> Any:
             else f"--trials is for random, tpe and ranges; here are {len(found.points)} points"
         )  # fmt: skip
     for name in ("trials", "parallel"):
-        if (getattr(options, name) or 1) < 1:
-            raise UserError(f"--{name} is 1 or more, not {getattr(options, name)}")
+        if (given := getattr(options, name)) is not None and given < 1:
+            raise UserError(f"--{name} is 1 or more, not {given}")
     split = config.data.eval.split
     if not split and not options.metric:
         raise UserError("a sweep compares by an evaluation: set data.eval.split or give --metric")
@@ -147,20 +146,6 @@ def _search(options: argparse.Namespace, config: ConfigDict, found: Any) -> Any:
         )
     metric = "eval/" + (options.metric or f"{split}/accuracy").removeprefix("eval/")
     return Search(found, method, metric, options.trials or len(found.points), prunes)
-
-
-def _identity(options: argparse.Namespace, config: ConfigDict, search: Any,
-              folder: Path) -> dict[str, Any]:  # fmt: skip
-    """What a study is of: the keys that its trials share and that decide their numbers; in a
-    database, which others may use, the folder of its trials too."""
-    lengths = ("total_", "init", "resume")  # which may change when one run goes on
-    default = flat(base())
-    shared = {
-        key: value for key, value in flat(config).items()
-        if value != default[key] and key not in search.space.distributions
-        and (key.startswith(lengths) or not key.startswith(FREE_ON_RESUME))
-    }  # fmt: skip
-    return json.loads(json.dumps(shared | ({"folder": str(folder)} if options.storage else {})))
 
 
 def _backend(options: argparse.Namespace) -> tuple[dict[str, Any], dict[str, str] | None]:

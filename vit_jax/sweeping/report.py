@@ -10,7 +10,6 @@ from typing import Any
 import optuna
 from ml_collections import ConfigDict
 from optuna.distributions import BaseDistribution, CategoricalDistribution
-from optuna.importance import get_param_importances
 from optuna.trial import FrozenTrial, TrialState
 
 from vit_jax import drawing
@@ -106,11 +105,12 @@ def importances(study: optuna.Study) -> dict[str, float]:
     best = finished(study)
     if len({trial.value for trial in best}) < 2 or len(best) < 4:
         return {}
+    from optuna.importance import FanovaImportanceEvaluator, get_param_importances  # scikit-learn
+
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        evaluator = optuna.importance.FanovaImportanceEvaluator(seed=0)
         try:
-            return get_param_importances(study, evaluator=evaluator)
+            return get_param_importances(study, evaluator=FanovaImportanceEvaluator(seed=0))
         except (ValueError, RuntimeError):  # no key took several values
             return {}
 

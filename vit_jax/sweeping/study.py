@@ -8,6 +8,7 @@ study (its folder is locked); any number may read it, Optuna's dashboard too.
 import contextlib
 import dataclasses
 import fcntl
+import json
 import os
 import random
 import warnings
@@ -17,14 +18,16 @@ from pathlib import Path
 from typing import Any, Literal
 
 import optuna
+from ml_collections import ConfigDict
 from optuna.distributions import CategoricalDistribution, FloatDistribution
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, Trial, TrialState
 
+from vit_jax.config import FREE_ON_RESUME, base, flat
 from vit_jax.errors import UserError, cannot_write, nearest
 from vit_jax.sweeping.space import Space
 
-JOURNAL = "study.journal"
+JOURNAL, LOCK = "study.journal", ".sweep.lock"
 REDUCTION = 3  # of successive halving: the share that goes on, and how much longer it does
 RUNGS = 2  # of successive halving, before the end
 
@@ -60,7 +63,7 @@ def locked(folder: Path) -> Iterator[None]:
     """Holds the folder of a study, which is made. Raises UserError where a living sweep does."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        lock = (folder / ".sweep.lock").open("a+")
+        lock = (folder / LOCK).open("a+")
     except OSError as error:
         raise cannot_write(folder, error) from error
     with lock:
@@ -76,18 +79,23 @@ def locked(folder: Path) -> Iterator[None]:
         lock.write(str(os.getpid()))
         lock.flush()
         _mend(folder / JOURNAL)
-        yield
+        try:
+            yield
+        finally:
+            if [path.name for path in folder.iterdir()] == [LOCK]:  # nothing came of it
+                (folder / LOCK).unlink()
+                folder.rmdir()
 
 
 @contextlib.contextmanager
-def told(storage: str) -> Iterator[None]:
-    """Makes what a storage says of its troubles the user's one line."""
-    from sqlalchemy.exc import ArgumentError, SQLAlchemyError
+def told(storage: str, *more: type[Exception]) -> Iterator[None]:
+    """Makes what a storage says of its troubles, and errors of `more` types, the user's line."""
+    from sqlalchemy.exc import SQLAlchemyError
 
+    troubles: Any = (optuna.exceptions.StorageInternalError, SQLAlchemyError, *more)
     try:
         yield
-    except (optuna.exceptions.StorageInternalError, SQLAlchemyError, ArgumentError, ImportError,
-            ValueError, OSError) as error:  # fmt: skip
+    except troubles as error:
         reason = str(error.__cause__ or error).strip().partition("\n")[0]
         raise UserError(
             f"storage {storage}: {reason}; it is a URL such as sqlite:////PATH/sweeps.db, which "
@@ -97,7 +105,7 @@ def told(storage: str) -> Iterator[None]:
 
 def opened(url: str | None, folder: Path) -> Any:
     """The storage at a URL, or the study's own file. Raises UserError where it cannot be used."""
-    with told(url or str(folder / JOURNAL)):
+    with told(url or str(folder / JOURNAL), ImportError, ValueError, OSError):
         if url:
             return optuna.storages.get_storage(url)
         return optuna.storages.JournalStorage(JournalFileBackend(str(folder / JOURNAL)))
@@ -124,23 +132,36 @@ def load(name: str, url: str | None, folder: Path) -> optuna.Study:
     return optuna.load_study(study_name=name, storage=storage)
 
 
-def begin(name: str, storage: Any, search: Search, identity: dict[str, Any]) -> optuna.Study:
+def identity(config: ConfigDict, search: Search, elsewhere: Path | None = None) -> dict[str, Any]:
+    """What a study is of: how it searches, and the keys that its trials share and that decide their
+    numbers; of a storage `elsewhere` than in the folder of the trials, that folder too."""
+    lengths = ("total_", "init", "resume")  # which may change when one run goes on
+    default = flat(base())
+    keys = {
+        key: value for key, value in flat(config).items()
+        if value != default[key] and key not in search.space.distributions
+        and (key.startswith(lengths) or not key.startswith(FREE_ON_RESUME))
+    }  # fmt: skip
+    keys |= {"space": str(search.space), "method": search.method, "metric": search.metric}
+    keys |= {"folder": str(elsewhere)} if elsewhere else {}
+    return json.loads(json.dumps(keys))
+
+
+def begin(name: str, storage: Any, search: Search, of: dict[str, Any]) -> optuna.Study:
     """The study, new or continued; the points of a grid wait in it.
 
     Raises UserError where it is there, but of another config or another search.
     """
-    study = optuna.create_study(
-        study_name=name, storage=storage, direction=search.direction, load_if_exists=True,
-        sampler=METHODS[search.method](seed=0),
-    )  # fmt: skip
-    identity = identity | {"space": str(search.space), "method": search.method,
-                           "metric": search.metric}  # fmt: skip
+    if name in optuna.study.get_all_study_names(storage):
+        study = optuna.load_study(study_name=name, storage=storage)
+    else:
+        study = optuna.create_study(study_name=name, storage=storage, direction=search.direction)
     before = study.user_attrs.get("identity")
     if before is None:
-        study.set_user_attr("identity", identity)
+        study.set_user_attr("identity", of)
     elif differing := [
-        f"{key}: {before.get(key)!r} there, {identity.get(key)!r} here"
-        for key in sorted(before.keys() | identity.keys()) if before.get(key) != identity.get(key)
+        f"{key}: {before.get(key)!r} there, {of.get(key)!r} here"
+        for key in sorted(before.keys() | of.keys()) if before.get(key) != of.get(key)
     ]:  # fmt: skip
         raise UserError(
             f"study {name} is of another config or search ({'; '.join(differing[:5])}"
@@ -149,7 +170,7 @@ def begin(name: str, storage: Any, search: Search, identity: dict[str, Any]) -> 
     if not search.space.ranges and search.method in ("grid", "halving"):
         points = search.space.points
         if search.method == "halving":  # else the first of a grid's order would be compared alone
-            random.Random(0).shuffle(points)
+            random.Random(name).shuffle(points)
         for point in points[len(study.get_trials(deepcopy=False)) :]:
             study.enqueue_trial(point)
     return study
