@@ -1,4 +1,4 @@
-# make demo, make test, make test-peers, make test-faults: each makes its own .venv with what it needs, from Python >= 3.11 and pip.
+# make demo, make test, make test-peers, make test-cluster, make test-faults: each makes its own .venv with what it needs, from Python >= 3.11 and pip.
 PYTHON ?= python3
 VENV ?= .venv
 CONSTRAINTS ?= $$($(PYTHON) .ci/constraints.py)
@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 EXTRAS ?= dev
 TESTS ?=
 
-.PHONY: demo test test-peers test-faults lint clean
+.PHONY: demo test test-peers test-cluster test-faults lint clean
 
 demo: $(VENV)/.installed
 	$(BIN)/vit train --config=digits.py --workdir=runs/digits
@@ -19,6 +19,10 @@ test-peers:
 	$(MAKE) VENV=.venv-peers EXTRAS=dev,peers,tf CONSTRAINTS="$(CONSTRAINTS) -c .ci/constraints-peers.txt" .venv-peers/.installed
 	.venv-peers/bin/python -m pytest tests/peers/test_tfds_builds.py  # TensorFlow, apart from PyTorch
 	.venv-peers/bin/python -m pytest -n 2 --dist loadfile --ignore=tests/peers/test_tfds_builds.py tests/peers tests/pretrained/test_references.py tests/models/test_resnet_peer.py tests/pretrained/test_catalog.py
+
+# SLURM, which it starts itself: as root, after apt-get install slurm-wlm munge.
+test-cluster: $(VENV)/.installed
+	TEST_CLUSTER=1 $(BIN)/python -m pytest tests/cluster
 
 test-faults: $(VENV)/.installed
 	FAULT_ROUNDS=$${FAULT_ROUNDS:-20} FAULT_TABLE=$${FAULT_TABLE:-docs/results/faults.csv} $(BIN)/python -m pytest -n 2 --dist load tests/faults tests/parallel/test_jobs.py

@@ -56,6 +56,24 @@ class Slurm:
         self._daemons: list[subprocess.Popen] = []
 
     def __enter__(self) -> "Slurm":
+        try:
+            self._start()
+        except BaseException:
+            self._stop()
+            raise
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.say("scancel", "--me", check=False)
+        self._until(lambda: not self.say("squeue", "-h", check=False).strip())
+        self._stop()
+
+    def _stop(self) -> None:
+        for daemon in reversed(self._daemons):
+            daemon.terminate()
+            daemon.wait(PATIENCE)
+
+    def _start(self) -> None:
         folder = self.folder
         for name in ("state", "spool"):
             (folder / name).mkdir()
@@ -82,20 +100,12 @@ class Slurm:
             if line[0] == "munged":
                 self._until((folder / "munge.socket").exists)
         self._until(lambda: self.say("sinfo", "-h", "-o", "%T", check=False).strip() == "idle")
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self.say("scancel", "--me", check=False)
-        self._until(lambda: not self.say("squeue", "-h", check=False).strip())
-        for daemon in reversed(self._daemons):
-            daemon.terminate()
-            daemon.wait(PATIENCE)
 
     def _until(self, true) -> None:
         end = time.monotonic() + PATIENCE
         while not true():
-            logs = {p.name: p.read_text()[-2000:] for p in self.folder.glob("*.*o*[gt]")}
-            assert time.monotonic() < end, logs
+            logs = [*self.folder.glob("*.log"), *self.folder.glob("*.out")]
+            assert time.monotonic() < end, {log.name: log.read_text()[-2000:] for log in logs}
             time.sleep(0.1)
 
     def say(self, *line: str, check: bool = True) -> str:

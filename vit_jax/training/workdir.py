@@ -11,7 +11,7 @@ from vit_jax.errors import UserError, cannot_write
 from vit_jax.parallel.runtime import probe, process, together
 from vit_jax.pretrained.files import whole
 
-TRIES = 5  # at the lock, which `vit runs` takes for a moment to see whether a run lives
+TRIES = 20  # at the lock, which `vit runs` takes for a moment to see whether a run lives
 
 
 def write_json(path: Path, value: Any) -> None:
