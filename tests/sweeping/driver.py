@@ -32,7 +32,8 @@ def main(method: str, parallel: str, path: str, text: str) -> int:
     folder, config = Path(path), recipe.load("digits.py")
     found = space.read(text, "digits.py", config)
     count = 12 if found.ranges else len(found.points)
-    search = study.Search(found, method, METRIC, count, prunes=method == "halving")
+    method, plus, _ = method.partition("+")
+    search = study.Search(found, method, METRIC, count, prunes=bool(plus))
     with study.locked(folder):
         begun = study.begin("s", study.opened(None, folder), search, study.identity(config, search))
         sweep = Sweep(begun, search, folder, int(parallel), launch, print)

@@ -106,7 +106,7 @@ def _run(options: argparse.Namespace, folder: Path) -> int:
     if sweep.failed:
         raise UserError(
             f"{len(sweep.failed)} of {search.trials} trials failed, which the same command tries "
-            f"again: {sweep.failed[0]}"
+            f"again: {next(iter(sweep.failed.values()))}"
         )
     told = f"trial {best[0].number}, {search.metric} {best[0].value:.4f}, " + space.in_words(
         best[0].params) if best else "no trial finished"  # fmt: skip
@@ -138,14 +138,14 @@ def _search(options: argparse.Namespace, config: ConfigDict, found: Any) -> Any:
     split = config.data.eval.split
     if not split and not options.metric:
         raise UserError("a sweep compares by an evaluation: set data.eval.split or give --metric")
-    prunes = method == "halving" or options.prune
-    if prunes and not (config.eval_every_steps or config.eval_every_epochs):
+    stops = "--prune" if options.prune else "--method=halving" if method == "halving" else None
+    if stops and not (config.eval_every_steps or config.eval_every_epochs):
         raise UserError(
-            f"--{'prune' if options.prune else 'method=halving'} needs evaluations on the way: "
-            "--config.eval_every_steps=N or --config.eval_every_epochs=N"
+            f"{stops} needs evaluations on the way: --config.eval_every_steps=N or "
+            "--config.eval_every_epochs=N"
         )
     metric = "eval/" + (options.metric or f"{split}/accuracy").removeprefix("eval/")
-    return Search(found, method, metric, options.trials or len(found.points), prunes)
+    return Search(found, method, metric, options.trials or len(found.points), options.prune)
 
 
 def _backend(options: argparse.Namespace) -> tuple[dict[str, Any], dict[str, str] | None]:

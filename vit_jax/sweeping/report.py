@@ -16,7 +16,7 @@ from vit_jax import drawing
 from vit_jax.config import base, leaves
 from vit_jax.sweeping.space import in_words
 from vit_jax.sweeping.study import finished
-from vit_jax.sweeping.trials import PRUNED_AT, REASON, STEPS
+from vit_jax.sweeping.trials import DIVERGED, REASON, STEPS
 from vit_jax.training.workdir import write_text
 
 STATES = {
@@ -138,7 +138,7 @@ def _point(trial: FrozenTrial) -> dict[str, Any]:
 
 def _kind(trial: FrozenTrial) -> str:
     if trial.state == TrialState.PRUNED:
-        return "pruned" if PRUNED_AT in trial.user_attrs else "diverged"
+        return DIVERGED if trial.user_attrs.get(REASON) == DIVERGED else "pruned"
     return STATES[trial.state]
 
 

@@ -10,7 +10,6 @@ import dataclasses
 import fcntl
 import json
 import os
-import random
 import warnings
 import zlib
 from collections.abc import Iterator
@@ -25,11 +24,10 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 
 from vit_jax.config import FREE_ON_RESUME, base, flat
 from vit_jax.errors import UserError, cannot_write, nearest
+from vit_jax.sweeping import halving
 from vit_jax.sweeping.space import Space
 
 JOURNAL, LOCK = "study.journal", ".sweep.lock"
-REDUCTION = 3  # of successive halving: the share that goes on, and how much longer it does
-RUNGS = 2  # of successive halving, before the end
 
 # method: what draws a point. A grid is drawn from nothing: all of its points wait in line.
 METHODS: dict[str, Any] = {
@@ -51,11 +49,15 @@ class Search:
     method: str
     metric: str  # a key of the rows of metrics.jsonl
     trials: int
-    prunes: bool
+    prunes: bool = False  # by Optuna's pruner
 
     @property
     def direction(self) -> Literal["minimize", "maximize"]:
         return "minimize" if self.metric.endswith("loss") else "maximize"
+
+    @property
+    def sign(self) -> int:
+        return 1 if self.direction == "maximize" else -1
 
 
 @contextlib.contextmanager
@@ -169,17 +171,9 @@ def begin(name: str, storage: Any, search: Search, of: dict[str, Any]) -> optuna
         )
     if not search.space.ranges and search.method in ("grid", "halving"):
         points = search.space.points
-        if search.method == "halving":  # else the first of a grid's order would be compared alone
-            random.Random(name).shuffle(points)
         for point in points[len(study.get_trials(deepcopy=False)) :]:
             study.enqueue_trial(point)
     return study
-
-
-def interrupted(study: optuna.Study, search: Search) -> list[Trial]:
-    """Trials that were begun and not told, in their order."""
-    begun = study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
-    return [_at_its_point(study, search, Trial(study, t._trial_id), t.number) for t in begun]
 
 
 def following(study: optuna.Study, search: Search) -> Trial | None:
@@ -188,15 +182,24 @@ def following(study: optuna.Study, search: Search) -> Trial | None:
     waits = any(trial.state == TrialState.WAITING for trial in trials)
     if not waits and len(trials) >= search.trials:
         return None
-    number = len(trials)
-    # A sampler for each trial: one that starts again with its seed would draw the same once more.
-    study.sampler = METHODS[search.method](seed=zlib.crc32(study.study_name.encode()) + number)
-    return _at_its_point(study, search, study.ask(), number)
+    begun = min((t.number for t in trials if t.state == TrialState.WAITING), default=len(trials))
+    study.sampler = _sampler(study, search, begun)
+    return _at_its_point(study.ask(), search)
 
 
-def _at_its_point(study: optuna.Study, search: Search, trial: Trial, number: int) -> Trial:
-    """With a value for every key; one that was killed before it had them draws the same."""
-    study.sampler = METHODS[search.method](seed=zlib.crc32(study.study_name.encode()) + number)
+def taken_up(study: optuna.Study, search: Search, trial: FrozenTrial) -> Trial:
+    """A trial that was begun and not told; one that had no values yet draws the same."""
+    study.sampler = _sampler(study, search, trial.number)
+    return _at_its_point(Trial(study, trial._trial_id), search)
+
+
+def _sampler(study: optuna.Study, search: Search, number: int) -> Any:
+    """Of one trial: one that starts again with its seed would draw the same once more."""
+    return METHODS[search.method](seed=zlib.crc32(study.study_name.encode()) + number)
+
+
+def _at_its_point(trial: Trial, search: Search) -> Trial:
+    """With a value for every key."""
     d: Any
     for key, d in search.space.distributions.items():
         if isinstance(d, CategoricalDistribution):
@@ -208,15 +211,12 @@ def _at_its_point(study: optuna.Study, search: Search, trial: Trial, number: int
     return trial
 
 
-def first_rung(total_steps: int) -> int:
-    """The step after which successive halving looks first."""
-    return max(1, total_steps // REDUCTION**RUNGS)
-
-
-def halving(total_steps: int) -> optuna.pruners.SuccessiveHalvingPruner:
-    """At each rung the best third goes on, three times as far (arXiv 1810.05934)."""
+def pruner(total_steps: int) -> optuna.pruners.SuccessiveHalvingPruner:
+    """What stops trials of random or TPE, whose later points depend on earlier ones: a trial that
+    comes to a rung goes on where it is of the best third up to then (arXiv 1810.05934)."""
     return optuna.pruners.SuccessiveHalvingPruner(
-        min_resource=first_rung(total_steps), reduction_factor=REDUCTION
+        min_resource=max(1, round(total_steps * halving.RUNGS[0])),
+        reduction_factor=halving.REDUCTION,
     )
 
 

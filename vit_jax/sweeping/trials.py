@@ -17,10 +17,11 @@ from pathlib import Path
 from typing import Any
 
 import optuna
-from optuna.trial import Trial, TrialState
+from optuna.trial import FrozenTrial, Trial, TrialState
 
 from vit_jax.errors import INTERRUPTED, NON_FINITE, RESTART, USER_ERROR, Stopped, UserError
 from vit_jax.launch.runs import locked
+from vit_jax.sweeping import halving
 from vit_jax.sweeping import study as studies
 from vit_jax.sweeping.space import in_words, overrides
 from vit_jax.sweeping.study import Search
@@ -68,6 +69,8 @@ class Live:
     slot: int
     rows: Rows
     reported: int
+    rung: int | None = None  # of halving, where it waits for the others
+    waits: bool = False
     running: Any = None
 
 
@@ -79,10 +82,11 @@ class Sweep:
                  say: Callable[[str], None]):  # fmt: skip
         self._study, self._search, self._folder = study, search, folder
         self._parallel, self._launch, self._say = parallel, launch, say
-        self._waiting = studies.interrupted(study, search)
+        self._halves = search.method == "halving"
         self._live: list[Live] = []
         self._code: int | None = None
-        self.failed: list[str] = []
+        self._stopping = False
+        self.failed: dict[int, str] = {}
 
     def run(self) -> None:
         """Returns when every trial has ended, with a line for each of those that `failed`.
@@ -113,19 +117,45 @@ class Sweep:
     def _fill(self) -> bool:
         """Takes up trials until there are as many as may run; whether some remain."""
         while len(self._live) < self._parallel and self._code is None:
-            trial = (
-                self._waiting.pop(0)
-                if self._waiting
-                else studies.following(self._study, self._search)
-            )
+            trial, rung = self._contender() if self._halves else (self._begun(), None)
             if trial is None:
                 return False
-            folder = self._folder / f"{trial.number:04d}"
+            folder = self._folder_of(trial)
             slot = min(set(range(self._parallel)) - {live.slot for live in self._live})
             last = max(trial.storage.get_trial(trial._trial_id).intermediate_values, default=0)
             rows = Rows(folder, self._search.metric)
-            self._live.append(Live(trial, folder, slot, rows, last))
+            self._live.append(Live(trial, folder, slot, rows, last, rung))
         return True
+
+    def _folder_of(self, trial: Any) -> Path:
+        return self._folder / f"{trial.number:04d}"
+
+    def _idle(self) -> list[FrozenTrial]:
+        """Trials that were begun, not told, and do not run."""
+        busy = self.failed.keys() | {live.trial.number for live in self._live}
+        begun = self._study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
+        return [trial for trial in begun if trial.number not in busy]
+
+    def _begun(self) -> Trial | None:
+        """The next trial, those first that a killed sweep has left."""
+        for trial in self._idle():
+            return studies.taken_up(self._study, self._search, trial)
+        return studies.following(self._study, self._search)
+
+    def _contender(self) -> tuple[Trial | None, int | None]:
+        """The next trial of successive halving and the rung that it may run to; tells those that
+        are out."""
+        search, trials = self._search, self._study.get_trials(deepcopy=False)
+        race, rung = halving.standing(trials, search.trials, self.failed, search.sign)
+        numbers = {trial.number for trial in race}
+        for trial in self._idle():
+            folder = self._folder_of(trial)
+            if trial.number not in numbers:
+                self._tell(Trial(self._study, trial._trial_id), None, TrialState.PRUNED,
+                           f"pruned at step {_steps(folder)}")  # fmt: skip
+            elif rung is None or halving.key(rung) not in trial.user_attrs:
+                return studies.taken_up(self._study, search, trial), rung
+        return (studies.following(self._study, search) if rung == 0 else None), rung
 
     def _look(self, live: Live) -> None:
         """Starts, watches or ends one trial."""
@@ -158,62 +188,73 @@ class Sweep:
                 live.running.stop()
 
     def _report(self, live: Live) -> None:
-        """Tells the study what was measured, and stops the trial where it does too badly."""
+        """Tells the study what was measured, and stops the trial where it waits for the others or
+        does too badly; the decision is stored first."""
         for step, value in live.rows.new(live.reported):
             live.reported = step
             live.trial.report(value, step)
-            if not self._search.prunes or PRUNED_AT in live.trial.user_attrs:
-                continue
             total = json.loads((live.folder / "config.json").read_text())["total_steps"]
-            self._study.pruner = studies.halving(total)
-            if step < total and live.trial.should_prune():
-                live.trial.set_user_attr(PRUNED_AT, step)
-                if live.running is not None:
-                    live.running.stop()
+            if step == total:
+                continue
+            stops = self._halves and self._at_rung(live, step / total, value)
+            if self._search.prunes and PRUNED_AT not in live.trial.user_attrs:
+                self._study.pruner = studies.pruner(total)
+                if live.trial.should_prune():
+                    live.trial.set_user_attr(PRUNED_AT, step)
+                    stops = True
+            if stops and live.running is not None:
+                live.running.stop()
+
+    def _at_rung(self, live: Live, share: float, value: float) -> bool:
+        """Stores what a trial has reached at each rung; whether it is the one where it waits."""
+        for rung, at in enumerate(halving.RUNGS):
+            if share >= at and halving.key(rung) not in live.trial.user_attrs:
+                live.trial.set_user_attr(halving.key(rung), value)
+                live.waits = live.waits or rung == live.rung
+        return live.waits
 
     def _ended(self, live: Live, code: int) -> None:
-        number, trial, attributes = live.trial.number, live.trial, live.trial.user_attrs
-        stopped = self._code is not None and PRUNED_AT not in attributes
-        if code in (RESTART, INTERRUPTED) and stopped:
-            self._live.remove(live)
-            return
-        value, state, reason = None, TrialState.PRUNED, ""
+        """Tells what became of a trial; nothing of one that is to go on."""
+        trial, attributes = live.trial, live.trial.user_attrs
+        self._live.remove(live)
         if code == 0:
             told = json.loads((live.folder / "result.json").read_text())
             if self._search.metric not in told:
                 names = ", ".join(key for key in told if key.startswith("eval/"))
                 raise UserError(f"no {self._search.metric} is measured by the trials: {names}")
-            value, state = told[self._search.metric], TrialState.COMPLETE
+            value = told[self._search.metric]
             if math.isnan(value):
-                value, state, reason = None, TrialState.PRUNED, DIVERGED
+                self._tell(trial, None, TrialState.PRUNED, DIVERGED)
+            else:
+                self._tell(trial, value, TrialState.COMPLETE, "")
         elif code == NON_FINITE:
-            reason = DIVERGED
+            self._tell(trial, None, TrialState.PRUNED, DIVERGED)
         elif PRUNED_AT in attributes:
-            reason = f"pruned at step {attributes[PRUNED_AT]}"
-        else:  # not told, so that the same command tries it again
-            self.failed.append(f"trial {number} ({in_words(trial.params)}): {_why(live, code)}")
+            self._tell(trial, None, TrialState.PRUNED, f"pruned at step {attributes[PRUNED_AT]}")
+        elif code != RESTART or not (live.waits or self._stopping):
+            why = f"trial {trial.number} ({in_words(trial.params)}): {_why(live, code)}"
+            self.failed[trial.number] = why
             if code == USER_ERROR and not studies.finished(self._study):
-                raise UserError(self.failed[-1])  # most likely every trial's
-            self._say(self.failed[-1])
-            self._live.remove(live)
-            return
-        trial.set_user_attr(STEPS, _steps(live.folder))
+                raise UserError(why)  # most likely every trial's
+            self._say(why)
+
+    def _tell(self, trial: Trial, value: float | None, state: TrialState, reason: str) -> None:
+        trial.set_user_attr(STEPS, _steps(self._folder_of(trial)))
         trial.set_user_attr(REASON, reason)
         self._study.tell(trial, value, state)
-        self._live.remove(live)
         reached = f"{self._search.metric} {value:.4f}" if value is not None else reason
-        self._say(f"trial {number} of {self._search.trials}: {in_words(trial.params)}: {reached}")
+        self._say(f"trial {trial.number} of {self._search.trials}: {in_words(trial.params)}: "
+                  f"{reached}")  # fmt: skip
 
     def _stop_all(self) -> None:
-        """Everything that runs saves and stops; told is only what was pruned."""
+        """Everything that runs saves and stops."""
+        self._stopping = True
         for live in self._live:
             if live.running is not None:
                 live.running.stop()
         for live in list(self._live):
-            if live.running is not None:
-                code = live.running.wait()
-                if PRUNED_AT in live.trial.user_attrs or code == 0:
-                    self._ended(live, code)
+            if live.running is not None and (code := live.running.wait()) in (0, RESTART):
+                self._ended(live, code)
 
 
 def _steps(folder: Path) -> int:
