@@ -20,7 +20,7 @@ from vit_jax.errors import INTERRUPTED, UserError, cannot_write
 
 from .job import AGAIN, Job, cpu_devices, in_words, verdict
 
-GRACE = 30.0  # seconds to end by themselves: others after the first has died
+GRACE = 30.0  # seconds to end by themselves: others after the first has
 SAVE = 300.0  # and all after a stop, for their save
 TICK = 0.1
 
@@ -60,7 +60,7 @@ class Running:
             self._say(f"{self.job.name}: its time limit is over")
             self.stop()
         if None in codes:
-            if any(codes) and self._kill_at is None:
+            if self._kill_at is None and any(code is not None for code in codes):
                 self._kill_at = now + GRACE
             if self._kill_at is not None and now >= self._kill_at:
                 self.kill()
@@ -168,7 +168,7 @@ def _environment(job: Job, number: int) -> dict[str, str]:
         "JAX_NUM_PROCESSES": str(job.processes), "JAX_PROCESS_ID": str(number),
         "PYTHONUNBUFFERED": "1",
     }  # fmt: skip
-    gpus = [] if job.platform == "cpu" else visible_gpus()
+    gpus = [] if "cpu" in (job.platform, environment.get("JAX_PLATFORMS")) else visible_gpus()
     if gpus:
         count = job.devices or len(gpus) // job.processes
         if not count or count * job.processes > len(gpus):

@@ -7,6 +7,7 @@ where that is of use. Folder of a submission: pickled tasks, codes and logs.
 """
 
 import contextlib
+import dataclasses
 import io
 import os
 import shlex
@@ -21,7 +22,7 @@ from typing import Any
 
 from vit_jax.errors import RESTART, UserError, cannot_write
 
-from .job import AGAIN, Job, cpu_devices, in_words, verdict
+from .job import AGAIN, Job, cpu_devices, in_words, job_hash, verdict
 from .local import TICK, ends_with_its_parent
 
 SAVE = 120  # seconds before the time limit at which SLURM says so
@@ -38,6 +39,7 @@ def start(
     `options` are sbatch's, by their long names. Raises UserError: no SLURM here, or what SLURM
     says against it.
     """
+    jobs = [dataclasses.replace(job, logs=job.logs.absolute()) for job in jobs]
     executor = _executor(jobs, options or {}, at_once)
     if shutil.which("sbatch") is None:
         raise UserError(
@@ -178,8 +180,8 @@ def _executor(jobs: Sequence[Job], options: Mapping[str, Any], at_once: int) -> 
     if job.memory:  # SLURM counts it by node
         amount, unit = job.memory[:-1], job.memory[-1]
         more["mem"] = f"{int(amount) * a_node}{unit}"
-    end = [sys.executable, "-m", "vit_jax.launch.slurm", str(job.logs), str(job.processes),
-           str(job.restarts)]  # fmt: skip
+    end = [sys.executable, "-m", "vit_jax.launch.slurm", executor.folder, job.processes,
+           job.restarts]  # fmt: skip
     minutes = None if job.time_limit is None else max(1, round(job.time_limit))
     # Since SLURM 22.05 srun does not know of the script's own --cpus-per-task.
     cpus = [f"--cpus-per-task={job.cpus}"] if job.cpus else []
@@ -187,14 +189,15 @@ def _executor(jobs: Sequence[Job], options: Mapping[str, Any], at_once: int) -> 
         job_name=array_name(jobs), time=minutes, nodes=job.nodes, ntasks_per_node=a_node,
         signal_delay_s=SAVE, stderr_to_stdout=True, array_parallelism=at_once,
         srun_args=["--kill-on-bad-exit=0", *cpus],
-        teardown=["exec " + shlex.join(end)], additional_parameters=more,
+        teardown=["exec " + shlex.join(map(str, end))], additional_parameters=more,
     )  # fmt: skip
     return executor
 
 
 def array_name(jobs: Sequence[Job]) -> str:
     """Of one job its own, of several one for all."""
-    return jobs[0].name + (f"-and-{len(jobs) - 1}-more" if len(jobs) > 1 else "")
+    names = [job.name for job in jobs]
+    return names[0] if len(names) == 1 else job_hash("array", names)
 
 
 def _environment(job: Job) -> dict[str, str]:

@@ -14,7 +14,7 @@ from vit_jax.launch.job import Job
 
 from tests.parallel.jobs import PATIENCE, ROOT, TINY
 
-LONG = {"total_steps": 80, "checkpoint.every_steps": 20}
+LONG = {"total_steps": 40, "checkpoint.every_steps": 10}
 
 
 def train(workdir, **changes):
@@ -94,7 +94,7 @@ def test_two_processes_of_four_devices_one_killed_all_stop_start_again_and_end_t
         assert job.end() == (0, "")
     assert "2 processes, 8 devices" in job.out
     with Launched(*shape, command=train(tmp_path / "killed", **LONG)) as job:
-        job.when("step 22/80")
+        job.when("step 11/40")
         before = job.children
         os.kill(before[1], signal.SIGKILL)
         job.when("continues ")
@@ -106,7 +106,7 @@ def test_two_processes_of_four_devices_one_killed_all_stop_start_again_and_end_t
     assert "restart 1 of 10" in err
     assert rows(tmp_path / "killed") == rows(tmp_path / "undisturbed")
     assert final(tmp_path / "killed") == final(tmp_path / "undisturbed")
-    assert len(rows(tmp_path / "killed")) == 80
+    assert len(rows(tmp_path / "killed")) == 40
     names = sorted(log.name for log in (tmp_path / "logs").rglob("*.log"))
     assert names == ["0.log", "1.log"]  # both runs have one config, and so one name
 

@@ -58,6 +58,43 @@ def test_several_commands_are_an_array(elsewhere):
     assert "%A_%a_0_log.out" in shown
 
 
+@pytest.mark.parametrize(
+    ("codes", "restarts", "ends", "requeued"),
+    [
+        (["0", "0"], "0", 0, False),
+        (["75", "75"], "0", 75, True),
+        (["75", "75"], "2", 75, True),
+        (["75", "75"], "3", 75, False),  # as often as it may
+        (["75", "-9"], "0", 75, True),
+        (["75", None], "0", 75, True),  # a node that is gone
+        (["75", "2"], "0", 2, False),
+    ],
+)
+def test_the_script_ends_with_going_back_into_the_queue_or_with_the_jobs_code(
+    tmp_path, codes, restarts, ends, requeued
+):
+    stand_in = tmp_path / "scontrol"
+    stand_in.write_text(f'#!/bin/sh\necho "$@" >> {tmp_path}/record\n')
+    stand_in.chmod(0o755)
+    (tmp_path / "codes").mkdir()
+    for rank, code in enumerate(codes):
+        if code is not None:
+            (tmp_path / "codes" / f"7-{restarts}-{rank}").write_text(code)
+    done = subprocess.run(
+        [sys.executable, "-m", "vit_jax.launch.slurm", str(tmp_path), "2", "3"], check=False,
+        env=os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}", "PYTHONPATH": str(ROOT),
+                          "SLURM_JOB_ID": "7", "SLURM_RESTART_COUNT": restarts},
+        capture_output=True, text=True, timeout=60, cwd=ROOT,
+    )  # fmt: skip
+    assert done.returncode == ends, done.stderr
+    record, kept = tmp_path / "record", tmp_path / "codes" / "7"
+    assert record.exists() == requeued
+    assert kept.exists() != requeued
+    assert (record if requeued else kept).read_text().strip() == (
+        "requeue 7" if requeued else str(ends)
+    )
+
+
 def test_without_a_scheduler_on_the_path_it_is_one_clear_line(elsewhere, tmp_path):
     told = elsewhere(*TRAIN)
     assert told.returncode == 2

@@ -145,7 +145,8 @@ def _search(options: argparse.Namespace, config: ConfigDict, found: Any) -> Any:
             "--config.eval_every_epochs=N"
         )
     metric = "eval/" + (options.metric or f"{split}/accuracy").removeprefix("eval/")
-    return Search(found, method, metric, options.trials or len(found.points), options.prune)
+    return Search(found, method, metric, options.trials or len(found.points),
+                  options.prune and method != "halving")  # fmt: skip
 
 
 def _backend(options: argparse.Namespace) -> tuple[dict[str, Any], dict[str, str] | None]:

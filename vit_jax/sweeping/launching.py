@@ -40,7 +40,9 @@ class Launcher:
             return slurm.start([job], self.sbatch)[0]
         if locked(folder):
             return None
-        gpus = [] if job.platform == "cpu" else local.visible_gpus()
+        gpus = (
+            [] if "cpu" in (job.platform, os.environ.get("JAX_PLATFORMS")) else local.visible_gpus()
+        )
         with _environment(share(gpus, slot, self.parallel)):
             return local.start(job, self.say)
 
