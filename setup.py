@@ -59,13 +59,14 @@ setup(
         "tf": ["tensorflow-cpu>=2.21"],
         "hf": ["datasets>=3"],
         "weights": ["torch>=2.6"],
-        "sweep": ["optuna>=4"],
+        "sweep": ["optuna>=4,<6"],
         "slurm": ["submitit>=1.5.4,<1.6"],
         "kubernetes": ["kubernetes>=37,<38"],
         "plots": ["matplotlib>=3.10"],
         "dev": [
             "hypothesis>=6", "import-linter>=2", "kubernetes>=37,<38", "kubernetes-validate>=1.37",
-            "mypy>=1.15", "pytest>=8", "pytest-xdist>=3", "ruff>=0.9", "submitit>=1.5.4,<1.6",
+            "matplotlib>=3.10", "mypy>=1.15", "optuna>=4,<6", "pytest>=8", "pytest-xdist>=3",
+            "ruff>=0.9", "submitit>=1.5.4,<1.6",
         ],
         "peers": [
             "datasets>=3", "timm>=1.0.15", "torch>=2.6", "torchvision>=0.21", "transformers>=5",

@@ -13,6 +13,7 @@ reference code's vit_i21k: 300 epochs, batch 4096, Adam with a first moment in b
 decay 1e-4 outside of the rate, cosine after 10,000 steps, clip 1, sigmoid loss, linear head.
 Expected, by the paper and not by runs of this code: B/16 from ImageNet-21k fine-tuned on
 ImageNet-1k at 384 px 85.5%, S/16 83.7%, Ti/16 78.2%; B/16 on ImageNet-1k alone 79-80%.
+`vit sweep` tries the decays and the regularisation that the published checkpoints' names have.
 """
 
 from vit_jax.config import base
@@ -84,3 +85,9 @@ def get_config(arguments: str = "b16,imagenet21k"):
     c.schedule.warmup_steps = 10_000
     c.loss.name = "sigmoid"
     return c
+
+
+def sweep():
+    for decay in (3e-5, 1e-4):  # over the rate: 0.03 and 0.1
+        for rate in (0.0, 0.1):
+            yield {"optimizer.weight_decay": decay, "model.dropout": rate, "model.drop_path": rate}

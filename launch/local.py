@@ -168,7 +168,7 @@ def _environment(job: Job, number: int) -> dict[str, str]:
         "JAX_NUM_PROCESSES": str(job.processes), "JAX_PROCESS_ID": str(number),
         "PYTHONUNBUFFERED": "1",
     }  # fmt: skip
-    gpus = [] if "cpu" in (job.platform, environment.get("JAX_PLATFORMS")) else _gpus()
+    gpus = [] if "cpu" in (job.platform, environment.get("JAX_PLATFORMS")) else visible_gpus()
     if gpus:
         count = job.devices or len(gpus) // job.processes
         if not count or count * job.processes > len(gpus):
@@ -186,7 +186,7 @@ def _environment(job: Job, number: int) -> dict[str, str]:
     return environment | dict(job.environment)
 
 
-def _gpus() -> list[str]:
+def visible_gpus() -> list[str]:
     """Those that CUDA may show, as it names them."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is not None:

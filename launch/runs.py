@@ -44,7 +44,7 @@ def describe(run: Path) -> dict[str, Any]:
     done = bool(result) and (total is None or result.get("steps", 0) >= total)
     seconds = result.get("goodput", {}) if done else _ledger(run, steps, problems)
     whole = sum(seconds.values())
-    status = "running" if _locked(run) else "done" if done else "stopped" if steps else "begun"
+    status = "running" if locked(run) else "done" if done else "stopped" if steps else "begun"
     return {
         "run": str(run), "status": status, "step": step, "total_steps": total,
         "metric": metric if values else None, "best": max(values, default=None),
@@ -119,7 +119,7 @@ def _ledger(run: Path, steps: list[int], problems: list[str]) -> dict[str, float
     )
 
 
-def _locked(run: Path) -> bool:
+def locked(run: Path) -> bool:
     """Whether a living run holds the folder, also one of another host where the file system
     tells. The lock is let go at once; a run that starts tries more than once."""
     try:

@@ -21,6 +21,8 @@ COMMANDS = {
     "describe": "show what a config resolves to, without training",
     "launch": "start a command on many processes, here or on a cluster",
     "runs": "list runs: status, last step, best metric, goodput",
+    "sweep": "train a recipe over a space of its keys",
+    "compare": "show several runs in one picture, and how they differ",
     "compare-curve": "say where a run leaves a reference",
     "bench": "measure parts of a run on this machine",
     "doctor": "show versions and devices, and check that they work",

@@ -27,24 +27,43 @@ def load(spec: str) -> ConfigDict:
 
     Raises UserError: no such recipe, or arguments that it refuses.
     """
+    config = _called(spec, "get_config", "it is no recipe")
+    if not isinstance(config, ConfigDict):
+        path = spec.partition(":")[0]
+        raise UserError(f"get_config() of {path} gives a {type(config).__name__}, no ConfigDict")
+    return config
+
+
+def sweep(spec: str) -> Any:
+    """What the `sweep()` of a recipe, or of a file beside one, declares: a text, a dictionary of
+    keys to values, or a list of dictionaries, which it may also yield.
+
+    Raises UserError as `load` does.
+    """
+    return _called(spec, "sweep", "give --sweep=KEY=VALUE,VALUE", optional=True)
+
+
+def _called(spec: str, function: str, without: str, optional: bool = False) -> Any:
+    """What a function of `FILE[:ARGUMENTS]` gives; one of no parameters need not take `optional`
+    arguments."""
     path, _, arguments = spec.partition(":")
     module = _module(path)
-    if not hasattr(module, "get_config"):
-        raise UserError(f"{path} defines no get_config(): it is no recipe")
-    given = (arguments,) if arguments else ()
+    if not hasattr(module, function):
+        raise UserError(f"{path} defines no {function}(): {without}")
+    call = getattr(module, function)
+    takes = inspect.signature(call)
+    given = (arguments,) if arguments and not (optional and not takes.parameters) else ()
     try:
-        inspect.signature(module.get_config).bind(*given)
+        takes.bind(*given)
     except TypeError as error:
         what = f"takes no arguments, not {arguments!r}" if given else f"needs some: {path}:…"
         raise UserError(f"recipe {path} {what}") from error
     try:
-        config = module.get_config(*given)
+        made = call(*given)
+        return list(made) if inspect.isgenerator(made) else made
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         line = traceback.extract_tb(error.__traceback__)[1].lineno
         raise UserError(f"recipe {path}, line {line}: {error}") from error
-    if not isinstance(config, ConfigDict):
-        raise UserError(f"get_config() of {path} gives a {type(config).__name__}, no ConfigDict")
-    return config
 
 
 def override(config: ConfigDict, values: Mapping[str, str]) -> list[str]:

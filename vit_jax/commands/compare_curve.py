@@ -66,21 +66,26 @@ def _smooth(curve: dict[int, float], steps: list[int]) -> dict[int, float]:
     return {step: sum(few) / len(few) for step, few in zip(steps, recent, strict=True)}
 
 
-def _curves(path: str) -> dict[str, dict[int, float]]:
-    """metric -> step -> value, of loss, losses of evaluations and accuracies."""
+def rows_of(path: str) -> list[dict[str, Any]]:
+    """The rows of a work folder or file, each with its step. Raises UserError where there are
+    none."""
     file = Path(path).expanduser()
     file = file / "metrics.jsonl" if file.is_dir() else file
     try:
         rows: list[Any] = [json.loads(line) for line in file.read_text().splitlines()]
-        steps = [int(row["step"]) for row in rows]
+        return [row | {"step": int(row["step"])} for row in rows]
     except OSError as error:
         raise UserError(f"{file} cannot be read: {error.strerror}") from error
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{file} holds no rows of metrics: {error}") from error
+
+
+def _curves(path: str) -> dict[str, dict[int, float]]:
+    """metric -> step -> value, of loss, losses of evaluations and accuracies."""
     curves: dict[str, dict[int, float]] = {}
-    for step, row in zip(steps, rows, strict=True):
+    for row in rows_of(path):
         for key, value in row.items():
             told = key.startswith("eval/") and ("accuracy" in key or key.endswith("/loss"))
             if (key == "loss" or told) and isinstance(value, int | float):
-                curves.setdefault(key, {})[step] = float(value)
+                curves.setdefault(key, {})[int(row["step"])] = float(value)
     return curves

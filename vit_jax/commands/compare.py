@@ -1,0 +1,155 @@
+"""Shows several runs in one picture, and where their configs differ.
+
+vit compare runs/a runs/b
+vit compare runs/rates/* --output=compare.html        # or .png, with matplotlib
+vit compare runs/a runs/b --metric=eval/val/loss --over=seconds
+
+RUN is a work folder, or a file of rows as metrics.jsonl. The page needs no network.
+"""
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+from vit_jax.commands.compare_curve import rows_of
+from vit_jax.errors import UserError, cannot_write
+
+Curves = dict[str, dict[str, list[tuple[float, float]]]]  # metric -> run -> (x, y)
+KINDS = (".html", ".png")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The command's options."""
+    parser.add_argument("runs", nargs="+", metavar="RUN")
+    parser.add_argument("--output", metavar="FILE", help="a page (.html) or a picture (.png)")
+    parser.add_argument(
+        "--metric", action="append", metavar="KEY",
+        help="of metrics.jsonl, several times; the loss and each accuracy where it is left out",
+    )  # fmt: skip
+    parser.add_argument("--over", choices=("step", "epoch", "seconds"), default="step")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Does it; returns the exit code."""
+    output = Path(options.output) if options.output else None
+    if output and output.suffix not in KINDS:
+        raise UserError(f"--output={output}: a page is .html, a picture .png")
+    runs = dict(zip(_names(options.runs), options.runs, strict=True))
+    rows = {name: rows_of(path) for name, path in runs.items()}
+    curves = _curves(rows, options.metric, options.over)
+    table = _table({name: _config(path) for name, path in runs.items()}, curves)
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    for row in table:
+        print(
+            "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        )
+    if output:
+        try:
+            _page(output, table, curves, options.over) if output.suffix == ".html" else _picture(
+                output, curves, options.over
+            )
+        except OSError as error:
+            raise cannot_write(output, error) from error
+        print(output)
+    return 0
+
+
+def _names(paths: list[str]) -> list[str]:
+    """The shortest ends of the paths that tell them apart."""
+    parts = [Path(path).expanduser().absolute().parts for path in paths]
+    if len(set(parts)) < len(parts):
+        raise UserError("a run is named twice")
+    for count in range(1, max(map(len, parts)) + 1):
+        names = ["/".join(part[-count:]) for part in parts]
+        if len(set(names)) == len(names):
+            break
+    return names
+
+
+def _config(path: str) -> dict[str, Any]:
+    """The resolved config of a run; nothing where there is none."""
+    folder = Path(path).expanduser()
+    file = (folder if folder.is_dir() else folder.parent) / "config.json"
+    try:
+        return json.loads(file.read_text()) if file.is_file() else {}
+    except (OSError, ValueError) as error:
+        raise UserError(f"{file} cannot be read: {error}") from error
+
+
+def _curves(rows: dict[str, list[dict]], metrics: list[str] | None, over: str) -> Curves:
+    known = dict.fromkeys(
+        key for run in rows.values() for row in run for key, value in row.items()
+        if isinstance(value, int | float) and not isinstance(value, bool) and key != "step"
+    )  # fmt: skip
+    if not known:
+        raise UserError(f"{' and '.join(rows)}: no rows yet")
+    for metric in metrics or ():
+        if metric not in known:
+            raise UserError(f"no run has {metric}: there are {', '.join(known)}")
+    wanted = metrics or [
+        key for key in known
+        if key == "loss" or (key.startswith("eval/") and key.endswith("/accuracy"))
+    ]  # fmt: skip
+    found: Curves = {metric: {} for metric in wanted}
+    for name, run in rows.items():
+        per_step = 1.0
+        if over != "step":  # rows of evaluations have a step alone
+            trained = [row for row in run if over in row]
+            if not trained:
+                raise UserError(f"{name} has no rows with {over}")
+            per_step = trained[-1][over] / max(trained[-1]["step"], 1)
+        for metric in wanted:
+            line = [(row.get(over, row["step"] * per_step), row[metric])
+                    for row in run if metric in row]  # fmt: skip
+            if line:
+                found[metric][name] = line
+    return found
+
+
+def _table(configs: dict[str, dict[str, Any]], curves: Curves) -> list[list[str]]:
+    """Head, the keys that differ, and each metric's last and best values; a column each run."""
+    keys = sorted({key for config in configs.values() for key in config})
+    table = [["", *configs]]
+    for key in keys:
+        told = [str(config.get(key, "")) if config else "?" for config in configs.values()]
+        if len(set(told) - {"?"}) > 1:
+            table.append([key, *told])
+    for metric, lines in curves.items():
+        best = min if metric.endswith("loss") else max
+        for what, choose in (("last", lambda y: y[-1]), ("best", best)):
+            table.append([f"{metric}, {what}"] + [
+                f"{choose([y for _, y in lines[name]]):.4f}" if name in lines else ""
+                for name in configs
+            ])  # fmt: skip
+    return table
+
+
+def _page(output: Path, table: list[list[str]], curves: Curves, over: str) -> None:
+    from vit_jax import drawing
+    from vit_jax.training.workdir import write_text
+
+    parts = [part for metric, lines in curves.items()
+             for part in (drawing.heading(metric), drawing.curves(lines, over))]  # fmt: skip
+    write_text(output, drawing.page(
+        "Runs compared", *parts, drawing.heading("What differs"), drawing.table(table[0], table[1:])
+    ))  # fmt: skip
+
+
+def _picture(output: Path, curves: Curves, over: str) -> None:
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise UserError(
+            "a .png needs matplotlib: pip install 'vit_jax[plots]', or write a page, .html"
+        ) from None
+    figure = Figure(figsize=(4.5 * len(curves), 3.4), layout="constrained")
+    for axes, (metric, lines) in zip(
+        figure.subplots(1, len(curves), squeeze=False)[0], curves.items(), strict=True
+    ):
+        for name, line in lines.items():
+            axes.plot(*zip(*line, strict=True), label=name, marker="." if len(line) < 40 else "")
+        axes.set(title=metric, xlabel=over)
+        axes.grid(alpha=0.3)
+        axes.legend(fontsize="small")
+    figure.savefig(output, dpi=110)

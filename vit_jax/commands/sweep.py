@@ -1,0 +1,171 @@
+"""Trains a recipe over a space of its keys: each trial a `vit train` in a folder of its own.
+
+vit sweep --config=digits.py --sweep="optimizer.lr=1e-3,3e-3;seed=0,1" --study=rates --workdir=runs
+vit sweep --config=digits.py --sweep="optimizer.lr=log(1e-4,1e-2)" --method=tpe --trials=20 \\
+    --study=tpe --workdir=runs --parallel=2
+vit sweep --config=finetune.py:b16,cifar10 --study=lr --workdir=runs     # the recipe's own sweep()
+vit sweep … --parallel=8 -- slurm --partition=gpu --devices=1     # as behind `vit launch`
+vit sweep report --study=rates --workdir=runs
+
+DIR/NAME holds the trials, the study (Optuna's), trials.csv, report.html and best.py, a recipe for
+`vit train`. The same command continues a sweep that was stopped or killed.
+"""
+
+import argparse
+import dataclasses
+import importlib
+import importlib.util
+import sys
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from vit_jax import recipe
+from vit_jax.commands.arguments import add_config, command_line
+from vit_jax.errors import UserError
+
+COMMANDS = ("local", "slurm")  # back ends, behind --
+METHODS = ("grid", "random", "tpe", "halving")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The command's options."""
+    parser.add_argument("action", nargs="?", choices=("run", "report"), default="run")
+    add_config(parser, required=False)
+    parser.add_argument(
+        "--sweep", metavar="EXPR|FILE",
+        help="KEY=VALUE,VALUE;KEY=log(LOW,HIGH);KEY=uniform(LOW,HIGH), a file of such lines, or a "
+        "Python file with a sweep(); the recipe's own where it is left out",
+    )  # fmt: skip
+    parser.add_argument("--study", required=True, metavar="NAME")
+    parser.add_argument("--workdir", required=True, metavar="DIR", help="the study is in DIR/NAME")
+    parser.add_argument("--storage", metavar="URL", help="of a database; else a file of the study")
+    parser.add_argument(
+        "--method", choices=METHODS,
+        help="grid, where nothing else is asked for; random and tpe take ranges; halving stops bad "
+        "trials early, of the grid or of random ones",
+    )  # fmt: skip
+    parser.add_argument("--trials", type=int, metavar="N", help="of random, tpe, ranges: how many")
+    parser.add_argument("--prune", action="store_true", help="stop bad trials of random or tpe too")
+    parser.add_argument("--metric", help="such as val/loss; accuracy on the evaluation split")
+    parser.add_argument("--parallel", type=int, default=1, metavar="N", help="trials at a time")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Does it; returns the exit code."""
+    if importlib.util.find_spec("optuna") is None:
+        raise UserError("vit sweep needs Optuna: pip install 'vit_jax[sweep]'")
+    if Path(options.study).name != options.study or options.study.startswith("."):
+        raise UserError(f"--study is a plain name, not {options.study!r}: it names a folder")
+    folder = Path(options.workdir).expanduser().absolute() / options.study
+    return _report(options, folder) if options.action == "report" else _run(options, folder)
+
+
+def _report(options: argparse.Namespace, folder: Path) -> int:
+    from vit_jax.sweeping import report, study
+
+    found = study.load(options.study, options.storage, folder)
+    for name in report.write(found, folder):
+        print(folder / name)
+    return 0
+
+
+def _run(options: argparse.Namespace, folder: Path) -> int:
+    from vit_jax.sweeping import report, space, study
+    from vit_jax.sweeping.launching import Launcher
+    from vit_jax.sweeping.trials import Sweep
+
+    if not options.config:
+        raise UserError("vit sweep needs --config=FILE: the recipe that is trained")
+    config = recipe.load(options.config)
+    named = recipe.override(config, options.overrides)
+    search = _search(options, config, space.read(options.sweep, options.config, config))
+    for key in search.space.distributions:
+        if key in named:
+            raise UserError(f"{key} is searched and also set by --config.{key}: leave one out")
+    launcher = Launcher(options.config, options.overrides, options.parallel, _say,
+                        *_backend(options))  # fmt: skip
+    where = options.storage or str(folder / study.JOURNAL)
+    with study.locked(folder):
+        storage = study.opened(options.storage, folder)
+        with study.told(where):
+            elsewhere = folder if options.storage else None
+            found = study.begin(options.study, storage, search,
+                                study.identity(config, search, elsewhere))  # fmt: skip
+            sweep = Sweep(found, search, folder, options.parallel, launcher, _say)
+            _say(f"study {options.study}: {search.method} of {search.trials} trials, "
+                 f"{options.parallel} at a time, by {search.metric}; {folder}")  # fmt: skip
+            try:
+                sweep.run()
+            finally:
+                best = study.finished(found)
+                names = report.write(
+                    found, folder, space.checked(config, best[0].params) if best else None
+                )
+    if sweep.failed:
+        raise UserError(
+            f"{len(sweep.failed)} of {search.trials} trials failed, which the same command tries "
+            f"again: {next(iter(sweep.failed.values()))}"
+        )
+    told = f"trial {best[0].number}, {search.metric} {best[0].value:.4f}, " + space.in_words(
+        best[0].params) if best else "no trial finished"  # fmt: skip
+    print(f"done: {search.trials} trials; best: {told}; {', '.join(names)} in {folder}")
+    return 0
+
+
+def _search(options: argparse.Namespace, config: ConfigDict, found: Any) -> Any:
+    """What is searched. Raises UserError where the options do not go together."""
+    from vit_jax.sweeping.study import Search
+
+    method = options.method or "grid"
+    drawn = method in ("random", "tpe") or bool(found.ranges)
+    if method == "grid" and found.ranges:
+        raise UserError(
+            f"{found.ranges[0]} is searched in a range: list values for a grid, or add "
+            "--method=random, tpe or halving and --trials=N"
+        )
+    if found.listed is not None and method in ("random", "tpe"):
+        raise UserError(f"sweep() lists its points: --method={method} draws others; leave it out")
+    if drawn != (options.trials is not None):
+        raise UserError(
+            f"--method={method} needs --trials=N" if drawn
+            else f"--trials is for random, tpe and ranges; here are {len(found.points)} points"
+        )  # fmt: skip
+    for name in ("trials", "parallel"):
+        if (given := getattr(options, name)) is not None and given < 1:
+            raise UserError(f"--{name} is 1 or more, not {given}")
+    split = config.data.eval.split
+    if not split and not options.metric:
+        raise UserError("a sweep compares by an evaluation: set data.eval.split or give --metric")
+    stops = "--prune" if options.prune else "--method=halving" if method == "halving" else None
+    if stops and not (config.eval_every_steps or config.eval_every_epochs):
+        raise UserError(
+            f"{stops} needs evaluations on the way: --config.eval_every_steps=N or "
+            "--config.eval_every_epochs=N"
+        )
+    metric = "eval/" + (options.metric or f"{split}/accuracy").removeprefix("eval/")
+    return Search(found, method, metric, options.trials or len(found.points),
+                  options.prune and method != "halving")  # fmt: skip
+
+
+def _backend(options: argparse.Namespace) -> tuple[dict[str, Any], dict[str, str] | None]:
+    """What stands behind `--`: fields of the trials' jobs, and sbatch's options on SLURM."""
+    from vit_jax.commands import launch
+    from vit_jax.launch.job import Job
+
+    line, *more = options.commands or [["local"]]
+    if more or line[:1] not in [[name] for name in COMMANDS]:
+        raise UserError(f"behind -- of a sweep stands {' or '.join(COMMANDS)} with its options")
+    parsed = vars(command_line("launch", launch, line))
+    names = {field.name for field in dataclasses.fields(Job)}
+    fields = {k: v for k, v in parsed.items() if k in names and v is not None}
+    fields.setdefault("processes", fields.get("nodes", 1))
+    sbatch = dict(parsed.get("sbatch", []))
+    if partition := parsed.get("partition"):
+        sbatch["partition"] = partition
+    return fields, sbatch if line[0] == "slurm" else None
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)

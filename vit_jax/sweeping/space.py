@@ -1,0 +1,245 @@
+"""What a sweep searches, from text (`optimizer.lr=1e-3,3e-3;seed=0,1`, `seed=uniform(0,9)`) or from
+a `sweep()` beside a recipe, checked against the config that it is about.
+
+Values stay within what Optuna can store: numbers, texts, booleans and None.
+"""
+
+import copy
+import dataclasses
+import itertools
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+from optuna.distributions import (
+    BaseDistribution,
+    CategoricalDistribution,
+    FloatDistribution,
+    IntDistribution,
+)
+
+from vit_jax import calls, recipe
+from vit_jax.config import check_read, check_tree, leaves, set_by_user
+from vit_jax.errors import UserError
+from vit_jax.ranges import check_ranges
+
+HINT = "write KEY=VALUE,VALUE;KEY=log(LOW,HIGH), or name a file that has a sweep()"
+KWARGS = "optimizer.kwargs"
+Point = dict[str, Any]  # key -> value, a trial's
+
+
+@dataclasses.dataclass(frozen=True)
+class Space:
+    """Where each key may be, and, where they are listed, the points that are to be tried."""
+
+    distributions: dict[str, BaseDistribution]
+    listed: list[Point] | None = None
+
+    @property
+    def ranges(self) -> list[str]:
+        """The keys that lie in a range instead of being one of several values."""
+        return [k for k, d in self.distributions.items() if not _is_choice(d)]
+
+    @property
+    def points(self) -> list[Point]:
+        """Those listed, or else the grid of all values."""
+        if self.listed is not None:
+            return self.listed
+        names = list(self.distributions)
+        values = [_ends(d) for d in self.distributions.values()]
+        return [dict(zip(names, point, strict=True)) for point in itertools.product(*values)]
+
+    def __str__(self) -> str:
+        if self.listed is not None:
+            return " | ".join(in_words(point) for point in self.listed)
+        return "; ".join(f"{key}={_told(d)}" for key, d in self.distributions.items())
+
+
+def read(text: str | None, spec: str, config: ConfigDict) -> Space:
+    """The space that `--sweep=TEXT` means for a config: an expression, a file of such lines, or a
+    Python file with a `sweep()`; without one, the `sweep()` of the recipe `spec`.
+
+    Raises UserError: text that cannot be read, an unknown key (with the nearest), a value that the
+    key does not take or that cannot work with the rest of the config.
+    """
+    file = Path((text or spec).partition(":")[0])
+    if text is None or file.suffix == ".py":
+        declared = recipe.sweep(text or spec)
+    else:
+        if "=" not in text and not file.is_file():
+            raise UserError(f"sweep {text!r} is no file and sets no key: {HINT}")
+        lines = file.read_text().splitlines() if file.is_file() else [text]
+        declared = ";".join(line.partition("#")[0] for line in lines)
+    if isinstance(declared, Mapping):
+        declared = ";".join(
+            f"{key}={one if isinstance(one, str) else ','.join(map(str, one))}"
+            for key, one in declared.items()
+        )
+    found = _expression(declared, config) if isinstance(declared, str) else _list(declared, config)
+    if not found.distributions:
+        raise UserError(f"the sweep {text or spec} names no key: {HINT}")
+    if found.listed is not None or not found.ranges:
+        for point in found.points:
+            checked(config, point)
+    else:  # each end of each range and each value, beside the recipe's others
+        for key, distribution in found.distributions.items():
+            for value in _ends(distribution):
+                checked(config, {key: value})
+    return found
+
+
+def checked(config: ConfigDict, point: Point) -> ConfigDict:
+    """The config of a trial. Raises UserError where it cannot work, as far as no data is needed."""
+    changed = copy.deepcopy(config)
+    named = recipe.override(changed, overrides(point))
+    check_tree(changed)
+    check_read(changed, set_by_user(changed, named))
+    check_ranges(changed)
+    return changed
+
+
+def overrides(point: Point) -> dict[str, str]:
+    """A point as `--config.KEY=VALUE` has it."""
+    return {key: repr(v) if isinstance(v, float) else str(v) for key, v in point.items()}
+
+
+def in_words(point: Point) -> str:
+    """`optimizer.lr=0.003 seed=0`."""
+    return " ".join(
+        f"{key}={f'{value:.4g}' if isinstance(value, float) else value}"
+        for key, value in point.items()
+    )
+
+
+def _expression(text: str, config: ConfigDict) -> Space:
+    distributions: dict[str, BaseDistribution] = {}
+    for part in _split(text, ";"):
+        key, equals, values = (piece.strip() for piece in part.partition("="))
+        if not equals or not values:
+            raise UserError(f"sweep {part.strip()!r} names no values: {HINT}")
+        key, distribution = _distribution(config, key, values)
+        if key in distributions:
+            raise UserError(f"sweep: {key} is given twice")
+        distributions[key] = distribution
+    return Space(distributions)
+
+
+def _list(points: Iterable[Any], config: ConfigDict) -> Space:
+    """Of dictionaries; a key that one of them lacks has the recipe's value there."""
+    given = list(points)
+    for point in given:
+        if not isinstance(point, Mapping):
+            raise UserError(
+                f"sweep() yields {point!r}: yield dictionaries of config keys to values"
+            )
+    values: dict[str, list[Any]] = {}
+    for point in given:
+        for key, value in point.items():
+            full, value = _value(config, key, str(value))
+            values.setdefault(full, []).append(value)
+    default = {key: _plain(value) for key, value in leaves(config)}
+    listed = [
+        {key: default.get(key) for key in values}
+        | dict(_value(config, key, str(value)) for key, value in point.items())
+        for point in given
+    ]
+    choices = {key: list(dict.fromkeys(point[key] for point in listed)) for key in values}
+    return Space({key: CategoricalDistribution(c) for key, c in choices.items()}, listed)
+
+
+def _distribution(config: ConfigDict, key: str, text: str) -> tuple[str, BaseDistribution]:
+    now = dict(leaves(config)).get(key)
+    if "(" in text and (isinstance(now, int | float) or text.startswith(tuple(RANGES))):
+        made, *more = calls.made(text, RANGES, "search range", HINT)
+        if more:
+            raise UserError(f"sweep {key}={text}: one range a key")
+        ends = [_value(config, key, str(end))[1] for end in (made.low, made.high)]
+        if not all(type(end) in (int, float) for end in ends):
+            raise UserError(f"sweep: {key} is no number and has no range: list its values")
+        try:
+            whole = all(isinstance(end, int) for end in ends)
+            kind: Any = IntDistribution if whole else FloatDistribution
+            step = (made.step or 1) if whole else made.step
+            return _value(config, key, str(made.low))[0], kind(*ends, log=made.log, step=step)
+        except ValueError as error:
+            raise UserError(f"sweep {key}={text}: {error}") from error
+    found = [_value(config, key, _unquoted(one)) for one in _split(text, ",")]
+    values = [value for _, value in found]
+    if len(set(values)) < len(values):
+        raise UserError(f"sweep {key}={text}: a value is given twice")
+    return found[0][0], CategoricalDistribution(values)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Range:
+    low: Any
+    high: Any
+    step: Any = None
+    log: bool = False
+
+
+def _log(low: float, high: float) -> _Range:
+    if not 0 < low <= high < math.inf:
+        raise ValueError("a logarithmic range lies above 0, its lower end first")
+    return _Range(low, high, log=True)
+
+
+def _uniform(low: float, high: float, step: float | None = None) -> _Range:
+    return _Range(low, high, step)
+
+
+RANGES = {"log": _log, "uniform": _uniform}
+
+
+def _value(config: ConfigDict, key: str, text: str) -> tuple[str, Any]:
+    """The full key, and the value of its type."""
+    probe = copy.deepcopy(config)
+    (full,) = recipe.override(probe, {key: text.strip()})
+    value = dict(leaves(probe))[full]
+    if full == KWARGS:
+        return key, _plain(value[key.removeprefix(f"{KWARGS}.")])
+    return full, _plain(value)
+
+
+def _plain(value: Any) -> Any:
+    return value if value is None or isinstance(value, bool | int | float) else str(value)
+
+
+def _is_choice(distribution: BaseDistribution) -> bool:
+    return isinstance(distribution, CategoricalDistribution)
+
+
+def _ends(distribution: Any) -> list[Any]:
+    if _is_choice(distribution):
+        return list(distribution.choices)
+    return [distribution.low, distribution.high]
+
+
+def _told(distribution: Any) -> str:
+    ends = ",".join(map(str, _ends(distribution)))
+    if _is_choice(distribution):
+        return ends
+    step = "" if distribution.step in (None, 1) else f",step={distribution.step}"
+    return f"{'log' if distribution.log else 'uniform'}({ends}{step})"
+
+
+def _split(text: str, separator: str) -> Iterator[str]:
+    """Parts that are not empty, split outside of brackets and quotes."""
+    depth, quote, begin = 0, "", 0
+    for place, letter in enumerate(text + separator):
+        if quote:
+            quote = "" if letter == quote else quote
+        elif letter in "'\"" and place < len(text):
+            quote = letter
+        elif letter in "([{)]}":
+            depth += 1 if letter in "([{" else -1
+        if (letter == separator and not depth and not quote) or place == len(text):
+            if part := text[begin:place].strip():
+                yield part
+            begin = place + 1
+
+
+def _unquoted(text: str) -> str:
+    return text[1:-1] if len(text) > 1 and text[0] == text[-1] and text[0] in "'\"" else text
