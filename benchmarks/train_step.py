@@ -15,6 +15,7 @@ not installed is left out, and that is said.
 
 import argparse
 import math
+from typing import Any
 
 import harness
 
@@ -69,8 +70,9 @@ def arguments() -> argparse.Namespace:
     return options
 
 
-def plain_run(name: str, options: argparse.Namespace) -> Run:
-    """A plain run: AdamW at a constant rate on softmax; no clipping, mixup or dropout."""
+def plain_run(name: str, options: argparse.Namespace, **fields: Any) -> Run:
+    """A plain run: AdamW at a constant rate on softmax; no clipping, mixup or dropout. `fields` are
+    others of the model."""
     import jax
 
     from vit_jax.training.setup import set_up
@@ -84,6 +86,7 @@ def plain_run(name: str, options: argparse.Namespace) -> Run:
         c.model.image_size = options.size
     if options.quick:
         c.model.update(QUICK)
+    c.model.update(fields)
     size = c.model.image_size or int(name.rpartition("_")[2])
     c.data.train.source = f"synthetic:examples={options.batch},classes={CLASSES},size={size}"
     c.data.train.pipeline, c.data.eval.split = "decode", ""
