@@ -1,5 +1,5 @@
-"""What a config chooses of a step's time: layers unrolled or scanned, what is rematerialised; and, as
-code alone, the patches' projection as a matrix product or as a convolution.
+"""What a config chooses of a step's time: layers unrolled or scanned, what is rematerialised; and,
+as code alone, the patches' projection as a matrix product or as a convolution.
 
     python benchmarks/variants.py [--models=vit_small_patch16_224] [--batch=8] [--dtype=bfloat16]
 
