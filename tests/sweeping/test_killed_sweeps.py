@@ -118,7 +118,7 @@ def test_killed_together_with_its_trials_it_continues_them_from_their_saves(fold
 
 
 def test_a_trial_that_is_killed_alone_starts_again(folder):
-    sweep = Sweep(folder, space="optimizer.lr=0.1,0.2").start().begun(2)
+    sweep = Sweep(folder, space="optimizer.lr=0.1,0.2;total_steps=200").start().begun(2)
     os.kill(sweep.living()[0], signal.SIGKILL)
     sweep.end()
     assert [trial.state.name for trial in sweep.trials] == ["COMPLETE"] * 2

@@ -16,7 +16,7 @@ from pathlib import Path
 options = dict(argument.removeprefix("--").split("=", 1) for argument in sys.argv[2:])
 keys = {k.removeprefix("config."): v for k, v in options.items() if k.startswith("config.")}
 folder = Path(options["workdir"])
-total, every = int(keys.get("total_steps", 27)), int(keys.get("eval_every_steps", 1))
+total, every = int(keys.get("total_steps", 27)), int(keys.get("eval_every_steps", 9))
 rate = float(keys["optimizer.lr"])
 
 

@@ -187,6 +187,8 @@ def _log(low: float, high: float) -> _Range:
 
 
 def _uniform(low: float, high: float, step: float | None = None) -> _Range:
+    if low > high:
+        raise ValueError("the lower end of a range comes first")
     return _Range(low, high, step)
 
 
