@@ -165,6 +165,7 @@ def test_what_is_not_installed_has_no_version():
     [
         (MemoryError(), True),
         (RuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes."), True),
+        (RuntimeError("INTERNAL: Error dispatching: Out of memory allocating 9 bytes."), True),
         (RuntimeError("CUDA out of memory. Tried to allocate 20.00 GiB"), True),
         (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory"), True),
         (RuntimeError("INTERNAL: no kernel image"), False),

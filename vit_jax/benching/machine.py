@@ -19,7 +19,7 @@ PACKAGES = (
 )  # fmt: skip
 
 # What says that memory was too small: XLA, PyTorch on a GPU and on a CPU, Python.
-TOO_SMALL = ("RESOURCE_EXHAUSTED", "out of memory", "can't allocate memory", "bad_alloc")
+TOO_SMALL = ("resource_exhausted", "out of memory", "can't allocate memory", "bad_alloc")
 
 MATMUL = {"cpu": (1024, 4)}  # platform: side of square matrices, products in a row
 LARGE_MATMUL = (8192, 20)  # elsewhere
@@ -76,7 +76,7 @@ def high_water(device: Any) -> dict[str, int]:
 
 def out_of_memory(error: BaseException) -> bool:
     """Whether that is what a library wanted to say."""
-    return isinstance(error, MemoryError) or any(sign in str(error) for sign in TOO_SMALL)
+    return isinstance(error, MemoryError) or any(sign in str(error).lower() for sign in TOO_SMALL)
 
 
 def matmul(device: Any, dtype: str) -> tuple[Side, float]:
