@@ -4,9 +4,15 @@ Importing the package is cheap; what is named here is loaded when it is first us
 """
 
 import importlib
+import os.path
 from typing import Any
 
 __version__ = "0.1.0"
+
+# In a checkout, also one that is not installed, recipes and launchers stand beside the package.
+_beside = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+if os.path.isfile(os.path.join(_beside, "launch", "job.py")):
+    __path__.append(_beside)
 
 _WHERE = {
     "create_model": "vit_jax.models.registry",

@@ -13,7 +13,7 @@ from vit_jax.launch import slurm as launcher
 
 from tests.parallel.jobs import ROOT, TINY
 
-PATIENCE = 300  # seconds
+PATIENCE = 600  # seconds
 LONG = {"total_steps": 300, "checkpoint.every_steps": 250, "log_every_steps": 10}
 TWO = ("--processes=2", "--devices=2", "--platform=cpu", "--time-limit=30")
 ONE = ("--platform=cpu", "--time-limit=30")
