@@ -68,7 +68,7 @@ run() {
     code="not begun: the part's time is used up"
     : >"$WORK/log"
   else
-    timeout --kill-after=20 "$left" "$@" 2>&1 | tee "$WORK/log" || code=${PIPESTATUS[0]}
+    timeout --kill-after=30 "$left" "$@" 2>&1 | tee "$WORK/log" || code=${PIPESTATUS[0]}
     [ "$code" != 124 ] || code="the part's time is used up"
   fi
   if [ "$code" != 0 ]; then

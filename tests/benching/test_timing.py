@@ -160,6 +160,25 @@ def test_what_is_not_installed_has_no_version():
     assert found["no_such_package_as_this"] is None
 
 
+class Device:
+    """A device that counts its memory, or does not."""
+
+    def __init__(self, stats):
+        self.memory_stats = lambda: stats
+
+
+def test_memory_is_the_devices_count_or_else_the_peak_of_the_process():
+    assert machine.high_water(Device({"peak_bytes_in_use": 5})) == {"peak_device_bytes": 5}
+    uncounted = Device(None)
+    before = machine.high_water(uncounted)["peak_process_bytes"]
+    more = 2**26
+    held = np.ones(before + more, np.uint8)  # whatever else the process has comes on top
+    assert machine.high_water(uncounted)["peak_process_bytes"] >= before + more
+    del held
+    again = machine.high_water(uncounted)["peak_process_bytes"]
+    assert again >= before + more
+
+
 @pytest.mark.parametrize(
     ("error", "too_small"),
     [

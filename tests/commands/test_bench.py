@@ -4,7 +4,6 @@ fit is halved; what it cannot measure is one line."""
 import csv
 import json
 import os
-import resource
 import subprocess
 import sys
 import time
@@ -65,11 +64,7 @@ def test_rates_follow_from_the_median_the_batch_and_the_macs(vit, tmp_path, what
     products = 2 * 1024**3 / matmul["median_s"]
     assert matmul["flops_per_second"] == pytest.approx(products)
     assert ours["of_matmul"] == pytest.approx(per_mac * macs * rate / products / 8)  # 8 devices
-    # A CPU states no peak and counts no memory: the process's own stands for it, by that name.
-    assert "mfu" not in ours
-    assert (
-        0 < ours["peak_process_bytes"] <= resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    )
+    assert "mfu" not in ours  # of a CPU no peak is stated
     with (tmp_path / "f.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert [row["side"] for row in rows] == ["vit_jax", "matmul, float32"]
@@ -124,7 +119,7 @@ sys.exit(cli.main(["bench", *sys.argv[2:]]))
 def within(room, *arguments):
     ended = subprocess.run(
         [sys.executable, "-c", WITHIN, str(room), *arguments], cwd=ROOT, capture_output=True,
-        text=True, timeout=240, check=False,
+        text=True, timeout=600, check=False,
         env=os.environ | {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""},
     )  # fmt: skip
     return ended.returncode, ended.stdout, ended.stderr
@@ -132,13 +127,15 @@ def within(room, *arguments):
 
 @pytest.mark.skipif(sys.platform != "linux", reason="limits address space")
 def test_a_batch_that_does_not_fit_is_halved_and_that_is_said():
-    batch = 2**20
+    batch = 2**19
     code, out, said = within(2 * 10**9, "forward", *tiny(batch_size=batch), "--rounds=1", "--json")
     assert code == 0, said
     halved = said.count("takes too much memory")
     assert halved >= 1
     assert f"a batch of {batch:,} takes too much memory (RESOURCE_EXHAUSTED" in said
-    assert json.loads(out)["rows"][0]["batch_size"] == batch / 2**halved
+    ours = json.loads(out)["rows"][0]
+    assert ours["batch_size"] == batch / 2**halved
+    assert ours["compiled_bytes"] < 10**9
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="limits address space")

@@ -68,8 +68,9 @@ def _processor() -> str:
 def high_water(device: Any) -> dict[str, int]:
     """The most memory that was held up to now: on a device that counts it, what JAX had of it;
     else what the whole process had of the machine's."""
-    if peak := (device.memory_stats() or {}).get("peak_bytes_in_use"):
-        return {"peak_device_bytes": peak}
+    counted = device.memory_stats() or {}
+    if "peak_bytes_in_use" in counted:
+        return {"peak_device_bytes": counted["peak_bytes_in_use"]}
     unit = 1 if sys.platform == "darwin" else 1024
     return {"peak_process_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit}
 

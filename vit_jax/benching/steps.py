@@ -125,6 +125,7 @@ def _measured(
 ) -> list[Row]:  # fmt: skip
     c, device, model = run.config, run.mesh.devices.flat[0], run.model
     waits: list[float] = []
+    before = machine.high_water(device)
     with contextlib.ExitStack() as at_end:
         if real:
             feed = run.train_batches(0, 10**9 // c.batch_size)
@@ -135,7 +136,9 @@ def _measured(
             take = lambda: batch  # noqa: E731
         works = [OUR_WORK[what](run, take)]
         _warm_up(works[0], say)
-        about = works[0].about | machine.high_water(device)
+        # What was held before, by a batch that did not fit or another model, is not this one's.
+        held = machine.high_water(device).items()
+        about = works[0].about | {name: peak for name, peak in held if peak > before[name]}
         for name, peer in peers.items():
             shown = model.data_config.normalise(batch["image"])
             try:
