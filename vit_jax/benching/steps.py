@@ -138,7 +138,7 @@ def _measured(
         _warm_up(works[0], say)
         # What was held before, by a batch that did not fit or another model, is not this one's.
         held = machine.high_water(device).items()
-        about = works[0].about | {name: peak for name, peak in held if peak > before[name]}
+        about = works[0].about | {name: peak for name, peak in held if peak > before.get(name, 0)}
         for name, peer in peers.items():
             shown = model.data_config.normalise(batch["image"])
             try:
