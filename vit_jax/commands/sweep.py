@@ -43,8 +43,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--storage", metavar="URL", help="of a database; else a file of the study")
     parser.add_argument(
         "--method", choices=METHODS,
-        help="grid, where nothing else is asked for; random and tpe take ranges; halving stops bad "
-        "trials early, of the grid or of random ones",
+        help="grid, where nothing else is asked for; random and tpe take ranges; halving lets "
+        "the better third of the trials go on, twice",
     )  # fmt: skip
     parser.add_argument("--trials", type=int, metavar="N", help="of random, tpe, ranges: how many")
     parser.add_argument("--prune", action="store_true", help="stop bad trials of random or tpe too")
