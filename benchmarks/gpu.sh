@@ -118,7 +118,7 @@ train_on() {
   shift
   [ -z "$data" ] || recipe=folder.py:$data short=(--config.data.threads="$(nproc)")
   [ -z "$quick" ] || short+=(--config.total_epochs=1 --config.schedule.warmup_epochs=0
-                             --config.eval_every_epochs=1)
+                             --config.eval_every_epochs=1 --config.model.num_layers=1)
   [ ! -f "$PIECES/work-$name/result.json" ] || rm -rf "$PIECES/work-$name"
   run "$name" "$PYTHON" -m vit_jax.cli train --config="$recipe" --workdir="$PIECES/work-$name" \
     "${short[@]}" "$@" "${overrides[@]}" || return
@@ -136,8 +136,8 @@ check() {
     train_on "check-$dtype" --config.model.dtype="$dtype" "${short[@]}"
   done
   run check-curves "$PYTHON" -m vit_jax.cli compare-curve --loss=0.1 --accuracy=0.03 \
-    "$PIECES/work-check-bfloat16" "$PIECES/work-check-float32"
-  cp "$WORK/log" "$PIECES/check-curves.txt"
+    "$PIECES/work-check-bfloat16" "$PIECES/work-check-float32" &&
+    cp "$WORK/log" "$PIECES/check-curves.txt"
   run check-evaluate "$PYTHON" -m vit_jax.cli evaluate \
     --workdir="$PIECES/work-check-bfloat16" --json="$PIECES/check-evaluate.json"
 }
