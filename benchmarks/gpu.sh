@@ -118,7 +118,8 @@ train_on() {
   shift
   [ -z "$data" ] || recipe=folder.py:$data short=(--config.data.threads="$(nproc)")
   [ -z "$quick" ] || short+=(--config.total_epochs=1 --config.schedule.warmup_epochs=0
-                             --config.eval_every_epochs=1 --config.model.num_layers=1)
+                             --config.eval_every_epochs=1 --config.model.num_layers=1
+                             --config.log_every_steps=2)
   [ ! -f "$PIECES/work-$name/result.json" ] || rm -rf "$PIECES/work-$name"
   run "$name" "$PYTHON" -m vit_jax.cli train --config="$recipe" --workdir="$PIECES/work-$name" \
     "${short[@]}" "$@" "${overrides[@]}" || return
