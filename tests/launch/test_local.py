@@ -14,7 +14,7 @@ from vit_jax.launch.job import Job
 
 from tests.parallel.jobs import PATIENCE, ROOT, TINY
 
-LONG = {"total_steps": 40, "checkpoint.every_steps": 10}
+LONG = {"total_steps": 36, "checkpoint.every_steps": 12}
 
 
 def train(workdir, **changes):
@@ -48,7 +48,7 @@ class Launched:
         raise AssertionError(self.out + self.process.stderr.read())
 
     def end(self):
-        out, err = self.process.communicate(timeout=PATIENCE)
+        out, err = self.process.communicate(timeout=2 * PATIENCE)
         self.out += out
         return self.process.returncode, err
 
@@ -91,10 +91,11 @@ def final(workdir):
 def test_two_processes_of_four_devices_one_killed_all_stop_start_again_and_end_the_same(tmp_path):
     shape = ("--processes=2", "--devices=4")
     with Launched(*shape, command=train(tmp_path / "undisturbed", **LONG)) as job:
-        assert job.end() == (0, "")
+        code, err = job.end()
+    assert code == 0, err  # a machine that does much else may have let it start again
     assert "2 processes, 8 devices" in job.out
     with Launched(*shape, command=train(tmp_path / "killed", **LONG)) as job:
-        job.when("step 11/40")
+        until((tmp_path / "killed" / "checkpoints" / "12").exists)
         before = job.children
         os.kill(before[1], signal.SIGKILL)
         job.when("continues ")
@@ -106,7 +107,7 @@ def test_two_processes_of_four_devices_one_killed_all_stop_start_again_and_end_t
     assert "restart 1 of 10" in err
     assert rows(tmp_path / "killed") == rows(tmp_path / "undisturbed")
     assert final(tmp_path / "killed") == final(tmp_path / "undisturbed")
-    assert len(rows(tmp_path / "killed")) == 40
+    assert len(rows(tmp_path / "killed")) == 36
     names = sorted(log.name for log in (tmp_path / "logs").rglob("*.log"))
     assert names == ["0.log", "1.log"]  # both runs have one config, and so one name
 
