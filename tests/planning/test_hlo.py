@@ -85,6 +85,9 @@ GROUPS = [
     ("replica_groups=mesh['axis_0'=2,'axis_1'=4] {'axis_1'}", "fsdp", 4),
     ("replica_groups=mesh['axis_0'=2,'axis_1'=4] {'axis_0'}", "data", 2),
     ("replica_groups=mesh['axis_0'=8] {'axis_0'}", "data+fsdp", 8),
+    ("replica_groups=mesh['a'=4,'b'=1,'c'=2], device_ids=([2,4]T(1,0)) {'a'}", "fsdp", 4),
+    ("replica_groups=mesh['a'=4,'b'=2], device_ids=([2,4]T(1,0)) {'b'}", "data", 2),
+    ("replica_groups=mesh['a'=2,'b'=4], device_ids=(0,2,4,6,1,3,5,7) {'a'}", "fsdp", 2),
     ("replica_groups={}", "data+fsdp", 8),
 ]
 

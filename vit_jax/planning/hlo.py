@@ -29,6 +29,7 @@ FREE = {
 _COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{\s*$")
 _INSTRUCTION = re.compile(r"^\s+(ROOT )?%?([\w.\-]+) = (.+?) ([a-z][a-z\-]*[a-z0-9]*)\((.*)$")
 _SHAPE = re.compile(r"(\w+)\[([\d,]*)\](\{[^}]*\})?")
+_IOTA = r"\[([\d,]+)\](?:T\(([\d,]+)\))?"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -284,22 +285,30 @@ def _axis(rest: str, axes: dict[str, int]) -> tuple[str, int]:
 
 def _group(rest: str, count: int) -> Any:
     """The first group of devices that works together; None where none is written."""
-    if named := re.search(
-        r"replica_groups=mesh\[([^\]]*)\](?:, device_ids=\(([^)]*)\))? \{([^}]*)\}", rest
-    ):
+    named = re.search(
+        r"replica_groups=mesh\[([^\]]*)\](?:, device_ids="
+        rf"\((?:{_IOTA}|([\d,]+))\))? \{{([^}}]*)\}}",
+        rest,
+    )
+    if named:
         sizes = {name: int(n) for name, n in re.findall(r"'([\w.]+)'=(\d+)", named[1])}
-        ids = np.arange(count).reshape(tuple(sizes.values()))
-        inside = re.findall(r"'([\w.]+)'", named[3])
+        ids = _iota(named[2], named[3]) if named[2] else np.arange(count)
+        if named[4]:
+            ids = np.array([int(n) for n in named[4].split(",")])
+        inside = re.findall(r"'([\w.]+)'", named[5])
         index = tuple(slice(None) if name in inside else 0 for name in sizes)
-        return ids[index].ravel()
-    iota = re.search(r"replica_groups=\[(\d+),(\d+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", rest)
-    if iota:
-        dims = [int(n) for n in iota[3].split(",")]
-        order = [int(n) for n in iota[4].split(",")] if iota[4] else range(len(dims))
-        ids = np.arange(math.prod(dims)).reshape(dims).transpose(order)
-        return ids.reshape(int(iota[1]), int(iota[2]))[0]
+        return ids.reshape(tuple(sizes.values()))[index].ravel()
+    if iota := re.search(rf"replica_groups=\[(\d+),(\d+)\]<={_IOTA}", rest):
+        return _iota(iota[3], iota[4]).reshape(int(iota[1]), int(iota[2]))[0]
     listed = re.search(r"replica_groups=\{\{([\d,]+)\}", rest)
     return [int(n) for n in listed[1].split(",")] if listed else None
+
+
+def _iota(dims: str, order: str | None) -> np.ndarray:
+    """Device numbers as the program writes them: counted over dims, then transposed."""
+    sizes = [int(n) for n in dims.split(",")]
+    ids = np.arange(math.prod(sizes)).reshape(sizes)
+    return ids.transpose([int(n) for n in order.split(",")]) if order else ids
 
 
 def _moved(

@@ -144,6 +144,8 @@ def _tpu_devices(topology: str, slices: int) -> Sequence[Any]:
     more: dict[str, Any] = {"num_slices": slices} if slices > 1 else {}
     if topology.startswith("v4:"):
         more["chip_config_name"] = "megacore"
+    if topology.endswith(":1x1"):  # otherwise a host has 2x2 chips
+        more["chips_per_host_bounds"] = (1, 1, 1)
     with _silent():
         described = topologies.get_topology_desc(topology, "tpu", **more)
     return sorted(described.devices, key=lambda device: device.id)
