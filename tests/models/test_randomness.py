@@ -87,7 +87,8 @@ def test_attention_dropout_drops_weights_and_not_the_ones_it_reports():
     rng = np.random.default_rng(0)
     q, k, v = (rng.standard_normal((1, 3, 2, 4)).astype(np.float32) for _ in range(3))
     expected, weights = paper.attention_heads(*(np.float64(a[0]) for a in (q, k, v)))
-    mixed, reported = draws(lambda key: attend(q, k, v, rate=0.4, key=key))
+    heads_first = [a.swapaxes(1, 2) for a in (q, k, v)]
+    mixed, reported = draws(lambda key: attend(*heads_first, rate=0.4, key=key))
     assert_mean_is(mixed.reshape(DRAWS, 3, 8), expected)
     np.testing.assert_allclose(reported[17, 0], weights, atol=1e-6)
     np.testing.assert_array_equal(reported[17], reported[18])

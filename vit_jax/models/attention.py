@@ -33,19 +33,22 @@ def _softmax_jvp(primals, tangents):
 
 
 def attend(
-    q: Float[Array, "batch queries heads dim"],
-    k: Float[Array, "batch keys heads dim"],
-    v: Float[Array, "batch keys heads dim"],
+    q: Float[Array, "batch heads queries dim"],
+    k: Float[Array, "batch heads keys dim"],
+    v: Float[Array, "batch heads keys dim"],
     *,
     rate: float = 0.0,
     key: Key[Array, ""] | None = None,
 ) -> tuple[Float[Array, "batch queries heads dim"], Float[Array, "batch heads queries keys"]]:
-    """softmax(q kᵀ / sqrt(dim)) v (eq. 6, 7) with dropout on the weights; returns weights too."""
+    """softmax(q kᵀ / sqrt(dim)) v (eq. 6, 7) with dropout on the weights; returns weights too.
+
+    Heads stand before tokens, so that each product of a head is over neighbouring numbers.
+    """
     q = q * jnp.asarray(q.shape[-1] ** -0.5, q.dtype)
-    scores = jnp.einsum("bqhd,bkhd->bhqk", q, k, preferred_element_type=jnp.float32)
+    scores = jnp.einsum("bhqd,bhkd->bhqk", q, k, preferred_element_type=jnp.float32)
     weights = softmax(scores)
     mixed = dropout(weights, rate, key).astype(v.dtype)
-    return jnp.einsum("bhqk,bkhd->bqhd", mixed, v), weights
+    return jnp.einsum("bhqk,bhkd->bhqd", mixed, v).swapaxes(1, 2), weights
 
 
 @functools.cache
@@ -107,15 +110,12 @@ class Attention(nnx.Module):
     ) -> tuple[
         Float[Array, "batch tokens width"], Float[Array, "batch heads tokens tokens"] | None
     ]:
-        qkv = self.qkv(x)
-        q, k, v = qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]
+        q, k, v = self.qkv(x).transpose(2, 0, 3, 1, 4)
         if self.qk_norm:
             q, k = self.q_norm(q), self.k_norm(k)
-        if (
-            not return_weights
-            and backend_of(self.backend, q.shape[1], q.shape[3], self.dtype, self.dropout)
-            == "cudnn"
-        ):
+        backend = backend_of(self.backend, q.shape[2], q.shape[3], self.dtype, self.dropout)
+        if backend == "cudnn" and not return_weights:
+            q, k, v = (part.swapaxes(1, 2) for part in (q, k, v))  # merges with the one above
             return self.out(jax.nn.dot_product_attention(q, k, v, implementation="cudnn")), None
         mixed, weights = attend(q, k, v, rate=self.dropout, key=key)
         return self.out(mixed), weights if return_weights else None
@@ -141,7 +141,7 @@ class AttentionPool(nnx.Module):
 
     def __call__(self, x: Float[Array, "batch tokens width"]) -> Float[Array, "batch width"]:
         probe = jnp.broadcast_to(self.probe[...].astype(x.dtype), (x.shape[0], 1, x.shape[-1]))
-        kv = self.kv(x)
-        mixed, _ = attend(self.q(probe), kv[:, :, 0], kv[:, :, 1])
+        k, v = self.kv(x).transpose(2, 0, 3, 1, 4)
+        mixed, _ = attend(self.q(probe).swapaxes(1, 2), k, v)
         pooled = self.out(mixed)
         return (pooled + self.mlp(self.norm(pooled)))[:, 0]
