@@ -6,6 +6,8 @@ import pytest
 
 from tests.digits_run import tiny_config
 from vit_jax.config import base
+from vit_jax.models.flops import train_flops
+from vit_jax.planning import hlo
 from vit_jax.training.setup import set_up
 
 DEVICES = 8
@@ -83,3 +85,15 @@ def test_the_state_that_a_device_holds_falls_as_one_over_fsdp(fsdp):
     others = sum(leaf.nbytes for leaf in leaves if leaf.ndim <= 1)
     assert kernels > 10 * others
     assert held <= kernels / fsdp + others + 0.02 * kernels
+
+
+@pytest.mark.parametrize("what", ["rows", "features"])
+def test_evaluation_divides_its_work_over_all_devices_and_sums_no_activations(what):
+    run = s16(4)
+    batch = run.abstract_batch(run.config.eval_batch_size)
+    shown = {name: batch[name] for name in ("image", "label")}
+    compiled = run.row_steps[what].lower(run.abstract_sharded_state["params"], shown).compile()
+    found = hlo.costs(compiled.as_text(), run.mesh.shape)
+    forward = train_flops(run.model.config) / 3 * run.config.eval_batch_size
+    assert found.flops * DEVICES == pytest.approx(forward, rel=0.01)
+    assert {one.kind for one in found.collectives} == {"all-gather"}

@@ -19,16 +19,18 @@ Rows = dict[str, np.ndarray]  # of a split's examples, a row each
 BINS = 15  # of confidence, for the calibration error
 
 
-def make_eval_step(model: Model, scores: bool = False) -> Callable:
+def make_eval_step(model: Model, scores: bool = False, gather: Callable | None = None) -> Callable:
     """(params, batch) -> a value a row: `label`, `ahead` (classes ranked before the label), `nll`,
     `predicted`, `confidence`; with `scores` all `scores` [B, classes] too.
 
     Of several labels, the one that ranks highest counts, and the loss is that of the sigmoid.
+    `gather` as in `Model.apply`.
     """
 
     def eval_step(params, batch: dict[str, Array]) -> dict[str, Array]:
         labels = batch["label"] if batch["label"].ndim == 2 else batch["label"][:, None]
-        logits, _ = model.apply(params, model.data_config.normalise(batch["image"]))
+        images = model.data_config.normalise(batch["image"])
+        logits, _ = model.apply(params, images, gather=gather)
         of_labels = jnp.take_along_axis(logits, jnp.maximum(labels, 0), axis=-1)
         wanted = jnp.max(jnp.where(labels < 0, -jnp.inf, of_labels), axis=-1, keepdims=True)
         # The rank among logits; ties count against, so that constant logits score nothing, and so

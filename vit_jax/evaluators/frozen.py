@@ -16,11 +16,12 @@ L2_GRID = tuple(2.0**power for power in range(-10, 21))
 BIAS = 100.0  # the constant feature, which the penalty then hardly touches
 
 
-def make_feature_step(model: Model) -> Callable:
-    """(params, batch) -> `features` [B, D] and `label` [B]."""
+def make_feature_step(model: Model, gather: Callable | None = None) -> Callable:
+    """(params, batch) -> `features` [B, D] and `label` [B]; `gather` as in `Model.apply`."""
 
     def feature_step(params, batch: dict[str, Array]) -> dict[str, Array]:
-        _, out = model.apply(params, model.data_config.normalise(batch["image"]))
+        images = model.data_config.normalise(batch["image"])
+        _, out = model.apply(params, images, gather=gather)
         return {"label": batch["label"], "features": out["pre_logits"].astype("float32")}
 
     return feature_step

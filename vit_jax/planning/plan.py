@@ -9,6 +9,7 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
+from vit_jax.errors import UserError
 from vit_jax.models.flops import train_flops
 from vit_jax.planning import analytic, hlo
 from vit_jax.planning.roofline import Roofline, roofline
@@ -86,7 +87,8 @@ def make_plan(
     """Plans a run. Where it can, it compiles the step that `vit train` would run, for the target;
     with `evaluation` the evaluation step too.
 
-    Raises UserError for a config that cannot work on so many devices.
+    Raises UserError for a config that cannot work on so many devices, or an evaluation step that
+    does not fit.
     """
     config = copy.deepcopy(config)
     if target.shape and config.model.attention in (None, "auto"):
@@ -166,7 +168,15 @@ def _evaluation_bytes(run: Run) -> float:
     params = run.abstract_sharded_state["params"]
     batch = run.abstract_batch(run.config.eval_batch_size)
     shown = {name: batch[name] for name in ("image", "label")}
-    return float(step_bytes(run.row_steps["rows"].lower(params, shown).compile()))
+    try:
+        return float(step_bytes(run.row_steps["rows"].lower(params, shown).compile()))
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        raise UserError(
+            f"an evaluation step does not fit: {str(error).partition(chr(10))[0]}; a smaller "
+            f"eval_batch_size (now {run.config.eval_batch_size}) takes less"
+        ) from error
 
 
 def _finish(run: Run, target: Target, how: str, memory: Memory, costs: hlo.Costs) -> Plan:

@@ -16,7 +16,7 @@ from vit_jax.evaluators.classification import make_eval_step
 from vit_jax.evaluators.frozen import make_feature_step
 from vit_jax.models import Model
 from vit_jax.models.model import Params
-from vit_jax.parallel.sharding import BATCH, in_host_memory, state_shardings
+from vit_jax.parallel.sharding import BATCH, gather_block, in_host_memory, state_shardings
 from vit_jax.pretrained.weights import Weights
 from vit_jax.training.evaluation import Opened
 from vit_jax.training.groups import counts
@@ -151,10 +151,12 @@ class Run:
     @functools.cached_property
     def row_steps(self) -> dict[str, Any]:
         """What is said of each row of a batch, by what evaluators read; every process has all."""
+        c = self.config
+        gather = gather_block(self.mesh, c.mesh.min_shard_size, jnp.dtype(c.model.dtype))
         steps = {
-            "rows": make_eval_step(self.model),
-            "scores": make_eval_step(self.model, scores=True),
-            "features": make_feature_step(self.model),
+            "rows": make_eval_step(self.model, gather=gather),
+            "scores": make_eval_step(self.model, scores=True, gather=gather),
+            "features": make_feature_step(self.model, gather=gather),
         }
         everywhere = NamedSharding(self.mesh, PartitionSpec())
         return {
