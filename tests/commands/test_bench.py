@@ -140,7 +140,8 @@ def test_a_batch_that_does_not_fit_is_halved_and_that_is_said():
 
 @pytest.mark.skipif(sys.platform != "linux", reason="limits address space")
 def test_a_model_that_does_not_fit_with_any_batch_is_one_line():
-    code, out, said = within(10**9, "forward", *tiny(batch_size=1, model__mlp_dim=10**8))
+    # Parameters of 26 GB in a room that the compiler and its threads fit into by far.
+    code, out, said = within(8 * 10**9, "forward", *tiny(batch_size=1, model__mlp_dim=10**8))
     assert (code, out) == (2, "")
     assert said.splitlines()[-1].startswith("vit: error: not even a batch of 1 fits into memory")
 

@@ -80,6 +80,7 @@ def fit(
         at_end.enter_context(checkpoints)
         at_end.callback(batches.close)
         at_end.callback(watchdog.slow.__enter__)
+        at_end.callback(progress.ledger.turn, "checkpoint")
         for step in range(start.step + 1, total + 1):
             with progress.spent("data"):
                 host, batch = next(batches)
@@ -98,7 +99,6 @@ def fit(
             if step % c.log_every_steps == 0 or last:
                 progress.interval(step, metrics)
                 progress.check_finite(c.max_skipped_steps, now=last)
-
             if (evaluators := due(run, step)) and (last or not stop.code):
                 progress.flush()
                 jax.block_until_ready(metrics["loss"])
