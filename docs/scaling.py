@@ -1,4 +1,4 @@
-"""Makes docs/scaling.md: plans of ViT-B … ViT-G on 1 to 4,096 chips.
+"""Makes docs/scaling.md: plans of ViT-Ti … ViT-G on 1 to 4,096 chips.
 
     python docs/scaling.py          # plans what docs/results/scaling.jsonl lacks, writes the page
     python docs/scaling.py --page   # writes the page alone
@@ -20,6 +20,8 @@ V5E = {1: ("1x1", 1), 16: ("4x4", 1), 256: ("16x16", 1), 1024: ("16x16", 4), 409
 # What a table shows: (model, chips, batch, mesh as data x fsdp x tensor, microbatch, remat).
 # Slices are joined by `data` alone.
 MODELS = [
+    ("ti16", 256, 4096, (256, 1, 1), 4096, "none"),
+    ("s16", 256, 4096, (256, 1, 1), 4096, "none"),
     ("b16", 256, 4096, (256, 1, 1), 4096, "none"),
     ("l16", 256, 4096, (16, 16, 1), 4096, "dots"),
     ("h14", 256, 4096, (16, 16, 1), 4096, "dots"),
@@ -113,6 +115,21 @@ HEAD = (
 )  # fmt: skip
 
 
+def flops(rows: dict[str, dict]) -> str:
+    """The table of the models' FLOPs: by formula and as compiled."""
+    lines = [
+        "| model | 6 × multiply-accumulates, GFLOP an image | as compiled | ratio |",
+        "|---" * 4 + "|",
+    ]
+    for found in (rows[name_of(case)] for case in MODELS if name_of(case) in rows):
+        told = found["flops_per_step"]
+        wanted, did = told["analytic"], told["compiled"] - told["recomputed"]
+        each = 1e9 * found["batch_size"]
+        name = found["model"].removeprefix("vit_")
+        lines.append(f"| {name} | {wanted / each:,.1f} | {did / each:,.1f} | {did / wanted:.3f} |")
+    return "\n".join(lines)
+
+
 def page(rows: dict[str, dict]) -> str:
     """The page, of the cases that were planned."""
     took = sorted(row["seconds"] for row in rows.values())
@@ -133,6 +150,11 @@ def page(rows: dict[str, dict]) -> str:
         lines = [row_of(rows[name_of(case)]) for case in cases if name_of(case) in rows]
         table = ["| " + " | ".join(HEAD) + " |", "|---" * len(HEAD) + "|", *lines]
         parts += [f"## {title}", what, "\n".join(table)]
+    parts += [
+        "## FLOPs",
+        "Of the models above, products that rematerialisation repeats apart.",
+        flops(rows),
+    ]
     notes = HERE / "scaling_notes.md"
     return "\n\n".join([*parts, notes.read_text().strip()] if notes.exists() else parts) + "\n"
 

@@ -6,6 +6,7 @@ import tempfile
 os.environ["XLA_FLAGS"] = (
     os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
 )
+os.environ["NPROC"] = "24"  # as `vit` does: see _threads_for_virtual_devices in vit_jax/cli.py
 os.environ.setdefault(
     "JAX_COMPILATION_CACHE_DIR", os.path.join(tempfile.gettempdir(), f"vit_jax_cache_{os.getuid()}")
 )

@@ -93,6 +93,19 @@ def _look_for_no_tpu():
         os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 
+def _threads_for_virtual_devices():
+    """XLA's CPU back end has one pool of threads, as many as cores or devices, for all its virtual
+    devices. A device that takes two of them for two collectives at once leaves another one without,
+    and all wait for ever. The size of the pool is read from NPROC."""
+    import os
+    import re
+
+    flags = os.environ.get("XLA_FLAGS", "")
+    devices = re.findall(r"--xla_force_host_platform_device_count=(\d+)", flags)
+    if devices and not os.environ.get("NPROC"):
+        os.environ["NPROC"] = str(max(os.cpu_count() or 1, 3 * int(devices[-1])))
+
+
 def entry():
     """The console script. A run that failed leaves without the interpreter's farewell, in which
     background threads of libraries would tell the same error again."""
@@ -100,6 +113,7 @@ def entry():
     import signal
 
     _look_for_no_tpu()
+    _threads_for_virtual_devices()
     computes = (
         sys.argv[1:2] in (["train"], ["evaluate"], ["predict"], ["bench"])
         and sys.platform == "linux"

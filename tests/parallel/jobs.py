@@ -48,6 +48,7 @@ class Job:
         environment = os.environ | {
             "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
             "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1",
+            "NPROC": "",
         }  # fmt: skip
         self.workdir, port = workdir, free_port()
         self.logs = [Path(f"{logs or workdir}.{number}.log") for number in range(processes)]

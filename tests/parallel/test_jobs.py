@@ -24,12 +24,15 @@ def assert_same(rows, wanted, rtol=2e-6):
         np.testing.assert_allclose(row["loss"], wanted[step]["loss"], rtol=rtol, atol=rtol)
 
 
+FAULTS = int(os.environ.get("FAULT_ROUNDS", "1")) > 1  # make test-faults
 MESHES = [
-    (1, {"data": 2}), (2, {"data": 4}), (2, {"data": 1, "fsdp": 4}), (4, {"data": 2, "fsdp": 4}),
-    (4, {"data": 1, "fsdp": 2, "tensor": 4}),
+    (1, {"data": 2}), (2, {"data": 1, "fsdp": 4}), (4, {"data": 1, "fsdp": 2, "tensor": 4}),
 ]  # fmt: skip
-if int(os.environ.get("FAULT_ROUNDS", "1")) > 1:  # make test-faults
-    MESHES += [(4, {"data": 8}), (2, {"data": 1, "fsdp": 1, "tensor": 4})]
+if FAULTS:
+    MESHES += [
+        (2, {"data": 4}), (4, {"data": 2, "fsdp": 4}), (4, {"data": 8}),
+        (2, {"data": 1, "fsdp": 1, "tensor": 4}),
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize(("processes", "mesh"), MESHES, ids=str)
@@ -48,7 +51,7 @@ def test_the_processes_and_their_devices_are_told_first(tmp_path):
     assert [line.split("  ")[-1] for line in lines[1:3]] == ["2 × cpu"] * 2
 
 
-@pytest.mark.parametrize("told", [0, 1])
+@pytest.mark.parametrize("told", [0, 1] if FAULTS else [1])
 def test_sigterm_to_one_saves_the_same_step_everywhere(tmp_path, told):
     with Job(tmp_path / "run", total_steps=2000, checkpoint__every_steps=1000) as job:
         job.when("step    5/")
@@ -58,17 +61,6 @@ def test_sigterm_to_one_saves_the_same_step_everywhere(tmp_path, told):
     assert len(stops) == 1
     saved = [p.name for p in (tmp_path / "run" / "checkpoints").iterdir() if p.name.isdigit()]
     assert saved == list(stops)
-
-
-@pytest.mark.parametrize("victim", [0, 1])
-def test_a_killed_process_ends_the_others_with_restart_and_the_run_comes_back(tmp_path, victim):
-    with Job(tmp_path / "run", processes=2, total_steps=400) as job:
-        job.when("step   6/")
-        job.send(signal.SIGKILL, victim)
-        assert job.codes(1 - victim, within=30) == [75]
-        assert job.codes(victim) == [-9]
-    with Job(tmp_path / "run", processes=1, total_steps=400) as job:
-        job.when("step  12/")
 
 
 def test_a_mistake_that_one_process_sees_is_told_by_all_of_them(tmp_path):

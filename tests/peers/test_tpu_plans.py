@@ -61,6 +61,19 @@ def test_a_gigantic_model_does_not_fit_one_chip(capsys):
     assert "does not fit" in capsys.readouterr().err
 
 
+def test_an_evaluation_step_that_does_not_fit_is_told_beside_the_whole_plan(capsys):
+    arguments = ["--config=pretrain.py:ti16,imagenet21k", "--topology=v5e:1x1"]
+    arguments += ["--config.batch_size=64", "--config.eval_batch_size=65536"]
+    assert cli.main(["plan", *arguments]) == 2
+    told = capsys.readouterr()
+    assert "a step in all" in told.out
+    assert "an evaluation step does not fit: " in told.err
+    assert (
+        "of 15.75 GiB a chip; what would help: a smaller --config.eval_batch_size (now 65536)"
+        in told.err
+    )
+
+
 def test_offloaded_moments_leave_the_chip(tmp_path):
     """A small model on two chips, so that little is compiled."""
     small = ["--config=pretrain.py:ti16,imagenet21k", "--topology=v5e:1x1",

@@ -140,6 +140,12 @@ def _refusal(plan: Any) -> str:
     from vit_jax.planning.plan import GIB
 
     c, memory, mesh = plan.run.config, plan.memory, plan.run.mesh.shape
+    if memory.fits and not plan.evaluation_fits:
+        return (
+            f"an evaluation step does not fit: {plan.evaluation / GIB:.2f} of "
+            f"{memory.limit / GIB:.2f} GiB a chip; what would help: a smaller "
+            f"--config.eval_batch_size (now {c.eval_batch_size})"
+        )
     does = []
     if memory.arguments > memory.limit / 2 and mesh["fsdp"] * mesh["data"] > mesh["fsdp"]:
         does.append("--config.mesh.data=1 --config.mesh.fsdp=-1")

@@ -9,7 +9,6 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
-from vit_jax.errors import UserError
 from vit_jax.models.flops import train_flops
 from vit_jax.planning import analytic, hlo
 from vit_jax.planning.roofline import Roofline, roofline
@@ -52,8 +51,12 @@ class Plan:
     evaluation: float | None = None  # bytes a chip of the evaluation step
 
     @property
+    def evaluation_fits(self) -> bool:
+        return not self.memory.limit or (self.evaluation or 0.0) < self.memory.limit
+
+    @property
     def fits(self) -> bool:
-        return self.how != "refused" and self.memory.fits
+        return self.how != "refused" and self.memory.fits and self.evaluation_fits
 
     @property
     def analytic_flops(self) -> float:
@@ -87,8 +90,7 @@ def make_plan(
     """Plans a run. Where it can, it compiles the step that `vit train` would run, for the target;
     with `evaluation` the evaluation step too.
 
-    Raises UserError for a config that cannot work on so many devices, or an evaluation step that
-    does not fit.
+    Raises UserError for a config that cannot work on so many devices.
     """
     config = copy.deepcopy(config)
     if target.shape and config.model.attention in (None, "auto"):
@@ -120,7 +122,8 @@ def by_compiler(run: Run, target: Target, evaluation: bool = False) -> Plan:
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
-        memory = dataclasses.replace(exact, **_needed(str(error), exact))
+        total = _asked(error, exact.arguments + exact.temporaries)
+        memory = dataclasses.replace(exact, total=total, temporaries=total - exact.arguments)
         return _finish(run, target, "refused", memory, analytic.costs(run, saved))
     found = compiled.memory_analysis()
     total = step_bytes(compiled) + found.generated_code_size_in_bytes
@@ -136,7 +139,7 @@ def by_compiler(run: Run, target: Target, evaluation: bool = False) -> Plan:
         hlo.costs(compiled.as_text(), run.mesh.shape, target.slices),
     )
     if evaluation and run.config.data.eval.split:
-        plan = dataclasses.replace(plan, evaluation=_evaluation_bytes(run))
+        plan = dataclasses.replace(plan, evaluation=_evaluation_bytes(run, memory.limit))
     return plan
 
 
@@ -156,15 +159,14 @@ def _known(run: Run, target: Target, saved: float) -> Memory:
     return Memory(sizes["params"], opt, arguments, temporaries, saved, arguments, limit)
 
 
-def _needed(error: str, exact: Memory) -> dict[str, float]:
-    """What the compiler says that it would need."""
+def _asked(error: Exception, least: float) -> float:
+    """Bytes that the compiler says it would need, or what it needs at `least`."""
     units = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
-    sizes = [float(n) * units[unit] for n, unit in re.findall(r"([\d.]+)([KMGT])\b", error)]
-    total = max([*sizes, exact.arguments + exact.temporaries])
-    return {"total": total, "temporaries": total - exact.arguments}
+    found = re.findall(r"([\d.]+)([KMGT])\b", str(error))
+    return max([least, *(float(n) * units[unit] for n, unit in found)])
 
 
-def _evaluation_bytes(run: Run) -> float:
+def _evaluation_bytes(run: Run, limit: float) -> float:
     params = run.abstract_sharded_state["params"]
     batch = run.abstract_batch(run.config.eval_batch_size)
     shown = {name: batch[name] for name in ("image", "label")}
@@ -173,10 +175,7 @@ def _evaluation_bytes(run: Run) -> float:
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
-        raise UserError(
-            f"an evaluation step does not fit: {str(error).partition(chr(10))[0]}; a smaller "
-            f"eval_batch_size (now {run.config.eval_batch_size}) takes less"
-        ) from error
+        return _asked(error, limit)
 
 
 def _finish(run: Run, target: Target, how: str, memory: Memory, costs: hlo.Costs) -> Plan:
