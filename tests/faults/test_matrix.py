@@ -23,7 +23,7 @@ from jobs import Job, note
 from vit_jax.checkpoint import checksums
 
 ROUNDS = int(os.environ.get("FAULT_ROUNDS", "1"))
-STEPS, EVERY = 40 if ROUNDS > 1 else 24, 4
+STEPS, EVERY = 24, 4
 KEYS = {
     "total_steps": STEPS, "checkpoint__every_steps": EVERY, "eval_every_steps": 5,
     "checkpoint__keep": 20, "step_timeout": 15.0, "heartbeat_timeout": 6.0,
