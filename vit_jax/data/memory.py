@@ -1,5 +1,7 @@
 """Sources that need no files: arrays, scikit-learn's digits, noise."""
 
+import importlib.util
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -31,18 +33,19 @@ class Arrays:
 def digits(rest: str, split: str, classes: list[str] | None) -> Arrays:
     """scikit-learn's 1,797 handwritten digits of 8 x 8 pixels; every fifth of a class is held
     out as `val` (stratified, the same for everyone)."""
-    from sklearn.datasets import load_digits
-
     if rest:
         raise UserError(f"digits:{rest}: there is one such set, named digits")
     known_split("digits", split)
-    data = load_digits()
-    held_out = np.zeros(len(data.target), bool)
+    package = importlib.util.find_spec("sklearn")  # importing it takes longer than all the rest
+    assert package and package.origin
+    table = np.loadtxt(Path(package.origin).parent / "datasets/data/digits.csv.gz", delimiter=",")
+    pixels, labels = table[:, :-1].reshape(-1, 8, 8, 1), table[:, -1].astype(np.int64)
+    held_out = np.zeros(len(labels), bool)
     for label in range(10):
-        held_out[np.flatnonzero(data.target == label)[4::5]] = True
+        held_out[np.flatnonzero(labels == label)[4::5]] = True
     chosen = held_out if split == "val" else ~held_out
-    images = np.round(data.images[chosen] * (255 / 16)).astype(np.uint8)[..., None]
-    return Arrays("digits", images, data.target[chosen], [str(label) for label in range(10)])
+    images = np.round(pixels[chosen] * (255 / 16)).astype(np.uint8)
+    return Arrays("digits", images, labels[chosen], [str(label) for label in range(10)])
 
 
 class Synthetic:
