@@ -20,9 +20,9 @@ test-peers:
 	.venv-peers/bin/python -m pytest tests/peers/test_tfds_builds.py  # TensorFlow, apart from PyTorch
 	.venv-peers/bin/python -m pytest -n 2 --dist loadfile --ignore=tests/peers/test_tfds_builds.py tests/peers tests/pretrained/test_references.py tests/models/test_resnet_peer.py tests/pretrained/test_catalog.py
 
-# SLURM, which it starts itself: as root, after apt-get install slurm-wlm munge.
+# On SLURM, which it starts itself: as root, after apt-get install slurm-wlm munge; and on one machine.
 test-cluster: $(VENV)/.installed
-	TEST_CLUSTER=1 $(BIN)/python -m pytest tests/cluster
+	TEST_CLUSTER=1 $(BIN)/python -m pytest tests/cluster tests/launch/test_local.py
 
 test-faults: $(VENV)/.installed
 	FAULT_ROUNDS=$${FAULT_ROUNDS:-20} FAULT_TABLE=$${FAULT_TABLE:-docs/results/faults.csv} $(BIN)/python -m pytest -n 2 --dist load tests/faults tests/parallel/test_jobs.py

@@ -88,6 +88,7 @@ def final(workdir):
     return {key: result[key] for key in told}
 
 
+@pytest.mark.skipif("TEST_CLUSTER" not in os.environ, reason="make test-cluster: two minutes")
 def test_two_processes_of_four_devices_one_killed_all_stop_start_again_and_end_the_same(tmp_path):
     shape = ("--processes=2", "--devices=4")
     with Launched(*shape, command=train(tmp_path / "undisturbed", **LONG)) as job:

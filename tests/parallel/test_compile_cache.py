@@ -12,7 +12,13 @@ TINY = ["--config.total_steps=2", "--config.model.num_layers=2", "--config.data.
 
 def train(workdir, **environment):
     keep = {key: value for key, value in os.environ.items() if not key.startswith("JAX_")}
-    keep |= {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT), "JAX_LOG_COMPILES": "0"}
+    keep |= {
+        "JAX_PLATFORMS": "cpu",
+        "XLA_FLAGS": "",
+        "NPROC": "",
+        "PYTHONPATH": str(ROOT),
+        "JAX_LOG_COMPILES": "0",
+    }
     subprocess.run(
         [sys.executable, "-m", "vit_jax.cli", "train", "--config=digits.py",
          f"--workdir={workdir}", *TINY],

@@ -37,7 +37,8 @@ def digits(rest: str, split: str, classes: list[str] | None) -> Arrays:
         raise UserError(f"digits:{rest}: there is one such set, named digits")
     known_split("digits", split)
     package = importlib.util.find_spec("sklearn")  # importing it takes longer than all the rest
-    assert package and package.origin
+    assert package is not None
+    assert package.origin
     table = np.loadtxt(Path(package.origin).parent / "datasets/data/digits.csv.gz", delimiter=",")
     pixels, labels = table[:, :-1].reshape(-1, 8, 8, 1), table[:, -1].astype(np.int64)
     held_out = np.zeros(len(labels), bool)
