@@ -73,7 +73,7 @@ def test_sigterm_to_one_saves_the_same_step_everywhere_also_while_starting_again
     assert len(steps) == 2
     assert 1 <= steps[1] - steps[0] <= 10
     saved = [p.name for p in (tmp_path / "run" / "checkpoints").iterdir() if p.name.isdigit()]
-    assert sorted(map(int, saved)) == steps
+    assert saved == [str(steps[1])]  # the last one stays
 
 
 def test_ctrl_c_stops_all_and_keeps_its_code(tmp_path):
