@@ -1,6 +1,6 @@
 """A long job of two processes, with many saves and evaluations: nothing grows, nothing is left.
 
-2,000 steps in `make test-faults`; otherwise 300, with almost as many saves in them.
+In `make test-faults` alone: in less than 2,000 steps the allocator's settling is more than 1%.
 """
 
 import os
@@ -9,13 +9,13 @@ import time
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 sys.path.append(str(Path(__file__).parents[1] / "parallel"))
 from jobs import Job, note
 
-LONG = int(os.environ.get("FAULT_ROUNDS", "1")) > 1
-STEPS, SAVE, EVALUATE = (2000, 50, 100) if LONG else (300, 10, 20)
-GROWTH = 0.01 if LONG else 0.02  # of resident memory, over the last half
+STEPS, SAVE, EVALUATE = 2000, 50, 100
+GROWTH = 0.01  # of resident memory, over the last half
 
 
 def resident(pid: int) -> float:
@@ -28,6 +28,9 @@ def children(pid: int) -> list[str]:
     return Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
 
 
+@pytest.mark.skipif(
+    int(os.environ.get("FAULT_ROUNDS", "1")) == 1, reason="make test-faults: four minutes"
+)
 def test_memory_handles_and_processes_do_not_grow(tmp_path):
     shared = set(os.listdir("/dev/shm"))
     keys = {"total_steps": STEPS, "checkpoint__every_steps": SAVE, "eval_every_steps": EVALUATE,
