@@ -7,6 +7,9 @@ BIN := $(VENV)/bin
 EXTRAS ?= dev
 TESTS ?=
 
+# As users run it; `make test` compiles with few optimisations (tests/conftest.py).
+OPTIMISED := JAX_DISABLE_MOST_OPTIMIZATIONS=0
+
 .PHONY: demo test test-peers test-cluster test-faults lint clean
 
 demo: $(VENV)/.installed
@@ -17,15 +20,15 @@ test: $(VENV)/.installed
 
 test-peers:
 	$(MAKE) VENV=.venv-peers EXTRAS=dev,peers,tf,tpu CONSTRAINTS="$(CONSTRAINTS) -c .ci/constraints-peers.txt" .venv-peers/.installed
-	.venv-peers/bin/python -m pytest tests/peers/test_tfds_builds.py  # TensorFlow, apart from PyTorch
-	.venv-peers/bin/python -m pytest -n 2 --dist loadfile --ignore=tests/peers/test_tfds_builds.py tests/peers tests/pretrained/test_references.py tests/models/test_resnet_peer.py tests/pretrained/test_catalog.py
+	$(OPTIMISED) .venv-peers/bin/python -m pytest tests/peers/test_tfds_builds.py  # TensorFlow, apart from PyTorch
+	$(OPTIMISED) .venv-peers/bin/python -m pytest -n 2 --dist loadfile --ignore=tests/peers/test_tfds_builds.py tests/peers tests/pretrained/test_references.py tests/models/test_resnet_peer.py tests/pretrained/test_catalog.py
 
 # On SLURM, which it starts itself: as root, after apt-get install slurm-wlm munge; and on one machine.
 test-cluster: $(VENV)/.installed
-	TEST_CLUSTER=1 $(BIN)/python -m pytest tests/cluster tests/launch/test_local.py
+	$(OPTIMISED) TEST_CLUSTER=1 $(BIN)/python -m pytest tests/cluster tests/launch/test_local.py
 
 test-faults: $(VENV)/.installed
-	FAULT_ROUNDS=$${FAULT_ROUNDS:-20} FAULT_TABLE=$${FAULT_TABLE:-docs/results/faults.csv} $(BIN)/python -m pytest -n 2 --dist load tests/faults tests/parallel/test_jobs.py
+	$(OPTIMISED) FAULT_ROUNDS=$${FAULT_ROUNDS:-20} FAULT_TABLE=$${FAULT_TABLE:-docs/results/faults.csv} $(BIN)/python -m pytest -n 2 --dist load tests/faults tests/parallel/test_jobs.py
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .
