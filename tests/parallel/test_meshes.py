@@ -34,7 +34,7 @@ def losses(steps, mesh, devices, **changes):
 def test_losses_of_four_steps_agree_on_every_mesh(scan):
     reference, _ = losses(4, (1, 1, 1), 1, model__scan=scan)
     assert len(set(reference)) == 4
-    for mesh in [(8, 1, 1), (1, 8, 1), (2, 2, 2)]:
+    for mesh in [(2, 2, 2)] if scan else [(8, 1, 1), (1, 8, 1), (2, 2, 2)]:
         found, _ = losses(4, mesh, DEVICES, model__scan=scan)
         np.testing.assert_allclose(found, reference, rtol=2e-6, err_msg=str(mesh))
 

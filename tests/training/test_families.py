@@ -9,7 +9,7 @@ import pytest
 from tests.digits_run import rows, tiny_config
 from vit_jax import cli, recipe
 from vit_jax.training.loop import train
-from vit_jax.training.setup import first_state, set_up
+from vit_jax.training.setup import set_up
 
 # Small ones of each family: fields on top of the name's.
 FAMILIES = {
@@ -57,11 +57,10 @@ def test_the_losses_of_a_hybrid_agree_on_one_device_and_on_eight(tmp_path):
     np.testing.assert_allclose(told[0], told[1], rtol=2e-5)
 
 
-def test_a_recipe_gives_way_to_the_model_that_the_user_names_aloud(tmp_path):
+def test_a_recipe_gives_way_to_the_model_that_the_user_names_aloud():
     c = recipe.load("digits.py")
     named = recipe.override(c, {"model.name": "resnetv2_50x1_bit", "model.image_size": "32"})
     run = set_up(c, named, jax.devices()[:1])
     assert run.model.config.resnet_layers == (3, 4, 6, 3)
     assert run.model.config.image_size == (32, 32)
     assert any("model.pool=gap of the recipe gives way" in line for line in run.said)
-    assert first_state(run, tmp_path).origin == "scratch"

@@ -1,6 +1,8 @@
 """What a compiled step takes of a device's memory, and the largest passes that fit."""
 
+import bisect
 import dataclasses
+import math
 from typing import Any
 
 import jax
@@ -62,23 +64,31 @@ def within(run: Run, limit: int | None) -> Run:
     if limit is None:
         said = [*run.said, f"microbatch {c.microbatch}: the devices do not tell their memory"]
         return dataclasses.replace(run, said=said)
-    needed: int | None = None
-    for size in reversed(microbatches(c.batch_size, c.mesh.data * c.mesh.fsdp)):
+    sizes = microbatches(c.batch_size, c.mesh.data * c.mesh.fsdp)
+    runs: dict[int, Run] = {}
+
+    def needed(size: int) -> float:
         config = c.copy_and_resolve_references()
         with config.unlocked():
             config.microbatch = size
-        smaller = dataclasses.replace(run, config=config)
+        runs[size] = dataclasses.replace(run, config=config)
         try:
-            needed = step_bytes(smaller.compiled_step)
+            return step_bytes(runs[size].compiled_step)
         except jax.errors.JaxRuntimeError as error:
             if "RESOURCE_EXHAUSTED" not in str(error):
                 raise
-            continue
-        if needed <= limit:
-            told = f"{needed / 2**30:.2f} of {limit / 2**30:.2f} GiB a device"
-            smaller.said.append(f"microbatch {size} of {c.batch_size}: its step takes {told}")
-            return smaller
-    least = f" ({needed / 2**30:.2f} GiB)" if needed else ""
+            return math.inf
+
+    # Mostly all fits; where it does not, halving the sizes that are left compiles few of them.
+    most = needed(sizes[-1])
+    fitting = sizes if most <= limit else sizes[: bisect.bisect(sizes[:-1], limit, key=needed)]
+    if fitting:
+        chosen = runs[fitting[-1]]
+        told = f"{step_bytes(chosen.compiled_step) / 2**30:.2f} of {limit / 2**30:.2f} GiB a device"
+        chosen.said.append(f"microbatch {fitting[-1]} of {c.batch_size}: its step takes {told}")
+        return chosen
+    smallest = needed(sizes[0])
+    least = f" ({smallest / 2**30:.2f} GiB)" if smallest < math.inf else ""
     raise UserError(
         f"microbatch=auto: even with the smallest passes a step{least} takes more than the "
         f"{limit / 2**30:.2f} GiB of a device: "
