@@ -11,29 +11,21 @@ import dataclasses
 import fcntl
 import functools
 import hashlib
-import http.client
 import json
 import os
 import re
-import socket
-import ssl
 import sys
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
 from urllib.parse import quote, unquote, urlsplit
 
 from rich.filesize import decimal
 
 from vit_jax.errors import UserError
+from vit_jax.pretrained.openers import OPENERS, Answer, Lost, Missing, endpoint, read
 
-CHUNK = 1 << 16
-TIMEOUT = 60  # seconds without a byte
 PAUSES = (0, 1, 3)  # seconds before each further try; counted anew whenever bytes have come
-PASSING = (408, 429, 500, 502, 503, 504)  # HTTP errors that another try may not meet
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin")
 
 _HUB = re.compile(r"hf://([^/@]+)/([^/@]+)(?:@([^/]+))?(?:/(.+?))?/?")
@@ -100,7 +92,7 @@ def _from_hub(address: str, sha256: str | None, cache: Path, say: Callable[[str]
         raise UserError(f"{address}: write it as hf://OWNER/REPO, hf://OWNER/REPO@REVISION/FILE")
     owner, repo, revision, file = match.groups(default="")
     revision = revision or "main"
-    url = f"{_endpoint()}/{owner}/{repo}/resolve/{revision}"
+    url = f"{endpoint()}/{owner}/{repo}/resolve/{revision}"
     # The cache goes by names, not by endpoint: a mirror has to give the same files.
     key = f"hf://{owner}/{repo}@{revision}"
     if file:
@@ -115,11 +107,11 @@ def _from_hub(address: str, sha256: str | None, cache: Path, say: Callable[[str]
 
     get("config.json")
     there = [name for name in WEIGHTS if (folder / name).exists()]
-    with contextlib.suppress(_Missing):  # timm's repositories have none
+    with contextlib.suppress(Missing):  # timm's repositories have none
         if not there:
             get("preprocessor_config.json")
     for name in there or WEIGHTS:
-        with contextlib.suppress(_Missing):
+        with contextlib.suppress(Missing):
             weights = get(name)
             break
     else:
@@ -185,7 +177,7 @@ class _Download:
             before = _size(part)
             try:
                 return self._continue(part)
-            except _Lost as lost:
+            except Lost as lost:
                 failures = 0 if _size(part) > before else failures + 1
                 where = f"{self.url}: {lost}, {decimal(_size(part))} received"
                 if failures == len(PAUSES):
@@ -209,14 +201,14 @@ class _Download:
             _progress(self.url, answer, self.say) as show,
         ):
             note.write_text(json.dumps([answer.validator, answer.total]))
-            while chunk := _read(stream):
+            while chunk := read(stream):
                 file.write(chunk)
                 size += len(chunk)
                 show(size)
             file.flush()
             os.fsync(file.fileno())
         if answer.total not in (None, size):
-            raise _Lost("the connection was closed")
+            raise Lost("the connection was closed")
 
     def _accept(self, sha256: str | None) -> None:
         """Gives the finished part its name, or removes it where its sha256 is another one."""
@@ -241,124 +233,6 @@ class _Download:
         return text if re.fullmatch("[0-9a-f]{64}", text) else None
 
 
-# -- what opens an address -------------------------------------------------------------------------
-
-
-class _Missing(UserError):
-    """Nothing is at the address."""
-
-
-class _Lost(Exception):
-    """The connection ended early or was not made; another try may help."""
-
-
-class _Answer(NamedTuple):
-    stream: Any  # gives the bytes from `start` on
-    start: int
-    total: int | None  # bytes of the whole file
-    validator: str  # names this version of the file (RFC 9110, 8.8); empty: it cannot be continued
-
-
-class _KeepsToken(urllib.request.HTTPRedirectHandler):
-    """A redirect within the host takes the token along; one to another host never sees it."""
-
-    def redirect_request(self, req, fp, code, msg, headers, newurl):
-        new = super().redirect_request(req, fp, code, msg, headers, newurl)
-        token = req.get_header("Authorization")
-        if new is not None and token and _host(newurl) == _host(req.full_url):
-            new.add_unredirected_header("Authorization", token)
-        return new
-
-
-def _open_http(url: str, have: int, validator: str) -> _Answer:
-    try:
-        request = urllib.request.Request(quote(url, safe="%/:=&?~#+!$,;'@()*[]"))
-        request.add_header("User-Agent", "vit_jax")
-        if have:
-            request.add_header("Range", f"bytes={have}-")
-            request.add_header("If-Range", validator)
-        token = os.environ.get("HF_TOKEN", "").strip()
-        if token and _host(url) == _host(_endpoint()):
-            request.add_unredirected_header("Authorization", f"Bearer {token}")
-        stream = urllib.request.build_opener(_KeepsToken).open(request, timeout=TIMEOUT)
-    except (OSError, http.client.HTTPException, ValueError) as error:
-        if have and getattr(error, "code", None) == 416:
-            return _open_http(url, 0, "")
-        raise _what_happened(url, error) from error
-    headers = stream.headers
-    etag = headers.get("ETag", "")
-    version = etag if etag and not etag.startswith("W/") else headers.get("Last-Modified", "")
-    start = have if stream.status == 206 else 0
-    # A server may ignore If-Range; then what comes would not continue what is here.
-    continues = headers.get("Content-Range", "").startswith(f"bytes {start}-")
-    if start and not (continues and version in ("", validator)):
-        stream.close()
-        return _open_http(url, 0, "")
-    length = headers.get("Content-Length")
-    total = start + int(length) if length else None
-    return _Answer(stream, start, total, version or (validator if start else ""))
-
-
-def _what_happened(url: str, error: Exception) -> Exception:
-    host = urlsplit(url).netloc
-    if isinstance(error, urllib.error.HTTPError):
-        said = f"HTTP {error.code} {error.reason}"
-        if error.code in PASSING:
-            return _Lost(said)
-        if error.code in (404, 410):
-            return _Missing(f"{url}: nothing is there ({said})")
-        on_hub = error.code in (401, 403) and _host(url) == _host(_endpoint())
-        hint = "; is the name right? a private or gated repository takes HF_TOKEN" if on_hub else ""
-        return UserError(f"{url}: {host} refuses it ({said}){hint}")
-    reason = getattr(error, "reason", error)  # URLError wraps what happened
-    if isinstance(reason, socket.gaierror):
-        return UserError(f"{url}: there is no host {host}: check the address and the network")
-    if isinstance(reason, ConnectionRefusedError):
-        return UserError(f"{url}: {host} refuses the connection: check the address and the network")
-    if isinstance(reason, ssl.SSLError | str | ValueError | http.client.InvalidURL):
-        return UserError(f"{url}: {reason}")
-    return _Lost(str(reason) or type(reason).__name__)
-
-
-def _open_gs(url: str, have: int, validator: str) -> _Answer:
-    from etils import epath
-
-    try:
-        path = epath.Path(url)
-        return _Answer(path.open("rb"), 0, path.stat().length, "")
-    except ImportError as error:
-        raise UserError(
-            f"{url}: reading gs:// takes gcsfs: pip install gcsfs, or, for a public bucket, give "
-            f"https://storage.googleapis.com/{url.removeprefix('gs://')}"
-        ) from error
-    except FileNotFoundError as error:
-        raise _Missing(f"{url}: nothing is there") from error
-    except Exception as error:  # gcsfs, aiohttp and google.auth share no base class
-        raise UserError(f"{url}: {type(error).__name__}: {error}".splitlines()[0]) from error
-
-
-OPENERS: dict[str, Callable[[str, int, str], _Answer]] = {
-    "http": _open_http,
-    "https": _open_http,
-    "gs": _open_gs,
-}
-
-
-def _read(stream: Any) -> bytes:
-    try:
-        return stream.read(CHUNK)
-    except Exception as error:  # see _open_gs
-        raise _Lost(f"the connection was lost ({error or type(error).__name__})") from error
-
-
-def _endpoint() -> str:
-    return (os.environ.get("HF_ENDPOINT") or "https://huggingface.co").rstrip("/")
-
-
-def _host(url: str) -> tuple[str, str]:
-    return urlsplit(url)[:2]
-
-
 # -- files and lines -------------------------------------------------------------------------------
 
 
@@ -380,7 +254,7 @@ def _cannot_write(path: Path, error: OSError) -> UserError:
 
 @contextlib.contextmanager
 def _progress(
-    url: str, answer: _Answer, say: Callable[[str], None]
+    url: str, answer: Answer, say: Callable[[str], None]
 ) -> Iterator[Callable[[int], None]]:
     """Gives what takes the number of bytes so far: a bar on a terminal, else only a line now."""
     if not sys.stderr.isatty():

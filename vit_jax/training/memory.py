@@ -80,12 +80,13 @@ def within(run: Run, limit: int | None) -> Run:
             return math.inf
 
     # Mostly all fits; where it does not, halving the sizes that are left compiles few of them.
-    most = needed(sizes[-1])
-    fitting = sizes if most <= limit else sizes[: bisect.bisect(sizes[:-1], limit, key=needed)]
-    if fitting:
-        chosen = runs[fitting[-1]]
+    fit = len(sizes)
+    if needed(sizes[-1]) > limit:
+        fit = bisect.bisect(sizes[:-1], float(limit), key=needed)
+    if fit:
+        chosen = runs[sizes[fit - 1]]
         told = f"{step_bytes(chosen.compiled_step) / 2**30:.2f} of {limit / 2**30:.2f} GiB a device"
-        chosen.said.append(f"microbatch {fitting[-1]} of {c.batch_size}: its step takes {told}")
+        chosen.said.append(f"microbatch {sizes[fit - 1]} of {c.batch_size}: its step takes {told}")
         return chosen
     smallest = needed(sizes[0])
     least = f" ({smallest / 2**30:.2f} GiB)" if smallest < math.inf else ""
