@@ -11,8 +11,9 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from vit_jax.config import config_hash, run_hash
+from vit_jax.config import config_hash
 from vit_jax.errors import INTERRUPTED, RESTART, WATCHDOG, UserError
+from vit_jax.resolution import run_hash
 
 AGAIN = (RESTART, WATCHDOG)  # codes of `vit` after which the same command continues
 PORT = 8476  # where process 0 listens, where nothing else decides it

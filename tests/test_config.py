@@ -10,9 +10,10 @@ import pytest
 from ml_collections import ConfigDict
 
 from vit_jax import config, recipe
-from vit_jax.config import READ_BY, Sizes, base, differences, flat, keys, leaves, resolve
+from vit_jax.config import READ_BY, base, differences, flat, keys, leaves
 from vit_jax.errors import UserError
 from vit_jax.models.model import FAMILIES
+from vit_jax.resolution import Sizes, resolve
 
 SIZES = Sizes(train_examples=1000, num_classes=10, channels=3)
 

@@ -9,8 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vit_jax import recipe
-from vit_jax.config import DURATIONS, Sizes, base, leaves, mesh_sizes, resolve
+from vit_jax.config import DURATIONS, base, leaves
 from vit_jax.errors import UserError
+from vit_jax.ranges import mesh_sizes
+from vit_jax.resolution import Sizes, resolve
 
 
 def resolved(examples=1000, devices=1, **changes):

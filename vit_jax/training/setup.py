@@ -11,7 +11,7 @@ import jax
 from ml_collections import ConfigDict
 
 from vit_jax.checkpoint import checksums, manager
-from vit_jax.config import Sizes, differences, flat, resolve
+from vit_jax.config import differences, flat
 from vit_jax.data import ops
 from vit_jax.data.sources import Facts, facts, open_source
 from vit_jax.errors import UserError
@@ -24,6 +24,7 @@ from vit_jax.parallel.mesh import make_mesh
 from vit_jax.parallel.runtime import everyones, share, together
 from vit_jax.pretrained.load import OF_THE_RUN, fetch_weights, fill
 from vit_jax.pretrained.weights import Weights, open_weights
+from vit_jax.resolution import Sizes, resolve
 from vit_jax.training.distillation import open_teacher
 from vit_jax.training.evaluation import check_evaluators, open_evaluators
 from vit_jax.training.groups import frozen_mask, layer_scales

@@ -1,0 +1,180 @@
+"""From what was asked for to final numbers: durations in steps, the data's and the mesh's sizes,
+paths from the root.
+"""
+
+import copy
+import dataclasses
+import re
+from collections.abc import Iterable
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+from vit_jax.config import (
+    DURATIONS,
+    FREE_ON_RESUME,
+    check_read,
+    check_tree,
+    config_hash,
+    flat,
+    leaves,
+    set_by_user,
+)
+from vit_jax.errors import UserError
+from vit_jax.ranges import AUTO, at_least_one, check_ranges, divides, mesh_sizes, microbatches
+
+
+@dataclasses.dataclass(frozen=True)
+class Sizes:
+    """What the data and the machine decide."""
+
+    train_examples: int
+    num_classes: int
+    channels: int
+    devices: int = 1
+
+
+def resolve(
+    config: ConfigDict, sizes: Sizes, named: Iterable[str] = ()
+) -> tuple[ConfigDict, list[str]]:
+    """The config with every number final, and what has to be said about it aloud.
+
+    Args:
+      config: a tree made from `base()`.
+      sizes: of the data sets and the machine.
+      named: keys that the user gave explicitly, for the check of unread ones.
+
+    Raises:
+      UserError: an unknown or unread key, two units for one duration, a size that cannot work.
+    """
+    check_tree(config)
+    named = list(named)
+    check_read(config, set_by_user(config, named))
+    for key in ("init", "resume"):
+        if config[key] == "":
+            raise UserError(f"{key} is empty: name weights, or none with --config.{key}=None")
+    if config.init and config.resume:
+        raise UserError(
+            "init and resume are both set: init takes the parameters alone, resume the whole "
+            "state; keep one of them"
+        )
+    of_evaluation = [key for key in named if key.startswith(("data.eval.", "eval_"))]
+    for key in of_evaluation if not config.data.eval.split else ():
+        if dict(leaves(config))[key]:
+            raise UserError(f"{key} is set, but data.eval.split is empty: there is no evaluation")
+    c = copy.deepcopy(config).unlock()
+    said: list[str] = []
+    check_ranges(c)
+    total = _steps(c, "total", sizes)
+    if total is None:
+        options = ", ".join(DURATIONS["total"])
+        raise UserError(f"the run has no length: set one of {options}")
+    c.total_steps = total
+    c.schedule.warmup_steps = _steps(c, "warm-up", sizes) or 0
+    if c.schedule.warmup_steps > total:
+        said.append(
+            f"warm-up of {c.schedule.warmup_steps} steps is longer than the run: shortened to "
+            f"{total} steps"
+        )
+    c.eval_every_steps = _steps(c, "evaluation", sizes) or total
+    said += _scale_rate(c)
+    for names in DURATIONS.values():
+        for key in names[1:]:
+            c.update_from_flattened_dict({key: None})
+    if c.checkpoint.every_steps is None:
+        c.checkpoint.every_steps = max(1, total // 10)
+    at_least_one(c, "checkpoint.every_steps")
+
+    c.mesh.data, c.mesh.fsdp, c.mesh.tensor = mesh_sizes(c.mesh, sizes.devices)
+    rows = c.mesh.data * c.mesh.fsdp
+    c.eval_batch_size = c.eval_batch_size or -(-c.batch_size // rows) * rows
+    # What `auto` is, the compiled step decides (training/memory.py); the whole batch until then.
+    c.microbatch = c.batch_size if c.microbatch in (None, AUTO) else c.microbatch
+    divides(c, "batch_size", rows, "mesh.data x mesh.fsdp")
+    divides(c, "eval_batch_size", rows, "mesh.data x mesh.fsdp")
+    if c.microbatch % rows or c.batch_size % c.microbatch:
+        fitting = microbatches(c.batch_size, rows)
+        raise UserError(
+            f"microbatch {c.microbatch} does not divide batch_size {c.batch_size} into multiples "
+            f"of mesh.data x mesh.fsdp = {rows}; {', '.join(map(str, fitting[-8:]))} would work"
+        )
+    if sizes.train_examples < 1:
+        raise UserError(f"data.train {c.data.train.source} has no examples")
+
+    if c.model.num_classes is None:
+        c.model.num_classes = sizes.num_classes
+    elif c.model.num_classes < sizes.num_classes:
+        raise UserError(
+            f"model.num_classes is {c.model.num_classes}, but {c.data.train.source} has "
+            f"{sizes.num_classes} classes: leave the key out, or raise it"
+        )
+    c.model.channels = c.model.channels or sizes.channels
+    if c.batch_size > sizes.train_examples:
+        said.append(
+            f"batch_size {c.batch_size} is more than the {sizes.train_examples} training examples: "
+            "a batch holds some of them twice"
+        )
+    _absolute_paths(c)
+    return c.lock(), said
+
+
+def _scale_rate(c: ConfigDict) -> list[str]:
+    """The learning rate for this batch size, where it is given for another one."""
+    of, lr = c.optimizer.lr_per, c.optimizer.lr
+    if not of:
+        return []
+    c.optimizer.lr, c.optimizer.lr_per = lr * c.batch_size / of, None
+    return [
+        f"learning rate {lr:g} for batches of {of} is {c.optimizer.lr:g} for batch_size "
+        f"{c.batch_size}"
+    ]
+
+
+def _steps(c: ConfigDict, duration: str, sizes: Sizes) -> int | None:
+    """A duration in steps, whatever its unit; None where it is not given."""
+    given = {key: value for key, value in leaves(c) if key in DURATIONS[duration] and value}
+    if len(given) > 1:
+        raise UserError(f"{' and '.join(given)} are both set: keep one of them")
+    for key, value in given.items():
+        if value < 0:
+            raise UserError(f"{key} must be positive, not {value}")
+        if key.endswith("steps"):
+            return int(value)
+        examples = value * sizes.train_examples if key.endswith("epochs") else value
+        return max(1, round(examples / c.batch_size))
+    return None
+
+
+def _absolute_paths(c: ConfigDict) -> None:
+    """Paths from the root, so that a work folder can be used from anywhere."""
+    for key, paths, absolute in (("evaluators", "(?:folder|csv):[^'\"]+", _absolute),
+                                 ("distill", "[^'\"]+", _there)):  # fmt: skip
+        if c[key]:  # what stands in quotes there
+            parts = re.split(rf"((?<=['\"]){paths}(?=['\"]))", c[key])
+            c[key] = "".join(absolute(part) if i % 2 else part for i, part in enumerate(parts))
+    c.data.eval.source = _absolute(c.data.eval.source or c.data.train.source)
+    c.data.train.source = _absolute(c.data.train.source)
+
+
+def _absolute(source: str) -> str:
+    """`folder:PATH` or `csv:FILE` from the root."""
+    kind, _, path = source.partition(":")
+    return f"{kind}:{Path(path).expanduser().absolute()}" if kind in ("folder", "csv") else source
+
+
+def _there(path: str) -> str:
+    """A path that exists from the root; a name of weights as it is."""
+    found = Path(path).expanduser()
+    return str(found.absolute()) if found.exists() else path
+
+
+def run_hash(config: ConfigDict) -> str:
+    """The hash by which a run is named before its data and devices are seen: of every key but
+    those that change none of its numbers. Equal hashes continue each other."""
+    c = copy.deepcopy(config).unlock()
+    _absolute_paths(c)
+    counts = ("total_", "init", "resume")  # free on resume, but another of them is another run
+    return config_hash({
+        key: value for key, value in flat(c).items()
+        if key.startswith(counts) or not key.startswith(FREE_ON_RESUME)
+    })  # fmt: skip
