@@ -1,10 +1,11 @@
 """What a config chooses of a step's time: layers unrolled or scanned, what is rematerialised; and,
-as code alone, the patches' projection as a matrix product or as a convolution.
+as code alone, XLA's options for a CPU, one at a time, and the patches' projection as a matrix
+product or as a convolution.
 
     python benchmarks/variants.py [--models=vit_small_patch16_224] [--batch=8] [--dtype=bfloat16]
 
-Ratios are over the first side of each case: the unrolled step without rematerialisation, and the
-matrix product, which are the defaults.
+Ratios are over the first side of each case: the unrolled step without rematerialisation, XLA's
+defaults, and the matrix product, which are what `vit train` takes.
 """
 
 import argparse
@@ -26,6 +27,17 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "scanned, remat full": {"scan": True, "remat": "full"},
 }
 
+YNNPACK, FOR = "xla_cpu_experimental_ynn_fusion_type", "LIBRARY_FUSION_TYPE_"
+XLA: dict[str, dict[str, Any]] = {
+    "XLA's defaults": {},
+    "fast math": {"xla_cpu_enable_fast_math": True},
+    "vectors of 512 bits": {"xla_cpu_prefer_vector_width": 512},
+    "scheduled for memory": {"xla_cpu_enable_concurrency_optimized_scheduler": False},
+    "products by Eigen, not YNNPACK": {YNNPACK: ""},
+    "more than products by YNNPACK": {YNNPACK: f"{FOR}DOT,{FOR}ELTWISE"},
+    "oneDNN": {"xla_cpu_use_onednn": True, "xla_cpu_experimental_onednn_custom_call": True},
+}
+
 
 def main() -> None:
     """Measures every model asked for, then the projections."""
@@ -45,8 +57,29 @@ def main() -> None:
             works[variant] = harness.in_a_row(work.start, work.wait, 1)
         times = harness.alternate(works, rounds)
         rows += harness.compare(f"{name}, step, batch {options.batch}", times, "unrolled")
+        rows += of_xla(name, options, rounds)
     rows += projections(options, rounds)
     harness.report("variants", rows, options)
+
+
+def of_xla(name: str, options: argparse.Namespace, rounds: int) -> list[harness.Row]:
+    """The unrolled step, compiled with each of XLA's options; one that it does not know is left
+    out, aloud."""
+    works = {}
+    for option, values in XLA.items() if jax.default_backend() == "cpu" else ():
+        run = plain_run(name, options)
+        jitted, shapes = run.jitted_step
+        try:
+            vars(run)["compiled_step"] = jitted.lower(*shapes).compile(compiler_options=values)
+        except jax.errors.JaxRuntimeError as error:
+            print(f"left out, {option}: {str(error).splitlines()[0]}")
+            continue
+        work = OUR_WORK["step"](run, batches(run))
+        works[option] = harness.in_a_row(work.start, work.wait, 1)
+    if not works:
+        return []
+    times = harness.alternate(works, rounds)
+    return harness.compare(f"{name}, step, batch {options.batch}, XLA", times, "XLA's defaults")
 
 
 def batches(run: Run) -> Any:
