@@ -4,6 +4,7 @@ Nothing heavy is imported before a command is chosen. This file must parse on Py
 those that run the rest, to be able to tell them.
 """
 
+import errno
 import sys
 
 OLDEST_PYTHON, OLDEST_JAX = (3, 11), (0, 10)
@@ -29,6 +30,8 @@ COMMANDS = {
 }
 
 _LIST = "\n".join(f"  {name:14} {what}" for name, what in COMMANDS.items())
+
+DISK = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT, errno.EROFS, errno.EACCES)  # it takes no more
 
 USAGE = f"""usage: vit COMMAND [options]
 
@@ -183,7 +186,6 @@ def _leave():
 
 
 def _run(command, arguments):
-    import errno
     import importlib
     import traceback
 
@@ -210,18 +212,18 @@ def _run(command, arguments):
         print(f"vit: {stopped}", file=sys.stderr)
         _leave()
         return stopped.code
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT, errno.EROFS, errno.EACCES):
-            raise
-        where = error.filename or "a file of the run"
-        print(f"vit: error: cannot read or write {where}: {error.strerror}", file=sys.stderr)
-        return errors.USER_ERROR
+    except BrokenPipeError:
+        raise
     except KeyboardInterrupt:
         print("vit: stopped at once", file=sys.stderr)
         return errors.INTERRUPTED
     except Exception as error:
         from vit_jax.parallel.runtime import lost_peer
 
+        if isinstance(error, OSError) and error.errno in DISK:
+            where = error.filename or "a file of the run"
+            print(f"vit: error: cannot read or write {where}: {error.strerror}", file=sys.stderr)
+            return errors.USER_ERROR
         if line := lost_peer(error):
             print(f"vit: {line}", file=sys.stderr)
             return errors.RESTART

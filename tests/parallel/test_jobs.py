@@ -3,11 +3,14 @@
 import json
 import os
 import re
+import resource
 import signal
 
 import numpy as np
 import pytest
 from jobs import Job
+
+from vit_jax.checkpoint import checksums
 
 
 @pytest.fixture(scope="module")
@@ -113,6 +116,23 @@ def test_a_silent_process_counts_as_dead_after_the_heartbeat_timeout(tmp_path):
         job.when("/100000")
         job.send(signal.SIGSTOP, 1)
         assert job.codes(0, within=30) == [75]
+
+
+@pytest.mark.parametrize("victim", [0, 1])
+def test_one_that_alone_cannot_write_ends_the_job_with_a_line_each(tmp_path, victim):
+    keys = {"total_steps": 400, "checkpoint__every_steps": 1, "heartbeat_timeout": 5.0}
+    with Job(tmp_path / "run", **keys) as job:
+        job.when("step  15/400")
+        limit = 1 << 16  # bytes a file: more than the logs have, less than a part of the state
+        resource.prlimit(job.processes[victim].pid, resource.RLIMIT_FSIZE, (limit, limit))
+        codes = job.codes(within=60)
+        assert codes[victim] == 2
+        assert codes[1 - victim] in (2, 75)
+        assert "vit: error: a checkpoint could not be written to" in job.said(victim)
+        for number in (0, 1):
+            assert "Traceback" not in job.said(number)
+    for saved in (tmp_path / "run" / "checkpoints").iterdir():
+        assert checksums.damages(saved) == []
 
 
 def test_devices_are_told_first_and_result_and_rows_are_written_once(tmp_path):

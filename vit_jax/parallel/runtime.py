@@ -27,7 +27,8 @@ MESSAGE = 2000  # bytes of a line that processes tell each other
 # What the libraries under a collective say when the other end is gone.
 LOST = (
     "Gloo", "NCCL", "Connection reset by peer", "Connection closed by peer", "Socket closed",
-    "coordination service", "heartbeats", "distributed service", "Barrier timed out",
+    "coordination service", "CoordinationService", "heartbeats", "distributed service",
+    "Barrier timed out",
 )  # fmt: skip
 
 
@@ -271,12 +272,16 @@ def probe(folder: Path) -> None:
 
 
 def lost_peer(error: Exception) -> str | None:
-    """Where an error means that another process is gone: what a person is told."""
+    """Where an error, or what caused it, means that another process is gone: what a person is
+    told."""
     import jax
 
-    if jax.process_count() == 1 or not any(sign in str(error) for sign in LOST):
+    cause: BaseException | None = error
+    while cause is not None and not any(sign in str(cause) for sign in LOST):
+        cause = cause.__cause__
+    if cause is None or jax.process_count() == 1:
         return None
-    reason = " ".join(str(error).split())[:160]
+    reason = " ".join(str(cause).split())[:160]
     return (
         f"process {process()} lost another one ({reason}); start again: the last checkpoint is safe"
     )
