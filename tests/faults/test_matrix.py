@@ -200,5 +200,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used_when_asked(
         assert job.codes() == [2, 2]
         assert f"checkpoints/{last} is damaged: {file.relative_to(folder)}" in job.said()
     assert cli.main(["ckpt", "prune", str(run), "--damaged"]) == 0
-    assert_continues(run, undisturbed, max(checkpoints(run), default=0), 2)
-    note(how, number, last, max(checkpoints(run), default=0), 2, "named, then continued")
+    before = max(checkpoints(run), default=0)
+    assert before < last
+    assert_continues(run, undisturbed, before, 2)
+    note(how, number, last, before, 2, "named, then continued")

@@ -5,10 +5,12 @@ import os
 import re
 import resource
 import signal
+import subprocess
+import sys
 
 import numpy as np
 import pytest
-from jobs import Job
+from jobs import PATIENCE, ROOT, Job, free_port
 
 from vit_jax.checkpoint import checksums
 
@@ -53,6 +55,30 @@ def test_a_mistake_that_one_process_sees_is_told_by_all_of_them(tmp_path):
         line = job.said(number).splitlines()[-1]
         assert line == "vit: error: optimizer.lr must be 0 or more, not -1.0"
     assert not (tmp_path / "run").exists()
+
+
+LEAVES = """
+import os, sys, time
+from vit_jax.parallel import runtime
+number = int(sys.argv[2])
+runtime.start(runtime.Job("command line", sys.argv[1], 2, number), 5)
+runtime.leave_together()
+if number == 1:
+    sys.stdin.read()  # until the other one, which has the pipe's end, is gone
+    time.sleep(1)  # in which JAX would hear of it
+os._exit(2)
+"""
+
+
+def test_one_that_leaves_later_keeps_its_code():
+    address = f"127.0.0.1:{free_port()}"
+    start = [sys.executable, "-c", LEAVES, address]
+    end, held = os.pipe()
+    first = subprocess.Popen([*start, "0"], cwd=ROOT, pass_fds=[held])
+    second = subprocess.Popen([*start, "1"], cwd=ROOT, stdin=end)
+    os.close(held)
+    os.close(end)
+    assert [first.wait(PATIENCE), second.wait(PATIENCE)] == [2, 2]
 
 
 def test_what_one_process_alone_sees_is_told_by_all_of_them_with_its_number(tmp_path):

@@ -157,13 +157,15 @@ def stop() -> None:
 
 
 def leave_together(seconds: int = 5) -> None:
-    """Waits for the others, if they are leaving too: when process 0 is gone first, JAX aborts them,
-    and their exit codes say something else than what happened."""
+    """Waits for the others, if they are leaving too, and parts from them: where process 0 is gone
+    before one has parted, JAX aborts it, and its exit code says something else than what
+    happened."""
     from jax._src import distributed  # no public name has a barrier that ends by itself
 
     if (client := distributed.global_state.client) is not None:
         with contextlib.suppress(Exception):
             client.wait_at_barrier("vit_jax leaves", seconds * 1000)
+            stop()
 
 
 def process() -> int:
