@@ -7,22 +7,28 @@ mirrors every other one, and delivers batches of 64 as uint8: ours
 (`decode|inception_crop|flip_lr`), tf.data (decode_and_crop_jpeg, resize, flip; as many calls as it
 likes) and timm's own loader (Pillow, its default interpolation, as many workers as there are cores,
 collated as uint8; what it does on the device is left out). With
-`randaug(2,15)`: ours and timm's. A round is an epoch, from asking for the iterator to the last
-batch; workers persist. --data=FOLDER holds JPEGs, at any depth; repeat it for several cases.
-Without it, images are made: smooth noise of 500 x 375 pixels, about 110 kB each.
+`randaug(2,15)`: ours and timm's. Ours is measured twice, with as many threads as there are cores
+and with as many worker processes (`data.workers`). All are endless; a round is an epoch's batches,
+after some that are not counted, so that what was made ahead while others ran helps none.
+--data=FOLDER holds JPEGs, at any depth; repeat it for several cases. Without it, images are made:
+smooth noise of 500 x 375 pixels, about 110 kB each.
 """
 
-import contextlib
+import itertools
 import os
 import subprocess
 import sys
 import tempfile
+import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import harness
 import numpy as np
 
 SIZE, BATCH = 224, 64
+AHEAD, ENDLESS = 16, 10**9  # batches: not counted in a round; of a side
 CROP = "decode|inception_crop|flip_lr"
 RANDAUG = "decode|inception_crop|flip_lr|randaug(2,15)"
 
@@ -54,28 +60,23 @@ def folder_of_links(source: Path, root: Path, epoch: int) -> Path:
     return root
 
 
-def ours(root: Path, text: str, threads: int, workers: int = 0):
-    """An epoch of our pipeline to host batches."""
+def ours(root: Path, text: str, threads: int, workers: int) -> Iterator[Any]:
+    """Batches of our pipeline on the host."""
     from vit_jax.data import ops, pipeline
     from vit_jax.data.sources import open_source
 
     source = open_source(f"folder:{root}", "train")
     shape = (SIZE, SIZE, 3)
-
-    def epoch() -> int:
-        batches = pipeline.train_batches(
+    return iter(
+        pipeline.train_batches(
             source, ops.parse(text, shape[:2]), shape, seed=0, batch_size=BATCH,
-            rows=np.arange(BATCH), examples_seen=0, steps=len(source) // BATCH, threads=threads,
-            workers=workers,
-        )  # fmt: skip
-        with contextlib.closing(batches):
-            return sum(len(batch["image"]) for batch in batches)
-
-    return epoch
+            rows=np.arange(BATCH), examples_seen=0, steps=ENDLESS, threads=threads, workers=workers,
+        )
+    )  # fmt: skip
 
 
-def tf_data(root: Path):
-    """An epoch of tf.data, decoding only the part that is wanted."""
+def tf_data(root: Path) -> Iterator[Any]:
+    """Batches of tf.data, decoding only the part that is wanted."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     import tensorflow as tf
 
@@ -93,20 +94,15 @@ def tf_data(root: Path):
         image = tf.cast(tf.image.resize(image, (SIZE, SIZE)), tf.uint8)
         return tf.image.random_flip_left_right(image), 0
 
-    dataset = tf.data.Dataset.from_tensor_slices(paths).shuffle(len(paths))
+    dataset = tf.data.Dataset.from_tensor_slices(paths).shuffle(len(paths)).repeat()
     options = tf.data.Options()
     options.deterministic = False
     dataset = dataset.map(load, tf.data.AUTOTUNE).batch(BATCH, drop_remainder=True)
-    dataset = dataset.prefetch(tf.data.AUTOTUNE).with_options(options)
-
-    def epoch() -> int:
-        return sum(len(images) for images, _ in dataset.as_numpy_iterator())
-
-    return epoch
+    return dataset.prefetch(AHEAD // 2).with_options(options).as_numpy_iterator()
 
 
-def timm_loader(root: Path, workers: int, auto_augment: str | None = None):
-    """An epoch of timm's loader, up to its uint8 batches."""
+def timm_loader(root: Path, workers: int, auto_augment: str | None = None) -> Iterator[Any]:
+    """Batches of timm's loader, as its workers leave them."""
     import logging
 
     logging.disable(logging.WARNING)
@@ -120,15 +116,15 @@ def timm_loader(root: Path, workers: int, auto_augment: str | None = None):
         num_workers=workers, persistent_workers=True, device=torch.device("cpu"), pin_memory=False,
     )  # fmt: skip
     assert loader.loader.collate_fn.__name__ == "fast_collate"
-
-    def epoch() -> int:
-        return sum(len(images) for images, _ in loader.loader)
-
-    return epoch
+    while True:
+        yield from loader.loader
 
 
 MAKERS = {
-    "ours": lambda root, cores, randaug: ours(root, RANDAUG if randaug else CROP, cores),
+    "ours": lambda root, cores, randaug: ours(root, RANDAUG if randaug else CROP, cores, 0),
+    "ours, workers": lambda root, cores, randaug: ours(
+        root, RANDAUG if randaug else CROP, 0, cores
+    ),
     "tf.data": lambda root, cores, randaug: tf_data(root),
     "timm": lambda root, cores, randaug: timm_loader(
         root, cores, "rand-m15-n2" if randaug else None
@@ -137,27 +133,35 @@ MAKERS = {
 
 
 def serve(name: str, root: str, randaug: str) -> None:
-    """A side in a process of its own (TensorFlow and PyTorch do not bear each other): an epoch for
-    every line it is sent, answered by its seconds."""
+    """A side in a process of its own (TensorFlow and PyTorch do not bear each other): for every
+    number it is sent, the seconds that so many batches took."""
     out = os.fdopen(os.dup(1), "w")  # what libraries print goes elsewhere
     os.dup2(2, 1)
     try:
-        epoch = MAKERS[name](Path(root), harness.cores(), randaug == "True")
+        batches = MAKERS[name](Path(root), harness.cores(), randaug == "True")
+        next(batches)
     except ImportError as error:
         out.write(f"{error}\n")
         return
     out.write("ready\n")
     out.flush()
-    side = harness.timed(epoch)
-    for _ in sys.stdin:
-        out.write(f"{side()}\n")
+    for line in sys.stdin:
+        for _ in itertools.islice(batches, AHEAD):
+            pass
+        began = time.perf_counter()
+        for _ in itertools.islice(batches, int(line)):
+            pass
+        out.write(f"{time.perf_counter() - began}\n")
         out.flush()
+    os._exit(0)  # an endless side has threads and processes that would go on
 
 
 class Side:
-    """Another process that runs an epoch when it is called. Raises ImportError where it cannot."""
+    """Another process that makes so many batches when it is called. Raises ImportError where it
+    cannot."""
 
-    def __init__(self, name: str, root: Path, randaug: bool):
+    def __init__(self, name: str, root: Path, randaug: bool, batches: int):
+        self._batches = batches
         self._process = subprocess.Popen(
             [sys.executable, __file__, "--serve", name, str(root), str(randaug)],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
@@ -167,7 +171,7 @@ class Side:
             raise ImportError(f"{name}: {answer or 'its process ended'}")
 
     def __call__(self) -> float:
-        self._process.stdin.write("go\n")
+        self._process.stdin.write(f"{self._batches}\n")
         self._process.stdin.flush()
         return float(self._process.stdout.readline())
 
@@ -176,12 +180,14 @@ class Side:
         self._process.wait(timeout=60)
 
 
-def measure(root: Path, randaug: bool, rounds: int) -> dict[str, np.ndarray]:
-    """Seconds of an epoch of every side whose package is installed."""
+def measure(root: Path, randaug: bool, rounds: int, batches: int) -> dict[str, np.ndarray]:
+    """Seconds of so many batches of every side whose package is installed."""
     sides = {}
-    for name in ("ours", "timm") if randaug else ("ours", "tf.data", "timm"):
+    for name in MAKERS:
+        if name == "tf.data" and randaug:  # which has none
+            continue
         try:
-            sides[name] = Side(name, root, randaug)
+            sides[name] = Side(name, root, randaug, batches)
         except ImportError as error:
             print(f"left out: {error}")
     times = harness.alternate(sides, rounds)
@@ -211,10 +217,15 @@ def main() -> None:
             size = np.mean([path.stat().st_size for path in (root / "train/all").iterdir()]) / 1e3
             for randaug in (False, True):
                 case = f"{folder.name} ({size:.0f} kB){', randaug(2,15)' if randaug else ''}"
-                for row in harness.compare(case, measure(root, randaug, rounds), "ours"):
-                    row["images_per_second"] = epoch / row["median_s"]
-                    row["images_per_second_per_core"] = epoch / row["median_s"] / cores
-                    rows.append(row)
+                times = measure(root, randaug, rounds, epoch // BATCH)
+                for base in ("ours", "ours, workers"):
+                    others = {name: t for name, t in times.items() if "ours" not in name}
+                    where = f"{case}{base.removeprefix('ours')}"
+                    found = harness.compare(where, {base: times[base]} | others, base)
+                    for row in found:
+                        row["images_per_second"] = epoch / row["median_s"]
+                        row["images_per_second_per_core"] = epoch / row["median_s"] / cores
+                    rows += found
     harness.report("input_pipeline", rows, options)
 
 

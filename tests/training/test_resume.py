@@ -3,9 +3,12 @@ bit. The kills are real (SIGKILL to a real process, at a known line of its outpu
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
+import time
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -113,6 +116,27 @@ def test_two_workers_and_a_kill_give_the_numbers_of_threads(undisturbed, tmp_pat
     finish(tmp_path, data__workers=2)
     assert told(tmp_path) == told(undisturbed)
     assert_identical(arrays(tmp_path), arrays(undisturbed))
+
+
+def test_workers_and_their_shared_memory_go_with_a_run_that_is_killed(tmp_path):
+    process = start(tmp_path, data__workers=2, total_steps=4000)
+    for line in process.stderr:
+        if line.startswith("step    7/4000"):
+            break
+    task = Path(f"/proc/{process.pid}/task")
+    children = [pid for one in task.glob("*/children") for pid in one.read_text().split()]
+    workers = [Path(f"/proc/{pid}") for pid in children
+               if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes()]  # fmt: skip
+    assert len(workers) == 2
+    maps = "".join((worker / "maps").read_text() for worker in workers)
+    shared = {Path(name) for name in re.findall(r"/dev/shm/psm_\w+", maps)}
+    assert shared
+    process.kill()
+    process.communicate(timeout=60)  # to the end of what workers could say, too
+    until = time.monotonic() + 30
+    while any(path.exists() for path in [*workers, *shared]):
+        assert time.monotonic() < until
+        time.sleep(0.05)
 
 
 def test_a_scanned_run_continues_unrolled_to_1e_6(tmp_path):

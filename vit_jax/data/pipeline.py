@@ -8,7 +8,9 @@ continues exactly from `examples_seen`, with any number of threads, workers or p
 import dataclasses
 import itertools
 import multiprocessing
+import os
 import signal
+import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -16,6 +18,7 @@ from typing import Any
 import grain
 import jax
 import numpy as np
+from grain.multiprocessing import SharedMemoryArray
 from jax.sharding import NamedSharding
 
 from vit_jax.data.decode import DamagedImage, encoded
@@ -129,8 +132,9 @@ class Batches:
         return self.steps
 
     def __getitem__(self, step: int) -> Batch:
-        batch = {
-            name: np.empty((len(self.rows), *value.shape), value.dtype)
+        empty = SharedMemoryArray if self.workers else np.empty  # which Grain passes on uncopied
+        batch: Batch = {
+            name: empty((len(self.rows), *value.shape), value.dtype)
             for name, value in self.filler.items()
         }
 
@@ -145,8 +149,13 @@ class Batches:
         parts = [
             range(row, min(row + PART, len(self.rows))) for row in range(0, len(self.rows), PART)
         ]
-        for _ in self._threads.map(fill, parts) if self._threads else map(fill, parts):
-            pass
+        try:
+            for _ in self._threads.map(fill, parts) if self._threads else map(fill, parts):
+                pass
+        except BaseException:
+            for shared in batch.values() if self.workers else ():
+                shared.unlink_on_del()
+            raise
         return batch
 
     @property
@@ -162,7 +171,7 @@ class Batches:
         one = grain.ReadOptions(num_threads=1, prefetch_buffer_size=1)
         options = grain.MultiprocessingOptions(num_workers=self.workers, per_worker_buffer_size=2)
         return dataset.to_iter_dataset(one).mp_prefetch(
-            options, worker_init_fn=_leave_interrupts_to_the_run
+            options, worker_init_fn=_live_as_long_as_the_run
         )
 
     def __iter__(self) -> Iterator[Batch]:
@@ -223,11 +232,18 @@ def eval_batches(
     )  # fmt: skip
 
 
-def _leave_interrupts_to_the_run(worker: int, workers: int) -> None:
+def _live_as_long_as_the_run(worker: int, workers: int) -> None:
     """A terminal sends Ctrl-C to the workers too, and a scheduler SIGTERM; they must feed the run
-    until it has saved."""
+    until it has saved. They end when it does, however it ended, and shared memory with them."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
+
+    def follow() -> None:
+        if run := multiprocessing.parent_process():
+            run.join()
+        os._exit(1)
+
+    threading.Thread(target=follow, daemon=True).start()
 
 
 class OnDevice:
