@@ -1,6 +1,8 @@
 """Checkpoints: equal values on any mesh, strict names, the last ones and the best one kept."""
 
+import gc
 import json
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -143,3 +145,16 @@ def test_what_time_asked_for_goes_when_a_newer_one_is_there(tmp_path):
     assert held == [
         [10], [10, 12], [10, 20], [10, 20, 25], [20, 27], [27, 30], [27, 30, 33], [27, 30, 35],
     ]  # fmt: skip
+
+
+def test_a_run_does_not_grow_by_what_it_saves(tmp_path):
+    arrays, saves, held = 100, 20, []
+    state = {f"p{number}": jnp.zeros(4) for number in range(arrays)}
+    with Checkpoints(tmp_path, keep=2, keep_best=False) as checkpoints:
+        for step in range(1, 10 + saves + 1):
+            checkpoints.save(step, state, {}, None)
+            if step in (10, 10 + saves):
+                checkpoints.wait()
+                gc.collect()
+                held.append(sys.getallocatedblocks())
+    assert (held[1] - held[0]) / saves < arrays / 2

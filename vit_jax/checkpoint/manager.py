@@ -16,7 +16,7 @@ import orbax.checkpoint as ocp
 from jax.sharding import NamedSharding, PartitionSpec
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN
 
-from vit_jax.checkpoint import checksums
+from vit_jax.checkpoint import checksums, json_leak
 from vit_jax.checkpoint.tree import check_same, flatten, in_layout_of, nest, unflatten
 from vit_jax.errors import Stopped, UserError
 from vit_jax.parallel.runtime import first_says
@@ -202,6 +202,8 @@ class Checkpoints:
         self._every_steps, self._every_minutes = every_steps, every_minutes
         self._saved = time.monotonic()
 
+        json_leak.spare()
+
         def metric(metrics: dict[str, float]) -> float:
             return metrics[METRIC]
 
@@ -235,8 +237,11 @@ class Checkpoints:
             checksums.write(partial)
 
     def latest(self) -> int | None:
-        """The last whole checkpoint on disk."""
-        return self._manager.latest_step()
+        """The last whole checkpoint on disk; Orbax's own counts one that is on its way, too."""
+        try:
+            return int(find(self._manager.directory).name)
+        except UserError:
+            return None
 
     def due(self, step: int, by_time: bool) -> bool:
         """Whether to save after a step; `by_time` where the processes may be asked to agree."""
@@ -316,7 +321,7 @@ class Checkpoints:
             reason = next((r for sign, r in FULL.items() if sign in str(error)), None)
             if reason is None:
                 raise
-            folder = Path(self._manager.directory)
-            for partial in folder.glob("*.orbax-checkpoint-tmp"):
-                shutil.rmtree(partial, ignore_errors=True)
+            if jax.process_count() == 1:  # others may be writing still; the next start removes it
+                for partial in Path(self._manager.directory).glob("*.orbax-checkpoint-tmp"):
+                    shutil.rmtree(partial, ignore_errors=True)
             raise self._no_room(reason) from error
