@@ -1,4 +1,5 @@
-"""Training on the CPU with and without the allocator settings of `vit train`.
+"""Training on the CPU with and without the allocator settings of `vit train`; and with all of
+them but the limit on arenas, which is there for memory's sake.
 
     python benchmarks/huge_pages.py
 
@@ -19,7 +20,11 @@ import harness
 from vit_jax.cli import MALLOC
 
 ROOT = Path(__file__).resolve().parent.parent
-SIDES = {"vit train's settings": MALLOC, "glibc's defaults": ""}
+SIDES = {
+    "vit train's settings": MALLOC,
+    "glibc's number of arenas": MALLOC.rpartition(":")[0],
+    "glibc's defaults": "",
+}
 FULL = {"model.name": "vit_nano_patch8_64", "batch_size": 64, "total_steps": 40}
 QUICK = {"model.name": "vit_mu_patch4_32", "batch_size": 8, "total_steps": 4}
 COMMON = {"data.train.source": "synthetic:size=128", "data.eval.split": "", "mixup": 0.2}

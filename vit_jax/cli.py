@@ -5,6 +5,7 @@ those that run the rest, to be able to tell them.
 """
 
 import errno
+import os
 import sys
 
 OLDEST_PYTHON, OLDEST_JAX = (3, 11), (0, 10)
@@ -76,10 +77,12 @@ def main(argv=None):
 
 # XLA's CPU back end takes and gives back its temporaries at every step. With huge pages, kept by
 # the process once they are there, a step spends no time in the kernel (benchmarks/huge_pages.py).
+# But arenas keep them too: of glibc's eight a core, a thread takes one now and then that was not
+# used before, and so a process grows for hours; with one a core it does not.
 # glibc reads this at the start of a process alone, hence the second start below.
 MALLOC = (
     "glibc.malloc.hugetlb=1:glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold=0x800000000:"
-    "glibc.malloc.top_pad=0x10000000"
+    f"glibc.malloc.top_pad=0x10000000:glibc.malloc.arena_max={max(2, os.cpu_count() or 1)}"
 )
 
 
@@ -88,7 +91,6 @@ def _look_for_no_tpu():
     library complain at length that there is none."""
     import glob
     import importlib.util
-    import os
 
     devices = glob.glob("/dev/accel*") + glob.glob("/dev/vfio/*")
     plans, gpus = (importlib.util.find_spec(name) for name in ("libtpu", "jax_plugins"))
@@ -100,7 +102,6 @@ def _threads_for_virtual_devices():
     """XLA's CPU back end has one pool of threads, as many as cores or devices, for all its virtual
     devices. A device that takes two of them for two collectives at once leaves another one without,
     and all wait for ever. The size of the pool is read from NPROC."""
-    import os
     import re
 
     flags = os.environ.get("XLA_FLAGS", "")
@@ -112,7 +113,6 @@ def _threads_for_virtual_devices():
 def entry():
     """The console script. A run that failed leaves without the interpreter's farewell, in which
     background threads of libraries would tell the same error again."""
-    import os
     import signal
 
     _look_for_no_tpu()

@@ -26,11 +26,16 @@ def free_port() -> int:
         return free.getsockname()[1]
 
 
+FAULTS = ("fault", "round", "step told when it came", "last save left", "processes after it",
+          "outcome")  # fmt: skip
+
+
 def note(*columns: object) -> None:
-    """A line of the table of faults, where `FAULT_TABLE` names one: fault, round, step told when it
-    came, last save, processes that continued, outcome."""
+    """A line of the table of faults, where `FAULT_TABLE` names one."""
     if path := os.environ.get("FAULT_TABLE"):
         with Path(path).open("a", newline="") as file:
+            if not file.tell():
+                csv.writer(file).writerow(FAULTS)
             csv.writer(file).writerow(columns)
 
 
