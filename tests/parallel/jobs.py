@@ -34,9 +34,10 @@ def note(*columns: object) -> None:
     """A line of the table of faults, where `FAULT_TABLE` names one."""
     if path := os.environ.get("FAULT_TABLE"):
         with Path(path).open("a", newline="") as file:
+            table = csv.writer(file, lineterminator="\n")
             if not file.tell():
-                csv.writer(file).writerow(FAULTS)
-            csv.writer(file).writerow(columns)
+                table.writerow(FAULTS)
+            table.writerow(columns)
 
 
 class Job:
