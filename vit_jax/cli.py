@@ -77,12 +77,10 @@ def main(argv=None):
 
 # XLA's CPU back end takes and gives back its temporaries at every step. With huge pages, kept by
 # the process once they are there, a step spends no time in the kernel (benchmarks/huge_pages.py).
-# But arenas keep them too: of glibc's eight a core, a thread takes one now and then that was not
-# used before, and so a process grows for hours; with one a core it does not.
 # glibc reads this at the start of a process alone, hence the second start below.
 MALLOC = (
     "glibc.malloc.hugetlb=1:glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold=0x800000000:"
-    f"glibc.malloc.top_pad=0x10000000:glibc.malloc.arena_max={max(2, os.cpu_count() or 1)}"
+    "glibc.malloc.top_pad=0x10000000"
 )
 
 
