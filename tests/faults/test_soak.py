@@ -2,8 +2,7 @@
 
 In `make test-faults` alone: in less than 2,000 steps the allocator still settles. It has two arenas
 here: of the sixteen or more that it would take, a thread now and then meets one for the first time,
-which looks like a leak of a few huge pages (and `vit train` is the faster for them:
-`benchmarks/huge_pages.py`).
+which looks like a leak of a few huge pages.
 """
 
 import os
