@@ -201,6 +201,8 @@ def test_every_stage_of_the_input_is_told(vit, tmp_path):
         (["input", "--config=folder.py:/nowhere"], "there is no folder /nowhere"),
         (["step", "--config=digits.py", "--rounds=0"], "--rounds must be more than 0"),
         (["step", "--config=digits.py", "--json=/nowhere/f.json"], "there is no folder /nowhere"),
+        (["step", "--config=digits.py", "--csv=/tmp"], "--csv=/tmp is a folder"),
+        (["step", "--config=digits.py", "--json="], "--json= names no file"),
         (["step", "--config=digits.py", "--against=tim"], "no peer 'tim'; did you mean timm?"),
         (["forward", "--config=digits.py", "--against=linen", "--data=real"],
          "leave out --data=real"),

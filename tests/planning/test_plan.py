@@ -101,6 +101,34 @@ def test_json_is_plain_numbers():
     assert found["roofline"] is None  # nothing is stated of a CPU's peak
 
 
+def test_what_is_set_by_name_the_search_leaves_as_it_is():
+    config, target = tiny_config(batch_size=64, microbatch=16), topologies.find("gpu:h100x8")
+    config.mesh.tensor = 2
+    choice, _ = search(config, ["mesh.tensor", "microbatch"], target, print)
+    assert (choice.tensor, choice.microbatch) == (2, 16)
+
+
+def test_a_batch_that_no_mesh_splits_is_told_with_what_would():
+    target = topologies.find("gpu:h100x8")
+    with pytest.raises(UserError, match="splits batch_size 30: multiples of 8 would work, as 24"):
+        search(tiny_config(batch_size=30), (), target, print)
+    with pytest.raises(UserError, match=r"with mesh\.tensor=3: leave that to the search"):
+        search(tiny_config(batch_size=32, mesh__tensor=3), ["mesh.tensor"], target, print)
+
+
+def test_a_plan_by_formula_calls_nothing_compiled(capsys):
+    cli.main(["plan", "--config=digits.py", "--topology=gpu:h100x1"])
+    out = capsys.readouterr().out
+    assert "FLOPs, by formula" in out
+    assert "as compiled" not in out
+
+
+@pytest.mark.parametrize("file", ["/", "", "/nowhere/plan.json"])
+def test_a_plan_that_could_not_be_written_is_not_made(file, capsys):
+    assert cli.main(["plan", "--config=digits.py", "--topology=local", f"--json={file}"]) == 2
+    assert capsys.readouterr().out == ""
+
+
 BAD = [
     ("v5e:3x3", "there is no TPU slice v5e:3x3; of v5e there are 1x1, 2x2"),
     ("v5p:4x4x5", "there is no TPU slice v5p:4x4x5; of v5p there are 2x2x1"),
@@ -120,7 +148,7 @@ def test_what_does_not_exist_is_refused_with_what_does(topology, line, capsys):
 
 
 def test_slices_of_gpus_or_none_are_refused():
-    for topology, slices in (("gpu:h100x8", 2), ("local", 0)):
+    for topology, slices in (("gpu:h100x8", 2), ("local", 0), ("local", 2)):
         with pytest.raises(UserError, match="--slices"):
             topologies.find(topology, slices)
 

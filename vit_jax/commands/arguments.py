@@ -7,6 +7,7 @@ tracebacks for unknown keys and reads the process's own arguments.
 import argparse
 import signal
 import sys
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -39,6 +40,20 @@ def add_config(parser: argparse.ArgumentParser, required: bool = True) -> None:
         help="recipe, such as digits.py or configs/pretrain.py:b16,imagenet21k; "
         "--config.KEY=VALUE overrides one key",
     )  # fmt: skip
+
+
+def check_files(options: argparse.Namespace) -> None:
+    """Refuses what cannot be a file of --json or --csv, before there is anything to write."""
+    for name in ("json", "csv"):
+        file = getattr(options, name, None)
+        if file is None or file == "-":
+            continue
+        if not file:
+            raise UserError(f"--{name}= names no file")
+        if Path(file).is_dir():
+            raise UserError(f"--{name}={file} is a folder: name a file in it")
+        if not Path(file).absolute().parent.is_dir():
+            raise UserError(f"{file}: there is no folder {Path(file).parent}; make it first")
 
 
 def add_job(parser: argparse.ArgumentParser) -> None:

@@ -19,11 +19,10 @@ compile: tracing, lowering, compiling, with an empty and with a warm compile cac
 import argparse
 import json
 import sys
-from pathlib import Path
 from typing import Any
 
 from vit_jax import recipe
-from vit_jax.commands.arguments import add_config
+from vit_jax.commands.arguments import add_config, check_files
 from vit_jax.errors import UserError
 
 ROUNDS = {"step": 20, "forward": 20, "input": 1, "checkpoint": 5, "compile": 3}
@@ -66,9 +65,7 @@ def run(options: argparse.Namespace) -> int:
     for name in ("rounds", "steps", "seconds"):
         if (given := getattr(options, name, None)) is not None and given <= 0:
             raise UserError(f"--{name} must be more than 0")
-    for file in (options.json, options.csv):  # before anything is measured
-        if file and file != "-" and not Path(file).absolute().parent.is_dir():
-            raise UserError(f"{file}: there is no folder {Path(file).parent}; make it first")
+    check_files(options)
     rows = PARTS[options.what](options)
     if rows is None:
         return 0

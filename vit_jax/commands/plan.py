@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from vit_jax import recipe
-from vit_jax.commands.arguments import add_config
+from vit_jax.commands.arguments import add_config, check_files
 from vit_jax.errors import UserError
 
 
@@ -43,6 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Does it; returns the exit code: 2 where the run does not fit."""
+    check_files(options)
     config = recipe.load(options.config)
     named = recipe.override(config, options.overrides)
     from vit_jax.errors import OK, USER_ERROR
@@ -90,6 +91,9 @@ HOW = {
 }
 
 
+FLOPS = {"compiled": "FLOPs, as compiled"}
+
+
 def lines(plan: Any) -> Iterator[str]:
     """The plan as a person reads it."""
     from vit_jax.planning.plan import GIB
@@ -115,12 +119,12 @@ def lines(plan: Any) -> Iterator[str]:
     costs, count = plan.costs, target.count
     yield "\na step"
     yield f"  FLOPs, 6 per multiply-accumulate      {plan.analytic_flops:10.3e}"
-    yield f"  FLOPs, as compiled                    {costs.flops * count:10.3e}"
+    yield f"  {FLOPS.get(plan.how, 'FLOPs, by formula'):38}{costs.flops * count:10.3e}"
     yield f"    of them recomputed                  {costs.recomputed * count:10.3e}"
     yield f"  bytes of memory moved, a chip         {costs.bytes:10.3e}"
     for one in costs.collectives:
         what = f"{one.kind} over {one.axis} ({one.size})"
-        yield f"  {what:38}{one.bytes:10.3e} bytes, {one.count:,} times"
+        yield f"  {what:38}{one.bytes:10.3e} bytes in {one.count:,} calls"
     if plan.roofline is None:
         yield "\nno roofline: no peaks are stated of these devices"
         return

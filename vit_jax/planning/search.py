@@ -7,7 +7,9 @@ first, until one fits and no other that is left is promised to be faster.
 import copy
 import dataclasses
 import itertools
+import operator
 from collections.abc import Callable, Iterable, Iterator
+from typing import Any
 
 from ml_collections import ConfigDict
 
@@ -16,10 +18,16 @@ from vit_jax.parallel.mesh import make_mesh
 from vit_jax.planning import analytic
 from vit_jax.planning.plan import GIB, Plan, by_formula, make_plan
 from vit_jax.planning.topologies import Target
+from vit_jax.ranges import AUTO
 from vit_jax.training.setup import set_up
 
 REMATS = ("none", "dots", "full")
 COMPILED = 6  # combinations at most
+# What the search turns, where it is not set by name: key of the config, field of a choice.
+TURNED = {
+    "mesh.data": "data", "mesh.fsdp": "fsdp", "mesh.tensor": "tensor",
+    "microbatch": "microbatch", "model.remat": "remat",
+}  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,11 +62,23 @@ class Choice:
 def search(
     config: ConfigDict, named: Iterable[str], target: Target, say: Callable[[str], None]
 ) -> tuple[Choice, Plan]:
-    """The fastest choice that fits, and its plan. Raises UserError where none does."""
+    """The fastest choice that fits, and its plan; what was set by name stays as it is. Raises
+    UserError where none does."""
     named = list(named)
-    judged = sorted(_judged(config, named, target), key=lambda pair: pair[1].step_s)
+    held = _held(config, named)
+    judged = [
+        (choice, plan) for choice, plan in _judged(config, named, target)
+        if all(getattr(choice, TURNED[key]) == value for key, value in held.items())
+    ]  # fmt: skip
     if not judged:
-        raise UserError(f"no mesh of {target.count} devices splits batch_size {config.batch_size}")
+        count, given = target.count, " ".join(f"{key}={value}" for key, value in held.items())
+        below = config.batch_size // count * count
+        would = f": multiples of {count} would work, as {below or count} or {below + count}"
+        raise UserError(
+            f"no mesh of {count} devices splits batch_size {config.batch_size}"
+            + (f" with {given}: leave that to the search" if given else would)
+        )
+    judged.sort(key=lambda pair: pair[1].step_s)
     least = min(judged, key=lambda pair: pair[1].memory.total)
     hopeful = [pair for pair in judged if pair[1].fits] or [least]
     best: tuple[Choice, Plan] | None = None
@@ -77,6 +97,12 @@ def search(
             f"{least[1].memory.total / GIB:.1f} of {least[1].memory.limit / GIB:.2f} GiB a chip"
         )
     return best
+
+
+def _held(config: ConfigDict, named: Iterable[str]) -> dict[str, Any]:
+    """The keys set by name that the search would turn, but for those that leave it the choice."""
+    values = {key: operator.attrgetter(key)(config) for key in TURNED if key in set(named)}
+    return {key: value for key, value in values.items() if value not in (None, -1, AUTO)}
 
 
 def _told(plan: Plan) -> str:

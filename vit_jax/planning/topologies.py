@@ -76,6 +76,8 @@ def find(topology: str, slices: int = 1) -> Target:
     kind, _, size = topology.partition(":")
     if slices < 1:
         raise UserError(f"--slices={slices}: one or more")
+    if topology == "local" and slices > 1:
+        raise UserError("--slices is of TPUs by name; local is what is here")
     if topology == "local":
         devices = jax.devices()
         return Target(topology, devices, chip_of(devices[0].device_kind))
