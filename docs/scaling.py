@@ -123,6 +123,8 @@ def flops(rows: dict[str, dict]) -> str:
     ]
     for found in (rows[name_of(case)] for case in MODELS if name_of(case) in rows):
         told = found["flops_per_step"]
+        if told["compiled"] is None:
+            continue
         wanted, did = told["analytic"], told["compiled"] - told["recomputed"]
         each = 1e9 * found["batch_size"]
         name = found["model"].removeprefix("vit_")

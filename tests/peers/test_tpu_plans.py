@@ -1,6 +1,10 @@
 """Plans compiled for TPU slices by the TPU compiler, with no TPU, against counts by hand."""
 
 import json
+import os
+import signal
+import subprocess
+import sys
 
 import pytest
 
@@ -53,6 +57,17 @@ def test_flops_are_six_for_each_multiply_accumulate(plan):
     flops = plan["flops_per_step"]
     assert flops["analytic"] == pytest.approx(6 * macs * 256, rel=1e-3)
     assert flops["compiled"] - flops["recomputed"] == pytest.approx(flops["analytic"], rel=0.03)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=lambda s: s.name)
+def test_a_signal_ends_a_plan_at_once_and_prints_no_stack(number):
+    """Also while the compiler works, which Python's own handlers would wait for."""
+    command = [sys.executable, "-m", "vit_jax.cli", "plan", *L16]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as plan:
+        assert "compiling for v5e:4x4" in plan.stderr.readline()
+        os.kill(plan.pid, number)
+        assert plan.wait(timeout=30) == -number
+        assert plan.stderr.read() == ""
 
 
 def test_a_gigantic_model_does_not_fit_one_chip(capsys):

@@ -66,6 +66,40 @@ def test_activations_kept_grow_with_the_microbatch_and_shrink_with_rematerialisa
     assert saved("full", 64) < saved("dots", 64) < saved("none", 64)
 
 
+def test_by_formula_rematerialisation_saves_memory_and_costs_time():
+    """As the steps compiled for TPUs do (docs/scaling.md): what is computed twice moves again."""
+    target = topologies.find("gpu:h100x8")
+    plans = {}
+    for remat in ("none", "dots", "full"):
+        config = tiny_config(batch_size=64, model__remat=remat)
+        plans[remat] = by_formula(set_up(config, devices=8, open_data=False), target)
+    saved = [plan.memory.saved for plan in plans.values()]
+    assert saved == sorted(saved, reverse=True)
+    moved = [plan.costs.bytes for plan in plans.values()]
+    assert moved == sorted(moved)
+    assert moved[2] < 1.5 * moved[0]
+
+
+def test_a_tensor_axis_splits_what_is_kept_but_for_the_residual_path():
+    target = topologies.find("gpu:h100x8")
+    saved = {}
+    for tensor in (1, 2):
+        config = tiny_config(batch_size=64, mesh__tensor=tensor)
+        saved[tensor] = by_formula(set_up(config, devices=8, open_data=False), target).memory.saved
+    assert saved[1] < saved[2] < 2 * saved[1]  # half as many rows, twice as many each
+
+
+def test_an_h100_multiplies_float32_at_half_the_rate():
+    peak = {
+        dtype: by_formula(
+            set_up(tiny_config(model__dtype=dtype), devices=1, open_data=False),
+            topologies.find("gpu:h100x1"),
+        ).roofline.compute_s
+        for dtype in ("float32", "bfloat16")
+    }
+    assert peak["float32"] == pytest.approx(peak["bfloat16"] * 989 / 495)
+
+
 def test_a_ring_passes_all_but_its_own_part_and_an_all_reduce_does_it_twice():
     target = topologies.find("gpu:h100x16")
     mesh = {"data": 2, "fsdp": 8, "tensor": 1}
@@ -120,7 +154,19 @@ def test_a_plan_by_formula_calls_nothing_compiled(capsys):
     cli.main(["plan", "--config=digits.py", "--topology=gpu:h100x1"])
     out = capsys.readouterr().out
     assert "FLOPs, by formula" in out
+    assert "estimated" in out
     assert "as compiled" not in out
+    assert "at most" not in out
+    cli.main(["plan", "--config=digits.py", "--topology=gpu:h100x1", "--json"])
+    assert json.loads(capsys.readouterr().out)["flops_per_step"]["compiled"] is None
+
+
+def test_sizes_and_times_are_told_in_units_that_show_them(capsys):
+    cli.main(["plan", "--config=digits.py", "--topology=gpu:v100-16gbx1"])
+    out = capsys.readouterr().out
+    assert "memory, MiB a chip" in out
+    assert "roofline, milliseconds a step at the stated peaks (1.57e+13 FLOP/s in float32)" in out
+    assert "13,824.00" in out  # a V100 of 16 GB
 
 
 @pytest.mark.parametrize("file", ["/", "", "/nowhere/plan.json"])
@@ -133,7 +179,10 @@ BAD = [
     ("v5e:3x3", "there is no TPU slice v5e:3x3; of v5e there are 1x1, 2x2"),
     ("v5p:4x4x5", "there is no TPU slice v5p:4x4x5; of v5p there are 2x2x1"),
     ("v5p:8x4x4", "there is no TPU slice"),
-    ("v9:1x1", "unknown topology 'v9:1x1'"),
+    ("v9z:4x4", "unknown topology 'v9z:4x4': TPUs v4:"),
+    ("v5e:256", "there is no TPU slice v5e:256; 256 chips are v5e:16x16; of v5e there are 1x1,"),
+    ("v5litepod-17", "there is no TPU slice v5litepod-17; of v5e there are 1x1,"),
+    ("v4-9", "there is no TPU slice v4-9; of v4 there are 2x2x1,"),
     ("gpu:h100", "unknown GPUs 'gpu:h100'"),
     ("gpu:t4x8", "names are h200, h100"),
     ("gpu:h100x0", "unknown GPUs"),
@@ -145,6 +194,15 @@ BAD = [
 def test_what_does_not_exist_is_refused_with_what_does(topology, line, capsys):
     assert cli.main(["plan", "--config=digits.py", f"--topology={topology}"]) == 2
     assert line in capsys.readouterr().err
+
+
+NAMED = [("v5litepod-16", "v5e:4x4"), ("v6e-256", "v6e:16x16"), ("v4-8", "v4:2x2x1"),
+         ("v5p-128", "v5p:4x4x4"), ("v4-512", "v4:4x8x8")]  # fmt: skip
+
+
+@pytest.mark.parametrize(("accelerator", "shape"), NAMED)
+def test_accelerator_types_are_slices_of_so_many_cores(accelerator, shape):
+    assert topologies.by_shape(accelerator) == shape
 
 
 def test_slices_of_gpus_or_none_are_refused():

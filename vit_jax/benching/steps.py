@@ -153,7 +153,7 @@ def _measured(
     case = f"{label or model.name}, {what}, batch {c.batch_size}, {c.model.dtype}"
     products = times.pop(MATMUL)
     rate = flops_of_product / float(np.median(products))
-    peak = peak_flops(device.device_kind)
+    peak = peak_flops(device.device_kind, c.model.dtype)
     rows = compare(case, times, OURS)
     for row, work in zip(rows, works, strict=True):
         per_second = c.batch_size / row["median_s"]

@@ -19,6 +19,7 @@ compile: tracing, lowering, compiling, with an empty and with a warm compile cac
 import argparse
 import json
 import sys
+from pathlib import Path
 from typing import Any
 
 from vit_jax import recipe
@@ -133,6 +134,8 @@ def _checkpoint(options: argparse.Namespace) -> list[dict[str, Any]]:
     """How long a save keeps training waiting and takes; its restore."""
     from vit_jax.benching.saving import measure
 
+    if options.folder and not Path(options.folder).is_dir():
+        raise UserError(f"--folder={options.folder}: there is no such folder; make it first")
     return measure(_set_up(options, False), options.folder, options.rounds)
 
 

@@ -11,7 +11,9 @@ data need not be here.
 """
 
 import argparse
+import contextlib
 import json
+import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -52,10 +54,13 @@ def run(options: argparse.Namespace) -> int:
     from vit_jax.training.workdir import write_json
 
     target = topologies.find(options.topology, options.slices)
-    if options.search:
-        plan = _search(config, named, target)
-    else:
-        plan = make_plan(config, named, target, evaluation=True)
+    with _interruptible():
+        if not isinstance(target.devices, int):
+            _say(f"compiling for {target.name}, which can take a minute or two …")
+        if options.search:
+            plan = _search(config, named, target)
+        else:
+            plan = make_plan(config, named, target, evaluation=True)
     found = as_json(plan)
     if options.json == "-":
         print(json.dumps(found, indent=1))
@@ -68,6 +73,23 @@ def run(options: argparse.Namespace) -> int:
     return OK if plan.fits else USER_ERROR
 
 
+@contextlib.contextmanager
+def _interruptible() -> Iterator[None]:
+    """SIGINT and SIGTERM end the process at once, as there is nothing to save: Python would heed
+    them after the compiler only, and libtpu has a handler of its own that prints its stacks."""
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    before = [signal.signal(number, signal.SIG_DFL) for number in numbers]
+    try:
+        yield
+    finally:
+        for number, handler in zip(numbers, before, strict=True):
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
 def _search(config: Any, named: list[str], target: Any) -> Any:
     from vit_jax.planning.search import search
 
@@ -76,11 +98,8 @@ def _search(config: Any, named: list[str], target: Any) -> Any:
             "--search compares times, and nothing is stated of a CPU's: name a topology"
         )
 
-    def say(line: str) -> None:
-        print(line, file=sys.stderr, flush=True)
-
-    choice, plan = search(config, named, target, say)
-    say(f"the fastest that fits: {' '.join(choice.overrides)}")
+    choice, plan = search(config, named, target, _say)
+    _say(f"the fastest that fits: {' '.join(choice.overrides)}")
     return plan
 
 
@@ -93,8 +112,6 @@ HOW = {
 
 def lines(plan: Any) -> Iterator[str]:
     """The plan as a person reads it."""
-    from vit_jax.planning.plan import GIB
-
     c, memory, target = plan.run.config, plan.memory, plan.target
     slices = f"{target.slices} slices of " if target.slices > 1 else ""
     yield f"{plan.run.summary}; remat {c.model.remat or 'none'}, {c.model.dtype}"
@@ -102,39 +119,48 @@ def lines(plan: Any) -> Iterator[str]:
     yield from plan.run.said
     passes = c.batch_size // c.microbatch
     yield f"batch {c.batch_size:,} in {passes} passes; {c.total_steps:,} steps\n"
-    yield "memory, GiB a chip"
+    unit, size_of = _unit(memory.total, (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)))
+    yield f"memory, {unit} a chip"
     rows = {
-        "parameters": memory.params, "optimiser's state": memory.opt_state,
-        "arguments of a step, batch included": memory.arguments, "temporaries": memory.temporaries,
+        "arguments: state and batch": memory.arguments, "  of them parameters": memory.params,
+        "  of them the optimiser's state": memory.opt_state, "temporaries": memory.temporaries,
         "  of them activations kept, about": memory.saved, "a step in all": memory.total,
         "an evaluation step": plan.evaluation, "the chip": memory.limit or None,
         "headroom": memory.limit - memory.total if memory.limit else None,
     }  # fmt: skip
     for name, size in rows.items():
         if size is not None:
-            yield f"  {name:38}{size / GIB:10.2f}"
-    costs, count = plan.costs, target.count
+            yield f"  {name:38}{size / size_of:10,.2f}"
+    compiled, costs, count = plan.how == "compiled", plan.costs, target.count
     yield "\na step"
     yield f"  FLOPs, 6 per multiply-accumulate      {plan.analytic_flops:10.3e}"
-    source = "as compiled" if plan.how == "compiled" else "by formula"
-    yield f"  FLOPs, {source:31}{costs.flops * count:10.3e}"
+    yield f"  FLOPs, {'as compiled' if compiled else 'by formula':31}{costs.flops * count:10.3e}"
     yield f"    of them recomputed                  {costs.recomputed * count:10.3e}"
-    yield f"  bytes of memory moved, a chip         {costs.bytes:10.3e}"
+    moved = "bytes of memory moved, a chip" + ("" if compiled else ", about")
+    yield f"  {moved:38}{costs.bytes:10.3e}"
     for one in costs.collectives:
         what = f"{one.kind} over {one.axis} ({one.size})"
         yield f"  {what:38}{one.bytes:10.3e} bytes in {one.count:,} calls"
     if plan.roofline is None:
         yield "\nno roofline: no peaks are stated of these devices"
         return
-    bounds = plan.roofline
-    yield "\nroofline, seconds a step at the stated peaks"
+    bounds, ceiling = plan.roofline, "at most" if compiled else "estimated"
+    unit, second = _unit(bounds.step_s, (("seconds", 1), ("milliseconds", 1e-3)))
+    peak = f"{target.chip.peak(c.model.dtype):.3g} FLOP/s in {c.model.dtype}"
+    yield f"\nroofline, {unit} a step at the stated peaks ({peak})"
     for name in ("compute", "memory", "network"):
         told = "  <- bounds it" if name == bounds.bound else ""
-        yield f"  {name:38}{getattr(bounds, name + '_s'):10.4f}{told}"
-    yield f"  images/s, at most                     {plan.images_per_second:10,.0f}"
-    yield f"  MFU, at most                          {plan.mfu_ceiling:10.1%}"
-    hours = plan.hours
-    yield f"  to the recipe's end, at least, hours  {hours:10.1f}, chip-hours {hours * count:,.0f}"
+        yield f"  {name:38}{getattr(bounds, name + '_s') / second:10.4f}{told}"
+    yield f"  {'images/s, ' + ceiling:38}{plan.images_per_second:10,.0f}"
+    yield f"  {'MFU, ' + ceiling:38}{plan.mfu_ceiling:10.1%}"
+    unit, second = _unit(3600 * plan.hours, (("hours", 3600), ("minutes", 60), ("seconds", 1)))
+    name = f"to its end, {'at least' if compiled else ceiling}, {unit}"
+    yield f"  {name:38}{3600 * plan.hours / second:10,.1f}, chip-hours {plan.hours * count:,.1f}"
+
+
+def _unit(largest: float, units: tuple[tuple[str, float], ...]) -> tuple[str, float]:
+    """The unit in which the largest figure of a table is no less than 1, or the smallest one."""
+    return next((unit for unit in units if largest >= unit[1]), units[-1])
 
 
 def _refusal(plan: Any) -> str:

@@ -15,27 +15,34 @@ class Chip:
 
     name: str
     kinds: str  # pattern of JAX's `device_kind`
-    peak_flops: float  # dense bfloat16, FLOP/s
+    peak_flops: float  # dense bfloat16 (V100: float16), FLOP/s
+    peak_float32: float  # as JAX multiplies float32 by default: TF32, or a TPU's bfloat16 pass
     memory: float  # GiB that a program may use
     bandwidth: float
     link: float
     network: float
+
+    def peak(self, dtype: str) -> float:
+        """FLOP/s of products of a model that computes in `dtype`: bfloat16 or float32."""
+        return self.peak_float32 if dtype == "float32" else self.peak_flops
 
 
 # Peaks and memory: the vendors' data sheets; a TPU's usable memory: what its compiler says. Links
 # and networks of TPUs: "How to Scale Your Model" (Google DeepMind, 2025), chapter 2; of GPUs:
 # NVLink (one direction), and one 400 Gb/s adapter a GPU (200 for an A100).
 CHIPS: tuple[Chip, ...] = (
-    Chip("h200", r".*H200.*", 989e12, 131.0, 4.8e12, 450e9, 50e9),
-    Chip("h100", r".*H100.*|.*GH200.*", 989e12, 74.0, 3.35e12, 450e9, 50e9),
-    Chip("b200", r".*B200.*", 2250e12, 167.0, 8.0e12, 900e9, 50e9),
-    Chip("a100", r".*A100.*", 312e12, 74.0, 2.0e12, 300e9, 25e9),
-    Chip("l4", r".*L4\b.*", 121e12, 21.0, 0.3e12, 32e9, 12.5e9),
-    Chip("v100", r".*V100.*", 125e12, 29.0, 0.9e12, 150e9, 12.5e9),
-    Chip("v4", r"TPU v4.*", 275e12, 30.75, 1.2e12, 90e9, 6.25e9),
-    Chip("v5e", r"TPU v5 lite.*|TPU v5e.*", 197e12, 15.75, 0.81e12, 90e9, 3.125e9),
-    Chip("v5p", r"TPU v5.*", 459e12, 95.73, 2.8e12, 180e9, 6.25e9),
-    Chip("v6e", r"TPU v6.*", 918e12, 31.24, 1.6e12, 180e9, 12.5e9),
+    Chip("h200", r".*H200.*", 989e12, 495e12, 131.0, 4.8e12, 450e9, 50e9),
+    Chip("h100", r".*H100.*|.*GH200.*", 989e12, 495e12, 74.0, 3.35e12, 450e9, 50e9),
+    Chip("b200", r".*B200.*", 2250e12, 1125e12, 167.0, 8.0e12, 900e9, 50e9),
+    Chip("a100-40gb", r".*A100.*40GB.*", 312e12, 156e12, 37.0, 1.555e12, 300e9, 25e9),
+    Chip("a100", r".*A100.*", 312e12, 156e12, 74.0, 2.0e12, 300e9, 25e9),
+    Chip("l4", r".*L4\b.*", 121e12, 60e12, 21.0, 0.3e12, 32e9, 12.5e9),
+    Chip("v100-16gb", r".*V100.*16GB.*", 125e12, 15.7e12, 13.5, 0.9e12, 150e9, 12.5e9),
+    Chip("v100", r".*V100.*", 125e12, 15.7e12, 29.0, 0.9e12, 150e9, 12.5e9),
+    Chip("v4", r"TPU v4.*", 275e12, 275e12, 30.75, 1.2e12, 90e9, 6.25e9),
+    Chip("v5e", r"TPU v5 lite.*|TPU v5e.*", 197e12, 197e12, 15.75, 0.81e12, 90e9, 3.125e9),
+    Chip("v5p", r"TPU v5.*", 459e12, 459e12, 95.73, 2.8e12, 180e9, 6.25e9),
+    Chip("v6e", r"TPU v6.*", 918e12, 918e12, 31.24, 1.6e12, 180e9, 12.5e9),
 )
 
 
@@ -44,7 +51,7 @@ def chip_of(device_kind: str) -> Chip | None:
     return next((chip for chip in CHIPS if re.fullmatch(chip.kinds, device_kind)), None)
 
 
-def peak_flops(device_kind: str) -> float | None:
-    """The stated bfloat16 peak of a device kind; None where none is stated (CPUs)."""
+def peak_flops(device_kind: str, dtype: str = "bfloat16") -> float | None:
+    """The stated peak of a device kind; None where none is stated (CPUs)."""
     chip = chip_of(device_kind)
-    return chip.peak_flops if chip else None
+    return chip.peak(dtype) if chip else None

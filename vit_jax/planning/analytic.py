@@ -6,6 +6,7 @@ Parameters and optimiser are counted exactly, from the shardings; activations ar
 real loss keeps for its backward pass, from a trace of it.
 """
 
+import dataclasses
 import math
 from typing import Any
 
@@ -13,6 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from vit_jax.models.flops import forward_macs
+from vit_jax.models.model import Model
 from vit_jax.parallel.sharding import BATCH, path_of
 from vit_jax.planning.hlo import Collective, Costs
 from vit_jax.training.groups import trainable
@@ -20,9 +22,33 @@ from vit_jax.training.run import Run
 from vit_jax.training.step import make_loss
 
 TRACED = 11  # examples of the trace: no other dimension has this size
-# Bytes moved for each byte kept, about: what is kept is written, read and has a gradient as large,
-# and with it move the intermediates that are not kept. As compiled steps of L/16 and H/14 do.
-PASSES = 16
+# How often memory moves what the backward pass would keep without rematerialisation: that is
+# written, read and has a gradient as large, and with it move intermediates; what is computed twice
+# moves again. Steps compiled for TPU v5e (docs/scaling.md) move 4 to 11 times that, whatever they
+# keep.
+PASSES = {"none": 7, "dots": 8, "full": 9}
+
+
+@dataclasses.dataclass(frozen=True)
+class Activations:
+    """Bytes of an example: those that every device of a `tensor` axis has, those it splits."""
+
+    whole: float
+    split: float
+
+    def on(self, run: Run) -> float:
+        """Of a microbatch, on one device."""
+        tensor = run.mesh.shape["tensor"]
+        return (self.whole + self.split / tensor) * run.config.microbatch / _rows(run)
+
+
+@dataclasses.dataclass(frozen=True)
+class Trace:
+    """Activations between the forward and the backward pass: those `kept`, and those that would be
+    without rematerialisation."""
+
+    kept: Activations
+    made: Activations
 
 
 def shard_bytes(tree: Any, shardings: Any) -> int:
@@ -34,13 +60,21 @@ def shard_bytes(tree: Any, shardings: Any) -> int:
     return sum(jax.tree.leaves(parts))
 
 
-def saved_activations(run: Run) -> float:
-    """Bytes that one device keeps between the forward and the backward pass of a microbatch."""
+def trace(run: Run) -> Trace:
+    """What the run's loss keeps; no mesh or microbatch changes it."""
+    kept = _activations(run, run.model)
+    if getattr(run.model.config, "remat", "none") == "none":
+        return Trace(kept, kept)
+    plain = dataclasses.replace(run.model.config, remat="none")
+    return Trace(kept, _activations(run, dataclasses.replace(run.model, config=plain)))
+
+
+def _activations(run: Run, model: Model) -> Activations:
     config = run.config.copy_and_resolve_references()
     with config.unlocked():
         config.mixup = config.cutmix = 0.0
         config.distill = None
-    loss = make_loss(run.model, config, None, None)
+    loss = make_loss(model, config, None, None)
     params = run.abstract_state["params"]
     trained = jax.eval_shape(lambda p: trainable(p, config.optimizer.freeze), params)
     batch = {
@@ -53,22 +87,26 @@ def saved_activations(run: Run) -> float:
         return jax.vjp(lambda t: loss(t, params, None, batch, jax.random.key(0)), trained)[1]
 
     leaves = jax.tree.leaves(jax.eval_shape(kept, trained, params, batch))
-    total = sum(math.prod(x.shape) * x.dtype.itemsize for x in leaves if TRACED in x.shape)
-    return total * config.microbatch / TRACED / _rows(run)
+    width = getattr(model.config, "hidden_size", None)
+    sizes = {True: 0.0, False: 0.0}  # whether as wide as the residual path, which is not split
+    for x in leaves:
+        if TRACED in x.shape:
+            sizes[x.shape[-1] == width] += math.prod(x.shape) * x.dtype.itemsize / TRACED
+    return Activations(whole=sizes[True], split=sizes[False])
 
 
-def temporaries(run: Run, activations: float) -> float:
+def temporaries(run: Run, kept: float) -> float:
     """Bytes beside the arguments: activations, gradients (float32), two gathered blocks."""
     params = run.abstract_state["params"]
     gradients = shard_bytes(params, run.shardings["params"])
     itemsize = jnp.dtype(run.config.model.dtype).itemsize
     block = run.model.num_params / max(1, getattr(run.model.config, "num_layers", 1))
     gathered = 2 * block * itemsize / run.mesh.shape["tensor"]
-    return activations + gradients + (gathered if run.mesh.shape["fsdp"] > 1 else 0.0)
+    return kept + gradients + (gathered if run.mesh.shape["fsdp"] > 1 else 0.0)
 
 
-def costs(run: Run, activations: float) -> Costs:
-    """Of one step on one device."""
+def costs(run: Run, activations: Activations) -> Costs:
+    """Of one step on one device, of activations as without rematerialisation."""
     c, shape, devices = run.config, run.mesh.shape, run.mesh.size
     forward = 2 * forward_macs(run.model.config) * c.batch_size / devices
     recomputed = forward * _recomputed(run)
@@ -76,7 +114,8 @@ def costs(run: Run, activations: float) -> Costs:
     itemsize = jnp.dtype(c.model.dtype).itemsize
     state = shard_bytes(run.abstract_state, run.shardings)
     weights = run.model.num_params * itemsize / shape["tensor"]
-    moved = 2 * state + 3 * passes * weights + PASSES * passes * activations
+    again = PASSES[getattr(run.model.config, "remat", "none")]
+    moved = 2 * state + 3 * passes * weights + again * passes * activations.on(run)
     return Costs(3 * forward + recomputed, recomputed, moved, _collectives(run, passes, itemsize))
 
 

@@ -75,7 +75,7 @@ class Plan:
     @property
     def mfu_ceiling(self) -> float:
         assert self.target.chip
-        peak = self.target.count * self.target.chip.peak_flops
+        peak = self.target.count * self.target.chip.peak(self.run.config.model.dtype)
         return self.analytic_flops / peak / self.step_s
 
     @property
@@ -102,21 +102,21 @@ def make_plan(
     return by_compiler(run, target, evaluation)
 
 
-def by_formula(run: Run, target: Target, saved: float | None = None) -> Plan:
-    """The plan that the analytic model makes; `saved` activations are traced unless given."""
-    saved = analytic.saved_activations(run) if saved is None else saved
-    known = _known(run, target, saved)
+def by_formula(run: Run, target: Target, trace: analytic.Trace | None = None) -> Plan:
+    """The plan that the analytic model makes; the loss is traced unless its trace is given."""
+    trace = trace or analytic.trace(run)
+    known = _known(run, target, trace)
     memory = dataclasses.replace(known, total=known.arguments + known.temporaries)
-    return _finish(run, target, "analytic", memory, analytic.costs(run, saved))
+    return _finish(run, target, "analytic", memory, analytic.costs(run, trace.made))
 
 
 def by_compiler(run: Run, target: Target, evaluation: bool = False) -> Plan:
     """The plan that the compiler for the target makes; where it refuses, costs are by formula."""
-    saved = analytic.saved_activations(run)
-    exact = _known(run, target, saved)
+    trace = analytic.trace(run)
+    exact = _known(run, target, trace)
     if not exact.fits:
         whole = dataclasses.replace(exact, total=exact.arguments + exact.temporaries)
-        return _finish(run, target, "refused", whole, analytic.costs(run, saved))
+        return _finish(run, target, "refused", whole, analytic.costs(run, trace.made))
     try:
         compiled = run.compiled_step
     except jax.errors.JaxRuntimeError as error:
@@ -124,7 +124,7 @@ def by_compiler(run: Run, target: Target, evaluation: bool = False) -> Plan:
             raise
         total = _asked(error, exact.arguments + exact.temporaries)
         memory = dataclasses.replace(exact, total=total, temporaries=total - exact.arguments)
-        return _finish(run, target, "refused", memory, analytic.costs(run, saved))
+        return _finish(run, target, "refused", memory, analytic.costs(run, trace.made))
     found = compiled.memory_analysis()
     total = step_bytes(compiled) + found.generated_code_size_in_bytes
     memory = dataclasses.replace(
@@ -143,7 +143,7 @@ def by_compiler(run: Run, target: Target, evaluation: bool = False) -> Plan:
     return plan
 
 
-def _known(run: Run, target: Target, saved: float) -> Memory:
+def _known(run: Run, target: Target, trace: analytic.Trace) -> Memory:
     """What is known before anything is compiled: the arguments exactly, the rest by formula."""
     state = {name: (run.abstract_state[name], run.shardings[name]) for name in run.abstract_state}
     sizes = {name: analytic.shard_bytes(*value) for name, value in state.items()}
@@ -153,6 +153,7 @@ def _known(run: Run, target: Target, saved: float) -> Memory:
     arguments = sum(sizes.values()) + analytic.shard_bytes(
         batch, jax.tree.map(lambda leaf: leaf.sharding, batch)
     )
+    saved = trace.kept.on(run)
     temporaries = analytic.temporaries(run, saved)
     limit = target.chip.memory * GIB if target.chip else 0.0
     opt = sizes["opt"] + sizes.get("ema", 0)
@@ -179,7 +180,8 @@ def _evaluation_bytes(run: Run, limit: float) -> float:
 
 
 def _finish(run: Run, target: Target, how: str, memory: Memory, costs: hlo.Costs) -> Plan:
-    bounds = roofline(costs, target, run.mesh.shape) if target.chip else None
+    dtype = run.config.model.dtype
+    bounds = roofline(costs, target, run.mesh.shape, dtype) if target.chip else None
     return Plan(run, target, how, memory, costs, bounds)
 
 
@@ -194,7 +196,8 @@ def as_json(plan: Plan) -> dict[str, Any]:
         "bytes_per_chip": dataclasses.asdict(plan.memory),
         "evaluation_bytes_per_chip": plan.evaluation,
         "flops_per_step": {
-            "analytic": plan.analytic_flops, "compiled": plan.costs.flops * plan.target.count,
+            "analytic": plan.analytic_flops,
+            "compiled": plan.costs.flops * plan.target.count if plan.how == "compiled" else None,
             "recomputed": plan.costs.recomputed * plan.target.count,
         },
         "memory_bytes_per_chip": plan.costs.bytes,

@@ -29,12 +29,12 @@ class Roofline:
         return max(times, key=times.__getitem__)
 
 
-def roofline(costs: Costs, target: Target, mesh: dict[str, int]) -> Roofline:
-    """Of a step with these costs on every device."""
+def roofline(costs: Costs, target: Target, mesh: dict[str, int], dtype: str) -> Roofline:
+    """Of a step with these costs on every device, its products in `dtype`."""
     chip = target.chip
     assert chip
     return Roofline(
-        costs.flops / chip.peak_flops,
+        costs.flops / chip.peak(dtype),
         costs.bytes / chip.bandwidth,
         sum(seconds(one, target, mesh) for one in costs.collectives),
     )

@@ -107,9 +107,10 @@ def _held(config: ConfigDict, named: Iterable[str]) -> dict[str, Any]:
 
 def _told(plan: Plan) -> str:
     fits = "fits" if plan.fits else "does not fit"
+    ceiling = "at most" if plan.how == "compiled" else "about"
     return (
-        f"{plan.memory.total / GIB:.2f} of {plan.memory.limit / GIB:.2f} GiB a chip, {fits}; at "
-        f"most {plan.images_per_second:,.0f} images/s"
+        f"{plan.memory.total / GIB:.2f} of {plan.memory.limit / GIB:.2f} GiB a chip, {fits}; "
+        f"{ceiling} {plan.images_per_second:,.0f} images/s"
     )
 
 
@@ -124,7 +125,7 @@ def _judged(config: ConfigDict, named: list[str], target: Target) -> Iterator[tu
             if remat != REMATS[0]:
                 continue
             raise
-        saved = analytic.saved_activations(run)
+        trace = analytic.trace(run)
         heads = getattr(run.model.config, "num_heads", 1)
         for fsdp, tensor in itertools.product(_divisors(count), (1, 2, 4, 8)):
             rows, fits = count // tensor, not count % (fsdp * tensor)
@@ -134,7 +135,7 @@ def _judged(config: ConfigDict, named: list[str], target: Target) -> Iterator[tu
             for microbatch in _halves(size, rows):
                 choice = Choice(rows // fsdp, fsdp, tensor, microbatch, remat)
                 laid = run.laid(mesh, choice.of(run.config))
-                yield choice, by_formula(laid, target, saved * microbatch / size / rows)
+                yield choice, by_formula(laid, target, trace)
 
 
 def _halves(size: int, rows: int) -> Iterator[int]:

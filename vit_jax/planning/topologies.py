@@ -1,8 +1,9 @@
 """Machines to plan for: slices of TPUs and nodes of GPUs by name, and what is here.
 
-v5e:16x16   a slice of 256 chips, as Cloud TPU names its shape; `slices` of them together
-gpu:h100x8  so many GPUs
-local       the devices of this machine
+v5e:16x16     a slice of 256 chips, as Cloud TPU names its shape; `slices` of them together
+v5litepod-256 the same, by its accelerator type; of v4 and v5p the number is that of cores
+gpu:h100x8    so many GPUs
+local         the devices of this machine
 """
 
 import contextlib
@@ -18,7 +19,7 @@ from typing import Any
 
 import jax
 
-from vit_jax.errors import UserError, nearest
+from vit_jax.errors import UserError
 from vit_jax.parallel.chips import CHIPS, Chip, chip_of
 
 GPUS_PER_HOST = 8
@@ -27,6 +28,7 @@ FLAT = ("1x1", "2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16")
 SMALL = ("2x2x1", "2x2x2", "2x2x4", "2x4x4")
 LARGEST = {"v4": (12, 16, 16), "v5p": (16, 16, 24)}
 TPUS = {"v4": SMALL, "v5e": FLAT, "v5p": SMALL, "v6e": FLAT}
+CORES = {"v4": 2, "v5p": 2}  # a chip, in accelerator types; of others 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,8 +73,29 @@ def shapes(generation: str) -> list[str]:
     return found
 
 
+def _with(generation: str, chips: int) -> str | None:
+    """The slice of so many chips, of several the one with the shortest sides."""
+    found = [shape for shape in shapes(generation) if math.prod(_sides(shape)) == chips]
+    return min(found, key=lambda shape: max(_sides(shape)), default=None)
+
+
+def _sides(shape: str) -> tuple[int, ...]:
+    return tuple(int(n) for n in shape.split("x"))
+
+
+def by_shape(topology: str) -> str:
+    """An accelerator type in the way of `v5e:16x16`; any other name as it is."""
+    found = re.fullmatch(r"(v4|v5e|v5litepod|v5p|v6e)-(\d+)", topology)
+    if not found:
+        return topology
+    kind = "v5e" if found[1] == "v5litepod" else found[1]
+    chips, rest = divmod(int(found[2]), CORES.get(kind, 1))
+    return f"{kind}:{'' if rest else _with(kind, chips) or found[2]}"
+
+
 def find(topology: str, slices: int = 1) -> Target:
     """The machine of a name. Raises UserError for one that does not exist."""
+    given, topology = topology, by_shape(topology)
     kind, _, size = topology.partition(":")
     if slices < 1:
         raise UserError(f"--slices={slices}: one or more")
@@ -85,20 +108,21 @@ def find(topology: str, slices: int = 1) -> Target:
         known = shapes(kind)
         if size not in known:
             short = known if len(known) < 13 else [*known[:12], "…", known[-1]]
+            same = _with(kind, int(size)) if size.isdigit() else None
             raise UserError(
-                f"there is no TPU slice {topology}; of {kind} there are {', '.join(short)}"
+                f"there is no TPU slice {given}; "
+                + (f"{size} chips are {kind}:{same}; " if same else "")
+                + f"of {kind} there are {', '.join(short)}"
                 + (" (multiples of 4, in ascending order)" if kind in LARGEST else "")
             )
-        return Target(topology, _tpu_devices(topology, slices), _chip(kind),
-                      tuple(int(n) for n in size.split("x")), slices)  # fmt: skip
+        found = _tpu_devices(topology, slices)
+        return Target(topology, found, _chip(kind), _sides(size), slices)
     if kind == "gpu":
         return _gpus(topology, size, slices)
     raise UserError(
-        f"unknown topology {topology!r}: "
-        + nearest(topology, [*(f"{kind}:{sizes[-1]}" for kind, sizes in TPUS.items()),
-                             "gpu:h100x8", "local"])
-        + "; TPUs v4:… v5e:… v5p:… v6e:…, gpu:NAMExCOUNT, or local"
-    )  # fmt: skip
+        f"unknown topology {given!r}: TPUs v4:2x2x4 … v5e:16x16 … v5p:4x4x4 … v6e:16x16 …, "
+        "gpu:NAMExCOUNT such as gpu:h100x8, or local"
+    )
 
 
 def _chip(name: str) -> Chip:
@@ -106,7 +130,7 @@ def _chip(name: str) -> Chip:
 
 
 def _gpus(topology: str, size: str, slices: int) -> Target:
-    found = re.fullmatch(r"([a-z]+\d+)x(\d+)", size)
+    found = re.fullmatch(r"([a-z]+\d+(?:-\d+gb)?)x(\d+)", size)
     names = [chip.name for chip in CHIPS if not chip.kinds.startswith("TPU")]
     if not found or found[1] not in names or not int(found[2]):
         raise UserError(

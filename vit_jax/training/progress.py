@@ -129,7 +129,7 @@ class Progress:
         first = process() == 0
         self._config, self._devices = run.config, run.mesh.size
         self._epoch = run.config.batch_size / run.train_examples
-        peak = peak_flops(run.mesh.devices.flat[0].device_kind)
+        peak = peak_flops(run.mesh.devices.flat[0].device_kind, run.config.model.dtype)
         self._flops = train_flops(run.model.config)
         self._peak = peak * self._devices if peak else None
         self._rows = MetricRows(workdir / "metrics.jsonl", start.step, first)
