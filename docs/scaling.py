@@ -134,7 +134,6 @@ def flops(rows: dict[str, dict]) -> str:
 
 def page(rows: dict[str, dict]) -> str:
     """The page, of the cases that were planned."""
-    took = sorted(row["seconds"] for row in rows.values())
     parts = [
         "# Scaling",
         "Made by `python docs/scaling.py`, from plans of TPU v5e slices (15.75 GiB, 197 "
@@ -144,9 +143,7 @@ def page(rows: dict[str, dict]) -> str:
         "read from the compiled program with the passes of its loops counted; times are what "
         "they take at the stated peaks, none overlapped with itself. So images/s and MFU are "
         "ceilings, and memory time, which counts every operand of every instruction, is the "
-        "least certain. ✗: more than the chip has; then all but memory is by formula. "
-        f"{len(rows)} plans took {took[0]:.0f} to {took[-1]:.0f} s each on two cores."
-        if took else "",
+        "least certain. ✗: more than the chip has; then all but memory is by formula.",
     ]  # fmt: skip
     for title, (what, cases) in TABLES.items():
         lines = [row_of(rows[name_of(case)]) for case in cases if name_of(case) in rows]

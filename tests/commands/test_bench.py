@@ -206,7 +206,7 @@ def test_every_stage_of_the_input_is_told(vit, tmp_path):
         (["step", "--config=digits.py", "--against=tim"], "no peer 'tim'; did you mean timm?"),
         (["forward", "--config=digits.py", "--against=linen", "--data=real"],
          "leave out --data=real"),
-        (["checkpoint", *tiny(), "--folder=/nowhere"], "--folder=/nowhere: there is no such folder"),
+        (["checkpoint", *tiny(), "--folder=/nowhere"], "/nowhere: there is no such folder"),
         (["compile", "--config=digitz.py", "--rounds=1"], "digits.py"),
     ],
 )  # fmt: skip
