@@ -19,18 +19,25 @@ from vit_jax.training.setup import set_up
 ONE = jax.devices()[:1]
 
 
-def steps(count=3, devices=1, **changes):
-    """The states before and after some steps of the digits."""
+def states(count=3, devices=1, **changes):
+    """The states before and after each of some steps of the digits."""
     run = set_up(tiny_config(**changes), devices=jax.devices()[:devices])
     step, state = run.compile_train_step(), run.init_state()
-    before = jax.device_get(state)
+    found = [jax.device_get(state)]
     batches = run.train_batches(0, count)
     try:
         for _ in range(count):
             state, _ = step(state, next(batches)[1])
+            found.append(jax.device_get(state))
     finally:
         batches.close()
-    return before, jax.device_get(state)
+    return found
+
+
+def steps(*arguments, **changes):
+    """The states before and after some steps."""
+    found = states(*arguments, **changes)
+    return found[0], found[-1]
 
 
 @pytest.mark.parametrize(
@@ -167,15 +174,13 @@ def test_describe_shows_rates_and_what_is_frozen(capsys):
     assert "0.125" in next(line for line in text.splitlines() if "block00/mlp/fc1/kernel" in line)
 
 
-def test_the_moving_average_is_that_of_the_formula(tmp_path):
-    _, last = steps(4, ema=0.2)
-    states = [steps(count, ema=0.2) for count in (1, 2, 3)]
-    params = [flatten(after["params"]) for _, after in states] + [flatten(last["params"])]
-    average = flatten(states[0][0]["params"])
-    for step, now in enumerate(params):
-        keep = min(0.2, (1 + step) / (10 + step))
+def test_the_moving_average_is_that_of_the_formula():
+    before, *after = states(4, ema=0.2)
+    average = flatten(before["params"])
+    for step, state in enumerate(after):
+        keep, now = min(0.2, (1 + step) / (10 + step)), flatten(state["params"])
         average = {path: keep * average[path] + (1 - keep) * now[path] for path in now}
-    for path, leaf in flatten(last["ema"]).items():
+    for path, leaf in flatten(after[-1]["ema"]).items():
         np.testing.assert_allclose(leaf, average[path], rtol=1e-5, atol=1e-7, err_msg=path)
 
 
