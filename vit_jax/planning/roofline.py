@@ -5,7 +5,6 @@ peak. So images a second and the share of the peak (MFU) are ceilings.
 """
 
 import dataclasses
-from collections.abc import Iterable
 
 from vit_jax.planning.hlo import Collective, Costs
 from vit_jax.planning.topologies import Target
@@ -66,8 +65,3 @@ def _inside(one: Collective, target: Target, mesh: dict[str, int]) -> int:
         inside *= here if name in names else 1
         left = max(1, left // mesh[name])
     return min(inside, one.size)
-
-
-def network_bytes(collectives: Iterable[Collective]) -> float:
-    """Of all collectives of a step."""
-    return sum(one.bytes for one in collectives)
