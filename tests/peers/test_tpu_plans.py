@@ -59,6 +59,17 @@ def test_flops_are_six_for_each_multiply_accumulate(plan):
     assert flops["compiled"] - flops["recomputed"] == pytest.approx(flops["analytic"], rel=0.03)
 
 
+def test_what_the_compiler_takes_fits(tmp_path):
+    """Of this one its temporaries and arguments, as it states them, sum to 17 GiB."""
+    file = tmp_path / "plan.json"
+    arguments = ["--config=pretrain.py:h14,jft300m", "--topology=v5e:16x16",
+                 "--config.batch_size=4096", "--config.mesh.data=256", "--config.mesh.fsdp=1",
+                 "--config.data.eval.split=", f"--json={file}"]  # fmt: skip
+    assert cli.main(["plan", *arguments]) == 0
+    memory = json.loads(file.read_text())["bytes_per_chip"]
+    assert memory["arguments"] + memory["saved"] < memory["total"] < 15.75 * 2**30
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=lambda s: s.name)
 def test_a_signal_ends_a_plan_at_once_and_prints_no_stack(number):
     """Also while the compiler works, which Python's own handlers would wait for."""

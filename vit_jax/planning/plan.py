@@ -127,17 +127,12 @@ def by_compiler(run: Run, target: Target, evaluation: bool = False) -> Plan:
         return _finish(run, target, "refused", memory, analytic.costs(run, trace.made))
     found = compiled.memory_analysis()
     total = step_bytes(compiled) + found.generated_code_size_in_bytes
+    arguments = found.argument_size_in_bytes
     memory = dataclasses.replace(
-        exact, arguments=found.argument_size_in_bytes, temporaries=found.temp_size_in_bytes,
-        total=total,
-    )  # fmt: skip
-    plan = _finish(
-        run,
-        target,
-        "compiled",
-        memory,
-        hlo.costs(compiled.as_text(), run.mesh.shape, target.slices),
+        exact, arguments=arguments, temporaries=total - arguments, total=total
     )
+    costs = hlo.costs(compiled.as_text(), run.mesh.shape, target.slices)
+    plan = _finish(run, target, "compiled", memory, costs)
     if evaluation and run.config.data.eval.split:
         plan = dataclasses.replace(plan, evaluation=_evaluation_bytes(run, memory.limit))
     return plan
