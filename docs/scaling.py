@@ -3,14 +3,16 @@
     python docs/scaling.py          # plans what docs/results/scaling.jsonl lacks, writes the page
     python docs/scaling.py --page   # writes the page alone
 
-Every case is `vit plan` in a process of its own, compiled for its TPU slices; one takes a minute or
-two on two cores.
+Every case is `vit plan` in a process of its own, compiled for its TPU slices; as many at a time as
+there are cores, each of which takes a minute or two.
 """
 
 import json
+import os
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
@@ -161,13 +163,14 @@ def page(rows: dict[str, dict]) -> str:
 def main() -> None:
     rows = known()
     if "--page" not in sys.argv:
-        for case in dict.fromkeys(case for _, cases in TABLES.values() for case in cases):
-            if name_of(case) in rows:
-                continue
-            rows[name_of(case)] = found = plan(case)
-            with ROWS.open("a") as file:
-                file.write(json.dumps(found) + "\n")
-            print(f"{name_of(case)}: {found['how']}, {found['seconds']:.0f} s", flush=True)
+        cases = dict.fromkeys(case for _, cases in TABLES.values() for case in cases)
+        lacking = [case for case in cases if name_of(case) not in rows]
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            for found in pool.map(plan, lacking):
+                rows[found["case"]] = found
+                with ROWS.open("a") as file:
+                    file.write(json.dumps(found) + "\n")
+                print(f"{found['case']}: {found['how']}, {found['seconds']:.0f} s", flush=True)
     PAGE.write_text(page(rows))
 
 
