@@ -12,50 +12,73 @@ pytest.importorskip("libtpu", reason="the TPU compiler comes with the extra tpu"
 
 from vit_jax import cli
 
-D, MLP, LAYERS, CLASSES, TOKENS = 1024, 4096, 24, 21843, 197
-BLOCK = 4 * D * D + 2 * D * MLP  # kernels of a layer
-REST = 16 * 16 * 3 * D + (TOKENS - 1) * D + D * D + D * CLASSES  # embedding, positions, head
-L16 = ["--config=pretrain.py:l16,imagenet21k", "--topology=v5e:4x4", "--config.batch_size=256",
-       "--config.mesh.data=4", "--config.mesh.fsdp=4", "--config.data.eval.split="]  # fmt: skip
+CLASSES = 21843
+SETS = {  # patch, D, MLP, layers, tokens, batch, chips, data, fsdp
+    "l16": (16, 1024, 4096, 24, 197, 256, "4x4", 4, 4),
+    "h14": (14, 1280, 5120, 32, 257, 4096, "16x16", 16, 16),
+}
 
 
-@pytest.fixture(scope="module")
-def plan(tmp_path_factory):
-    file = tmp_path_factory.mktemp("plan") / "plan.json"
-    assert cli.main(["plan", *L16, f"--json={file}"]) == 0
-    return json.loads(file.read_text())
+class Counted:
+    """What a plan states, and by hand what it should."""
+
+    def __init__(self, model: str, file):
+        patch, d, mlp, self.layers, tokens, self.batch, chips, self.data, self.fsdp = SETS[model]
+        arguments = [
+            f"--config=pretrain.py:{model},imagenet21k", f"--topology=v5e:{chips}",
+            f"--config.batch_size={self.batch}", f"--config.mesh.data={self.data}",
+            f"--config.mesh.fsdp={self.fsdp}", "--config.data.eval.split=", f"--json={file}",
+        ]  # fmt: skip
+        assert cli.main(["plan", *arguments]) == 0
+        self.plan = json.loads(file.read_text())
+        self.block = 4 * d * d + 2 * d * mlp  # kernels of a layer
+        grid = tokens - 1
+        self.rest = patch**2 * 3 * d + grid * d + d * d + d * CLASSES  # embedding … head
+        self.small = self.layers * (9 * d + mlp) + 6 * d + CLASSES  # biases, norms, class token
+        self.macs = self.layers * (tokens * self.block + 2 * tokens**2 * d)
+        self.macs += d * d + d * CLASSES + grid * patch**2 * 3 * d
+
+    def traffic(self) -> dict[str, float]:
+        found: dict[str, float] = {}
+        for one in self.plan["collectives"]:
+            if one["axis"] == "fsdp":
+                found[one["kind"]] = found.get(one["kind"], 0) + one["bytes"]
+        return found
 
 
-def test_it_is_compiled_and_fits(plan):
+@pytest.fixture(scope="module", params=SETS)
+def counted(request, tmp_path_factory):
+    return Counted(request.param, tmp_path_factory.mktemp("plan") / "plan.json")
+
+
+def test_it_is_compiled_and_fits(counted):
+    plan = counted.plan
     assert plan["how"] == "compiled"
     assert plan["fits"]
-    assert plan["chips"] == 16
+    assert plan["chips"] == counted.data * counted.fsdp
     memory = plan["bytes_per_chip"]
     assert memory["arguments"] + memory["temporaries"] <= memory["total"] * 1.001
     assert memory["saved"] < memory["temporaries"]
 
 
-def test_arguments_are_parameters_and_two_moments_over_the_shards(plan):
-    images = 16 * 224 * 224 * 3
-    wanted = 12 * (LAYERS * BLOCK + REST) / 4 + images
-    assert plan["bytes_per_chip"]["arguments"] == pytest.approx(wanted, rel=0.02)
+def test_arguments_are_parameters_and_two_moments_over_the_shards(counted):
+    images = counted.batch // (counted.data * counted.fsdp) * 224 * 224 * 3
+    kernels = (counted.layers * counted.block + counted.rest) / counted.fsdp
+    wanted = 12 * (kernels + counted.small) + images
+    assert counted.plan["bytes_per_chip"]["arguments"] == pytest.approx(wanted, rel=0.02)
 
 
-def test_blocks_are_gathered_twice_and_their_gradients_scattered_once_in_bfloat16(plan):
-    traffic = {}
-    for one in plan["collectives"]:
-        if one["axis"] == "fsdp":
-            traffic[one["kind"]] = traffic.get(one["kind"], 0) + one["bytes"]
-    assert traffic["all-gather"] == pytest.approx(2 * 2 * LAYERS * BLOCK + 2 * REST, rel=0.1)
-    assert traffic["reduce-scatter"] == pytest.approx(2 * LAYERS * BLOCK, rel=0.1)
+def test_blocks_are_gathered_twice_and_their_gradients_scattered_once_in_bfloat16(counted):
+    blocks, rest = 2 * counted.layers * counted.block, 2 * counted.rest
+    traffic = counted.traffic()
+    assert traffic["all-gather"] == pytest.approx(2 * blocks + rest, rel=0.1)
+    assert traffic["reduce-scatter"] == pytest.approx(blocks + rest, rel=0.1)
     assert traffic.get("all-reduce", 0) < 0.1 * traffic["reduce-scatter"]
 
 
-def test_flops_are_six_for_each_multiply_accumulate(plan):
-    macs = LAYERS * (TOKENS * BLOCK + 2 * TOKENS**2 * D) + D * D + D * CLASSES
-    macs += (TOKENS - 1) * 16 * 16 * 3 * D
-    flops = plan["flops_per_step"]
-    assert flops["analytic"] == pytest.approx(6 * macs * 256, rel=1e-3)
+def test_flops_are_six_for_each_multiply_accumulate(counted):
+    flops = counted.plan["flops_per_step"]
+    assert flops["analytic"] == pytest.approx(6 * counted.macs * counted.batch, rel=1e-3)
     assert flops["compiled"] - flops["recomputed"] == pytest.approx(flops["analytic"], rel=0.03)
 
 
@@ -73,7 +96,8 @@ def test_what_the_compiler_takes_fits(tmp_path):
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=lambda s: s.name)
 def test_a_signal_ends_a_plan_at_once_and_prints_no_stack(number):
     """Also while the compiler works, which Python's own handlers would wait for."""
-    command = [sys.executable, "-m", "vit_jax.cli", "plan", *L16]
+    command = [sys.executable, "-m", "vit_jax.cli", "plan",
+               "--config=pretrain.py:l16,imagenet21k", "--topology=v5e:4x4"]  # fmt: skip
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as plan:
         assert "compiling for v5e:4x4" in plan.stderr.readline()
         os.kill(plan.pid, number)

@@ -58,7 +58,7 @@ class _Parameter:
     parameter: str
     shape: tuple[int, ...]
     size: int
-    sharding: tuple[str | None, ...]
+    sharding: tuple
     decay: str
     rate: str
 

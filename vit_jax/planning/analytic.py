@@ -145,7 +145,7 @@ def _collectives(run: Run, passes: int, itemsize: int) -> list[Collective]:
     flat = jax.tree_util.tree_leaves_with_path(run.abstract_state["params"])
     for (keys, leaf), where in zip(flat, jax.tree.leaves(run.shardings["params"]), strict=True):
         size = math.prod(leaf.shape) * itemsize
-        axes = [axis for axis in where.spec if axis]
+        axes = jax.tree.leaves(tuple(where.spec))  # a dimension may be split by several
         size /= tensor if "tensor" in axes else 1
         if "fsdp" in axes:
             split += size * (passes if "encoder/block" in path_of(keys) else 1)
