@@ -161,6 +161,29 @@ def test_a_loop_that_the_compiler_did_not_count_is_counted_from_start_end_and_st
     assert hlo.costs(LOOP, ONE).flops == 4 * 2 * 8**3  # 1, 3, 5, 7
 
 
+PART = """
+%NAME (a: bf16[2]) -> bf16[16] {
+  %a = bf16[2]{0} parameter(0)
+  %g = bf16[16]{0} all-gather(%a), channel_id=3, replica_groups=[1,8]<=[8], dimensions={0}, CHAIN
+  ROOT %c = bf16[16]{0} custom-call(%g), custom_call_target="AsyncCollectiveNAME"
+}
+""".replace("CHAIN", 'frontend_attributes={chain_id="1"}')
+
+
+def test_a_gather_that_goes_on_inside_a_loop_of_its_own_is_one_gather():
+    """Started in one fusion, advanced by those of a loop, ended in another, as on a TPU."""
+    dot = "dot(%x, %x), lhs_contracting_dims={1}, rhs_contracting_dims={0}"
+    ends = """  %b = bf16[16] fusion(%x), kind=kCustom, calls=%Start
+  %e = bf16[16] fusion(%b), kind=kCustom, calls=%Done
+  %start = s32[]"""
+    text = LOOP.replace(dot, "fusion(%x), kind=kCustom, calls=%Step")
+    text = text.replace("  %start = s32[]", ends)
+    text += "".join(PART.replace("NAME", name) for name in ("Start", "Step", "Done"))
+    assert text.count("calls=") == 3
+    (found,) = hlo.costs(text, {"data": 1, "fsdp": 8}).collectives
+    assert found == hlo.Collective("all-gather", "fsdp", 8, 32.0, 1)
+
+
 def test_what_travels_between_slices_is_told_apart():
     text = """HloModule m
 

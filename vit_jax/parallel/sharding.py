@@ -28,14 +28,14 @@ NORM = r"(norm|norm1|norm2|norm3|pre_norm|proj_norm|q_norm|k_norm)"
 PARAM_RULES: tuple[tuple[str, tuple], ...] = (
     (r"embed/kernel", (None, None, None, "fsdp")),
     (r"pos_embed/grid", (None, None, "fsdp")),
-    (r"(encoder/block|pool)/(attention/)?(qkv|kv)/kernel", ("fsdp", None, BOTH, "fsdp")),
+    (r"(encoder/block|pool)/(attention/)?(qkv|kv)/kernel", ("fsdp", None, BOTH, None)),
     (r"(encoder/block|pool)/(attention/)?(qkv|kv)/bias", (None, "tensor", None)),
-    (r"pool/q/kernel", ("fsdp", BOTH, "fsdp")),
+    (r"pool/q/kernel", ("fsdp", BOTH, None)),
     (r"pool/q/bias", ("tensor", None)),
-    (r"(encoder/block|pool)/(attention/)?out/kernel", (BOTH, "fsdp", "fsdp")),
-    (rf"{MLP}/fc1/kernel", ("fsdp", BOTH)),
+    (r"(encoder/block|pool)/(attention/)?out/kernel", (BOTH, None, "fsdp")),
+    (rf"{MLP}/fc1/kernel", ("fsdp", "tensor")),
     (rf"{MLP}/fc1/bias", ("tensor",)),
-    (rf"{MLP}/w12/kernel", ("fsdp", None, BOTH)),
+    (rf"{MLP}/w12/kernel", ("fsdp", None, "tensor")),
     (rf"{MLP}/w12/bias", (None, "tensor")),
     (rf"{MLP}/(fc2|w3)/kernel", (BOTH, "fsdp")),
     (r"pre_logits/kernel", ("fsdp", None)),
@@ -114,16 +114,16 @@ def _placed(rule: tuple, shape: tuple[int, ...], mesh: Mesh) -> list:
 
 
 def tiled_size(shape: tuple[int, ...]) -> int:
-    """Numbers in the tiles of 32 x 128 that hold an array, over the two dimensions that pad least.
+    """Numbers in the tiles of 8 x 128 that hold an array, over the two dimensions that pad least.
 
     The TPU compiler lays arrays out by such a choice: of H/14's kernel of queries, keys and values
     a sixteenth by rows, (80, 3, 16, 80), takes 1.6 times its numbers, by heads, (1280, 3, 1, 80),
-    just them. A tile of float32 has 8 rows; in bfloat16 and on the way, narrow parts pad more.
+    just them.
     """
     if len(shape) < 2:
         return math.prod(shape)
     return min(
-        math.prod(shape) // (rows * columns) * (-(-rows // 32) * 32) * (-(-columns // 128) * 128)
+        math.prod(shape) // (rows * columns) * (-(-rows // 8) * 8) * (-(-columns // 128) * 128)
         for rows, columns in permutations(shape, 2)
     )
 

@@ -253,11 +253,20 @@ def _kind(instruction: Instruction, where: dict[str, Instruction]) -> str | None
     if op == "send":  # between slices
         told = re.search(r'_xla_megascale_transfer_type="(\w+)"', instruction.rest)
         return told[1].lower().replace("_", "-") if told else None
-    if op not in KINDS:
+    if op not in KINDS or _goes_on(instruction, where):
         return None
     if op == "all-reduce" and any(other.op == "dynamic-slice" for other in where.values()):
         return "reduce-scatter" if len(where) < 40 else op
     return op
+
+
+def _goes_on(instruction: Instruction, where: dict[str, Instruction]) -> bool:
+    """Whether it is a step or the end of a collective that another fusion started. Such fusions may
+    stand in a loop inside the one that started it."""
+    return "chain_id=" in instruction.rest and not any(
+        "AsyncCollectiveStart" in other.rest and instruction.name in other.operands
+        for other in where.values()
+    )
 
 
 def _whole(instruction: Instruction, where: dict[str, Instruction]) -> float:
