@@ -3,9 +3,8 @@
 import os
 import tempfile
 
-os.environ["XLA_FLAGS"] = (
-    os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
-)
+from tests.xla_flags import xla_flags
+
 os.environ["NPROC"] = "24"  # as `vit` does: see _threads_for_virtual_devices in vit_jax/cli.py
 os.environ.setdefault(
     "JAX_COMPILATION_CACHE_DIR", os.path.join(tempfile.gettempdir(), f"vit_jax_cache_{os.getuid()}")
@@ -14,3 +13,4 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 # Compiling is most of what the suite does: programs are little optimised, as in JAX's own tests,
 # unless the environment says otherwise, as the longer suites and one of CI's runs do.
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {xla_flags(8)}"

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.xla_flags import xla_flags
+
 ROOT = Path(__file__).parents[2]
 
 
@@ -19,7 +21,7 @@ def gpu(tmp_path, *arguments, **environment):
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=1300, check=False,
         env=os.environ | {
             "PYTHON": sys.executable, "WORK": str(tmp_path / "work"), "JAX_PLATFORMS": "cpu",
-            "XLA_FLAGS": "",
+            "XLA_FLAGS": xla_flags(),
         } | environment,
     )  # fmt: skip
     files = {path.suffix: path.read_text() for path in results.glob("*")}

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from made_images import folder_of_images
 
+from tests.xla_flags import xla_flags
 from vit_jax import cli
 from vit_jax.models import create_model
 
@@ -120,7 +121,8 @@ def within(room, *arguments):
     ended = subprocess.run(
         [sys.executable, "-c", WITHIN, str(room), *arguments], cwd=ROOT, capture_output=True,
         text=True, timeout=600, check=False,
-        env=os.environ | {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""},
+        env=os.environ
+        | {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu", "XLA_FLAGS": xla_flags()},
     )  # fmt: skip
     return ended.returncode, ended.stdout, ended.stderr
 

@@ -8,6 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tests.xla_flags import xla_flags
+
 HERE = Path(__file__).parent
 EPOCH, BATCH = 40, 8
 
@@ -62,7 +64,7 @@ def made(tmp_path_factory):
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
         environment = {
-            "XLA_FLAGS": "--xla_force_host_platform_device_count=2", "JAX_PLATFORMS": "cpu",
+            "XLA_FLAGS": xla_flags(2), "JAX_PLATFORMS": "cpu",
             "PYTHONPATH": str(HERE.parents[1]), "PATH": "/usr/bin:/bin", "HOME": str(root),
         }  # fmt: skip
         running = [

@@ -10,6 +10,8 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from tests.xla_flags import xla_flags
+
 ROOT = Path(__file__).parents[2]
 TINY = {
     "batch_size": 32, "total_steps": 8, "log_every_steps": 1, "eval_every_steps": 100,
@@ -52,7 +54,7 @@ class Job:
         overrides = [f"--config.{key}={value}" for key, value in keys.items()]
         trains = ["train", "--config=digits.py", f"--workdir={workdir}", *overrides]
         environment = os.environ | {
-            "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+            "XLA_FLAGS": xla_flags(devices),
             "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1",
             "NPROC": "",
         }  # fmt: skip

@@ -5,6 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from tests.xla_flags import xla_flags
+
 ROOT = Path(__file__).parents[2]
 TINY = ["--config.total_steps=2", "--config.model.num_layers=2", "--config.data.eval.split=",
         "--config.eval_every_steps=None", "--config.batch_size=16"]  # fmt: skip
@@ -14,7 +16,7 @@ def train(workdir, **environment):
     keep = {key: value for key, value in os.environ.items() if not key.startswith("JAX_")}
     keep |= {
         "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": "",
+        "XLA_FLAGS": xla_flags(),
         "NPROC": "",
         "PYTHONPATH": str(ROOT),
         "JAX_LOG_COMPILES": "0",

@@ -12,6 +12,7 @@ from imagenet_files import downloads, picture, tar
 from made_images import folder_of_images
 
 import vit_jax
+from tests.xla_flags import xla_flags
 from vit_jax import recipe
 from vit_jax.preparing.prepare import Options, prepare
 
@@ -79,7 +80,7 @@ def test_a_prepared_folder_trains_in_a_process_that_cannot_import_tensorflow(tmp
     def vit(*arguments):
         return subprocess.run(
             [sys.executable, "-m", "vit_jax.cli", *arguments], check=False, capture_output=True,
-            text=True, env=os.environ | {"PYTHONPATH": paths, "XLA_FLAGS": ""},
+            text=True, env=os.environ | {"PYTHONPATH": paths, "XLA_FLAGS": xla_flags()},
         )  # fmt: skip
 
     made = vit("data", "prepare", f"folder:{photos}")

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 import vit_jax
+from tests.xla_flags import xla_flags
 
 SCRIPT = Path(__file__).parents[2] / "benchmarks" / "restore_memory.py"
 
@@ -30,7 +31,7 @@ def test_anonymous_memory_beyond_the_parameters_stays_below_a_third_of_the_file(
     files, name, stacked
 ):
     path = files / name
-    environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
+    environment = os.environ | {"XLA_FLAGS": xla_flags(8)}
     found = subprocess.run(
         [sys.executable, SCRIPT, path, str(stacked)], env=environment, capture_output=True,
         text=True, check=True,

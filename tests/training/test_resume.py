@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 from tests.digits_run import rows, told
+from tests.xla_flags import xla_flags
 from vit_jax.checkpoint import manager
 
 RUNNER = """
@@ -27,7 +28,7 @@ if __name__ == "__main__":
 
 
 def start(workdir, **changes):
-    environment = os.environ | {"XLA_FLAGS": "", "PYTHONPATH": os.getcwd()}
+    environment = os.environ | {"XLA_FLAGS": xla_flags(), "PYTHONPATH": os.getcwd()}
     return subprocess.Popen(
         [sys.executable, "-c", RUNNER, str(workdir), json.dumps(changes)],
         stderr=subprocess.PIPE, text=True, env=environment,
@@ -166,7 +167,7 @@ if __name__ == "__main__":
 
 def signalled(workdir, at, send, **changes):
     """(exit code, output) of a run in a process group of its own that gets `send` at a line."""
-    environment = os.environ | {"XLA_FLAGS": "", "PYTHONPATH": os.getcwd()}
+    environment = os.environ | {"XLA_FLAGS": xla_flags(), "PYTHONPATH": os.getcwd()}
     process = subprocess.Popen(
         [sys.executable, "-c", STOPPED, str(workdir), json.dumps(changes)],
         stderr=subprocess.PIPE, text=True, env=environment, start_new_session=True,
