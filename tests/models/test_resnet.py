@@ -365,7 +365,8 @@ def test_a_new_v1_unit_is_the_relu_of_its_shortcut(width, stride):
         return unit(x), unit.proj_norm(unit.proj(x)) if unit.projects else x
 
     ours, shortcut = both(jax.random.key(0), images(7, 9, 256))
-    np.testing.assert_array_equal(ours, relu(shortcut))
+    # Both are of one program, but each may be fused and so rounded in its own way.
+    np.testing.assert_allclose(ours, relu(shortcut), rtol=1e-6, atol=1e-6)
 
 
 def test_a_new_model_answers_with_its_heads_bias():
