@@ -48,7 +48,7 @@ def get_config(arguments: str = "b16,imagenet2012"):
     c.model.dtype = "bfloat16"
     if size in ("l16", "h14"):
         c.model.remat = "dots"
-        c.mesh.data, c.mesh.fsdp = 1, -1
+        c.mesh.data, c.mesh.fsdp = -1, -1
 
     augmented = f"{crop}|flip_lr|three_augment|color_jitter(0.3, 0.3, 0.3)"
     c.data.train.source = f"tfds:{dataset}"

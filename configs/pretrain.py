@@ -62,7 +62,7 @@ def get_config(arguments: str = "b16,imagenet21k"):
             c.model[field] = value
     if find_kind(name)[2].get("hidden_size", 0) >= 1024:
         c.model.remat = "dots"
-        c.mesh.data, c.mesh.fsdp = 1, -1
+        c.mesh.data, c.mesh.fsdp = -1, -1
 
     c.data.train.source = f"tfds:{dataset}"
     c.data.eval.split = VAL_SPLIT.get(dataset, "val")

@@ -147,7 +147,9 @@ def test_an_accepted_mesh_has_all_devices_and_a_refused_one_could_not(data, fsdp
         if filled[0] * filled[1] * filled[2] == devices
         and all(size in (-1, given) for size, given in zip(asked, filled, strict=True))
     ]
-    if asked.count(-1) <= 1 and fillings:
+    if asked[:2] == (-1, -1) and tensor != -1 and fillings:
+        assert mesh(*asked, devices) == max((f for f in fillings if f[1] <= 16), key=lambda f: f[1])
+    elif asked.count(-1) <= 1 and fillings:
         assert fillings == [mesh(*asked, devices)]
     else:
         with pytest.raises(UserError):
@@ -158,6 +160,14 @@ def test_minus_one_takes_what_is_left():
     assert mesh(-1, 2, 2, 8) == (2, 2, 2)
     assert mesh(1, -1, 1, 8) == (1, 8, 1)
     assert mesh(-1, 1, 1, 1) == (1, 1, 1)
+    assert mesh(1, -1, 1, 256) == (1, 256, 1)
+
+
+def test_data_takes_what_sixteen_of_fsdp_leave():
+    assert mesh(-1, -1, 1, 1) == (1, 1, 1)
+    assert mesh(-1, -1, 1, 8) == (1, 8, 1)
+    assert mesh(-1, -1, 2, 24) == (1, 12, 2)
+    assert mesh(-1, -1, 1, 4096) == (256, 16, 1)
 
 
 def test_an_illegal_mesh_is_answered_with_the_sizes_that_work():
@@ -171,9 +181,9 @@ def test_an_illegal_mesh_is_answered_with_the_sizes_that_work():
     assert mesh(*map(int, example.groups()), 8) == (8, 1, 1)
 
 
-@pytest.mark.parametrize("asked", [(-1, -1, 1), (0, 1, 1), (-2, 1, 1)])
-def test_two_blanks_and_sizes_below_one_are_refused(asked):
-    with pytest.raises(UserError, match="sizes are positive, and one of them may be -1"):
+@pytest.mark.parametrize("asked", [(-1, 1, -1), (-1, -1, -1), (0, 1, 1), (-2, 1, 1)])
+def test_other_blanks_and_sizes_below_one_are_refused(asked):
+    with pytest.raises(UserError, match="sizes are positive, and one of them, or data and fsdp"):
         mesh(*asked, 8)
 
 

@@ -224,7 +224,7 @@ def test_fine_tuning_has_the_papers_numbers(dataset, steps, warmup, evaluated):
     assert {key: c[key] for key in wanted} == wanted
 
 
-def test_the_large_sizes_split_their_parameters_over_all_devices():
+def test_the_large_sizes_split_their_parameters_over_eight_devices():
     for size in SIZES:
         c = resolved(f"pretrain.py:{size},imagenet21k")
         large = size[0] in "lhgG"

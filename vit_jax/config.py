@@ -129,9 +129,9 @@ def base() -> ConfigDict:  # noqa: PLR0915
     c.loss.class_weights = placeholder(object)  # a number for each class
     c.distill = placeholder(str)  # soft('WEIGHTS', temperature=2) | hard('WEIGHTS', weight=0.5)
 
-    c.mesh = ConfigDict()  # sizes multiply to the device count; one -1 takes what is left
+    c.mesh = ConfigDict()  # sizes multiply to the device count; a -1 takes what is left
     c.mesh.data = -1  # splits the batch
-    c.mesh.fsdp = 1  # splits the batch, the parameters and the optimiser's state
+    c.mesh.fsdp = 1  # splits the batch, parameters and optimiser's state; both -1: fsdp up to 16
     c.mesh.tensor = 1  # splits heads and hidden widths
     c.mesh.min_shard_size = 2**16  # parameters of fewer elements are replicated
 

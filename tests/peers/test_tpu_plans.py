@@ -13,9 +13,9 @@ pytest.importorskip("libtpu", reason="the TPU compiler comes with the extra tpu"
 from vit_jax import cli
 
 CLASSES = 21843
-SETS = {  # patch, D, MLP, layers, tokens, batch, chips, data, fsdp
+SETS = {  # patch, D, MLP, layers, tokens, batch, chips, data, fsdp (the recipe's own are 16 x 16)
     "l16": (16, 1024, 4096, 24, 197, 256, "4x4", 4, 4),
-    "h14": (14, 1280, 5120, 32, 257, 4096, "16x16", 16, 16),
+    "h14": (14, 1280, 5120, 32, 257, 4096, "16x16", -1, -1),
 }
 
 
@@ -23,14 +23,15 @@ class Counted:
     """What a plan states, and by hand what it should."""
 
     def __init__(self, model: str, file):
-        patch, d, mlp, self.layers, tokens, self.batch, chips, self.data, self.fsdp = SETS[model]
+        patch, d, mlp, self.layers, tokens, self.batch, chips, data, fsdp = SETS[model]
         arguments = [
             f"--config=pretrain.py:{model},imagenet21k", f"--topology=v5e:{chips}",
-            f"--config.batch_size={self.batch}", f"--config.mesh.data={self.data}",
-            f"--config.mesh.fsdp={self.fsdp}", "--config.data.eval.split=", f"--json={file}",
+            f"--config.batch_size={self.batch}", f"--config.mesh.data={data}",
+            f"--config.mesh.fsdp={fsdp}", "--config.data.eval.split=", f"--json={file}",
         ]  # fmt: skip
         assert cli.main(["plan", *arguments]) == 0
         self.plan = json.loads(file.read_text())
+        self.data, self.fsdp = self.plan["mesh"]["data"], self.plan["mesh"]["fsdp"]
         self.block = 4 * d * d + 2 * d * mlp  # kernels of a layer
         grid = tokens - 1
         self.rest = patch**2 * 3 * d + grid * d + d * d + d * CLASSES  # embedding … head
