@@ -8,6 +8,7 @@ import pytest
 
 from tests.digits_run import tiny_config
 from vit_jax import cli
+from vit_jax.commands.plan import lines
 from vit_jax.errors import UserError
 from vit_jax.planning import topologies
 from vit_jax.planning.hlo import Collective
@@ -133,6 +134,12 @@ def test_json_is_plain_numbers():
     found = as_json(local())
     assert json.loads(json.dumps(found)) == found
     assert found["roofline"] is None  # nothing is stated of a CPU's peak
+
+
+def test_a_plan_for_a_cpu_says_that_no_memory_is_stated():
+    told = "\n".join(lines(local()))
+    assert "the chip: what it has is not stated (a CPU reports none)" in told
+    assert "headroom" not in told
 
 
 def test_what_is_set_by_name_the_search_leaves_as_it_is():

@@ -131,6 +131,8 @@ def lines(plan: Any) -> Iterator[str]:
     for name, size in rows.items():
         if size is not None:
             yield f"  {name:38}{size / size_of:10,.2f}"
+    if not memory.limit:
+        yield "  the chip: what it has is not stated (a CPU reports none), nor so whether this fits"
     compiled, costs, count = plan.how == "compiled", plan.costs, target.count
     yield "\na step"
     yield f"  FLOPs, 6 per multiply-accumulate      {plan.analytic_flops:10.3e}"
