@@ -103,13 +103,13 @@ def mesh_sizes(mesh: ConfigDict, devices: int) -> tuple[int, int, int]:
     """
     given = [mesh.data, mesh.fsdp, mesh.tensor]
     text = f"mesh data={given[0]}, fsdp={given[1]}, tensor={given[2]}"
-    blanks = [size == -1 for size in given]
-    if any(size < 1 and size != -1 for size in given) or (sum(blanks) > 1 and blanks[2]):
+    both = given[0] == given[1] == -1
+    if any(size < 1 and size != -1 for size in given) or given.count(-1) > 1 + both:
         raise UserError(
             f"{text}: sizes are positive, and one of them, or data and fsdp, may be -1 (what is "
             "left)"
         )
-    if sum(blanks) == 2:
+    if both:
         left = devices // given[2]
         given[1] = max(n for n in range(1, WIDEST_FSDP + 1) if left % n == 0)
     known = math.prod(size for size in given if size != -1)
