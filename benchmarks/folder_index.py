@@ -39,7 +39,7 @@ def make(root: Path, images: int) -> None:
 
 def resident() -> int:
     """Bytes of this process that are in memory."""
-    for line in Path("/proc/self/status").read_text().splitlines():
+    for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines():
         if line.startswith("VmRSS"):
             return int(line.split()[1]) * 1024
     raise SystemExit("this kernel does not tell VmRSS")

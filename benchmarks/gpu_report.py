@@ -22,12 +22,17 @@ def main(pieces: str, to_json: str, to_markdown: str, device: str) -> None:
     found: dict[str, Any] = {}
     files = Path(pieces).glob("*.json")
     for file in sorted(files, key=lambda file: file.stat().st_mtime):
-        found[file.stem] = json.loads(file.read_text())
-    logs = {file.stem: file.read_text().strip() for file in sorted(Path(pieces).glob("*.txt"))}
+        found[file.stem] = json.loads(file.read_text(encoding="utf-8"))
+    logs = {
+        file.stem: file.read_text(encoding="utf-8").strip()
+        for file in sorted(Path(pieces).glob("*.txt"))
+    }
     gpu = device.startswith("gpu ")
     whole = {"device": device, "gpu": gpu, "runs": found, "logs": logs}
-    Path(to_json).write_text(json.dumps(whole, indent=1) + "\n")
-    Path(to_markdown).write_text(markdown(Path(to_markdown).stem, device, gpu, found, logs))
+    Path(to_json).write_text(json.dumps(whole, indent=1) + "\n", encoding="utf-8")
+    Path(to_markdown).write_text(
+        markdown(Path(to_markdown).stem, device, gpu, found, logs), encoding="utf-8"
+    )
 
 
 def markdown(

@@ -53,7 +53,7 @@ def _training(keys: dict, tunables: str) -> harness.Side:
                  f"--workdir={folder}/run", *options],
                 env=environment, check=True, stdout=subprocess.DEVNULL,
             )  # fmt: skip
-            result = json.loads(Path(folder, "run", "result.json").read_text())
+            result = json.loads(Path(folder, "run", "result.json").read_text(encoding="utf-8"))
         return result["train_seconds"] / result["steps"]
 
     return side

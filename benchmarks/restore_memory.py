@@ -20,7 +20,7 @@ from vit_jax.parallel.mesh import make_mesh
 
 def anonymous() -> int:
     """Bytes of anonymous memory that this process has resident."""
-    for line in Path("/proc/self/status").read_text().splitlines():
+    for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines():
         if line.startswith("RssAnon"):
             return int(line.split()[1]) * 1024
     raise SystemExit("this kernel does not tell RssAnon")

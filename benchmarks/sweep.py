@@ -58,11 +58,11 @@ class Sweep:
         process.wait()
         for lock in living if trials else ():
             with contextlib.suppress(ProcessLookupError):
-                os.kill(int(lock.read_text()), signal.SIGKILL)
+                os.kill(int(lock.read_text(encoding="utf-8")), signal.SIGKILL)
 
     @property
     def row(self) -> dict[str, Any]:
-        table = list(csv.DictReader((self.folder / "trials.csv").open()))
+        table = list(csv.DictReader((self.folder / "trials.csv").open(encoding="utf-8")))
         finished = [row for row in table if row["state"] == "finished"]
         return {
             "trials": len(table), "finished": len(finished),

@@ -18,7 +18,7 @@ import matplotlib.pyplot as plt
 
 def read(path: str) -> list[dict]:
     """The rows, each evaluation given the epoch and seconds of its step."""
-    rows = [json.loads(line) for line in Path(path).read_text().splitlines()]
+    rows = [json.loads(line) for line in Path(path).read_text(encoding="utf-8").splitlines()]
     last = [row for row in rows if "loss" in row][-1]
     per_step = {key: last[key] / last["step"] for key in ("epoch", "seconds")}
     return [{key: x * row["step"] for key, x in per_step.items()} | row for row in rows]

@@ -86,7 +86,7 @@ def plan(case: tuple) -> dict:
 
 
 def known() -> dict[str, dict]:
-    lines = ROWS.read_text().splitlines() if ROWS.exists() else []
+    lines = ROWS.read_text(encoding="utf-8").splitlines() if ROWS.exists() else []
     return {row["case"]: row for row in map(json.loads, lines)}
 
 
@@ -157,7 +157,12 @@ def page(rows: dict[str, dict]) -> str:
         flops(rows),
     ]
     notes = HERE / "scaling_notes.md"
-    return "\n\n".join([*parts, notes.read_text().strip()] if notes.exists() else parts) + "\n"
+    return (
+        "\n\n".join(
+            [*parts, notes.read_text(encoding="utf-8").strip()] if notes.exists() else parts
+        )
+        + "\n"
+    )
 
 
 def main() -> None:
@@ -168,10 +173,10 @@ def main() -> None:
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             for found in pool.map(plan, lacking):
                 rows[found["case"]] = found
-                with ROWS.open("a") as file:
+                with ROWS.open("a", encoding="utf-8") as file:
                     file.write(json.dumps(found) + "\n")
                 print(f"{found['case']}: {found['how']}, {found['seconds']:.0f} s", flush=True)
-    PAGE.write_text(page(rows))
+    PAGE.write_text(page(rows), encoding="utf-8")
 
 
 if __name__ == "__main__":

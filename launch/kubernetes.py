@@ -102,7 +102,7 @@ def manifests(
     made: list[Manifest] = []
     if recipe is not None:
         made.append({"apiVersion": "v1", "kind": "ConfigMap", "metadata": about,
-                     "data": {recipe.name: recipe.read_text()}})  # fmt: skip
+                     "data": {recipe.name: recipe.read_text(encoding="utf-8")}})  # fmt: skip
     if jobset:
         made.append(_jobset(about, spec, slices, job.restarts, tpu is not None))
         return made

@@ -73,7 +73,7 @@ def table(rows: list[dict[str, Any]], folder: Path) -> Iterator[str]:
 def _json(file: Path, problems: list[str]) -> dict[str, Any]:
     """What a file holds; nothing, and a problem more, where that cannot be read."""
     try:
-        value = json.loads(file.read_text())
+        value = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
         problems.append(f"no {file.name}")
     except (OSError, ValueError) as error:
@@ -123,7 +123,7 @@ def locked(run: Path) -> bool:
     """Whether a living run holds the folder, also one of another host where the file system
     tells. The lock is let go at once; a run that starts tries more than once."""
     try:
-        with (run / ".lock").open() as lock:
+        with (run / ".lock").open(encoding="utf-8") as lock:
             fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
         return True

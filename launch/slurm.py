@@ -130,7 +130,7 @@ def task(job: Job) -> None:
     if asked:
         child.terminate()
     code = child.wait()
-    _task_file(job.logs, int(os.environ["SLURM_PROCID"])).write_text(str(code))
+    _task_file(job.logs, int(os.environ["SLURM_PROCID"])).write_text(str(code), encoding="utf-8")
     sys.exit(code if code >= 0 else 128 - code)
 
 
@@ -149,7 +149,7 @@ def main(arguments: Sequence[str]) -> int:
             return code
     array = os.environ.get("SLURM_ARRAY_JOB_ID")
     number = f"{array}_{os.environ['SLURM_ARRAY_TASK_ID']}" if array else os.environ["SLURM_JOB_ID"]
-    _code_file(folder, number).write_text(str(code))
+    _code_file(folder, number).write_text(str(code), encoding="utf-8")
     return code
 
 
@@ -247,7 +247,7 @@ def _code_file(folder: Path, number: str) -> Path:
 
 
 def _read(file: Path) -> int | None:
-    return int(file.read_text()) if file.is_file() else None
+    return int(file.read_text(encoding="utf-8")) if file.is_file() else None
 
 
 if __name__ == "__main__":

@@ -68,6 +68,31 @@ def undocumented(tree: ast.Module) -> Iterator[str]:
             yield f"line {node.lineno}: {node.name}"
 
 
+def unnamed_encodings(tree: ast.AST) -> Iterator[str]:
+    """Text files that are read or written in whatever encoding the machine's locale has."""
+    for node in ast.walk(tree):
+        match node:
+            case ast.Call(func=ast.Attribute(attr="read_text" as name), args=[]):
+                pass
+            case ast.Call(func=ast.Attribute(attr="write_text" as name), args=[_]):
+                pass
+            case ast.Call(func=ast.Name("open" as name), args=[_, *mode]):
+                if mode and (not isinstance(mode[0], ast.Constant) or "b" in mode[0].value):
+                    continue
+            case ast.Call(func=ast.Attribute(value=where, attr="open" as name), args=mode):
+                libraries = {"os", "Image", "tarfile", "zipfile", "archive", "PngImagePlugin"}
+                if isinstance(where, ast.Name) and where.id in libraries:
+                    continue
+                if isinstance(where, ast.Call) or (
+                    mode and (not isinstance(mode[0], ast.Constant) or "b" in mode[0].value)
+                ):
+                    continue
+            case _:
+                continue
+        if "encoding" not in {option.arg for option in node.keywords}:
+            yield f"line {node.lineno}: {name} without an encoding"
+
+
 def offences(rule, *folders: str) -> list[str]:
     return [
         f"{path.relative_to(ROOT)}, {found}"
@@ -92,6 +117,10 @@ def test_no_module_of_package_or_recipes_imports_another_framework():
     assert [line.split(": ")[1] for line in peer_imports(reading)] == ["torch"]
     assert not any(isinstance(node, ast.Import) and node.names[0].name == "torch"
                    for node in reading.body)  # fmt: skip
+
+
+def test_every_text_file_names_its_encoding():
+    assert offences(unnamed_encodings, "vit_jax", "configs", "launch") == []
 
 
 def test_every_public_function_and_class_says_what_it_does():
@@ -120,6 +149,12 @@ def test_the_scan_reads_the_package():
         (peer_imports, "def f():\n    from tensorflow.io import gfile"),
         (peer_imports, "import numpy, timm.models as m"),
         (peer_imports, "importlib.import_module('transformers')"),
+        (unnamed_encodings, "Path('a').read_text()"),
+        (unnamed_encodings, "path.write_text(text)"),
+        (unnamed_encodings, "open(path)"),
+        (unnamed_encodings, "open(path, 'w')"),
+        (unnamed_encodings, "with path.open() as file: pass"),
+        (unnamed_encodings, "path.open('a', newline='')"),
         (undocumented, "x = 1"),
         (undocumented, "'''Doc.'''\ndef f(): pass"),
         (undocumented, "'''Doc.'''\nclass A: pass"),
@@ -134,6 +169,8 @@ def test_each_rule_finds_what_it_forbids(rule, source):
     [
         (nnx_transforms, "'''Not nnx.jit.'''\njax.jit(f)  # rather than nnx.jit"),
         (nnx_transforms, "nnx.split(module); nnx.eval_shape(f)"),
+        (unnamed_encodings, "path.read_text('utf-8'); path.open('rb'); Image.open(file)"),
+        (unnamed_encodings, "write_text(path, text); open(path, encoding='utf-8')"),
         (peer_imports, "import tensorflow_datasets\nfrom .torch import x\nimport jax"),
         (
             undocumented,

@@ -28,6 +28,19 @@ def cannot_write(path: Path, error: Exception) -> UserError:
     return UserError(f"cannot write {path}: {reason}; {remedy}")
 
 
+def printable(text: object) -> str:
+    """A name that comes from a file or a server, as it may stand in a terminal and in one line:
+    what would move the cursor, change colours or begin a line is escaped.
+
+    >>> printable("cat\\x1b[2J")
+    'cat\\\\x1b[2J'
+    """
+    text = str(text)
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+
+
 def nearest(name: str, options: Iterable[str], count: int = 3) -> str:
     """`did you mean a, b or c?`, or the options themselves where nothing is near.
 

@@ -2,7 +2,6 @@
 overrides of the command line (`--config.optimizer.lr=1e-3`)."""
 
 import ast
-import importlib
 import importlib.util
 import inspect
 import math

@@ -116,7 +116,7 @@ def test_a_source_of_ones_own_is_named_by_its_import_path(module):
 
 
 def test_an_operation_of_ones_own_is_named_by_its_import_path(module):
-    pipeline = ops.parse(f"decode|{module}:darker(4)", SHAPE[:2])
+    pipeline = ops.parse(f"decode|{module}:darker(4)", SHAPE[:2], imports=True)
     assert pipeline.random  # whether it draws is not known
     made = pipeline(np.full(SHAPE, 200, np.uint8), None)
     np.testing.assert_array_equal(made, 50)

@@ -40,7 +40,7 @@ SHAPES = {
 def made(request, tmp_path, monkeypatch):
     """The manifests of a shape, of a run with a recipe of the user's own."""
     monkeypatch.chdir(tmp_path)
-    Path("mine.py").write_text(RECIPE)
+    Path("mine.py").write_text(RECIPE, encoding="utf-8")
     return build(request.param)
 
 

@@ -38,7 +38,7 @@ class Launched:
     def children(self):
         """In the order of their starts."""
         of = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children")
-        return sorted(map(int, of.read_text().split()))
+        return sorted(map(int, of.read_text(encoding="utf-8").split()))
 
     def when(self, text):
         for line in self.process.stdout:
@@ -70,7 +70,7 @@ def until(true):
 def gone(pid):
     """Also where whoever has inherited it has not looked yet."""
     try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2][0] == "Z"
+        return Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(") ")[2][0] == "Z"
     except FileNotFoundError:
         return True
 

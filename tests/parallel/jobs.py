@@ -35,7 +35,7 @@ FAULTS = ("fault", "round", "step told when it came", "last save left", "process
 def note(*columns: object) -> None:
     """A line of the table of faults, where `FAULT_TABLE` names one."""
     if path := os.environ.get("FAULT_TABLE"):
-        with Path(path).open("a", newline="") as file:
+        with Path(path).open("a", encoding="utf-8", newline="") as file:
             table = csv.writer(file, lineterminator="\n")
             if not file.tell():
                 table.writerow(FAULTS)

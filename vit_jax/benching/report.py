@@ -79,7 +79,7 @@ def busy() -> str | None:
 
 def write(found: dict[str, Any], to_json: str | None = None, to_csv: str | None = None) -> None:
     """Writes the files asked for; of a CSV's rows each has every column."""
-    from vit_jax.training.workdir import write_json, write_text
+    from vit_jax.files import write_json, write_text
 
     try:
         if to_json:

@@ -26,7 +26,7 @@ def files(folder: Path) -> list[str]:
 def write(folder: Path) -> None:
     """Writes the checksums of all files that are there now."""
     sums = {name: of_file(folder / name) for name in files(folder)}
-    (folder / NAME).write_text(json.dumps(sums, indent=0))
+    (folder / NAME).write_text(json.dumps(sums, indent=0), encoding="utf-8")
 
 
 def damages(checkpoint: Path, part: int = 0, parts: int = 1) -> list[str]:
@@ -36,7 +36,7 @@ def damages(checkpoint: Path, part: int = 0, parts: int = 1) -> list[str]:
     if not path.is_file():
         return []
     try:
-        sums = json.loads(path.read_text())
+        sums = json.loads(path.read_text(encoding="utf-8"))
     except ValueError:
         return [f"{NAME} is cut short"]
     lines = []

@@ -54,7 +54,7 @@ def _list(options: argparse.Namespace, checkpoints: list[Path]) -> None:
     for checkpoint in checkpoints:
         about = manager.about(checkpoint)
         metrics = checkpoint / "metrics" / "metrics"
-        measured = json.loads(metrics.read_text()) if metrics.is_file() else {}
+        measured = json.loads(metrics.read_text(encoding="utf-8")) if metrics.is_file() else {}
         size = sum(p.stat().st_size for p in checkpoint.rglob("*") if p.is_file())
         rows.append({
             "checkpoint": str(checkpoint), "step": int(checkpoint.name) if
@@ -111,7 +111,7 @@ def _copy(options: argparse.Namespace, checkpoints: list[Path]) -> None:
         if not bucket:
             Path(part).rename(target)
         elif checksums.MARKER not in names:  # a local one has its name alone
-            (part / checksums.MARKER).write_text("")
+            (part / checksums.MARKER).write_text("", encoding="utf-8")
     except OSError as error:
         if not bucket and part.exists():
             part.rmtree()

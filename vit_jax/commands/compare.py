@@ -72,7 +72,7 @@ def _config(path: str) -> dict[str, Any]:
     folder = Path(path).expanduser()
     file = (folder if folder.is_dir() else folder.parent) / "config.json"
     try:
-        return json.loads(file.read_text()) if file.is_file() else {}
+        return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
     except (OSError, ValueError) as error:
         raise UserError(f"{file} cannot be read: {error}") from error
 
@@ -127,7 +127,7 @@ def _table(configs: dict[str, dict[str, Any]], curves: Curves) -> list[list[str]
 
 def _page(output: Path, table: list[list[str]], curves: Curves, over: str) -> None:
     from vit_jax import drawing
-    from vit_jax.training.workdir import write_text
+    from vit_jax.files import write_text
 
     parts = [part for metric, lines in curves.items()
              for part in (drawing.heading(metric), drawing.curves(lines, over))]  # fmt: skip

@@ -72,7 +72,9 @@ def rows_of(path: str) -> list[dict[str, Any]]:
     file = Path(path).expanduser()
     file = file / "metrics.jsonl" if file.is_dir() else file
     try:
-        rows: list[Any] = [json.loads(line) for line in file.read_text().splitlines()]
+        rows: list[Any] = [
+            json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()
+        ]
         return [row | {"step": int(row["step"])} for row in rows]
     except OSError as error:
         raise UserError(f"{file} cannot be read: {error.strerror}") from error

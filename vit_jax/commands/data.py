@@ -90,8 +90,8 @@ def _prepare(options: argparse.Namespace) -> int:
 
 
 def _check(options: argparse.Namespace) -> int:
+    from vit_jax.files import write_json
     from vit_jax.preparing.check import check, lines
-    from vit_jax.training.workdir import write_json
 
     report = check(options.source, options.split, options.threads)
     if options.json == "-":

@@ -105,7 +105,7 @@ def run(options: argparse.Namespace) -> int:
 
 def _tell(json_to: str | None, result: dict[str, Any], lines: list[str]) -> None:
     """Prints the metrics, as JSON where that is asked for, or writes them to its file."""
-    from vit_jax.training.workdir import write_json
+    from vit_jax.files import write_json
 
     if json_to == "-":
         print(json.dumps(result))

@@ -49,9 +49,9 @@ def run(options: argparse.Namespace) -> int:
     config = recipe.load(options.config)
     named = recipe.override(config, options.overrides)
     from vit_jax.errors import OK, USER_ERROR
+    from vit_jax.files import write_json
     from vit_jax.planning import topologies
     from vit_jax.planning.plan import as_json, make_plan
-    from vit_jax.training.workdir import write_json
 
     target = topologies.find(options.topology, options.slices)
     with _interruptible():

@@ -129,10 +129,10 @@ def _rows(
 
 def _write(output: Path, rows: Iterator[tuple]) -> int:
     """The file appears whole or not at all; returns the number of images."""
-    from vit_jax.pretrained.files import whole
+    from vit_jax.files import whole
 
     images = 0
-    with whole(output) as part, part.open("w", newline="") as file:
+    with whole(output) as part, part.open("w", newline="", encoding="utf-8") as file:
         table = csv.writer(file)
         table.writerow(COLUMNS)
         for row in rows:

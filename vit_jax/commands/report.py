@@ -50,7 +50,7 @@ def write_report(folder: Path, run: Any, rows: Rows) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for name, table in tables.items():
-            with (folder / name).open("w", newline="") as file:
+            with (folder / name).open("w", newline="", encoding="utf-8") as file:
                 csv.writer(file).writerows(table)
         _heat(counts).save(folder / "confusion.png")
         images = [_pixels(run, source, int(rows["index"][row])) for row in found.mistakes[:WORST]]

@@ -13,7 +13,6 @@ DIR/NAME holds the trials, the study (Optuna's), trials.csv, report.html and bes
 
 import argparse
 import dataclasses
-import importlib
 import importlib.util
 import sys
 from pathlib import Path

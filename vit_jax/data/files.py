@@ -11,12 +11,12 @@ from typing import Any
 import numpy as np
 
 from vit_jax.data.source import NoSplit, known_split
-from vit_jax.errors import UserError
+from vit_jax.errors import UserError, printable
+from vit_jax.files import read_bytes
 
 IMAGE_SUFFIXES = (
     ".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".npy",
 )  # fmt: skip
-USUAL_BYTES = 2**17  # of a file, read at once
 SPLIT_NAMES = ("train", "val", "validation", "test")
 
 
@@ -68,25 +68,11 @@ class Files:
     def __getitem__(self, index: int) -> dict[str, Any]:
         label = self._labels[index]
         several = [int(one) for one in label if one >= 0] if label.ndim else int(label)
-        return {"image": _read(os.path.join(self.root, self._names[index])), "label": several}
+        return {"image": read_bytes(os.path.join(self.root, self._names[index])), "label": several}
 
     def describe(self, index: int) -> str:
-        """The path, of which what would move a terminal's cursor or colours is escaped."""
-        text = str(self.path(index))
-        return text if text.isprintable() else ascii(text)[1:-1]
-
-
-def _read(path: str) -> bytes:
-    """A file's bytes by as few system calls as can be: at each, threads wait for each other. A pipe
-    that nobody writes to is empty, and not waited for."""
-    file = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
-    try:
-        data = os.read(file, USUAL_BYTES)
-        while len(data) % USUAL_BYTES == 0 and (more := os.read(file, USUAL_BYTES)):
-            data += more
-        return data
-    finally:
-        os.close(file)
+        """The path, as it may be shown on a terminal."""
+        return printable(str(self.path(index)))
 
 
 def held_out(name: str) -> bool:

@@ -18,7 +18,7 @@ import numpy as np
 from PIL import Image
 
 from vit_jax.data.decode import EncodedJpeg
-from vit_jax.errors import UserError, nearest
+from vit_jax.errors import UserError, nearest, printable
 from vit_jax.user_code import imported
 
 cv2.setNumThreads(0)  # the pipeline's threads are the parallelism
@@ -234,11 +234,16 @@ class Pipeline:
         return np.ascontiguousarray(image)
 
 
-def parse(text: str, model_size: tuple[int, int]) -> Pipeline:
-    """The pipeline that `text` names. `decode` comes first and is done by the reader; an operation
-    of one's own is named by its import path, `my_package.my_module:NAME(…)`.
+def parse(text: str, model_size: tuple[int, int], *, imports: bool = False) -> Pipeline:
+    """The pipeline that `text` names. `decode` comes first and is done by the reader.
 
-    Raises UserError: an unknown operation (with the nearest), or arguments that it does not take.
+    Args:
+      imports: whether an operation may be one of the user's own, named by its import path,
+        `my_package.my_module:NAME(…)`. True for text that the user wrote; False for text from a
+        file, which could run any code otherwise.
+
+    Raises UserError: an unknown operation (with the nearest), one that must not be imported, or
+      arguments that it does not take.
     """
     parts = [part.strip() for part in text.split("|") if part.strip()]
     if not parts or parts[0] != "decode":
@@ -253,6 +258,11 @@ def parse(text: str, model_size: tuple[int, int]) -> Pipeline:
         if of_image:
             if name in SHOWN:
                 raise UserError(f"{part!r} in pipeline comes last: it is done on the device")
+            if ":" in name and not imports:
+                raise UserError(
+                    f"the pipeline {printable(text)!r} comes from a file: its operation "
+                    f"{printable(name)!r} is not imported, because it could run any code"
+                )
             function = imported(name, "an operation") if ":" in name else OPS.get(name)
         if function is None:
             known = [*OPS, *SHOWN]

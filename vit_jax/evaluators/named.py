@@ -88,7 +88,7 @@ class Real(Evaluator):
 
     def measure(self, rows: Rows, names: list[str]) -> dict[str, float]:
         try:
-            labels = json.loads(Path(str(self.labels)).expanduser().read_text())
+            labels = json.loads(Path(str(self.labels)).expanduser().read_text(encoding="utf-8"))
             found = [REAL_NUMBER.search(name) for name in names]
             numbers = np.array([int(match[1]) - 1 for match in found if match])
             if len(numbers) < len(names):

@@ -25,7 +25,7 @@ def _processor() -> str:
     """One name for machines whose CPUs have the same instructions: programs for a CPU are machine
     code, and a shared folder is seen from others."""
     try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
         return "any"
     told = sorted({line for line in lines if line.startswith(("flags", "Features"))})

@@ -184,7 +184,7 @@ def label_map(name: str, synsets: Iterable[str | None] = ()) -> list[str]:
     if not Path(name).is_file():
         options = nearest(name, [*LABEL_MAPS, "found"])
         raise UserError(f"--labels={name} is no file and no label map: {options}")
-    lines = Path(name).read_text(errors="replace").splitlines()
+    lines = Path(name).read_text(encoding="utf-8", errors="replace").splitlines()
     found = [line.split()[0] for line in lines if line.strip()]
     for synset, count in Counter(found or [""]).items():
         if count > 1 or not SYNSET.fullmatch(synset):

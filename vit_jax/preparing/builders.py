@@ -50,7 +50,10 @@ def plan(rest: str, root: Path, source: str | None, shards: int | None) -> tuple
     folder = libraries.prepared_folder(rest, place)
     if folder is None:
         return _build(rest, _own(rest), root, source, shards)
-    if json.loads((folder / "dataset_info.json").read_text()).get("fileFormat") != "tfrecord":
+    if (
+        json.loads((folder / "dataset_info.json").read_text(encoding="utf-8")).get("fileFormat")
+        != "tfrecord"
+    ):
         raise UserError(f"tfds:{rest} is in {folder}, and not as TFRecord: there is nothing to do")
     target = folder.relative_to(place).as_posix()
     if folder == root / target:
@@ -65,7 +68,7 @@ def _convert(old: Path, new: Path, say: Say) -> None:
     """Writes the TFRecord set of a folder as array_record, shard by shard, in the same order."""
     import tensorflow_datasets as tfds
 
-    info = json.loads((old / "dataset_info.json").read_text())
+    info = json.loads((old / "dataset_info.json").read_text(encoding="utf-8"))
     for split in tfds.builder_from_directory(old).info.splits.values():
         files = [Path(file) for file in split.filepaths]
         lengths = dict(zip(files, split.shard_lengths, strict=True))
@@ -82,7 +85,7 @@ def _convert(old: Path, new: Path, say: Say) -> None:
         if ".tfrecord" not in file.name and file.is_file():
             (new / file.name).write_bytes(file.read_bytes())
     info["fileFormat"] = "array_record"
-    (new / "dataset_info.json").write_text(json.dumps(info, indent=2))
+    (new / "dataset_info.json").write_text(json.dumps(info, indent=2), encoding="utf-8")
 
 
 def tfrecords(file: Path) -> Iterator[bytes]:

@@ -124,7 +124,7 @@ def _from_hub(address: str, sha256: str | None, cache: Path, say: Callable[[str]
 
 def _shards(index: Path) -> list[str]:
     try:
-        names = set(json.loads(index.read_text())["weight_map"].values())
+        names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
     except (ValueError, KeyError, TypeError, AttributeError):
         names = {""}
     if any(Path(name).name != name or not name for name in names):  # nothing outside the folder
@@ -163,7 +163,7 @@ class _Download:
     def _lock(self) -> Iterator[None]:
         """One process at a time in this folder; the others wait for it and find the file."""
         self.target.parent.mkdir(parents=True, exist_ok=True)
-        with (self.target.parent / ".lock").open("a") as lock:
+        with (self.target.parent / ".lock").open("a", encoding="utf-8") as lock:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
@@ -189,7 +189,7 @@ class _Download:
         """Appends what the part lacks, or starts it anew where the server's file has changed."""
         note, validator, total = self._beside(".part.json"), "", None
         with contextlib.suppress(OSError, ValueError, TypeError):
-            validator, total = json.loads(note.read_text())
+            validator, total = json.loads(note.read_text(encoding="utf-8"))
         have = _size(part) if validator else 0
         if have and have == total:
             return
@@ -200,7 +200,7 @@ class _Download:
             part.open("ab" if size else "wb") as file,
             _progress(self.url, answer, self.say) as show,
         ):
-            note.write_text(json.dumps([answer.validator, answer.total]))
+            note.write_text(json.dumps([answer.validator, answer.total]), encoding="utf-8")
             while chunk := read(stream):
                 file.write(chunk)
                 size += len(chunk)
@@ -221,7 +221,7 @@ class _Download:
                 f"{self.url} has the sha256 {found} where {wanted} is expected"
                 + ("" if sha256 else f" from the first download: to accept it, delete {pin}")
             )
-        pin.write_text(found + "\n")
+        pin.write_text(found + "\n", encoding="utf-8")
         part.replace(self.target)
         note.unlink()
         self.say(f"downloaded {self.target} ({decimal(_size(self.target))})")
@@ -229,7 +229,7 @@ class _Download:
     def _pin(self) -> str | None:
         """The sha256 of the first download; None where it is not known, or was torn."""
         pin = self._beside(".sha256")
-        text = pin.read_text().strip() if pin.exists() else ""
+        text = pin.read_text(encoding="utf-8").strip() if pin.exists() else ""
         return text if re.fullmatch("[0-9a-f]{64}", text) else None
 
 

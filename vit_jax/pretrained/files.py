@@ -9,8 +9,6 @@ import dataclasses
 import json
 import math
 import mmap
-import os
-import shutil
 import struct
 import zipfile
 import zlib
@@ -21,7 +19,7 @@ from typing import Any
 import numpy as np
 from jax.numpy import bfloat16
 
-from vit_jax.errors import UserError, cannot_write
+from vit_jax.errors import UserError
 
 INDEX = ".index.json"  # of a model in several safetensors files
 PICKLE = b"\x80"  # begins a pickle, then its protocol
@@ -219,7 +217,7 @@ def _open_folder(folder: Path) -> Tensors:
 def read_object(path: Path) -> dict[str, Any]:
     """The JSON object that a file holds. Raises UserError where it holds none."""
     with _whole(path):
-        found = json.loads(path.read_text())
+        found = json.loads(path.read_text(encoding="utf-8"))
     if not isinstance(found, dict):
         raise UserError(f"{path} holds no JSON object")
     return found
@@ -227,7 +225,7 @@ def read_object(path: Path) -> dict[str, Any]:
 
 def _open_shards(folder: Path, index: Path) -> Tensors:
     with _whole(index):
-        where = json.loads(index.read_text())
+        where = json.loads(index.read_text(encoding="utf-8"))
     where = where.get("weight_map") if isinstance(where, dict) else None
     if not isinstance(where, dict) or not all(isinstance(name, str) for name in where.values()):
         raise UserError(f"{index} has no weight_map from tensors to files")
@@ -240,23 +238,6 @@ def _open_shards(folder: Path, index: Path) -> Tensors:
         raise UserError(f"{index} names {lost[0]!r} in {where[lost[0]]}, which does not hold it")
     shapes = {name: shards[shard].shapes[name] for name, shard in where.items()}
     return Tensors(folder, "safetensors", shapes, lambda name: shards[where[name]].read(name))
-
-
-@contextlib.contextmanager
-def whole(path: Path) -> Iterator[Path]:
-    """A place beside the path to write a file or a folder to, which then takes the path's name:
-    it appears whole or not at all. Raises UserError where nothing can be written."""
-    part = path.with_name(f".{path.name}.part")
-    try:
-        yield part
-        os.replace(part, path)
-    except Exception as error:
-        if not isinstance(error, OSError) and type(error).__name__ != "SafetensorError":
-            raise
-        raise cannot_write(path, error) from error
-    finally:
-        with contextlib.suppress(OSError):
-            shutil.rmtree(part) if part.is_dir() else part.unlink(missing_ok=True)
 
 
 def write_npz(path: Path, tensors: dict[str, np.ndarray], metadata: dict[str, Any]) -> None:

@@ -17,10 +17,11 @@ from vit_jax.checkpoint import manager
 from vit_jax.checkpoint.tree import Flat, flatten, unstack
 from vit_jax.config import base, flat
 from vit_jax.errors import UserError, nearest
+from vit_jax.files import whole
 from vit_jax.models.model import Config, Model, Params
 from vit_jax.models.position import sincos2d
 from vit_jax.models.vit import ViTConfig
-from vit_jax.pretrained.files import whole, write_npz, write_safetensors
+from vit_jax.pretrained.files import write_npz, write_safetensors
 from vit_jax.pretrained.layout import Dialect, Layout, some
 from vit_jax.pretrained.rows import expand
 from vit_jax.pretrained.weights import LAYOUTS, check_explained, listed_params
@@ -170,7 +171,7 @@ def _write(
         write(part / "model.safetensors", tensors, metadata)
         for name, make in layout.files.items():
             text = json.dumps(make(model, classes, dialect), indent=2)
-            (part / name).write_text(text + "\n")
+            (part / name).write_text(text + "\n", encoding="utf-8")
     return None
 
 

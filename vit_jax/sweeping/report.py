@@ -14,10 +14,10 @@ from optuna.trial import FrozenTrial, TrialState
 
 from vit_jax import drawing
 from vit_jax.config import base, leaves
+from vit_jax.files import write_text
 from vit_jax.sweeping.space import in_words
 from vit_jax.sweeping.study import finished
 from vit_jax.sweeping.trials import DIVERGED, REASON, STEPS
-from vit_jax.training.workdir import write_text
 
 STATES = {
     TrialState.COMPLETE: "finished", TrialState.RUNNING: "not finished",

@@ -70,7 +70,7 @@ def read(text: str | None, spec: str, config: ConfigDict) -> Space:
     else:
         if "=" not in text and not file.is_file():
             raise UserError(f"sweep {text!r} is no file and sets no key: {HINT}")
-        lines = file.read_text().splitlines() if file.is_file() else [text]
+        lines = file.read_text(encoding="utf-8").splitlines() if file.is_file() else [text]
         declared = ";".join(line.partition("#")[0] for line in lines)
     if isinstance(declared, Mapping):
         declared = ";".join(

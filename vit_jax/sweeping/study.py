@@ -65,7 +65,7 @@ def locked(folder: Path) -> Iterator[None]:
     """Holds the folder of a study, which is made. Raises UserError where a living sweep does."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        lock = (folder / LOCK).open("a+")
+        lock = (folder / LOCK).open("a+", encoding="utf-8")
     except OSError as error:
         raise cannot_write(folder, error) from error
     with lock:

@@ -44,7 +44,7 @@ class Rows:
             stat = self._path.stat()
             if (found := (stat.st_ino, stat.st_size)) == self._seen:
                 return
-            text = self._path.read_text()
+            text = self._path.read_text(encoding="utf-8")
         except OSError:  # not there yet
             return
         self._seen = found
@@ -193,7 +193,9 @@ class Sweep:
         for step, value in live.rows.new(live.reported):
             live.reported = step
             live.trial.report(value, step)
-            total = json.loads((live.folder / "config.json").read_text())["total_steps"]
+            total = json.loads((live.folder / "config.json").read_text(encoding="utf-8"))[
+                "total_steps"
+            ]
             if step == total:
                 continue
             stops = self._halves and self._at_rung(live, step / total, value)
@@ -218,7 +220,7 @@ class Sweep:
         trial, attributes = live.trial, live.trial.user_attrs
         self._live.remove(live)
         if code == 0:
-            told = json.loads((live.folder / "result.json").read_text())
+            told = json.loads((live.folder / "result.json").read_text(encoding="utf-8"))
             if self._search.metric not in told:
                 names = ", ".join(key for key in told if key.startswith("eval/"))
                 raise UserError(f"no {self._search.metric} is measured by the trials: {names}")
@@ -266,5 +268,9 @@ def _steps(folder: Path) -> int:
 def _why(live: Live, code: int) -> str:
     """The line that a trial ended with, or where to read on."""
     log = live.running.logs[0]
-    lines = re.findall(r"^vit: (?:error: )?(.+)$", log.read_text(), re.M) if log.is_file() else []
+    lines = (
+        re.findall(r"^vit: (?:error: )?(.+)$", log.read_text(encoding="utf-8"), re.M)
+        if log.is_file()
+        else []
+    )
     return lines[-1] if lines and code == USER_ERROR else f"ended with code {code}; {log}"

@@ -45,14 +45,14 @@ class MetricRows:
         self._path, self._writes = path, writes
         self.dropped: list[Row] = []  # trained again after a restart
         self.rows = self._cut(last_step)
-        self._file = path.open("a") if writes else io.StringIO()
+        self._file = path.open("a", encoding="utf-8") if writes else io.StringIO()
 
     def _cut(self, last_step: int) -> list[Row]:
         """Drops a torn tail and every row after `last_step`."""
         if not self._path.exists():
             return []
         rows, lines = [], []
-        for line in self._path.read_text().splitlines():
+        for line in self._path.read_text(encoding="utf-8").splitlines():
             try:
                 row = json.loads(line)
             except json.JSONDecodeError:
@@ -65,7 +65,7 @@ class MetricRows:
         if not self._writes:
             return rows
         partial = self._path.with_name(f".{self._path.name}.partial")
-        partial.write_text("".join(lines))
+        partial.write_text("".join(lines), encoding="utf-8")
         partial.replace(self._path)
         return rows
 

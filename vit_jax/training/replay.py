@@ -32,7 +32,9 @@ def replay(
     workdir = Path(workdir).expanduser().absolute()
     if config.microbatch == AUTO and (workdir / "config.json").is_file():
         with config.unlocked():
-            config.microbatch = json.loads((workdir / "config.json").read_text())["microbatch"]
+            config.microbatch = json.loads((workdir / "config.json").read_text(encoding="utf-8"))[
+                "microbatch"
+            ]
     run = set_up(config, named, weights=open_origin(config, workdir))
     if not 1 <= step <= run.config.total_steps:
         raise UserError(f"--replay-step lies in 1 … {run.config.total_steps}, not {step}")

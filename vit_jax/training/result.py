@@ -9,12 +9,12 @@ import optax
 
 import vit_jax
 from vit_jax.config import config_hash, flat
+from vit_jax.files import write_json, write_text
 from vit_jax.models.model import Config
 from vit_jax.parallel.runtime import process
 from vit_jax.training.progress import Progress
 from vit_jax.training.run import Run
 from vit_jax.training.setup import Start
-from vit_jax.training.workdir import write_json, write_text
 
 
 def write_result(workdir: Path, run: Run, start: Start, progress: Progress) -> dict[str, Any]:

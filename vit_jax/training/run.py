@@ -166,7 +166,9 @@ class Run:
 
     @property
     def train_pipeline(self) -> ops.Pipeline:
-        return ops.parse(self.config.data.train.pipeline, self.model.config.image_size)
+        return ops.parse(
+            self.config.data.train.pipeline, self.model.config.image_size, imports=True
+        )
 
     def _dataset_sizes(self, batch_size: int) -> dict[str, Any]:
         return {
@@ -195,7 +197,7 @@ class Run:
         """Every example of a source once, prepared by a pipeline."""
         host = pipeline.eval_batches(
             source,
-            ops.parse(text, self.model.config.image_size),
+            ops.parse(text, self.model.config.image_size, imports=True),
             **self._dataset_sizes(self.config.eval_batch_size) | {"workers": 0},
         )
         return pipeline.OnDevice(host, self.batch_sharding)

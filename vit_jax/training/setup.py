@@ -107,7 +107,7 @@ def set_up(
         layer_scales(model.abstract_params, resolved.optimizer.layer_decay)
     _check_class_weights(resolved)
     for part in ("train", "eval"):
-        parsed = ops.parse(resolved.data[part].pipeline, model.config.image_size)
+        parsed = ops.parse(resolved.data[part].pipeline, model.config.image_size, imports=True)
         if parsed.random and part == "eval" and data.eval.split:
             raise UserError(
                 f"data.eval.pipeline {parsed.text!r} is random, evaluation is not: leave out "
@@ -198,7 +198,7 @@ def _inherit(config: ConfigDict, weights: Weights) -> list[str]:
 def _shown_by_pipelines(config: ConfigDict, named: list[str]) -> None:
     """Takes mean and std from the end of the pipelines, where they are said there."""
     parts = ["train", *(["eval"] if config.data.eval.split else [])]
-    said = [ops.parse(config.data[part].pipeline, (32, 32)).shown for part in parts]
+    said = [ops.parse(config.data[part].pipeline, (32, 32), imports=True).shown for part in parts]
     if not any(said):
         return
     if said[0] is None or said[0] != said[-1] or {"data.mean", "data.std"} & set(named):

@@ -1,30 +1,16 @@
 """The work folder: its lock, its config, and files that are whole or not there."""
 
 import fcntl
-import json
 import os
 import time
 from pathlib import Path
 from typing import Any
 
 from vit_jax.errors import UserError, cannot_write
+from vit_jax.files import write_json
 from vit_jax.parallel.runtime import probe, process, together
-from vit_jax.pretrained.files import whole
 
 TRIES = 20  # at the lock, which `vit runs` takes for a moment to see whether a run lives
-
-
-def write_json(path: Path, value: Any) -> None:
-    """`write_text` of the value as JSON."""
-    write_text(path, json.dumps(value, indent=1) + "\n")
-
-
-def write_text(path: Path, text: str) -> None:
-    """Writes the whole file or leaves the old one."""
-    with whole(path) as part, part.open("w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
 
 
 class WorkFolder:
@@ -53,7 +39,7 @@ class WorkFolder:
         lock = self.path / ".lock"
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            self._lock = lock.open("a+")
+            self._lock = lock.open("a+", encoding="utf-8")
         except OSError as error:
             raise cannot_write(self.path, error) from error
         for left in reversed(range(TRIES)):
