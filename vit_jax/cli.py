@@ -108,6 +108,22 @@ def _threads_for_virtual_devices():
         os.environ["NPROC"] = str(max(os.cpu_count() or 1, 3 * int(devices[-1])))
 
 
+def _start_again(**settings):
+    """This program anew, with settings that are read at the start of a process alone."""
+    arguments = [sys.executable, *sys.orig_argv[1:]]
+    os.execve(sys.executable, arguments, dict(os.environ, **settings))
+
+
+def _in_any_locale():
+    """Names of files and classes are UTF-8, whatever the locale says; what an output cannot show
+    is escaped."""
+    if sys.getfilesystemencoding() != "utf-8" and sys.version_info >= OLDEST_PYTHON:
+        _start_again(PYTHONUTF8="1")
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
+
+
 def entry():
     """The console script. A run that failed leaves without the interpreter's farewell, in which
     background threads of libraries would tell the same error again."""
@@ -115,13 +131,13 @@ def entry():
 
     _look_for_no_tpu()
     _threads_for_virtual_devices()
+    _in_any_locale()
     computes = (
         sys.argv[1:2] in (["train"], ["evaluate"], ["predict"], ["bench"])
         and sys.platform == "linux"
     )
     if computes and "GLIBC_TUNABLES" not in os.environ and not check_versions():
-        environment = dict(os.environ, GLIBC_TUNABLES=MALLOC)
-        os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], environment)
+        _start_again(GLIBC_TUNABLES=MALLOC)
     try:
         try:
             code = main()
@@ -203,11 +219,11 @@ def _run(command, arguments):
         module = importlib.import_module(f"vit_jax.commands.{command.replace('-', '_')}")
         return module.run(command_line(command, module, arguments)) or errors.OK
     except errors.UserError as error:
-        print(f"vit: error: {error}", file=sys.stderr)
+        print(f"vit: error: {errors.printable_lines(error)}", file=sys.stderr)
         _leave()
         return errors.USER_ERROR
     except errors.Stopped as stopped:
-        print(f"vit: {stopped}", file=sys.stderr)
+        print(f"vit: {errors.printable_lines(stopped)}", file=sys.stderr)
         _leave()
         return stopped.code
     except BrokenPipeError:

@@ -5,6 +5,8 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from vit_jax.errors import printable
+
 WIDTH, HEIGHT = 720, 300
 LEFT, RIGHT, TOP, BOTTOM = 64, 16, 24, 36  # margins
 COLOURS = (
@@ -192,4 +194,4 @@ def _short(one: object) -> str:
 
 
 def _safe(text: object) -> str:
-    return html.escape(_short(text))
+    return html.escape(printable(_short(text)))

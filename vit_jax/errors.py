@@ -41,6 +41,11 @@ def printable(text: object) -> str:
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
+def printable_lines(text: object) -> str:
+    """`printable` of each line of a text that may have several."""
+    return "\n".join(map(printable, str(text).split("\n")))
+
+
 def nearest(name: str, options: Iterable[str], count: int = 3) -> str:
     """`did you mean a, b or c?`, or the options themselves where nothing is near.
 

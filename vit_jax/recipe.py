@@ -173,7 +173,7 @@ def bundled() -> Path:
 
 
 def _module(path: str) -> ModuleType:
-    file = Path(path)
+    file = Path(path).expanduser()
     if not file.is_file():
         name = file.name if file.suffix == ".py" else f"{file.name}.py"
         inside = bundled() / name

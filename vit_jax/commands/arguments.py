@@ -5,6 +5,7 @@ tracebacks for unknown keys and reads the process's own arguments.
 """
 
 import argparse
+import os
 import signal
 import sys
 from pathlib import Path
@@ -29,8 +30,20 @@ def command_line(command: str, module: ModuleType, arguments: list[str]) -> argp
         arguments, *commands = _split(arguments)
     overrides, rest = _overrides(arguments)
     options = parser.parse_args([_dashes(argument) for argument in rest])
-    options.overrides, options.commands = overrides, commands
+    for name, value in vars(options).items():
+        setattr(options, name, _from_home(value))
+    options.overrides = {key: _from_home(value) for key, value in overrides.items()}
+    options.commands = commands
     return options
+
+
+def _from_home(value: Any) -> Any:
+    """`~/x` with the home folder in its place: a shell expands it only where a word begins, and so
+    not in `--workdir=~/x`."""
+    if isinstance(value, list):
+        return [_from_home(one) for one in value]
+    tilde = isinstance(value, str) and value.startswith("~")
+    return os.path.expanduser(value) if tilde else value
 
 
 def add_config(parser: argparse.ArgumentParser, required: bool = True) -> None:

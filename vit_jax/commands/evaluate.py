@@ -9,6 +9,7 @@ vit evaluate --workdir=runs/b16 --config.evaluators="fewshot('folder:PATH')|knn(
 import argparse
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from vit_jax.commands.arguments import add_job, join_job
 from vit_jax.config import base
 from vit_jax.errors import UserError
 from vit_jax.parallel import runtime
+from vit_jax.user_code import FLAG, only, signed
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -37,6 +39,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="DIR",
         help="confusion matrix and worst mistakes, as tables and pictures",
     )
+    parser.add_argument(
+        FLAG, action="store_true",
+        help="run the sources and operations that the run's config names by import path, although "
+        "this user did not train there",
+    )  # fmt: skip
     add_job(parser)
     parser.add_argument(
         "--json", nargs="?", const="-", metavar="FILE", help="metrics as JSON, to FILE or printed"
@@ -54,6 +61,23 @@ def run(options: argparse.Namespace) -> int:
     checkpoint = runtime.together(lambda: manager.find(options.workdir or options.checkpoint))
     runtime.together(lambda: checksums.check(checkpoint, *runtime.share()))
     about = manager.about(checkpoint)
+    with only(None if options.trust_code else _vouched(options, about)):
+        return _measured(options, checkpoint, about)
+
+
+def _vouched(options: argparse.Namespace, about: dict[str, Any]) -> Callable[[str], bool]:
+    """Which import paths may be followed: those of a run of this user's, and those typed now."""
+    own, typed = signed(about), [*options.overrides.values(), options.data or ""]
+    return lambda path: path in own or any(path in text for text in typed)
+
+
+def _measured(options: argparse.Namespace, checkpoint: Path, about: dict[str, Any]) -> int:
+    """Measures what was asked for, tells it, and returns the exit code."""
+    from vit_jax.commands.report import write_report
+    from vit_jax.training.evaluation import measure_one
+    from vit_jax.training.progress import in_words
+    from vit_jax.training.setup import set_up
+
     config = stored_config(about["config"])
     config.mesh.update(base().mesh)  # of this machine, not of the one that trained
     named = recipe.override(config, options.overrides)
@@ -67,12 +91,6 @@ def run(options: argparse.Namespace) -> int:
         config.data.eval.split = options.split
     if not config.data.eval.split and not config.evaluators:
         raise UserError("the run has no evaluation split: give --split")
-
-    from vit_jax.commands.report import write_report
-    from vit_jax.training.evaluation import measure_one
-    from vit_jax.training.progress import in_words
-    from vit_jax.training.setup import set_up
-
     run = runtime.together(lambda: set_up(config, named, classes=about["classes"]))
     params = _weights(run, checkpoint, stored, options.weights)
 

@@ -23,6 +23,7 @@ from vit_jax.training.result import write_result
 from vit_jax.training.setup import Run, Start, first_state, open_origin, set_up
 from vit_jax.training.workdir import WorkFolder
 from vit_jax.training.writers import MetricWriter
+from vit_jax.user_code import signature
 
 IN_FLIGHT = 4  # steps queued on the device at most, so that batches do not pile up there
 
@@ -114,7 +115,8 @@ def fit(
                     progress.sync()
                     about = {"config": flat(c), "classes": run.classes, "origin": start.origin,
                              "train_examples": run.train_examples, "examples_seen": examples_seen,
-                             "goodput": progress.ledger.seconds}  # fmt: skip
+                             "goodput": progress.ledger.seconds,
+                             **signature(flat(c))}  # fmt: skip
                     checkpoints.save(step, state, about, found)
             if stop.code and not last:
                 raise Stopped(f"stopped at step {step}; its state is saved", stop.code)

@@ -14,7 +14,7 @@ from typing import Any
 
 import jax
 
-from vit_jax.errors import NON_FINITE, Stopped, cannot_write
+from vit_jax.errors import NON_FINITE, Stopped, cannot_write, printable_lines
 from vit_jax.models.flops import train_flops
 from vit_jax.parallel.chips import peak_flops
 from vit_jax.parallel.runtime import everyones, process
@@ -275,12 +275,12 @@ class Progress:
     def say(self, text: str) -> None:
         """A line for the person watching."""
         if not self._quiet:
-            self._console.say(text)
+            self._console.say(printable_lines(text))
 
     def warn(self, text: str) -> None:
         """A line that a process other than the first says too."""
         if process() > 0:
-            print(f"process {process()}: {text}", file=sys.stderr)
+            print(f"process {process()}: {printable_lines(text)}", file=sys.stderr)
         self.say(text)
 
     def at(self, step: int) -> None:

@@ -1,5 +1,7 @@
 """What a finished run leaves: `result.json` for programs, `model_card.md` for people."""
 
+import html
+import re
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +11,7 @@ import optax
 
 import vit_jax
 from vit_jax.config import config_hash, flat
+from vit_jax.errors import printable
 from vit_jax.files import write_json, write_text
 from vit_jax.models.model import Config
 from vit_jax.parallel.runtime import process
@@ -51,6 +54,18 @@ def _sizes(config: Config) -> str:
     return ", ".join(SIZES[field].format(n) for field, n in sizes.items() if n is not None)
 
 
+def _markdown(name: str) -> str:
+    """A name as Markdown shows it literally, also where HTML stands in it."""
+    return re.sub(r"([\\`*_\[\]|~])", r"\\\1", html.escape(printable(name), quote=False))
+
+
+def _code(text: str) -> str:
+    """A text as code, which none of its own backticks ends."""
+    ticks = "`" * (max(map(len, re.findall("`+", text)), default=0) + 1)
+    space = " " if text[:1] == "`" or text[-1:] == "`" else ""
+    return f"{ticks}{space}{printable(text)}{space}{ticks}"
+
+
 def model_card(run: Run, origin: str, result: dict[str, Any]) -> str:
     """What the model is, what it was trained on and how, what it reached; in Markdown."""
     c, m = run.config, run.model.config
@@ -60,11 +75,11 @@ def model_card(run: Run, origin: str, result: dict[str, Any]) -> str:
         "Model": f"{run.model.name}, {_sizes(m)}; {result['num_params']:,} parameters",
         "Input": f"{height}×{width} px, {m.channels} channels, pixels in 0 … 1 less "
         f"{c.data.mean}, over {c.data.std}",
-        "Classes": f"{len(run.classes):,}: {', '.join(run.classes[:10])}"
+        "Classes": f"{len(run.classes):,}: {', '.join(map(_markdown, run.classes[:10]))}"
         + (", … (`classes.json`)" if len(run.classes) > 10 else ""),
-        "Training data": f"`{c.data.train.source}` {c.data.train.split}, "
-        f"{run.train_examples:,} images, `{c.data.train.pipeline}`",
-        "Started from": origin,
+        "Training data": f"{_code(c.data.train.source)} {_markdown(c.data.train.split)}, "
+        f"{run.train_examples:,} images, {_code(c.data.train.pipeline)}",
+        "Started from": origin if origin == "scratch" else _code(origin),
         "Training": f"{c.total_steps:,} steps of {c.batch_size} images, {c.optimizer.name}, rate "
         f"{c.optimizer.lr:g} ({c.schedule.name}, {c.schedule.warmup_steps:,} steps of warm-up), "
         f"seed {c.seed}",
@@ -75,7 +90,7 @@ def model_card(run: Run, origin: str, result: dict[str, Any]) -> str:
         facts["Held out"] = (
             f"accuracy {result['accuracy']:.2%}, top-5 {result[f'eval/{split}/top5_accuracy']:.2%} "
             f"on {result[f'eval/{split}/examples']:,} images of "
-            f"`{c.data.eval.source or c.data.train.source}` {split}"
+            f"{_code(c.data.eval.source or c.data.train.source)} {_markdown(split)}"
         )
     facts["Made with"] = ", ".join(
         f"{package.__name__} {package.__version__}" for package in (vit_jax, jax, flax, optax)
