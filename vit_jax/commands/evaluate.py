@@ -18,7 +18,7 @@ from ml_collections import ConfigDict
 from vit_jax import recipe
 from vit_jax.commands.arguments import add_job, join_job
 from vit_jax.config import base
-from vit_jax.errors import UserError
+from vit_jax.errors import UserError, printable_lines
 from vit_jax.parallel import runtime
 from vit_jax.user_code import FLAG, only, signed
 
@@ -128,7 +128,7 @@ def _tell(json_to: str | None, result: dict[str, Any], lines: list[str]) -> None
     if json_to == "-":
         print(json.dumps(result))
         return
-    print("\n".join(lines))
+    print(printable_lines("\n".join(lines)))
     if json_to:
         write_json(Path(json_to), result)
 
