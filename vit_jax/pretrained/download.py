@@ -33,8 +33,12 @@ from vit_jax.pretrained.openers import OPENERS, PAGE, Answer, Here, Lost, Missin
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin")
 
 _HUB = re.compile(r"hf://([^/@]+)/([^/@]+)(?:@([^/]+))?(?:/(.+?))?/?")
-# HTML and XML. Eight bytes of text, because the length that begins a safetensors file may be "<a".
-_PAGE = re.compile(rb"(?:\xef\xbb\xbf)?\s*<[!?a-zA-Z][^\0]{6}")
+_NO_WEIGHTS = {  # what comes in place of a file, by its first bytes
+    # HTML, XML. Eight bytes of text, because the length that begins a safetensors file may be "<a".
+    re.compile(rb"(?:\xef\xbb\xbf)?\s*<[!?a-zA-Z][^\0]{6}"): f"a web page came, {PAGE}",
+    re.compile(rb"version https://git-lfs\."): "a Git LFS pointer came, which only names the file: "
+    "give the address of the file itself",
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -131,7 +135,11 @@ def _local(name: str, sha256: str | None) -> Path:
         there = False
     if not there:
         raise UserError(f"there is no file or folder {printable(path.absolute())}")
-    if sha256 and (found := _digest(path)) != sha256:
+    try:
+        found = _digest(path) if sha256 else None
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror or error}") from error
+    if found != sha256:
         raise UserError(f"{path} has the sha256 {found} where {sha256} is expected")
     return path
 
@@ -241,24 +249,24 @@ class _Download:
             return
         answer = OPENERS[urlsplit(self.url).scheme](self.url, here)
         size = answer.start
-        with (
-            answer.stream as stream,
-            caches.open_own(part, "a" if size else "w") as file,
-            _progress(self.url, answer, self.say) as show,
-        ):
-            end = self._end(answer, part.parent)
-            caches.write(note, json.dumps([answer.validator, answer.total]))
-            since, then = time.monotonic(), size
-            while size < end and (chunk := read(stream, end - size)):
-                file.write(chunk)
-                size += len(chunk)
-                show(size)
-                if (now := time.monotonic()) - since > self.patience.window:
-                    if size - then < self.patience.least:
-                        raise Lost(f"{decimal(size - then)} came in {now - since:.0f} s")
-                    since, then = now, size
-            file.flush()
-            os.fsync(file.fileno())
+        with answer.stream as stream:
+            end = self._end(answer, part)
+            with (
+                caches.open_own(part, "a" if size else "w") as file,
+                _progress(self.url, answer, self.say) as show,
+            ):
+                caches.write(note, json.dumps([answer.validator, answer.total]))
+                since, then = time.monotonic(), size
+                while size < end and (chunk := read(stream, end - size)):
+                    file.write(chunk)
+                    size += len(chunk)
+                    show(size)
+                    if (now := time.monotonic()) - since > self.patience.window:
+                        if size - then < self.patience.least:
+                            raise Lost(f"{decimal(size - then)} came in {now - since:.0f} s")
+                        since, then = now, size
+                file.flush()
+                os.fsync(file.fileno())
         if answer.total is None and size == end:
             part.unlink()
             note.unlink()
@@ -268,18 +276,18 @@ class _Download:
         if size != answer.total and (answer.total or not size):
             raise Lost("the connection was closed")
 
-    def _end(self, answer: Answer, folder: Path) -> int:
+    def _end(self, answer: Answer, part: Path) -> int:
         """The byte to stop before. Raises UserError where the file is too large."""
-        disk = shutil.disk_usage(folder)
+        disk = shutil.disk_usage(part.parent)
         free = disk.free if disk.total else sys.maxsize  # some network disks state nothing
         if answer.end is None or answer.total is None:
             return min(self.patience.most, free // 2) + 1
         if answer.total > self.patience.most:
             most = decimal(self.patience.most)
             raise UserError(f"{self.url}: {decimal(answer.total)} are announced, {most} are taken")
-        if answer.total - answer.start > free:
+        if answer.total - _size(part) > free:
             raise UserError(
-                f"{self.url}: it takes {decimal(answer.total)}, and the disk of {folder} has "
+                f"{self.url}: it takes {decimal(answer.total)}, and the disk of {part.parent} has "
                 f"{decimal(free)} left; make room, or {caches.CHOOSE}"
             )
         return answer.end
@@ -288,14 +296,15 @@ class _Download:
         """Gives the finished part its name, or removes it where it is not the file wanted."""
         part, note, pin = (_beside(target, name) for name in (".part", ".part.json", ".sha256"))
         with caches.open_own(part, "r") as file:
-            page = _PAGE.match(file.read(512))
+            head = file.read(512)
             file.seek(0)
             found = hashlib.file_digest(file, "sha256").hexdigest()
-        if page or wanted not in (None, found):
+        other = [line for pattern, line in _NO_WEIGHTS.items() if pattern.match(head)]
+        if other or wanted not in (None, found):
             part.unlink()
             note.unlink()
-        if page:
-            raise UserError(f"{self.url}: a web page came, {PAGE}")
+        if other:
+            raise UserError(f"{self.url}: {other[0]}")
         if wanted not in (None, found):
             raise UserError(
                 f"{self.url} has the sha256 {found} where {wanted} is expected"

@@ -65,7 +65,7 @@ class _Redirects(urllib.request.HTTPRedirectHandler):
         old, new = urlsplit(req.full_url).scheme, urlsplit(newurl).scheme
         if new not in ("http", "https") or (old, new) == ("https", "http"):
             raise UserError(
-                f"{req.full_url}: it redirects to {_short(newurl)}, and from {old} only "
+                f"{_short(req.full_url)}: it redirects to {_short(newurl)}, and from {old} only "
                 f"{'https' if old == 'https' else 'http and https'} is followed"
             )
         request = super().redirect_request(req, fp, code, msg, headers, newurl)
