@@ -28,7 +28,17 @@ from vit_jax.errors import UserError, printable
 from vit_jax.files import NotAFile, read_bytes
 from vit_jax.pretrained import cache as caches
 from vit_jax.pretrained.cache import Cache
-from vit_jax.pretrained.openers import OPENERS, PAGE, Answer, Here, Lost, Missing, endpoint, read
+from vit_jax.pretrained.openers import (
+    BY_HAND,
+    OPENERS,
+    PAGE,
+    Answer,
+    Here,
+    Lost,
+    Missing,
+    endpoint,
+    read,
+)
 
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin")
 
@@ -271,7 +281,7 @@ class _Download:
             part.unlink()
             note.unlink()
             raise UserError(
-                f"{self.url}: its length is not stated and has no end: {decimal(end)} were received"
+                f"{self.url}: no length is stated, and no end came within {decimal(end)}; {BY_HAND}"
             )
         if size != answer.total and (answer.total or not size):
             raise Lost("the connection was closed")
@@ -284,7 +294,9 @@ class _Download:
             return min(self.patience.most, free // 2) + 1
         if answer.total > self.patience.most:
             most = decimal(self.patience.most)
-            raise UserError(f"{self.url}: {decimal(answer.total)} are announced, {most} are taken")
+            raise UserError(
+                f"{self.url}: the server announces {decimal(answer.total)}; {most} is the most"
+            )
         if answer.total - _size(part) > free:
             raise UserError(
                 f"{self.url}: it takes {decimal(answer.total)}, and the disk of {part.parent} has "

@@ -20,7 +20,8 @@ from vit_jax.errors import UserError, printable
 CHUNK = 1 << 16
 TIMEOUT = 60  # seconds without a byte
 PASSING = (408, 429, 500, 502, 503, 504)  # HTTP errors that another try may not meet
-PAGE = "a login page or an error page, it seems: open the address in a browser"
+PAGE = "perhaps a login page or an error page: open the address in a browser"
+BY_HAND = "try another address, or download the file by hand and give its path"
 
 
 _PART = re.compile("bytes ([0-9]{1,18})-([0-9]{1,18})/([0-9]{1,18})")  # a Content-Range
@@ -113,13 +114,13 @@ def _answer(url: str, stream: http.client.HTTPResponse, here: Here) -> Answer | 
     """What the server gives; None where it would not continue what is here."""
 
     def refuse(what: str) -> UserError:
-        return UserError(f"{url}: {urlsplit(url).netloc} {what}")
+        return UserError(f"{url}: {urlsplit(url).netloc} {what}; {BY_HAND}")
 
     headers = stream.headers
     if stream.status not in (200, 206):
         raise refuse(f"sends no file (HTTP {stream.status} {_short(stream.reason)})")
     if headers.get_content_type() == "text/html":
-        raise refuse(f"sends a web page, {PAGE}")
+        raise UserError(f"{url}: {urlsplit(url).netloc} sends a web page, {PAGE}")
     chunked = "Transfer-Encoding" in headers
     for name, plain in (("Content-Encoding", "identity"), ("Transfer-Encoding", "chunked")):
         encoding = headers.get(name, "").strip() or plain
@@ -129,9 +130,7 @@ def _answer(url: str, stream: http.client.HTTPResponse, here: Here) -> Answer | 
     length = _number(lengths[0]) if lengths else None
     if lengths and (length is None or len(set(lengths)) > 1 or chunked):
         said = ", ".join(lengths) + (" and chunks" if chunked else "")
-        raise refuse(
-            f"states a length that is none or is not clear (Content-Length: {_short(said)})"
-        )
+        raise refuse(f"states no usable length (Content-Length: {_short(said)})")
     if length == 0:
         raise refuse("sends an empty file")
     version = headers.get("ETag") or headers.get("Last-Modified") or ""
@@ -171,7 +170,7 @@ def _what_happened(url: str, error: Exception) -> Exception:
         if error.code in (404, 410):
             return Missing(f"{url}: nothing is there ({said})")
         if 300 <= error.code < 400:
-            return UserError(f"{url}: {host} redirects it to nowhere ({said})")
+            return UserError(f"{url}: {host} redirects it to nowhere ({said}); {BY_HAND}")
         on_hub = error.code in (401, 403) and _host(url) == _host(endpoint())
         hint = "; is the name right? a private or gated repository takes HF_TOKEN" if on_hub else ""
         return UserError(f"{url}: {host} refuses it ({said}){hint}")
