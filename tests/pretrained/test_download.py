@@ -16,10 +16,11 @@ import threading
 import pytest
 
 from vit_jax.errors import UserError
-from vit_jax.pretrained.download import fetch
+from vit_jax.pretrained.download import Patience, fetch
 
 DATA = bytes(range(256)) * 1024  # 256 KiB
 SHA256 = hashlib.sha256(DATA).hexdigest()
+HASTY = Patience(pauses=(0, 0, 0))
 
 
 @dataclasses.dataclass
@@ -119,7 +120,7 @@ def environment(monkeypatch, tmp_path):
 def refused(address, **options):
     """The one line that `fetch` raises."""
     with pytest.raises(UserError) as error:
-        fetch(address, **options)
+        fetch(address, **{"patience": HASTY} | options)
     line = str(error.value)
     assert "\n" not in line
     return line
@@ -195,7 +196,9 @@ def test_a_redirect_is_followed_and_an_odd_name_is_quoted(server):
 def test_a_lost_connection_continues_where_it_was(server):
     server.pages["/w.npz"] = Page(cuts=[100_000, 50_000])
     said = []
-    assert fetch(f"{server.url}/w.npz", SHA256, say=said.append).read_bytes() == DATA
+    assert (
+        fetch(f"{server.url}/w.npz", SHA256, say=said.append, patience=HASTY).read_bytes() == DATA
+    )
     assert server.headers("Range") == [None, "bytes=100000-", "bytes=150000-"]
     assert server.headers("If-Range") == [None, '"one"', '"one"']
     assert any("connection was closed, 100.0 kB received; trying again" in line for line in said)

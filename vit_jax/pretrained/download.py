@@ -3,17 +3,19 @@
 A file grows as NAME.part, continues where a lost connection left it, and takes its name once its
 length and sha256 are right. The sha256 of a first download is pinned beside it in NAME.sha256.
 This is done with the standard library: pooch cannot resume, and huggingface_hub is a heavy
-dependency for a few GETs. What is in the files is the readers' matter.
+dependency for a few GETs. Names and links are the matter of `cache`, answers of servers that of
+`openers`, and what is in the files that of their readers.
 """
 
 import contextlib
 import dataclasses
-import fcntl
+import errno
 import functools
 import hashlib
 import json
 import os
 import re
+import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -22,13 +24,57 @@ from urllib.parse import quote, unquote, urlsplit
 
 from rich.filesize import decimal
 
-from vit_jax.errors import UserError
-from vit_jax.pretrained.openers import OPENERS, Answer, Lost, Missing, endpoint, read
+from vit_jax.errors import UserError, printable
+from vit_jax.files import NotAFile, read_bytes
+from vit_jax.pretrained import cache as caches
+from vit_jax.pretrained.cache import Cache
+from vit_jax.pretrained.openers import (
+    BY_HAND,
+    OPENERS,
+    PAGE,
+    Answer,
+    Here,
+    Lost,
+    Missing,
+    endpoint,
+    read,
+)
 
-PAUSES = (0, 1, 3)  # seconds before each further try; counted anew whenever bytes have come
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin")
 
 _HUB = re.compile(r"hf://([^/@]+)/([^/@]+)(?:@([^/]+))?(?:/(.+?))?/?")
+_NO_WEIGHTS = {  # what comes in place of a file, by its first bytes
+    # HTML, XML. Eight bytes of text, because the length that begins a safetensors file may be "<a".
+    re.compile(rb"(?:\xef\xbb\xbf)?\s*<[!?a-zA-Z][^\0]{6}"): f"a web page came, {PAGE}",
+    re.compile(rb"version https://git-lfs\."): "a Git LFS pointer came, which only names the file: "
+    "give the address of the file itself",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Patience:
+    """When a download is given up.
+
+    Attributes:
+      pauses: seconds before each further try, after so many tries in a row without progress. They
+        grow with the number of all tries.
+      least: bytes that a try brings where it is progress, and that come within a `window`.
+      window: seconds.
+      tries: how many there may be.
+      most: bytes that a file may have.
+    """
+
+    pauses: tuple[float, ...] = (0.2, 1, 3)
+    least: int = 2**16
+    window: float = 60
+    tries: int = 100
+    most: int = 2**40
+
+    def pause(self, failures: int, tries: int) -> float | None:
+        """Seconds before the next try; None where there is none."""
+        if failures >= len(self.pauses) or tries >= self.tries:
+            return None
+        return self.pauses[failures] * (1 + tries / 10)
 
 
 def fetch(
@@ -36,6 +82,7 @@ def fetch(
     sha256: str | None = None,
     cache: Path | None = None,
     say: Callable[[str], None] | None = None,
+    patience: Patience = Patience(),
 ) -> Path:
     """The local path of what an address names; it is downloaded where the cache lacks it.
 
@@ -47,46 +94,67 @@ def fetch(
       cache: a folder; by default `$VIT_JAX_CACHE`, `$XDG_CACHE_HOME/vit_jax` or
         `~/.cache/vit_jax`.
       say: takes the lines about a download; by default they go to stderr.
+      patience: when a download is given up.
 
     Returns the file, or the folder of a repository. What the cache has takes no network.
 
-    Raises UserError: an unknown or malformed address, nothing there or refused, a connection that
-      stays lost (the next call continues), a wrong sha256, a disk that is full or read-only.
+    Raises UserError: an unknown or malformed address, nothing there or refused, an answer that is
+      no file, a connection that stays lost (the next call continues), a wrong sha256, a cache that
+      others can change, a disk that is full or read-only.
     """
     say = say or functools.partial(print, file=sys.stderr, flush=True)
     sha256 = sha256.lower() if sha256 else None
     scheme, separator, rest = str(address).partition("://")
     if not separator or scheme == "file":
-        return _local(Path(unquote(rest) if separator else address).expanduser(), sha256)
-    cache = Path(cache or _default_cache()).expanduser()
+        return _local(unquote(rest) if separator else str(address), sha256)
+    if not address.isprintable():
+        raise UserError(f"{printable(address)}: write what is no plain letter as %XX")
+    start = functools.partial(
+        _Download, cache=Cache(_default_cache(cache)), say=say, patience=patience
+    )
     if scheme == "hf":
-        return _from_hub(address, sha256, cache, say)
+        return _from_hub(address, sha256, start)
     if scheme not in OPENERS:
         schemes = ", ".join(f"{name}://" for name in ("file", "hf", *OPENERS))
         raise UserError(f"{address}: {scheme}:// is unknown; there are {schemes} and plain paths")
-    return _Download(address, _place(cache, address, urlsplit(address).path), say).run(sha256)
+    try:
+        path = urlsplit(address).path
+    except ValueError as error:
+        raise UserError(f"{address}: {error}") from error
+    download = start(address)
+    return download.run(download.cache.place(address, path), sha256)
 
 
-def _default_cache() -> Path:
+def _default_cache(given: Path | None) -> Path:
     users = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "vit_jax"
-    return Path(os.environ.get("VIT_JAX_CACHE") or users)
+    return _expanded(given or os.environ.get("VIT_JAX_CACHE") or users).absolute()
 
 
-def _place(cache: Path, address: str, path: str) -> Path:
-    """A readable name in a folder of the address's own: equal names never meet."""
-    name = Path(unquote(path)).name[-200:] or "download"
-    return cache / hashlib.sha256(address.encode()).hexdigest()[:12] / name
+def _expanded(path: str | Path) -> Path:
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:  # ~USER
+        raise UserError(f"{printable(path)}: {error}") from error
 
 
-def _local(path: Path, sha256: str | None) -> Path:
-    if not path.exists():
-        raise UserError(f"there is no file or folder {path.absolute()}")
-    if sha256 and (found := _digest(path)) != sha256:
+def _local(name: str, sha256: str | None) -> Path:
+    path = _expanded(name)
+    try:
+        there = path.exists()
+    except (OSError, ValueError):  # a name that no disk takes
+        there = False
+    if not there:
+        raise UserError(f"there is no file or folder {printable(path.absolute())}")
+    try:
+        found = _digest(path) if sha256 else None
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror or error}") from error
+    if found != sha256:
         raise UserError(f"{path} has the sha256 {found} where {sha256} is expected")
     return path
 
 
-def _from_hub(address: str, sha256: str | None, cache: Path, say: Callable[[str], None]) -> Path:
+def _from_hub(address: str, sha256: str | None, start: Callable[[str], "_Download"]) -> Path:
     match = _HUB.fullmatch(address)
     if match is None:
         raise UserError(f"{address}: write it as hf://OWNER/REPO, hf://OWNER/REPO@REVISION/FILE")
@@ -95,15 +163,15 @@ def _from_hub(address: str, sha256: str | None, cache: Path, say: Callable[[str]
     url = f"{endpoint()}/{owner}/{repo}/resolve/{revision}"
     # The cache goes by names, not by endpoint: a mirror has to give the same files.
     key = f"hf://{owner}/{repo}@{revision}"
+    place = start(url).cache.place
     if file:
-        target = _place(cache, f"{key}/{file}", file)
-        return _Download(f"{url}/{quote(file)}", target, say).run(sha256)
+        return start(f"{url}/{quote(file)}").run(place(f"{key}/{file}", quote(file)), sha256)
     if sha256:
         raise UserError(f"{address}: a sha256 is that of one file; name it as {address}/FILE")
-    folder = _place(cache, key, repo)
+    folder = place(key, quote(repo))
 
     def get(name: str) -> Path:
-        return _Download(f"{url}/{quote(name)}", folder / name, say).run(None)
+        return start(f"{url}/{quote(name)}").run(folder / name, None)
 
     get("config.json")
     there = [name for name in WEIGHTS if (folder / name).exists()]
@@ -123,121 +191,183 @@ def _from_hub(address: str, sha256: str | None, cache: Path, say: Callable[[str]
 
 
 def _shards(index: Path) -> list[str]:
+    """The files that an index names: none outside its folder, none that stands there for us."""
     try:
-        names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-    except (ValueError, KeyError, TypeError, AttributeError):
+        names = set(json.loads(read_bytes(index, 2**26))["weight_map"].values())
+    except (NotAFile, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         names = {""}
-    if any(Path(name).name != name or not name for name in names):  # nothing outside the folder
-        raise UserError(f"{index} is no index of weights: delete it to download it again")
+    for name in sorted(names, key=str):
+        usable = isinstance(name, str) and caches.fits(name) and caches.shortened(name) == name
+        if not usable or name.startswith(".") or Path(name).suffix not in (".safetensors", ".bin"):
+            raise UserError(
+                f"{index} is no index of weights: it names {printable(repr(name))[:80]}; delete it "
+                "to download it again"
+            )
     return sorted(names)
 
 
 @dataclasses.dataclass(frozen=True)
 class _Download:
-    """One file on its way from `url` to `target`."""
+    """One file on its way from `url` into the cache."""
 
     url: str
-    target: Path
+    cache: Cache
     say: Callable[[str], None]
+    patience: Patience
 
-    def run(self, sha256: str | None) -> Path:
-        if not self.target.exists():
-            try:
-                with self._lock():
-                    if not self.target.exists():  # else another process was faster
-                        self._receive()
-                        self._accept(sha256)
-            except OSError as error:  # the network's own have been translated
-                raise _cannot_write(self.target, error) from error
-        if sha256 and (found := self._pin() or _digest(self.target)) != sha256:
-            raise UserError(
-                f"{self.target} has the sha256 {found} where {sha256} is expected: delete it to "
-                f"download {self.url} again"
-            )
-        return self.target
+    def run(self, target: Path, sha256: str | None) -> Path:
+        try:
+            self.cache.guard(target)
+            if not target.exists():
+                wait = f"waiting for another process that downloads {self.url}"
+                with self.cache.lock(target, lambda: self.say(wait)):
+                    if not target.exists():  # else another process was faster
+                        wanted = sha256 or _pin(target)
+                        self._receive(target)
+                        self._accept(target, wanted, pinned=not sha256)
+            if sha256 and (found := _pin(target) or _digest(target)) != sha256:
+                raise UserError(
+                    f"{target} has the sha256 {found} where {sha256} is expected: delete it to "
+                    f"download {self.url} again"
+                )
+        except OSError as error:  # the network's own have been translated
+            raise _cannot_write(target, error) from error
+        return target
 
-    def _beside(self, suffix: str) -> Path:
-        return self.target.with_name(self.target.name + suffix)
-
-    @contextlib.contextmanager
-    def _lock(self) -> Iterator[None]:
-        """One process at a time in this folder; the others wait for it and find the file."""
-        self.target.parent.mkdir(parents=True, exist_ok=True)
-        with (self.target.parent / ".lock").open("a", encoding="utf-8") as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                self.say(f"waiting for another process that downloads {self.url}")
-                fcntl.flock(lock, fcntl.LOCK_EX)
-            yield
-
-    def _receive(self) -> None:
-        part, failures = self._beside(".part"), 0
+    def _receive(self, target: Path) -> None:
+        part, failures, tries = _beside(target, ".part"), 0, 0
+        furthest = _size(part)
         while True:
-            before = _size(part)
             try:
-                return self._continue(part)
+                return self._continue(target)
             except Lost as lost:
-                failures = 0 if _size(part) > before else failures + 1
-                where = f"{self.url}: {lost}, {decimal(_size(part))} received"
-                if failures == len(PAUSES):
+                size, tries = _size(part), tries + 1
+                failures = 0 if size - furthest >= self.patience.least else failures + 1
+                furthest = max(furthest, size)
+                where = f"{self.url}: {lost}, {decimal(size)} received"
+                pause = self.patience.pause(failures, tries)
+                if pause is None:
                     raise UserError(f"{where}; run it again to continue") from lost
                 self.say(f"{where}; trying again")
-                time.sleep(PAUSES[failures])
+                time.sleep(pause)
 
-    def _continue(self, part: Path) -> None:
+    def _continue(self, target: Path) -> None:
         """Appends what the part lacks, or starts it anew where the server's file has changed."""
-        note, validator, total = self._beside(".part.json"), "", None
-        with contextlib.suppress(OSError, ValueError, TypeError):
-            validator, total = json.loads(note.read_text(encoding="utf-8"))
-        have = _size(part) if validator else 0
-        if have and have == total:
+        part, note = _beside(target, ".part"), _beside(target, ".part.json")
+        here = _here(part, note)
+        if here.size and here.size == here.total:
             return
-        answer = OPENERS[urlsplit(self.url).scheme](self.url, have, validator)
+        answer = OPENERS[urlsplit(self.url).scheme](self.url, here)
         size = answer.start
-        with (
-            answer.stream as stream,
-            part.open("ab" if size else "wb") as file,
-            _progress(self.url, answer, self.say) as show,
-        ):
-            note.write_text(json.dumps([answer.validator, answer.total]), encoding="utf-8")
-            while chunk := read(stream):
-                file.write(chunk)
-                size += len(chunk)
-                show(size)
-            file.flush()
-            os.fsync(file.fileno())
-        if answer.total not in (None, size):
-            raise Lost("the connection was closed")
-
-    def _accept(self, sha256: str | None) -> None:
-        """Gives the finished part its name, or removes it where its sha256 is another one."""
-        part, note, pin = (self._beside(name) for name in (".part", ".part.json", ".sha256"))
-        found, wanted = _digest(part), sha256 or self._pin()
-        if wanted not in (None, found):
+        with answer.stream as stream:
+            end = self._end(answer, part)
+            with (
+                caches.open_own(part, "a" if size else "w") as file,
+                _progress(self.url, answer, self.say) as show,
+            ):
+                caches.write(note, json.dumps([answer.validator, answer.total]))
+                since, then = time.monotonic(), size
+                while size < end and (chunk := read(stream, end - size)):
+                    file.write(chunk)
+                    size += len(chunk)
+                    show(size)
+                    if (now := time.monotonic()) - since > self.patience.window:
+                        if size - then < self.patience.least:
+                            raise Lost(f"{decimal(size - then)} came in {now - since:.0f} s")
+                        since, then = now, size
+                file.flush()
+                os.fsync(file.fileno())
+        if answer.total is None and size == end:
             part.unlink()
             note.unlink()
             raise UserError(
-                f"{self.url} has the sha256 {found} where {wanted} is expected"
-                + ("" if sha256 else f" from the first download: to accept it, delete {pin}")
+                f"{self.url}: no length is stated, and no end came within {decimal(end)}; {BY_HAND}"
             )
-        pin.write_text(found + "\n", encoding="utf-8")
-        part.replace(self.target)
-        note.unlink()
-        self.say(f"downloaded {self.target} ({decimal(_size(self.target))})")
+        if size != answer.total and (answer.total or not size):
+            raise Lost("the connection was closed")
 
-    def _pin(self) -> str | None:
-        """The sha256 of the first download; None where it is not known, or was torn."""
-        pin = self._beside(".sha256")
-        text = pin.read_text(encoding="utf-8").strip() if pin.exists() else ""
-        return text if re.fullmatch("[0-9a-f]{64}", text) else None
+    def _end(self, answer: Answer, part: Path) -> int:
+        """The byte to stop before. Raises UserError where the file is too large."""
+        disk = shutil.disk_usage(part.parent)
+        free = disk.free if disk.total else sys.maxsize  # some network disks state nothing
+        if answer.end is None or answer.total is None:
+            return min(self.patience.most, free // 2) + 1
+        if answer.total > self.patience.most:
+            most = decimal(self.patience.most)
+            raise UserError(
+                f"{self.url}: the server announces {decimal(answer.total)}; {most} is the most"
+            )
+        if answer.total - _size(part) > free:
+            raise UserError(
+                f"{self.url}: it takes {decimal(answer.total)}, and the disk of {part.parent} has "
+                f"{decimal(free)} left; make room, or {caches.CHOOSE}"
+            )
+        return answer.end
+
+    def _accept(self, target: Path, wanted: str | None, pinned: bool) -> None:
+        """Gives the finished part its name, or removes it where it is not the file wanted."""
+        part, note, pin = (_beside(target, name) for name in (".part", ".part.json", ".sha256"))
+        with caches.open_own(part, "r") as file:
+            head = file.read(512)
+            file.seek(0)
+            found = hashlib.file_digest(file, "sha256").hexdigest()
+        other = [line for pattern, line in _NO_WEIGHTS.items() if pattern.match(head)]
+        if other or wanted not in (None, found):
+            part.unlink()
+            note.unlink()
+        if other:
+            raise UserError(f"{self.url}: {other[0]}")
+        if wanted not in (None, found):
+            raise UserError(
+                f"{self.url} has the sha256 {found} where {wanted} is expected"
+                + (f" from the first download: to accept it, delete {pin}" if pinned else "")
+            )
+        caches.write(pin, found + "\n")
+        part.replace(target)
+        note.unlink()
+        self.say(f"downloaded {target} ({decimal(target.stat().st_size)})")
 
 
 # -- files and lines -------------------------------------------------------------------------------
 
 
+def _beside(target: Path, ending: str) -> Path:
+    return target.with_name(target.name + ending)
+
+
+def _here(part: Path, note: Path) -> Here:
+    """What can be continued: nothing where the note of it is none."""
+    size = _size(part)
+    try:
+        with caches.open_own(note, "r") as file:
+            validator, total = json.loads(file.read(2**16))
+        known = validator and validator.isascii() and validator.isprintable()
+        if known and (total is None or (isinstance(total, int) and size <= total)):
+            return Here(size, validator, total)
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError):
+        pass
+    return Here()
+
+
+def _pin(target: Path) -> str | None:
+    """The sha256 of the first download; None where there was none."""
+    pin = _beside(target, ".sha256")
+    try:
+        with caches.open_own(pin, "r") as file:
+            text = file.read(2**16).decode(errors="replace").strip()
+    except FileNotFoundError:
+        return None
+    if not re.fullmatch("[0-9a-f]{64}", text):
+        raise UserError(f"{pin} holds no sha256: delete it to accept the file without one")
+    return text
+
+
 def _size(path: Path) -> int:
-    return path.stat().st_size if path.exists() else 0
+    try:
+        with caches.open_own(path, "r") as file:
+            return os.fstat(file.fileno()).st_size
+    except FileNotFoundError:
+        return 0
 
 
 def _digest(path: Path) -> str:
@@ -246,10 +376,9 @@ def _digest(path: Path) -> str:
 
 
 def _cannot_write(path: Path, error: OSError) -> UserError:
-    return UserError(
-        f"cannot write {path}: {error.strerror or error}; make room, or choose another folder with "
-        "VIT_JAX_CACHE"
-    )
+    full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+    remedy = f"{'make room, or ' if full else ''}{caches.CHOOSE}"
+    return UserError(f"cannot write {path}: {error.strerror or error}; {remedy}")
 
 
 @contextlib.contextmanager
@@ -267,8 +396,8 @@ def _progress(
     from rich.console import Console
 
     with progress.Progress(
-        progress.TextColumn("{task.description}"), progress.BarColumn(), progress.DownloadColumn(),
-        progress.TransferSpeedColumn(), progress.TimeRemainingColumn(),
+        progress.TextColumn("{task.description}", markup=False), progress.BarColumn(),
+        progress.DownloadColumn(), progress.TransferSpeedColumn(), progress.TimeRemainingColumn(),
         console=Console(stderr=True),
     ) as bar:  # fmt: skip
         name = Path(urlsplit(url).path).name

@@ -1,10 +1,12 @@
 """What opens an address: HTTP, HTTPS and gs://, from a byte on where the server can do that.
 
-Whatever goes wrong is a UserError for whoever reads it, or Lost where another try may help.
+A server's answer is believed only where it fits what was asked and what is here already. Whatever
+goes wrong is a UserError for whoever reads it, or Lost where another try may help.
 """
 
 import http.client
 import os
+import re
 import socket
 import ssl
 import urllib.error
@@ -13,11 +15,16 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 from urllib.parse import quote, urlsplit
 
-from vit_jax.errors import UserError
+from vit_jax.errors import UserError, printable
 
 CHUNK = 1 << 16
 TIMEOUT = 60  # seconds without a byte
 PASSING = (408, 429, 500, 502, 503, 504)  # HTTP errors that another try may not meet
+PAGE = "perhaps a login page or an error page: open the address in a browser"
+BY_HAND = "try another address, or download the file by hand and give its path"
+
+
+_PART = re.compile("bytes ([0-9]{1,18})-([0-9]{1,18})/([0-9]{1,18})")  # a Content-Range
 
 
 class Missing(UserError):
@@ -28,82 +35,162 @@ class Lost(Exception):
     """The connection ended early or was not made; another try may help."""
 
 
+class Here(NamedTuple):
+    """What of a file is here already."""
+
+    size: int = 0
+    validator: str = ""
+    total: int | None = None
+
+
 class Answer(NamedTuple):
     """What an opener gives."""
 
     stream: Any  # gives the bytes from `start` on
     start: int
+    end: int | None  # where the bytes of this answer end
     total: int | None  # bytes of the whole file
     validator: str  # names this version of the file (RFC 9110, 8.8); empty: it cannot be continued
 
 
-class _KeepsToken(urllib.request.HTTPRedirectHandler):
-    """A redirect within the host takes the token along; one to another host never sees it."""
+class _Redirects(urllib.request.HTTPRedirectHandler):
+    """Follows redirects to http and https, at most ten. The token stays with its host."""
+
+    def http_error_302(self, req, fp, code, msg, headers):
+        fp.close()  # the base class reads the body whole, and it may have no end
+        return super().http_error_302(req, fp, code, msg, headers)
+
+    http_error_301 = http_error_303 = http_error_307 = http_error_308 = http_error_302
 
     def redirect_request(self, req, fp, code, msg, headers, newurl):
-        new = super().redirect_request(req, fp, code, msg, headers, newurl)
+        old, new = urlsplit(req.full_url).scheme, urlsplit(newurl).scheme
+        if new not in ("http", "https") or (old, new) == ("https", "http"):
+            raise UserError(
+                f"{_short(req.full_url)}: it redirects to {_short(newurl)}, and from {old} only "
+                f"{'https' if old == 'https' else 'http and https'} is followed"
+            )
+        request = super().redirect_request(req, fp, code, msg, headers, newurl)
         token = req.get_header("Authorization")
-        if new is not None and token and _host(newurl) == _host(req.full_url):
-            new.add_unredirected_header("Authorization", token)
-        return new
+        if request is not None and token and _host(newurl) == _host(req.full_url):
+            request.add_unredirected_header("Authorization", token)
+        return request
 
 
-def _open_http(url: str, have: int, validator: str) -> Answer:
+def _open_http(url: str, here: Here) -> Answer:
     try:
-        request = urllib.request.Request(quote(url, safe="%/:=&?~#+!$,;'@()*[]"))
-        request.add_header("User-Agent", "vit_jax")
-        if have:
-            request.add_header("Range", f"bytes={have}-")
-            request.add_header("If-Range", validator)
-        token = os.environ.get("HF_TOKEN", "").strip()
-        if token and _host(url) == _host(endpoint()):
-            request.add_unredirected_header("Authorization", f"Bearer {token}")
-        stream = urllib.request.build_opener(_KeepsToken).open(request, timeout=TIMEOUT)
+        opener = urllib.request.build_opener(_Redirects)
+        stream = opener.open(_request(url, here), timeout=TIMEOUT)
     except (OSError, http.client.HTTPException, ValueError) as error:
-        if have and getattr(error, "code", None) == 416:
-            return _open_http(url, 0, "")
+        if here.size and getattr(error, "code", None) == 416:
+            return _open_http(url, Here())
         raise _what_happened(url, error) from error
-    headers = stream.headers
-    etag = headers.get("ETag", "")
-    version = etag if etag and not etag.startswith("W/") else headers.get("Last-Modified", "")
-    start = have if stream.status == 206 else 0
-    # A server may ignore If-Range; then what comes would not continue what is here.
-    continues = headers.get("Content-Range", "").startswith(f"bytes {start}-")
-    if start and not (continues and version in ("", validator)):
+    try:
+        answer = _answer(url, stream, here)
+    except UserError:
         stream.close()
-        return _open_http(url, 0, "")
-    length = headers.get("Content-Length")
-    total = start + int(length) if length else None
-    return Answer(stream, start, total, version or (validator if start else ""))
+        raise
+    if answer is None:
+        stream.close()
+        return _open_http(url, Here())
+    return answer
+
+
+def _request(url: str, here: Here) -> urllib.request.Request:
+    request = urllib.request.Request(quote(url, safe="%/:=&?~#+!$,;'@()*[]"))
+    request.add_header("User-Agent", "vit_jax")
+    request.add_header("Accept-Encoding", "identity")
+    if here.size:
+        request.add_header("Range", f"bytes={here.size}-")
+        request.add_header("If-Range", here.validator)
+    token = os.environ.get("HF_TOKEN", "").strip()
+    if token and _host(url) == _host(endpoint()):
+        if not (token.isascii() and token.isprintable()):  # urllib's own message would show it
+            raise UserError("HF_TOKEN holds characters that no token has: set it anew")
+        request.add_unredirected_header("Authorization", f"Bearer {token}")
+    return request
+
+
+def _answer(url: str, stream: http.client.HTTPResponse, here: Here) -> Answer | None:
+    """What the server gives; None where it would not continue what is here."""
+
+    def refuse(what: str) -> UserError:
+        return UserError(f"{url}: {urlsplit(url).netloc} {what}; {BY_HAND}")
+
+    headers = stream.headers
+    if stream.status not in (200, 206):
+        raise refuse(f"sends no file (HTTP {stream.status} {_short(stream.reason)})")
+    if headers.get_content_type() == "text/html":
+        raise UserError(f"{url}: {urlsplit(url).netloc} sends a web page, {PAGE}")
+    chunked = "Transfer-Encoding" in headers
+    for name, plain in (("Content-Encoding", "identity"), ("Transfer-Encoding", "chunked")):
+        encoding = headers.get(name, "").strip() or plain
+        if encoding.lower() != plain:
+            raise refuse(f"sends the file encoded ({name}: {_short(encoding)}), which is not read")
+    lengths = headers.get_all("Content-Length", [])
+    length = _number(lengths[0]) if lengths else None
+    if lengths and (length is None or len(set(lengths)) > 1 or chunked):
+        said = ", ".join(lengths) + (" and chunks" if chunked else "")
+        raise refuse(f"states no usable length (Content-Length: {_short(said)})")
+    if length == 0:
+        raise refuse("sends an empty file")
+    version = headers.get("ETag") or headers.get("Last-Modified") or ""
+    if version.startswith("W/") or not (version.isascii() and version.isprintable()):
+        version = ""  # a weak one names files that may differ
+    if stream.status == 200:
+        return Answer(stream, 0, length, length, version)
+    part = headers.get("Content-Range", "")
+    if not here.size:
+        said = f"Content-Range: {_short(part)}"
+        raise refuse(f"sends a part ({said}) where the whole file was asked for")
+    match = _PART.fullmatch(part.strip())
+    start, last, total = map(int, match.groups()) if match else (0, 0, 0)
+    # A server may ignore Range or If-Range: what comes would then not continue what is here.
+    continues = start == here.size and start <= last < total and here.total in (None, total)
+    if continues and version == here.validator and length in (None, last + 1 - start):
+        return Answer(stream, start, last + 1, total, version)
+    return None
+
+
+def _number(text: str) -> int | None:
+    return int(text) if re.fullmatch("[0-9]{1,18}", text.strip()) else None
+
+
+def _short(text: object) -> str:
+    """What a server says, as a part of one line."""
+    return printable(text)[:200]
 
 
 def _what_happened(url: str, error: Exception) -> Exception:
     host = urlsplit(url).netloc
     if isinstance(error, urllib.error.HTTPError):
-        said = f"HTTP {error.code} {error.reason}"
+        first = str(error.reason).partition("\n")[0]  # urllib's own, of circles, has three lines
+        said = f"HTTP {error.code} {_short(first)}"
         if error.code in PASSING:
             return Lost(said)
         if error.code in (404, 410):
             return Missing(f"{url}: nothing is there ({said})")
+        if 300 <= error.code < 400:
+            return UserError(f"{url}: {host} redirects it to nowhere ({said}); {BY_HAND}")
         on_hub = error.code in (401, 403) and _host(url) == _host(endpoint())
         hint = "; is the name right? a private or gated repository takes HF_TOKEN" if on_hub else ""
         return UserError(f"{url}: {host} refuses it ({said}){hint}")
-    reason = getattr(error, "reason", error)  # URLError wraps what happened
+    reason: Any = getattr(error, "reason", error)  # URLError wraps what happened
     if isinstance(reason, socket.gaierror):
         return UserError(f"{url}: there is no host {host}: check the address and the network")
     if isinstance(reason, ConnectionRefusedError):
         return UserError(f"{url}: {host} refuses the connection: check the address and the network")
     if isinstance(reason, ssl.SSLError | str | ValueError | http.client.InvalidURL):
-        return UserError(f"{url}: {reason}")
-    return Lost(str(reason) or type(reason).__name__)
+        return UserError(f"{url}: {_short(reason)}")
+    return Lost(_short(reason) or type(reason).__name__)
 
 
-def _open_gs(url: str, have: int, validator: str) -> Answer:
+def _open_gs(url: str, here: Here) -> Answer:
     from etils import epath
 
     try:
         path = epath.Path(url)
-        return Answer(path.open("rb"), 0, path.stat().length, "")
+        size = path.stat().length
+        return Answer(path.open("rb"), 0, size, size, "")
     except ImportError as error:
         raise UserError(
             f"{url}: reading gs:// takes gcsfs: pip install gcsfs, or, for a public bucket, give "
@@ -112,27 +199,36 @@ def _open_gs(url: str, have: int, validator: str) -> Answer:
     except FileNotFoundError as error:
         raise Missing(f"{url}: nothing is there") from error
     except Exception as error:  # gcsfs, aiohttp and google.auth share no base class
-        raise UserError(f"{url}: {type(error).__name__}: {error}".splitlines()[0]) from error
+        raise UserError(f"{url}: {type(error).__name__}: {_short(error)}") from error
 
 
-OPENERS: dict[str, Callable[[str, int, str], Answer]] = {
+OPENERS: dict[str, Callable[[str, Here], Answer]] = {
     "http": _open_http,
     "https": _open_http,
     "gs": _open_gs,
 }
 
 
-def read(stream: Any) -> bytes:
-    """The next bytes of an answer, empty at its end; raises Lost."""
+def read(stream: Any, most: int) -> bytes:
+    """The next bytes of an answer, as soon as there are some; empty at its end; raises Lost."""
     try:
-        return stream.read(CHUNK)
+        return getattr(stream, "read1", stream.read)(min(CHUNK, most))
     except Exception as error:  # see _open_gs
-        raise Lost(f"the connection was lost ({error or type(error).__name__})") from error
+        said = _short(error) or type(error).__name__
+        raise Lost(f"the connection was lost ({said})") from error
 
 
 def endpoint() -> str:
     """Of the Hugging Face Hub, or of the mirror that `HF_ENDPOINT` names."""
-    return (os.environ.get("HF_ENDPOINT") or "https://huggingface.co").rstrip("/")
+    given = (os.environ.get("HF_ENDPOINT") or "https://huggingface.co").rstrip("/")
+    try:
+        usable = given.isprintable() and urlsplit(given).scheme in ("http", "https")
+        usable = usable and bool(urlsplit(given).netloc)
+    except ValueError:
+        usable = False
+    if not usable:
+        raise UserError(f"HF_ENDPOINT is {printable(given)}: write it as https://HOST")
+    return given
 
 
 def _host(url: str) -> tuple[str, str]:
