@@ -47,7 +47,12 @@ def watch(cwd: str, writes: list[str], found: list[str]) -> None:
         elif event == "open":
             path, mode, flags = arguments
             writing = (flags or 0) & (os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC)
-            if (writing or (mode and set(mode) & set("wax+"))) and not may_write(path):
+            refused = (flags or 0) & os.O_NOFOLLOW and os.path.islink(path)  # the kernel does
+            if (
+                (writing or (mode and set(mode) & set("wax+")))
+                and not refused
+                and not may_write(path)
+            ):
                 found.append(f"wrote {path}")
         elif event in CHANGES:
             path = arguments[1] if event in ("os.link", "os.symlink") else arguments[0]

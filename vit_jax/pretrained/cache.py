@@ -20,9 +20,7 @@ from urllib.parse import unquote
 
 from vit_jax.errors import UserError, printable
 
-LONGEST = (
-    200  # bytes of a name; what stands beside it (NAME.part.json.new) is longer, disks take 255
-)
+LONGEST = 200  # bytes of a name; disks take 255, and what stands beside it has a longer one
 CHOOSE = "choose another folder with VIT_JAX_CACHE"
 
 _MODES = {"r": os.O_RDONLY, "a": os.O_WRONLY | os.O_CREAT | os.O_APPEND}
@@ -77,10 +75,11 @@ class Cache:
 
 def distrust(facts: os.stat_result, user: int) -> str:
     """Why a folder is not trusted by the user of that number; empty where it is. A group that may
-    write is trusted, as is root."""
+    write is trusted, as is root. Root itself trusts every owner: in a container it is given the
+    folders of the user who started it."""
     if not stat.S_ISDIR(facts.st_mode):
         return "it is a link or a file, not a folder"
-    if facts.st_uid not in (0, user):
+    if user and facts.st_uid not in (0, user):
         return f"it belongs to another user (number {facts.st_uid})"
     if facts.st_mode & stat.S_IWOTH and not facts.st_mode & stat.S_ISVTX:
         return "every user can write to it (chmod o-w helps where it is yours)"
