@@ -4,6 +4,7 @@ A launcher is a module that starts a Job. What is done with a code is decided he
 """
 
 import dataclasses
+import math
 import re
 import sys
 from collections.abc import Iterable, Mapping, Sequence
@@ -18,6 +19,9 @@ from vit_jax.resolution import run_hash
 AGAIN = (RESTART, WATCHDOG)  # codes of `vit` after which the same command continues
 PORT = 8476  # where process 0 listens, where nothing else decides it
 PLATFORMS = ("cpu", "gpu", "tpu")
+# -P: without it `-m` finds modules in the current folder first, so that a queue.py there would be
+# run in place of the standard library's.
+PYTHON = (sys.executable, "-P")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,11 +50,11 @@ class Job:
             value = getattr(self, field)
             if value is not None and value < low:
                 raise UserError(f"--{field} is {low} or more, not {value}")
-        if self.time_limit is not None and not self.time_limit > 0:
+        if self.time_limit is not None and not 0 < self.time_limit < math.inf:
             raise UserError(f"--time-limit is a number of minutes above 0, not {self.time_limit}")
         if self.platform not in (None, *PLATFORMS):
             raise UserError(f"--platform is one of {', '.join(PLATFORMS)}, not {self.platform!r}")
-        if self.memory is not None and not re.fullmatch(r"[1-9]\d*[KMGT]", self.memory):
+        if self.memory is not None and not re.fullmatch(r"[1-9][0-9]*[KMGT]", self.memory):
             raise UserError(
                 f"--memory is a number with K, M, G or T, such as 64G, not {self.memory}"
             )
@@ -63,7 +67,7 @@ class Job:
     @property
     def command(self) -> list[str]:
         """The line that each process is, with this Python."""
-        return [sys.executable, "-m", "vit_jax.cli", *self.arguments]
+        return [*PYTHON, "-m", "vit_jax.cli", *self.arguments]
 
 
 def run_name(spec: str, config: ConfigDict) -> str:

@@ -7,13 +7,17 @@ node pools GKE tells the processes of each other.
 
 import json
 import math
+import re
 import time
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
-from vit_jax.errors import RESTART, WATCHDOG, UserError
+from vit_jax.errors import RESTART, WATCHDOG, UserError, printable
 
+from . import names
 from .job import PORT, Job, cpu_devices, shipped
+from .names import checked
 
 Manifest = dict[str, Any]
 
@@ -27,6 +31,7 @@ CHIPS = 4
 AGAIN = [RESTART, WATCHDOG, *(128 + number for number in (6, 9, 11, 15))]
 SAVE = 300  # seconds between SIGTERM and SIGKILL
 RECIPES = "/recipe"  # where a recipe of the user's own is in the container
+MOST = 2**20  # bytes of a ConfigMap
 WAIT = 60.0  # seconds for an old job to be gone
 FIELD_MANAGER = "vit-launch"
 
@@ -40,6 +45,7 @@ def manifests(
     `nodes` are labels that its nodes must have. `tpu` is TYPE:TOPOLOGY, such as v5e:4x4, and
     decides the number of processes; `slices` such slices are one JobSet. Raises UserError.
     """
+    _check(job, namespace, nodes or {}, slices)
     labels = {"app.kubernetes.io/name": "vit-jax", "app.kubernetes.io/instance": job.name}
     about = {"name": job.name, "namespace": namespace, "labels": labels}
     if not jobset and slices > 1:
@@ -60,12 +66,16 @@ def manifests(
     )  # fmt: skip
     sizes = {"cpu": job.cpus, "memory": job.memory} | devices
     resources = {key: str(value) for key, value in sizes.items() if value is not None}
-    mounts = [("claim-" + str(i), {"persistentVolumeClaim": {"claimName": claim}}, path)
+    mounts = [(f"claim-{i}", {"persistentVolumeClaim": {"claimName": claim}},
+               names.place("PATH of --volume", path))
               for i, (claim, path) in enumerate(job.volumes)]  # fmt: skip
     # Data workers and NCCL share memory through it; the default is 64 MiB.
     mounts.append(("shared-memory", {"emptyDir": {"medium": "Memory"}}, "/dev/shm"))
     if recipe is not None:
         mounts.append(("recipe", {"configMap": {"name": job.name}}, RECIPES))
+    paths = [path for *_, path in mounts]
+    if doubled := sorted({path for path in paths if paths.count(path) > 1}):
+        raise UserError(f"{doubled[0]} is mounted twice: give --volume another PATH")
     pod = {
         "restartPolicy": "Never",
         "subdomain": job.name,
@@ -75,8 +85,8 @@ def manifests(
         "containers": [{
             "name": "vit",
             "image": job.image,
-            "command": ["vit", *arguments],
-            "env": [{"name": key, "value": value} for key, value in env.items()],
+            "command": ["vit", *(_as_typed("the argument", argument) for argument in arguments)],
+            "env": [{"name": key, "value": _as_typed(key, value)} for key, value in env.items()],
             "ports": [{"containerPort": PORT}],
             "resources": {"limits": resources, "requests": resources},
             "volumeMounts": [{"name": name, "mountPath": path} for name, _, path in mounts],
@@ -101,8 +111,9 @@ def manifests(
         spec["activeDeadlineSeconds"] = math.ceil(job.time_limit * 60)
     made: list[Manifest] = []
     if recipe is not None:
+        key = checked("the recipe's file name", recipe.name)
         made.append({"apiVersion": "v1", "kind": "ConfigMap", "metadata": about,
-                     "data": {recipe.name: recipe.read_text(encoding="utf-8")}})  # fmt: skip
+                     "data": {key: _text_of(recipe)}})  # fmt: skip
     if jobset:
         made.append(_jobset(about, spec, slices, job.restarts, tpu is not None))
         return made
@@ -115,6 +126,36 @@ def manifests(
     })  # fmt: skip
     made.append({"apiVersion": "batch/v1", "kind": "Job", "metadata": about, "spec": spec})
     return made
+
+
+def _check(job: Job, namespace: str, nodes: Mapping[str, str], slices: int) -> None:
+    """Refuses names that an API server would refuse."""
+    checked("the job's name", job.name)
+    checked("--namespace", namespace)
+    checked("--image", str(job.image))
+    for claim, _ in job.volumes:
+        checked("--volume", claim)
+    for label, value in nodes.items():
+        checked("--node", label)
+        checked("the value of --node", value)
+    if slices < 1:
+        raise UserError(f"--slices is 1 or more, not {slices}")
+
+
+def _as_typed(what: str, value: str) -> str:
+    """A text as the container is to have it. The kubelet puts variables for `$(NAME)` in arguments
+    and environments, and `$` for `$$`."""
+    return names.text(what, value).replace("$", "$$")
+
+
+def _text_of(recipe: Path) -> str:
+    try:
+        text = names.text("the recipe", recipe.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"recipe {recipe} cannot go into a ConfigMap: {error}") from error
+    if len(text.encode()) > MOST:
+        raise UserError(f"recipe {recipe} is over {MOST:,} bytes, the most of a ConfigMap")
+    return text
 
 
 def _jobset(about: Manifest, spec: Manifest, slices: int, restarts: int, tpu: bool) -> Manifest:
@@ -140,13 +181,12 @@ def _jobset(about: Manifest, spec: Manifest, slices: int, restarts: int, tpu: bo
 def _tpu(text: str) -> tuple[int, int, dict[str, str]]:
     """(chips a host, hosts, labels of the nodes) of TYPE:TOPOLOGY."""
     kind, _, topology = text.partition(":")
-    sides = topology.split("x")
-    if kind not in TPUS or not all(side.isdecimal() and int(side) for side in sides):
+    if kind not in TPUS or not re.fullmatch("[1-9][0-9]*(x[1-9][0-9]*)*", topology):
         raise UserError(
             f"--tpu={text} is no TYPE:TOPOLOGY, such as v5e:4x4 or v5p:2x2x4; types: "
             + ", ".join(TPUS)
         )
-    count = math.prod(map(int, sides))
+    count = math.prod(map(int, topology.split("x")))
     chips = min(CHIPS, count)
     if count % chips:
         raise UserError(f"--tpu={text}: {count} chips are no whole hosts of {chips}")
@@ -196,13 +236,15 @@ def apply(made: Sequence[Manifest]) -> str:
             + (": install JobSet, or leave out --jobset" if job["kind"] == "JobSet" else "")
         ) from error
     except config.ConfigException as error:
-        raise UserError(f"no Kubernetes cluster is configured here: {error}") from error
+        raise UserError(f"no Kubernetes cluster is configured here: {printable(error)}") from error
     except DynamicApiError as error:
-        raise UserError(f"Kubernetes refused the job: {error.summary()}") from error
+        raise UserError(f"Kubernetes refused the job: {printable(error.summary())}") from error
     except Exception as error:  # of the connection: urllib3's
         if "Max retries" not in str(error):
             raise
-        raise UserError(f"the Kubernetes cluster does not answer: {str(error)[:200]}") from error
+        raise UserError(
+            f"the Kubernetes cluster does not answer: {printable(str(error)[:200])}"
+        ) from error
     return f"{job['metadata']['name']}: {job['kind']} created"
 
 

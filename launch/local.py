@@ -18,6 +18,7 @@ from typing import IO
 
 from vit_jax.errors import INTERRUPTED, UserError, cannot_write
 
+from . import names
 from .job import AGAIN, Job, cpu_devices, in_words, verdict
 
 GRACE = 30.0  # seconds to end by themselves: others after the first has
@@ -153,7 +154,8 @@ def shown(job: Job) -> list[str]:
         environment = _environment(job, number) | {"JAX_COORDINATOR_ADDRESS": "127.0.0.1:PORT"}
         given = [f"{key}={environment[key]}" for key in (*keys, "JAX_COORDINATOR_ADDRESS")
                  if key in environment]  # fmt: skip
-        lines.append(shlex.join(["env", *given, *job.command]))
+        words = ["env", *given, *job.command]
+        lines.append(shlex.join(names.text("the argument", word) for word in words))
     return lines
 
 

@@ -20,9 +20,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from vit_jax.errors import RESTART, UserError, cannot_write
+from vit_jax.errors import RESTART, UserError, cannot_write, printable
 
-from .job import AGAIN, Job, cpu_devices, in_words, job_hash, verdict
+from . import names
+from .job import AGAIN, PYTHON, Job, cpu_devices, in_words, job_hash, verdict
 from .local import TICK, ends_with_its_parent
 
 SAVE = 120  # seconds before the time limit at which SLURM says so
@@ -72,7 +73,7 @@ def script(jobs: Sequence[Job], options: Mapping[str, Any], at_once: int = 256) 
     if len(jobs) > 1:
         executor.parameters["map_count"] = len(jobs)
     text = executor._make_submission_file_text(executor._submitit_command_str, "")
-    tasks = [f"#   {job.name}: vit {' '.join(job.arguments)}" for job in jobs]
+    tasks = [f"#   {job.name}: {shlex.join(['vit', *job.arguments])}" for job in jobs]
     return "\n".join([text.rstrip(), "", "# what the tasks run", *tasks])
 
 
@@ -158,10 +159,14 @@ def _executor(jobs: Sequence[Job], options: Mapping[str, Any], at_once: int) -> 
         import submitit
     except ImportError as error:
         raise UserError("vit launch slurm needs submitit: pip install 'vit_jax[slurm]'") from error
+    if at_once < 1:
+        raise UserError(f"--at-once is 1 or more, not {at_once}")
     job = jobs[0]
     shape = ("processes", "nodes", "devices", "platform", "cpus", "memory", "time_limit", "logs")
     if other := [f for f in shape if len({getattr(one, f) for one in jobs}) > 1]:
         raise UserError(f"jobs of one array have the same {', '.join(other)}")
+
+    _check(jobs, options)
 
     class Executor(submitit.SlurmExecutor):
         """Also renders where there is no srun, and so no SLURM."""
@@ -170,7 +175,7 @@ def _executor(jobs: Sequence[Job], options: Mapping[str, Any], at_once: int) -> 
         def affinity(cls) -> int:
             return 2
 
-    executor = Executor(folder=job.logs)
+    executor = Executor(folder=job.logs, python=shlex.join(PYTHON))
     a_node = job.processes // job.nodes
     more: dict[str, Any] = {"requeue": True, **options}
     if job.cpus:
@@ -180,8 +185,7 @@ def _executor(jobs: Sequence[Job], options: Mapping[str, Any], at_once: int) -> 
     if job.memory:  # SLURM counts it by node
         amount, unit = job.memory[:-1], job.memory[-1]
         more["mem"] = f"{int(amount) * a_node}{unit}"
-    end = [sys.executable, "-m", "vit_jax.launch.slurm", executor.folder, job.processes,
-           job.restarts]  # fmt: skip
+    end = [*PYTHON, "-m", "vit_jax.launch.slurm", executor.folder, job.processes, job.restarts]
     minutes = None if job.time_limit is None else max(1, round(job.time_limit))
     # Since SLURM 22.05 srun does not know of the script's own --cpus-per-task.
     cpus = [f"--cpus-per-task={job.cpus}"] if job.cpus else []
@@ -194,10 +198,21 @@ def _executor(jobs: Sequence[Job], options: Mapping[str, Any], at_once: int) -> 
     return executor
 
 
+def _check(jobs: Sequence[Job], options: Mapping[str, Any]) -> None:
+    """Refuses what would end an #SBATCH line, or the comment that shows what the tasks run."""
+    for job in jobs:
+        names.one_line("the job's name", job.name)
+        names.one_line("the folder of logs (--dir, --workdir)", str(job.logs))
+        for argument in job.arguments:
+            names.one_line("the argument", argument)
+    for option, value in options.items():
+        names.one_line(f"--sbatch={names.checked('--sbatch', option)}", str(value))
+
+
 def array_name(jobs: Sequence[Job]) -> str:
     """Of one job its own, of several one for all."""
-    names = [job.name for job in jobs]
-    return names[0] if len(names) == 1 else job_hash("array", names)
+    all_names = [job.name for job in jobs]
+    return all_names[0] if len(all_names) == 1 else job_hash("array", all_names)
 
 
 def _environment(job: Job) -> dict[str, str]:
@@ -227,7 +242,8 @@ def _reason(error: Exception) -> str:
     lines = [line.strip() for line in str(error).splitlines()]
     said = [line.removeprefix("sbatch: ").removeprefix("error: ") for line in lines
             if line.startswith("sbatch: ")]  # fmt: skip
-    reason = "; ".join(dict.fromkeys(said)) or (lines[-1] if lines else type(error).__name__)
+    told = "; ".join(dict.fromkeys(said)) or (lines[-1] if lines else type(error).__name__)
+    reason = printable(told)
     if "partition" in reason:
         line = ["sinfo", "--noheader", "--format=%R"]
         there = subprocess.run(line, check=False, capture_output=True, text=True).stdout.split()

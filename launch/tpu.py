@@ -7,10 +7,13 @@ Several slices, and node pools of GKE, are for kubernetes.py.
 import shlex
 import shutil
 import subprocess
+from collections.abc import Sequence
 
 from vit_jax.errors import UserError
 
+from . import names
 from .job import AGAIN, Job, shipped
+from .names import checked
 
 RECIPES = "/tmp/recipe"  # on the hosts and in the containers
 # Of the software on a host, by the beginning of an accelerator's name.
@@ -19,20 +22,21 @@ RUNTIMES = {
     "v4": "tpu-ubuntu2204-base", "v3": "tpu-ubuntu2204-base", "v2": "tpu-ubuntu2204-base",
 }  # fmt: skip
 
+# Each {part} is a command that _gcloud has quoted, or a name that is checked.
 SCRIPT = """\
 #!/usr/bin/env bash
 set -euo pipefail
-state() {{ {queue} describe {name} {place} --format='value(state.state)' 2>/dev/null || true; }}
+state() {{ {describe} 2>/dev/null || true; }}
 
 # A slice that was taken away leaves its name behind.
-case "$(state)" in FAILED|SUSPENDED) {queue} delete {name} {place} --force --quiet;; esac
-[ -n "$(state)" ] || {queue} create {name} --node-id={name} {place} {what}
+case "$(state)" in FAILED|SUSPENDED) {delete} --quiet;; esac
+[ -n "$(state)" ] || {create}
 until [ "$(state)" = ACTIVE ]; do
   case "$(state)" in FAILED|SUSPENDED) echo "{name}: $(state)" >&2; exit {again};; esac
   sleep 30
 done
-{prepare}{vm} ssh {name} {place} --worker=all --command={run}
-# The slice stays, and costs, until: {queue} delete {name} {place} --force
+{on_hosts}
+# The slice stays, and costs, until: {delete}
 """
 
 # A host goes on by itself where that is of use; the processes then find each other again.
@@ -49,7 +53,8 @@ def script(
     runtime: str | None = None, spot: bool = False, setup: str | None = None,
 ) -> str:  # fmt: skip
     """The script; `setup` is a command that every host runs first. Raises UserError where there
-    is no runtime known for the accelerator."""
+    is no runtime known for the accelerator, and where a name can be none."""
+    checked("--accelerator", accelerator)
     runtime = runtime or next(
         (found for prefix, found in RUNTIMES.items() if accelerator.startswith(f"{prefix}-")), None
     )
@@ -58,37 +63,53 @@ def script(
             f"no runtime known for --accelerator={accelerator}: name it with --runtime, or an "
             f"accelerator such as {', '.join(f'{name}-16' for name in RUNTIMES)}"
         )
-    place = f"--zone={shlex.quote(zone)}" + (
-        f" --project={shlex.quote(project)}" if project else ""
-    )
-    vm = "gcloud compute tpus tpu-vm"
-    on_all = f"{job.name} {place} --worker=all"
+    name, image = checked("the job's name", job.name), checked("--image", str(job.image))
+    checked("--runtime", runtime)
+    place = [f"--zone={checked('--zone', zone)}"]
+    if project is not None:
+        place.append(f"--project={checked('--project', project)}")
     recipe, arguments = shipped(job, RECIPES)
-    mounts = [f"{source}:{path}" for source, path in job.volumes]
-    prepare = []
-    if setup:
-        prepare.append(f"{vm} ssh {on_all} --command={shlex.quote(setup)}")
+    mounts = [f"{names.place('FOLDER of --volume', source)}:{names.place('PATH of --volume', path)}"
+              for source, path in job.volumes]  # fmt: skip
+    on_hosts = [_on_hosts(name, place, names.text("--setup", setup))] if setup else []
     if recipe is not None:
         mounts.append(f"{RECIPES}:{RECIPES}:ro")
-        make = shlex.quote(f"mkdir -p {RECIPES}")
-        prepare += [
-            f"{vm} ssh {on_all} --command={make}",
-            f"{vm} scp {shlex.quote(str(recipe))} {job.name}:{RECIPES}/ {place} --worker=all",
+        # As an absolute path, which is no option whatever the file's name is.
+        copied = names.text("the recipe", str(recipe.absolute()))
+        on_hosts += [
+            _on_hosts(name, place, shlex.join(["mkdir", "-p", RECIPES])),
+            _gcloud("tpu-vm", "scp", copied, f"{name}:{RECIPES}/", *place, "--worker=all"),
         ]
     docker = shlex.join([
         "sudo", "docker", "run", "--rm", "--privileged", "--net=host",
         *(f"--volume={mount}" for mount in mounts),
-        *(f"--env={key}={value}" for key, value in job.environment.items()),
-        str(job.image), "vit", *arguments,
+        *(names.text("--env", f"--env={key}={value}") for key, value in job.environment.items()),
+        image, "vit", *(names.text("the argument", argument) for argument in arguments),
     ])  # fmt: skip
     codes = [*AGAIN, *(128 + number for number in (6, 9, 11, 15))]
     loop = LOOP.format(restarts=job.restarts, docker=docker, again="|".join(map(str, codes)))
+    on_hosts.append(_on_hosts(name, place, loop))
     return SCRIPT.format(
-        queue="gcloud compute tpus queued-resources", vm=vm, name=job.name, place=place,
-        what=f"--accelerator-type={shlex.quote(accelerator)} --runtime-version={runtime}"
-        + (" --spot" if spot else ""),
-        again=AGAIN[0], prepare="".join(f"{line}\n" for line in prepare), run=shlex.quote(loop),
+        describe=_gcloud("queued-resources", "describe", name, *place,
+                         "--format=value(state.state)"),
+        delete=_gcloud("queued-resources", "delete", name, *place, "--force"),
+        create=_gcloud(
+            "queued-resources", "create", name, f"--node-id={name}", *place,
+            f"--accelerator-type={accelerator}", f"--runtime-version={runtime}",
+            *(["--spot"] if spot else []),
+        ),
+        name=name, again=AGAIN[0], on_hosts="\n".join(on_hosts),
     )  # fmt: skip
+
+
+def _gcloud(*words: str) -> str:
+    """A command of `gcloud compute tpus` as a line for a shell."""
+    return shlex.join(["gcloud", "compute", "tpus", *words])
+
+
+def _on_hosts(name: str, place: Sequence[str], line: str) -> str:
+    """What runs a line of a shell on every host."""
+    return _gcloud("tpu-vm", "ssh", name, *place, "--worker=all", f"--command={line}")
 
 
 def run(text: str) -> int:

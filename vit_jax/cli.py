@@ -138,6 +138,9 @@ def entry():
     )
     if computes and "GLIBC_TUNABLES" not in os.environ and not check_versions():
         _start_again(GLIBC_TUNABLES=MALLOC)
+    # Workers for data are started as `python -c`, which would find modules in the current folder
+    # first: a queue.py there would be run in place of the standard library's.
+    os.environ.setdefault("PYTHONSAFEPATH", "1")
     try:
         try:
             code = main()

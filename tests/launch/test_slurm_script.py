@@ -43,7 +43,8 @@ def test_a_dry_run_shows_the_script_where_no_slurm_is(elsewhere, tmp_path):
     assert {line.removeprefix("#SBATCH ") for line in lines if "#SBATCH" in line} == wanted
     (srun,) = [line for line in lines if line.startswith("srun ")]
     assert "--kill-on-bad-exit=0 --cpus-per-task=8" in srun
-    assert lines[-4] == f"exec {sys.executable} -m vit_jax.launch.slurm {logs} 4 3"
+    assert f"{sys.executable} -P -u -m submitit" in srun  # the current folder is not looked in
+    assert lines[-4] == f"exec {sys.executable} -P -m vit_jax.launch.slurm {logs} 4 3"
     assert lines[-1].endswith(f"vit train --config=digits.py --workdir={tmp_path}/runs/{name}")
     assert not (tmp_path / "runs").exists()
     assert (

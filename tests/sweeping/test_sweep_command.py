@@ -47,9 +47,12 @@ def test_a_sweep_of_digits_killed_in_the_middle_ends_with_its_trials_and_a_recip
     arguments = line(tmp_path, "--sweep=optimizer.lr=1e-3,4e-3", *OVERRIDES, "--", "local",
                      "--platform=cpu", "--devices=2")  # fmt: skip
     environment = os.environ | {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
-    command = [sys.executable, "-m", "vit_jax.cli", *arguments]
-    folder = tmp_path / "rates"
-    sweep = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE)
+    command = [sys.executable, "-P", "-m", "vit_jax.cli", *arguments]
+    folder, here = tmp_path / "rates", tmp_path / "here"
+    here.mkdir()
+    for name in ("queue", "random"):  # no trial takes them for the standard library's
+        (here / f"{name}.py").write_text("raise SystemExit('the module of the current folder')\n")
+    sweep = subprocess.Popen(command, env=environment, cwd=here, stderr=subprocess.PIPE)
     end = time.monotonic() + 240
     while not (folder / "0000" / "checkpoints" / "2").is_dir():
         assert sweep.poll() is None, sweep.stderr.read()
@@ -57,7 +60,9 @@ def test_a_sweep_of_digits_killed_in_the_middle_ends_with_its_trials_and_a_recip
         time.sleep(0.01)
     sweep.send_signal(signal.SIGKILL)
     sweep.wait()
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        command, env=environment, cwd=here, capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("done: 2 trials; best: trial ")
 

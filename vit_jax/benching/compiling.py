@@ -76,7 +76,8 @@ def _in_a_process(config: str, overrides: Mapping[str, str], cache: str) -> dict
         "JAX_COMPILATION_CACHE_DIR": cache, "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
         "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
     }  # fmt: skip
-    line = [sys.executable, "-m", "vit_jax.cli", "bench", "compile", f"--config={config}", *given]
+    line = [sys.executable, "-P", "-m", "vit_jax.cli", "bench", "compile", f"--config={config}",
+            *given]  # fmt: skip
     ended = subprocess.run(
         [*line, f"--began={time.time()}"], env=environment, capture_output=True, text=True,
         check=False,

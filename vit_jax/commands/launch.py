@@ -12,8 +12,10 @@ line again continues it.
 import argparse
 import dataclasses
 import importlib
+import os
+import posixpath
 from collections.abc import Callable
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from vit_jax import recipe
@@ -21,6 +23,7 @@ from vit_jax.commands.arguments import command_line
 from vit_jax.errors import UserError, nearest
 
 COMMANDS = ("train", "evaluate")  # that can be launched, after --
+ELSEWHERE = ("kubernetes", "tpu")  # back ends whose processes see other files than this machine's
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -55,7 +58,8 @@ def _job(options: argparse.Namespace, line: list[str]) -> Any:
     """The job that a line behind -- asks for; a mistake in it is told here and now."""
     from vit_jax.launch.job import Job, job_hash, run_name
 
-    command, arguments = (line or [""])[0], line[1:]
+    command = (line or [""])[0]
+    arguments = [_with_home(word, options.backend) for word in line[1:]]
     if command not in COMMANDS:
         raise UserError(f"{command!r} cannot be launched: {nearest(command, COMMANDS)}")
     module = importlib.import_module(f"vit_jax.commands.{command}")
@@ -79,6 +83,26 @@ def _job(options: argparse.Namespace, line: list[str]) -> Any:
     return Job(name, (command, *arguments), folder / "logs" / name, **wanted)
 
 
+def _with_home(word: str, backend: str) -> str:
+    """A word behind --, with this machine's home for the ~ that begins it or its value: a shell
+    leaves the one of --workdir=~/runs as it is. A recipe is always read here.
+
+    Raises UserError where the word is for another machine.
+    """
+    name, equals, value = word.partition("=") if word.startswith("--") else ("", "", word)
+    if not value.startswith("~"):
+        return word
+    if backend in ELSEWHERE and name != "--config":
+        raise UserError(
+            f"{word}: ~ is a home of this machine, and the files of vit launch {backend} are in a "
+            "container: write the whole path, as the container has it"
+        )
+    found = os.path.expanduser(value)
+    if found == value and value.partition("/")[0] == "~":
+        raise UserError(f"{word}: no home is known here for ~: write the whole path")
+    return name + equals + found
+
+
 def _directory(options: argparse.Namespace) -> Path:
     """Of runs; in containers it is on a volume. Raises UserError where there is none."""
     volumes = getattr(options, "volumes", None)
@@ -89,7 +113,8 @@ def _directory(options: argparse.Namespace) -> Path:
 
 def _on_volume(options: argparse.Namespace, path: Path) -> None:
     mounts = [place for _, place in getattr(options, "volumes", [])]
-    if mounts and not any(path.is_relative_to(place) for place in mounts):
+    found = PurePosixPath(posixpath.normpath(path))  # /runs/../etc is in no /runs
+    if mounts and not any(found.is_relative_to(posixpath.normpath(place)) for place in mounts):
         raise UserError(f"{path} is on no volume ({', '.join(mounts)}), and would be forgotten")
 
 

@@ -14,6 +14,7 @@ DIR/NAME holds the trials, the study (Optuna's), trials.csv, report.html and bes
 import argparse
 import dataclasses
 import importlib.util
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -55,8 +56,11 @@ def run(options: argparse.Namespace) -> int:
     """Does it; returns the exit code."""
     if importlib.util.find_spec("optuna") is None:
         raise UserError("vit sweep needs Optuna: pip install 'vit_jax[sweep]'")
-    if Path(options.study).name != options.study or options.study.startswith("."):
-        raise UserError(f"--study is a plain name, not {options.study!r}: it names a folder")
+    if not re.fullmatch(r"\w([\w. -]*\w)?", options.study):
+        raise UserError(
+            f"--study is a plain name, not {options.study!r}: it names a folder and jobs, so "
+            "it has letters, digits, dots, dashes, underscores and spaces alone"
+        )
     folder = Path(options.workdir).expanduser().absolute() / options.study
     return _report(options, folder) if options.action == "report" else _run(options, folder)
 

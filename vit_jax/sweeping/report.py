@@ -3,6 +3,7 @@ one page that needs no network."""
 
 import csv
 import io
+import math
 import warnings
 from pathlib import Path
 from typing import Any
@@ -14,9 +15,10 @@ from optuna.trial import FrozenTrial, TrialState
 
 from vit_jax import drawing
 from vit_jax.config import base, leaves
+from vit_jax.errors import printable
 from vit_jax.files import write_text
 from vit_jax.sweeping.space import in_words
-from vit_jax.sweeping.study import finished
+from vit_jax.sweeping.study import IDENTITY, finished
 from vit_jax.sweeping.trials import DIVERGED, REASON, STEPS
 
 STATES = {
@@ -48,7 +50,7 @@ def rows(study: optuna.Study) -> tuple[list[str], list[list[Any]]]:
     """The table of trials, and its head."""
     trials = ordered(study)
     names = list(dict.fromkeys(name for trial in trials for name in _point(trial)))
-    head = ["trial", *names, study.user_attrs["identity"]["metric"], "steps", "state"]
+    head = ["trial", *names, study.user_attrs[IDENTITY]["metric"], "steps", "state"]
     return head, [
         [trial.number, *(_point(trial).get(name, "") for name in names),
          "" if trial.value is None else round(trial.value, 6),
@@ -67,7 +69,7 @@ def as_csv(study: optuna.Study) -> str:
 
 def as_page(study: optuna.Study) -> str:
     """The page: what was found, parallel coordinates, importances, curves, the table."""
-    identity, best, trials = study.user_attrs["identity"], finished(study), ordered(study)
+    identity, best, trials = study.user_attrs[IDENTITY], finished(study), ordered(study)
     metric, (head, table) = identity["metric"], rows(study)
     counts = {state: sum(_kind(t) == state for t in trials) for state in map(_kind, trials)}
     parts = [drawing.paragraph(
@@ -116,20 +118,44 @@ def importances(study: optuna.Study) -> dict[str, float]:
 
 
 def as_recipe(study: optuna.Study, config: ConfigDict) -> str:
-    """A recipe of a trial's config: every key that is not the default."""
+    """A recipe of a trial's config: every key that is not the default.
+
+    The study's name and its values may be any text: they stand in the code as literals, and in a
+    comment on one line, which is not among the first two, where a comment may name an encoding.
+    """
     best = finished(study)[0]
     default = dict(leaves(base()))
-    changed = [f"    c.{key} = {value!r}" for key, value in leaves(config)
+    changed = [f"    c.{key} = {_literal(value)}" for key, value in leaves(config)
                if value != default[key] and key != "optimizer.kwargs"]  # fmt: skip
     if arguments := config.optimizer.kwargs.to_dict():
-        changed.append(f"    c.optimizer.kwargs.update({arguments!r})")
-    metric = study.user_attrs["identity"]["metric"]
+        changed.append(f"    c.optimizer.kwargs = {_literal(arguments)}")
+    metric = study.user_attrs[IDENTITY]["metric"]
+    of = f"study {study.study_name}, trial {best.number}: {metric} {best.value:.4f}"
     return "\n".join([
-        f'"""The best of study {study.study_name}: trial {best.number}, {metric} {best.value:.4f}.',
-        "", f"    vit train --config=best.py --workdir=DIR  # {in_words(best.params)}", '"""', "",
-        "from vit_jax.config import base", "", "", "def get_config():", "    c = base()",
-        *changed, "    return c", "",
+        '"""The best trial of a sweep: vit train --config=best.py --workdir=DIR"""', "",
+        "from vit_jax.config import base", "",
+        f"# {printable(of)}", f"# {in_words(best.params)}", "", "",
+        "def get_config():", "    c = base()", *changed, "    return c", "",
     ])  # fmt: skip
+
+
+def _literal(value: Any) -> str:
+    """Python's text of a config's value, also of one that is infinite or a number of NumPy's."""
+    match value:
+        case bool() | None:
+            return repr(value)
+        case float():
+            return float.__repr__(value) if math.isfinite(value) else f'float("{value:f}")'
+        case int():
+            return int.__repr__(value)
+        case str():
+            return str.__repr__(value)
+        case dict():
+            return f"{{{', '.join(f'{_literal(k)}: {_literal(v)}' for k, v in value.items())}}}"
+        case tuple() | list():
+            inside = ", ".join(map(_literal, value))
+            return f"[{inside}]" if isinstance(value, list) else f"({inside},)"
+    return repr(value)
 
 
 def _point(trial: FrozenTrial) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from optuna.distributions import (
 
 from vit_jax import calls, recipe
 from vit_jax.config import check_read, check_tree, leaves, set_by_user
-from vit_jax.errors import UserError
+from vit_jax.errors import UserError, printable
 from vit_jax.ranges import check_ranges
 
 HINT = "write KEY=VALUE,VALUE;KEY=log(LOW,HIGH), or name a file that has a sweep()"
@@ -106,11 +106,11 @@ def overrides(point: Point) -> dict[str, str]:
 
 
 def in_words(point: Point) -> str:
-    """`optimizer.lr=0.003 seed=0`."""
-    return " ".join(
+    """`optimizer.lr=0.003 seed=0`, on one line whatever the values are."""
+    return printable(" ".join(
         f"{key}={f'{value:.4g}' if isinstance(value, float) else value}"
         for key, value in point.items()
-    )
+    ))  # fmt: skip
 
 
 def _expression(text: str, config: ConfigDict) -> Space:

@@ -28,6 +28,7 @@ from vit_jax.sweeping import halving
 from vit_jax.sweeping.space import Space
 
 JOURNAL, LOCK = "study.journal", ".sweep.lock"
+IDENTITY = "identity"  # the study's attribute that says what it is of
 
 # method: what draws a point. A grid is drawn from nothing: all of its points wait in line.
 METHODS: dict[str, Any] = {
@@ -77,10 +78,13 @@ def locked(folder: Path) -> Iterator[None]:
                 f"study {folder} is locked by a living sweep (process {lock.read().strip()}): wait "
                 "for it, stop it, or choose another --study"
             ) from None
-        lock.truncate(0)
-        lock.write(str(os.getpid()))
-        lock.flush()
-        _mend(folder / JOURNAL)
+        try:
+            lock.truncate(0)
+            lock.write(str(os.getpid()))
+            lock.flush()
+            _mend(folder / JOURNAL)
+        except OSError as error:
+            raise cannot_write(folder, error) from error
         try:
             yield
         finally:
@@ -105,19 +109,62 @@ def told(storage: str, *more: type[Exception]) -> Iterator[None]:
         ) from error
 
 
+class _Journal(JournalFileBackend):
+    """Optuna's file, which names itself where it cannot be written, and keeps no half record."""
+
+    def append_logs(self, logs: list[dict[str, Any]]) -> None:
+        path = Path(self._file_path)
+        try:
+            super().append_logs(logs)
+        except OSError as error:
+            with contextlib.suppress(OSError):
+                _mend(path)
+            raise cannot_write(path, error) from error
+
+
 def opened(url: str | None, folder: Path) -> Any:
     """The storage at a URL, or the study's own file. Raises UserError where it cannot be used."""
-    with told(url or str(folder / JOURNAL), ImportError, ValueError, OSError):
-        if url:
+    if url:
+        with told(url, ImportError, ValueError, OSError):
             return optuna.storages.get_storage(url)
-        return optuna.storages.JournalStorage(JournalFileBackend(str(folder / JOURNAL)))
+    journal = folder / JOURNAL
+    if journal.exists() and not journal.is_file():
+        raise UserError(f"{journal} is no file: move it away, or choose another --study")
+    damage = ""
+    try:
+        if damage := _damage(journal):
+            raise ValueError(damage)
+        return optuna.storages.JournalStorage(_Journal(str(journal)))
+    except OSError as error:
+        raise cannot_write(journal, error) from error
+    except Exception as error:  # also whatever Optuna makes of records that it has not written
+        what = damage or f"is no journal of Optuna's ({type(error).__name__})"
+        raise UserError(
+            f"{journal} {what}: put back a copy of the file, or choose another --study"
+        ) from error
+
+
+def _damage(journal: Path) -> str:
+    """Which line of a journal is no record; nothing where all are, or where a sweep is still
+    writing the last one. Optuna tells of some of them only when it writes the next."""
+    with journal.open("rb") if journal.exists() else contextlib.nullcontext(()) as lines:
+        for number, line in enumerate(lines, 1):
+            try:
+                record = json.loads(line)
+            except (ValueError, RecursionError):
+                return f"is damaged: line {number} is no JSON" if line.endswith(b"\n") else ""
+            if not isinstance(record, dict) or "op_code" not in record:
+                return f"is damaged: line {number} is no record of Optuna's"
+    return ""
 
 
 def _mend(journal: Path) -> None:
     """After a sweep that was killed while it wrote: half a record, which would make the next one
     unreadable too, and Optuna's lock, which would be waited for."""
     Path(f"{journal}.lock").unlink(missing_ok=True)
-    data = journal.read_bytes() if journal.exists() else b""
+    if not journal.is_file():
+        return
+    data = journal.read_bytes()
     if data and not data.endswith(b"\n"):
         os.truncate(journal, data.rfind(b"\n") + 1)
 
@@ -131,7 +178,25 @@ def load(name: str, url: str | None, folder: Path) -> optuna.Study:
         names = optuna.study.get_all_study_names(storage)
     if name not in names:
         raise UserError(f"no study {name!r} in {url or folder / JOURNAL}: {nearest(name, names)}")
-    return optuna.load_study(study_name=name, storage=storage)
+    study = optuna.load_study(study_name=name, storage=storage)
+    if _stored_identity(study) is None:
+        raise UserError(f"study {name} has not begun: there is nothing to report")
+    return study
+
+
+def _stored_identity(study: optuna.Study) -> dict[str, Any] | None:
+    """What a study says that it is of; None of one that was killed before it said so. Raises
+    UserError where another program has made it."""
+    found = study.user_attrs.get(IDENTITY)
+    if found is None and not study.get_trials(deepcopy=False):
+        return None
+    told = ("space", "method", "metric")
+    if not isinstance(found, dict) or not all(isinstance(found.get(key), str) for key in told):
+        raise UserError(
+            f"study {study.study_name} is none of vit sweep, for it does not say what it is of: "
+            "choose another --study or --storage"
+        )
+    return found
 
 
 def identity(config: ConfigDict, search: Search, elsewhere: Path | None = None) -> dict[str, Any]:
@@ -158,9 +223,9 @@ def begin(name: str, storage: Any, search: Search, of: dict[str, Any]) -> optuna
         study = optuna.load_study(study_name=name, storage=storage)
     else:
         study = optuna.create_study(study_name=name, storage=storage, direction=search.direction)
-    before = study.user_attrs.get("identity")
+    before = _stored_identity(study)
     if before is None:
-        study.set_user_attr("identity", of)
+        study.set_user_attr(IDENTITY, of)
     elif differing := [
         f"{key}: {before.get(key)!r} there, {of.get(key)!r} here"
         for key in sorted(before.keys() | of.keys()) if before.get(key) != of.get(key)

@@ -19,7 +19,15 @@ from typing import Any
 import optuna
 from optuna.trial import FrozenTrial, Trial, TrialState
 
-from vit_jax.errors import INTERRUPTED, NON_FINITE, RESTART, USER_ERROR, Stopped, UserError
+from vit_jax.errors import (
+    INTERRUPTED,
+    NON_FINITE,
+    RESTART,
+    USER_ERROR,
+    Stopped,
+    UserError,
+    printable,
+)
 from vit_jax.launch.runs import locked
 from vit_jax.sweeping import halving
 from vit_jax.sweeping import study as studies
@@ -44,7 +52,7 @@ class Rows:
             stat = self._path.stat()
             if (found := (stat.st_ino, stat.st_size)) == self._seen:
                 return
-            text = self._path.read_text(encoding="utf-8")
+            text = self._path.read_text(encoding="utf-8", errors="replace")
         except OSError:  # not there yet
             return
         self._seen = found
@@ -56,8 +64,11 @@ class Rows:
             except json.JSONDecodeError:  # half of it is written
                 self._seen = None
                 return
-            if self._metric in row and row["step"] > after:
-                yield row["step"], float(row[self._metric])
+            if not isinstance(row, dict):
+                continue
+            step, value = row.get("step"), row.get(self._metric)
+            if isinstance(step, int) and isinstance(value, int | float) and step > after:
+                yield step, float(value)
 
 
 @dataclasses.dataclass
@@ -193,9 +204,7 @@ class Sweep:
         for step, value in live.rows.new(live.reported):
             live.reported = step
             live.trial.report(value, step)
-            total = json.loads((live.folder / "config.json").read_text(encoding="utf-8"))[
-                "total_steps"
-            ]
+            total = _number(live.folder / "config.json", "total_steps")
             if step == total:
                 continue
             stops = self._halves and self._at_rung(live, step / total, value)
@@ -220,11 +229,12 @@ class Sweep:
         trial, attributes = live.trial, live.trial.user_attrs
         self._live.remove(live)
         if code == 0:
-            told = json.loads((live.folder / "result.json").read_text(encoding="utf-8"))
+            result = live.folder / "result.json"
+            told = _object(result)
             if self._search.metric not in told:
-                names = ", ".join(key for key in told if key.startswith("eval/"))
+                names = ", ".join(printable(key) for key in told if key.startswith("eval/"))
                 raise UserError(f"no {self._search.metric} is measured by the trials: {names}")
-            value = told[self._search.metric]
+            value = _number(result, self._search.metric)
             if math.isnan(value):
                 self._tell(trial, None, TrialState.PRUNED, DIVERGED)
             else:
@@ -259,18 +269,42 @@ class Sweep:
                 self._ended(live, code)
 
 
+def _object(file: Path) -> dict[str, Any]:
+    """The object in a file that a trial wrote. Raises UserError where there is none."""
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        found = error
+    if isinstance(found, dict):
+        return found
+    raise UserError(
+        f"{file} is damaged: remove {file.parent}, and the same command trains it again"
+    )
+
+
+def _number(file: Path, key: str) -> Any:
+    found = _object(file).get(key)
+    if isinstance(found, int | float):
+        return found
+    raise UserError(
+        f"{file} has no number {key}: remove {file.parent}, and the same command trains it again"
+    )
+
+
 def _steps(folder: Path) -> int:
     """The step that a trial's last checkpoint is of."""
     saved = (folder / "checkpoints").glob("[0-9]*")
-    return max((int(path.name) for path in saved if path.name.isdigit()), default=0)
+    return max((int(path.name) for path in saved if path.name.isdecimal()), default=0)
 
 
 def _why(live: Live, code: int) -> str:
     """The line that a trial ended with, or where to read on."""
     log = live.running.logs[0]
     lines = (
-        re.findall(r"^vit: (?:error: )?(.+)$", log.read_text(encoding="utf-8"), re.M)
+        re.findall(r"^vit: (?:error: )?(.+)$", log.read_text("utf-8", errors="replace"), re.M)
         if log.is_file()
         else []
     )
-    return lines[-1] if lines and code == USER_ERROR else f"ended with code {code}; {log}"
+    return (
+        printable(lines[-1]) if lines and code == USER_ERROR else f"ended with code {code}; {log}"
+    )
