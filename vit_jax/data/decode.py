@@ -12,11 +12,13 @@ import simplejpeg
 from jaxtyping import UInt8
 from PIL import Image
 
-from vit_jax.data.levels import DamagedImage as DamagedImage
-from vit_jax.data.levels import Levels, NeedsRange, eight_bits
-from vit_jax.data.stored import ORIENTATION as ORIENTATION
-from vit_jax.data.stored import check_size, stored
+from vit_jax.data.levels import DamagedImage, Levels, eight_bits
+from vit_jax.data.stored import ORIENTATION, Values, check_size, stored
 from vit_jax.errors import UserError
+
+__all__ = ["ORIENTATION", "DamagedImage", "EncodedJpeg", "Pixels", "decode", "encoded", "values_of"]
+
+JPEG = b"\xff\xd8\xff"  # how it begins
 
 Pixels = UInt8[np.ndarray, "height width channels"]
 
@@ -37,6 +39,13 @@ def decode(data: bytes | np.ndarray, channels: int = 3, levels: Levels | None = 
     """
     image = encoded(data, channels, levels)
     return image.pixels() if isinstance(image, EncodedJpeg) else image
+
+
+def values_of(image: bytes | np.ndarray, channels: int) -> Values:
+    """What an image holds, in its own depth. Raises as `decode` does."""
+    if not isinstance(image, bytes):
+        return image
+    return decode(image, channels) if image[:3] == JPEG else stored(image, channels, deep=True)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -122,16 +131,15 @@ def encoded(
 ) -> Pixels | EncodedJpeg:
     """What `decode` gives, but a plain JPEG as it is, its size read from its head."""
     if not isinstance(data, bytes):
-        if data.dtype.kind not in "buif" or data.ndim != 3 or (
-            levels is None and data.dtype != np.uint8
-        ):
+        numbers = data.dtype.kind in "buif" if levels else data.dtype == np.uint8
+        if not numbers or data.ndim != 3:
             raise UserError(
-                f"it has pixels of {data.dtype} {list(data.shape)}: a source gives encoded bytes "
-                "or uint8 [height, width, channels]; other numbers where the pipeline begins with "
-                "decode(low, high)"
+                f"it has pixels of {data.dtype}: a source gives encoded bytes or uint8 [height, "
+                "width, channels] (other numbers where the pipeline begins with decode(low, high)"
+                f"), not {list(data.shape)} of {data.dtype}"
             )
         return eight_bits(data, levels)
-    if data[:3] != b"\xff\xd8\xff" or channels not in (1, 3):
+    if data[:3] != JPEG or channels not in (1, 3):
         return eight_bits(stored(data, channels, deep=levels is not None), levels)
     frame, exif = _head(data)
     try:

@@ -10,6 +10,7 @@ from jaxtyping import Num, UInt8
 
 from vit_jax.errors import UserError
 
+FEW = 32  # of the 256 levels: an eighth
 BLOCK = 2**20  # values computed with at a time, in float64
 
 
@@ -91,6 +92,20 @@ def eight_bits(values: np.ndarray, levels: Levels | None) -> np.ndarray:
     if values.dtype == np.uint16:
         return (values >> 8).astype(np.uint8)
     raise NeedsRange(values.dtype)
+
+
+def unused(dtype: np.dtype, least: np.ndarray, most: np.ndarray, levels: Levels | None) -> str:
+    """What to say of values of more than 8 bits that lie between `least` and `most` [channels],
+    of which decoding makes few levels; empty where it makes enough, or has to refuse them."""
+    ends = np.stack([least, most])[:, None].astype(dtype)
+    pixels = eight_bits(ends, levels).astype(int)
+    if dtype == np.uint8 or (pixels[1] - pixels[0]).max() >= FEW:
+        return ""
+    return (
+        f"values of {dtype} from {least.min():,.6g} to {most.max():,.6g} become {pixels.min()} to "
+        f"{pixels.max()} of 255: begin the pipeline with decode(low, high), the range that they "
+        "have (vit data check SOURCE --statistics prints it)"
+    )
 
 
 def _numbers(name: str, value: Any) -> tuple[float, ...]:

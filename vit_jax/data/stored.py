@@ -10,6 +10,7 @@ import math
 import struct
 import warnings
 from collections.abc import Callable
+from typing import Any
 
 import cv2
 import numpy as np
@@ -35,7 +36,7 @@ TURNS: dict[int, Callable[[np.ndarray], np.ndarray]] = {
     5: lambda v: v.swapaxes(0, 1),
     6: lambda v: np.rot90(v, -1),
     7: lambda v: v[::-1, ::-1].swapaxes(0, 1),
-    8: lambda v: np.rot90(v),
+    8: np.rot90,
 }
 
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
@@ -67,11 +68,11 @@ def stored(data: bytes, channels: int, *, deep: bool) -> Values:
         )
 
 
-def check_size(height: int, width: int) -> None:
+def check_size(height: int, width: int, what: str = "") -> None:
     """Raises DamagedImage where an image has more pixels than are allowed."""
     if height * width > MAX_PIXELS:
         raise DamagedImage(
-            f"{height} x {width} pixels are more than the {MAX_PIXELS} allowed"
+            f"{what}{height} x {width} pixels are more than the {MAX_PIXELS} allowed"
         )
 
 
@@ -142,12 +143,12 @@ def _deep(image: Image.Image, tile: tuple, data: bytes, kind: str) -> np.ndarray
     """[H, W] or [H, W, channels] of more than 8 bits, as they are stored."""
     if kind == "PPM" and image.mode != "F":
         return _netpbm(image, tile, data)
-    upper = np.asarray(image)
+    upper: Any = np.asarray(image)
     if kind != "JPEG2000" and upper.ndim == 2:
         return upper.view(np.uint32) if image.mode == "I" and _unsigned(image) else upper
     # Pillow cuts colours of 16 bits to their upper eight, and stretches the bits of JPEG 2000.
     # OpenCV does not, but reads files that are cut short: so both read, and have to agree.
-    values = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
+    values: Any = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
     bits = _precision(data) if kind == "JPEG2000" else 16
     if values is not None and values.ndim == 3:
         order = [2, 1, 0, 3][: values.shape[-1]]  # OpenCV's colours stand the other way round
@@ -244,7 +245,7 @@ def _array(data: bytes, _: str, channels: int, deep: bool) -> Values:
         )
     if dtype.newbyteorder("=") not in (np.uint8, np.uint16) and not deep:
         raise NeedsRange(dtype)
-    check_size(*shape[:2])
+    check_size(shape[0], shape[1])
     count, there = math.prod(shape), len(data) - file.tell()
     if count * dtype.itemsize > there:
         raise DamagedImage(
