@@ -129,7 +129,8 @@ def lines(report: dict[str, Any]) -> Iterator[str]:
             yield f"{name}: " + ", ".join(f"{n:,} {kind}" for kind, n in facts["kinds"].items())
         yield from (f"{name}: note: {n['note']}" for n in report["notes"] if n["split"] == name)
         if "statistics" in facts:
-            yield from of_statistics(name, facts["statistics"])
+            first = name == next(iter(report["splits"]))
+            yield from of_statistics(name, facts["statistics"], propose=first)
     yield f"{report['problems']:,} problem(s)" if report["problems"] else "no problems"
 
 
@@ -164,12 +165,18 @@ def _look(source: Source, tally: Tally | None, index: int) -> Seen:
         return Seen(labels, f"damaged: {error}")
     if tally:
         tally.add(values)
-    problem, deep = None, None
+    problem: str | None = None
+    deep: Deep | None = None
     if isinstance(image, bytes):
         named = FORMAT_OF.get(Path(source.describe(index)).suffix.lower(), kinds[0])
         problem = None if named == kinds[0] else f"it is a {kinds[0]} by another name"
-    elif values.shape[-1] == 1:
-        kinds = ("grey",)
+    else:
+        kinds = ("grey",) if values.shape[-1] == 1 else ()
+        if values.dtype != np.uint8:
+            problem = (
+                f"pixels are {image.dtype} {list(image.shape)}, not uint8 [H, W, C]: training "
+                "takes them where its pipeline begins with decode(low, high)"
+            )
     depth = DEPTHS.get(str(values.dtype), (str(values.dtype),))
     if values.dtype != np.uint8:
         deep = Deep(values.dtype, values.min(axis=(0, 1)), values.max(axis=(0, 1)))

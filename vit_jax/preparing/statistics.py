@@ -167,8 +167,8 @@ def _short(ends: tuple[float, ...]) -> list[float]:
     return [int(v) if v == int(v) else v for v in ends]
 
 
-def lines(split: str, report: dict[str, Any]) -> list[str]:
-    """A report of a split as people read it, and what to write."""
+def lines(split: str, report: dict[str, Any], *, propose: bool = True) -> list[str]:
+    """A report of a split as people read it, and what to write to train with it."""
     told = []
     for kind, one in report["values"].items():
         for number, channel in enumerate(one["channels"], 1):
@@ -180,6 +180,8 @@ def lines(split: str, report: dict[str, Any]) -> list[str]:
             told.append(f"{split}: {one['images']:,} images of {kind}, {which}: {numbers}")
         if one["not_finite"]:
             told.append(f"{split}: {one['not_finite']:,} values of {kind} are NaN or infinite")
+    if not propose:
+        return told
     if range_ := report["decode"]:
         low, high = (ends[0] if len(ends) == 1 else tuple(ends) for ends in range_)
         told += [

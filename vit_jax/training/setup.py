@@ -109,7 +109,8 @@ def set_up(
     _check_class_weights(resolved)
     pipelines = _pipelines(resolved, model)
     for source, parsed in zip((train_source, eval_source), pipelines, strict=True):
-        if source and (note := check_depth(source, parsed, model.config.channels)):
+        note = check_depth(source, parsed, model.config.channels) if source else ""
+        if note and not any(line.endswith(note) for line in said):
             said.append(f"warning: {parsed.text}: {note}")
     mesh = make_mesh((resolved.mesh.data, resolved.mesh.fsdp, resolved.mesh.tensor), devices)
     evaluators = []
