@@ -44,7 +44,7 @@ setup(
         "opencv-python-headless>=4.11,<6",
         "optax>=0.2.8,<0.3",
         "orbax-checkpoint>=0.12.8,<0.13",
-        "pillow>=11,<14",
+        "pillow>=11.3,<14",
         "pyyaml>=6.0.1,<7",
         "rich>=13,<16",
         "safetensors>=0.5,<1",

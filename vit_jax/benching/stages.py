@@ -10,7 +10,7 @@ import numpy as np
 
 from vit_jax.benching.machine import cores
 from vit_jax.benching.timing import Row
-from vit_jax.data.decode import DamagedImage, encoded
+from vit_jax.data.levels import DamagedImage
 from vit_jax.errors import UserError
 from vit_jax.training.run import Run
 
@@ -28,10 +28,9 @@ def stages(run: Run, seconds: float) -> Iterator[Row]:
         stages["read"] += (now := time.perf_counter()) - at
         try:
             at, name = now, "decode"
-            if isinstance(image, bytes):
-                image = encoded(image, config.channels)
-                if not pipeline.encoded and not isinstance(image, np.ndarray):
-                    image = image.pixels()
+            image = pipeline.open(image, config.channels)
+            if not pipeline.encoded and not isinstance(image, np.ndarray):
+                image = image.pixels()
             stages[name] = stages.get(name, 0.0) + (now := time.perf_counter()) - at
             for step, name in zip(pipeline.steps, pipeline.text.split("|")[1:], strict=False):
                 at, image = now, step(image, rng)

@@ -38,6 +38,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     check.add_argument("--split", help="one split; all of them by default")
     check.add_argument("--threads", type=int, help="readers at a time")
     check.add_argument(
+        "--statistics", action="store_true",
+        help="also the values of each channel, and the range, mean and std to train with",
+    )  # fmt: skip
+    check.add_argument(
         "--json", nargs="?", const="-", metavar="FILE", help="report as JSON, to FILE or printed"
     )
 
@@ -93,7 +97,7 @@ def _check(options: argparse.Namespace) -> int:
     from vit_jax.files import write_json
     from vit_jax.preparing.check import check, lines
 
-    report = check(options.source, options.split, options.threads)
+    report = check(options.source, options.split, options.threads, statistics=options.statistics)
     if options.json == "-":
         print(json.dumps(report, indent=2))
     else:
@@ -104,10 +108,9 @@ def _check(options: argparse.Namespace) -> int:
 
 
 def _ops(options: argparse.Namespace) -> int:
-    from vit_jax.data.ops import OPS, RANDOM, SHOWN
+    from vit_jax.data.ops import OPS, RANDOM, SHOWN, decode
 
-    print("decode\n    the file's pixels, uint8 [height, width, channels]; always the first\n")
-    for name, function in {**OPS, **SHOWN}.items():
+    for name, function in {"decode": decode, **OPS, **SHOWN}.items():
         takes = list(inspect.signature(function).parameters.values())[3 if name in OPS else 0 :]
         arguments = ", ".join(
             f"{p.name}={p.default!r}" if p.default is not p.empty else p.name for p in takes

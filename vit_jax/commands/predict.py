@@ -89,11 +89,13 @@ def _rows(
     import jax
     import numpy as np
 
-    from vit_jax.data.decode import DamagedImage, decode
+    from vit_jax.data.levels import DamagedImage
     from vit_jax.data.ops import parse
+    from vit_jax.files import read_bytes
 
     c = model.config
-    prepare = parse(model.data_config.pipeline(c.image_size), c.image_size)
+    text = model.data_config.pipeline(c.image_size)
+    prepare = parse(text, c.image_size, channels=c.channels)
     shape, batch_size = (*c.image_size, c.channels), min(batch_size, len(paths))
 
     @jax.jit
@@ -105,7 +107,7 @@ def _rows(
         batch, kept, read = np.zeros((batch_size, *shape), np.uint8), [], 0
         for number, path in enumerate(paths):
             try:
-                image = prepare(decode(path.read_bytes(), c.channels), None)
+                image = prepare(prepare.open(read_bytes(path), c.channels), None)
             except (DamagedImage, OSError) as error:
                 print(f"skipped: {path} ({error})", file=sys.stderr)
             else:

@@ -9,6 +9,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from vit_jax.data.decode import DamagedImage, decode
+from vit_jax.data.ops import parse
 from vit_jax.errors import UserError, cannot_write
 from vit_jax.evaluators.classification import Confusion, Rows
 
@@ -74,9 +75,10 @@ def _heat(counts: np.ndarray) -> Image.Image:
 
 
 def _pixels(run: Any, source: Any, index: int) -> np.ndarray:
-    image = source[index]["image"]
+    text, c = run.evaluators[0].pipeline, run.model.config
+    levels = parse(text, c.image_size, imports=True).levels
     try:
-        pixels = decode(image, run.model.config.channels) if isinstance(image, bytes) else image
+        pixels = decode(source[index]["image"], c.channels, levels)
     except DamagedImage:
         pixels = np.zeros((TILE, TILE, 3), np.uint8)
     return pixels[..., :3] if pixels.shape[-1] >= 3 else pixels[..., :1].repeat(3, axis=-1)

@@ -1,44 +1,51 @@
 """Encoded bytes to uint8 pixels, by content and never by file name.
 
 Photographs stand upright: an EXIF orientation is applied. Alpha is dropped unless the model has a
-channel for it; 16 bits are read as their upper eight.
+channel for it. What is no plain JPEG is read by `stored.py`; more than 8 bits become eight by the
+range that a pipeline states (`levels.py`).
 """
 
 import dataclasses
-import io
-import warnings
 
 import numpy as np
 import simplejpeg
 from jaxtyping import UInt8
-from PIL import Image, ImageOps
+from PIL import Image
 
+from vit_jax.data.levels import DamagedImage, Levels, eight_bits
+from vit_jax.data.stored import ORIENTATION, Values, check_size, stored
 from vit_jax.errors import UserError
+
+__all__ = ["ORIENTATION", "DamagedImage", "EncodedJpeg", "Pixels", "decode", "encoded", "values_of"]
+
+JPEG = b"\xff\xd8\xff"  # how it begins
 
 Pixels = UInt8[np.ndarray, "height width channels"]
 
-MODES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}  # Pillow's, by the number of channels
-MAX_PIXELS = 2 * 89_478_485  # Pillow's own limit: more is taken for a decompression bomb
-ORIENTATION = 0x0112  # EXIF's tag; 1 is upright
 
-warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
-
-
-class DamagedImage(ValueError):
-    """The bytes are no whole image."""
-
-
-def decode(data: bytes, channels: int = 3) -> Pixels:
-    """Pixels of a JPEG, PNG, WebP, BMP, GIF or TIFF with 1 to 4 channels (grey, grey and alpha,
-    RGB, RGBA), or of a NumPy file, [H, W] or [H, W, channels] of uint8 or uint16.
+def decode(data: bytes | np.ndarray, channels: int = 3, levels: Levels | None = None) -> Pixels:
+    """Pixels of a file of one of the formats in `formats.py`: images with 1 to 4 channels (grey,
+    grey and alpha, RGB, RGBA), or NumPy's, [H, W] or [H, W, channels]. Or of the values
+    [H, W, channels] that a source gives.
 
     JPEGs go through libjpeg-turbo's exact decoder. Whatever it complains about is judged by
     Pillow, which takes harmless oddities and refuses truncated files.
 
+    Args:
+      channels: those of the model.
+      levels: the range of values of more than 8 bits. Without, 16 bits become their upper eight.
+
     Raises DamagedImage with the reason, and UserError where a file cannot have such channels.
     """
-    image = encoded(data, channels)
+    image = encoded(data, channels, levels)
     return image.pixels() if isinstance(image, EncodedJpeg) else image
+
+
+def values_of(image: bytes | np.ndarray, channels: int) -> Values:
+    """What an image holds, in its own depth. Raises as `decode` does."""
+    if not isinstance(image, bytes):
+        return image
+    return decode(image, channels) if image[:3] == JPEG else stored(image, channels, deep=True)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,7 +102,7 @@ class EncodedJpeg:
                 self.data, self._colours, min_height=height, min_width=width, strict=True
             )
         except ValueError:
-            whole = _by_pillow(self.data, self.shape[2])
+            whole = stored(self.data, self.shape[2], deep=False)
         if whole.shape[:2] == (height, width):
             return whole
         reduced = Image.fromarray(whole.squeeze()).resize((width, height), Image.Resampling.BOX)
@@ -119,21 +126,29 @@ def _head(data: bytes) -> tuple[int | None, bytes]:
     return None, exif
 
 
-def encoded(data: bytes, channels: int) -> Pixels | EncodedJpeg:
+def encoded(
+    data: bytes | np.ndarray, channels: int, levels: Levels | None = None
+) -> Pixels | EncodedJpeg:
     """What `decode` gives, but a plain JPEG as it is, its size read from its head."""
-    if data[:6] == b"\x93NUMPY":
-        return _array(data, channels)
-    if data[:2] != b"\xff\xd8" or channels not in (1, 3):
-        return _by_pillow(data, channels)
+    if not isinstance(data, bytes):
+        numbers = data.dtype.kind in "buif" if levels else data.dtype == np.uint8
+        if not numbers or data.ndim != 3:
+            raise UserError(
+                f"it has pixels of {data.dtype}: a source gives encoded bytes or uint8 [height, "
+                "width, channels] (other numbers where the pipeline begins with decode(low, high)"
+                f"), not {list(data.shape)} of {data.dtype}"
+            )
+        return eight_bits(data, levels)
+    if data[:3] != JPEG or channels not in (1, 3):
+        return eight_bits(stored(data, channels, deep=levels is not None), levels)
     frame, exif = _head(data)
     try:
         height, width, colours, _ = simplejpeg.decode_jpeg_header(data, strict=True)
     except ValueError:
-        return _by_pillow(data, channels)
-    if height * width > MAX_PIXELS:
-        raise DamagedImage(f"{height} x {width} pixels are more than the {MAX_PIXELS} allowed")
+        return stored(data, channels, deep=False)
+    check_size(height, width)
     if colours == "CMYK" or not _upright(exif):
-        return _by_pillow(data, channels)
+        return stored(data, channels, deep=False)
     return EncodedJpeg(data, (height, width, channels), frame)
 
 
@@ -146,45 +161,3 @@ def _upright(exif: bytes) -> bool:
         return tags.get(ORIENTATION, 1) == 1
     except Exception:  # EXIF that is damaged turns nothing
         return True
-
-
-def _by_pillow(data: bytes, channels: int) -> Pixels:
-    if channels not in MODES:
-        raise UserError(
-            f"image files have 1 to 4 channels, the model wants {channels}: give it "
-            "--config.model.channels, or NumPy files (.npy) of [H, W, channels]"
-        )
-    try:
-        with Image.open(io.BytesIO(data)) as image:
-            whole: Image.Image = image
-            if image.mode == "F":
-                raise ValueError("its pixels are floats, not 8 or 16 bits")
-            if ORIENTATION in image.getexif():
-                whole = ImageOps.exif_transpose(image)
-            if whole.mode.startswith("I"):  # 16 bits, which Pillow's conversion would cut off
-                whole = Image.fromarray((np.asarray(whole) >> 8).astype(np.uint8))
-            pixels = np.asarray(whole.convert(MODES[channels]))
-    except (
-        OSError, SyntaxError, ValueError, TypeError, KeyError, EOFError,
-        Image.DecompressionBombError,
-    ) as error:  # fmt: skip
-        reason = str(error).replace(repr(data[:0]), "").split("<_io")[0].strip()
-        raise DamagedImage(reason or type(error).__name__) from error
-    return pixels.reshape(*pixels.shape[:2], channels)
-
-
-def _array(data: bytes, channels: int) -> Pixels:
-    try:
-        pixels = np.load(io.BytesIO(data), allow_pickle=False)
-    except Exception as error:  # whatever NumPy makes of such bytes
-        reason = str(error).partition("\n")[0] or type(error).__name__
-        raise DamagedImage(f"no whole NumPy file: {reason}") from error
-    if pixels.dtype not in (np.uint8, np.uint16) or pixels.ndim not in (2, 3) or not pixels.size:
-        raise DamagedImage(f"a NumPy file of {pixels.dtype} {list(pixels.shape)}, not of uint8")
-    pixels = pixels.reshape(*pixels.shape[:2], -1)
-    if pixels.shape[-1] != channels:
-        raise UserError(
-            f"a NumPy file has {pixels.shape[-1]} channels, the model wants {channels} "
-            f"(--config.model.channels={pixels.shape[-1]})"
-        )
-    return pixels if pixels.dtype == np.uint8 else (pixels >> 8).astype(np.uint8)

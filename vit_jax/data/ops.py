@@ -17,7 +17,9 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from vit_jax.data.decode import EncodedJpeg
+from vit_jax.data.decode import EncodedJpeg, encoded
+from vit_jax.data.levels import Levels
+from vit_jax.data.stored import check_size
 from vit_jax.errors import UserError, nearest, printable
 from vit_jax.user_code import imported
 
@@ -25,6 +27,8 @@ cv2.setNumThreads(0)  # the pipeline's threads are the parallelism
 
 Size = int | tuple[int, int] | None
 LOG_ASPECT = math.log(4 / 3)
+MOST_RESIZED = 2**24  # pixels; larger results of `resize_small` are cut where they are strips
+STRIP = 32  # and a strip is longer than this many times its width
 
 OPS: dict[str, Callable] = {}
 RANDOM: set[str] = set()  # those that draw from `rng`; evaluation refuses them
@@ -76,6 +80,7 @@ def _resize(
         raise ValueError(f"how is one of {', '.join(FILTERS if antialias else POINTS)}")
     if image.shape[:2] == (height, width):
         return image
+    check_size(height, width, "resized, its ")
     if how is None:
         shrinks = height < image.shape[0] and width < image.shape[1]
         return _by_cv2(image, height, width, cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
@@ -115,14 +120,25 @@ def resize_small(
 ):
     """Short side to `size` (1/0.875 of the model's, as in 256 for 224), aspect kept, the long side
     cut to whole pixels as torchvision and Transformers do. Of a `size` (height, width) that is no
-    square, the smallest image that covers it, its sides rounded as timm does."""
+    square, the smallest image that covers it, its sides rounded as timm does. Of a strip that would
+    be very large, the middle."""
     tall, wide = _pair(size, (int(model_size[0] / 0.875), int(model_size[1] / 0.875)))
     height, width = image.shape[:2]
+    ratio = min(height / tall, width / wide)
+    if height * width > MOST_RESIZED * ratio**2:
+        image = _middle(image, math.ceil(STRIP * tall * ratio), math.ceil(STRIP * wide * ratio))
+        height, width = image.shape[:2]
     if tall == wide:
         low = min(height, width)
         return _resize(image, tall * height // low, tall * width // low, how, antialias)
-    ratio = min(height / tall, width / wide)
     return _resize(image, round(height / ratio), round(width / ratio), how, antialias)
+
+
+def _middle(image: np.ndarray, height: int, width: int) -> np.ndarray:
+    """The image without as many rows and columns at either end as are too many, so that its
+    middle stays where it is."""
+    top, left = max(0, image.shape[0] - height) // 2, max(0, image.shape[1] - width) // 2
+    return image[top : image.shape[0] - top, left : image.shape[1] - left]
 
 
 @op()
@@ -200,13 +216,43 @@ def rotate(image, rng, model_size, degrees: float = 10.0):
 
 def value_range(low: float = -1.0, high: float = 1.0):
     """Pixels from 0 … 255 to `low` … `high`; the last in a pipeline, done on the device."""
+    if not (_finite(low) and _finite(high) and low < high):
+        raise ValueError(f"low is a finite number less than high, not {low!r} and {high!r}")
     return -low / (high - low), 1 / (high - low)
 
 
 def normalise(mean: float | tuple[float, ...], std: float | tuple[float, ...]):
     """Pixels in 0 … 1 less `mean`, over `std`, each one number or one a channel; the last in a
     pipeline, done on the device."""
+    for name, value in (("mean", mean), ("std", std)):
+        if wrong := not_shown_by(name, value):
+            raise ValueError(wrong)
     return mean, std
+
+
+def not_shown_by(name: str, value: Any) -> str:
+    """Why a value is no `mean` or `std` to show images by: a number or several, of which a std is
+    positive. Empty where it is one."""
+    each = value if isinstance(value, list | tuple) else [value]
+    if each and all(_finite(v) and (name == "mean" or v > 0) for v in each):
+        return ""
+    return f"{name} is {'finite' if name == 'mean' else 'finite and positive'}, not {value!r}"
+
+
+def _finite(value: Any) -> bool:
+    try:
+        return isinstance(value, int | float) and math.isfinite(value)
+    except OverflowError:
+        return False
+
+
+def decode(
+    low: float | tuple[float, ...] | None = None, high: float | tuple[float, ...] | None = None
+):
+    """The pixels of a file, uint8 [height, width, channels]; always the first. With `low` and
+    `high`, one number or one a channel, values of more than 8 bits become
+    round(255 (v - low) / (high - low)), cut to 0 … 255; files of 8 bits stay as they are."""
+    return None if low is None and high is None else Levels.between(low, high)
 
 
 # How images are shown to the model: functions to (mean, std), as data.mean and data.std have them.
@@ -221,7 +267,13 @@ class Pipeline:
     steps: tuple[Callable, ...]
     random: bool
     encoded: bool = False  # the first operation takes an EncodedJpeg
+    levels: Levels | None = None  # the range of values of more than 8 bits
     shown: tuple[Any, Any] | None = None  # mean and std, where the text says them
+
+    def open(self, image: bytes | np.ndarray, channels: int) -> np.ndarray | EncodedJpeg:
+        """What a source gives, as the pipeline takes it. Raises DamagedImage and UserError, as
+        `decode` does."""
+        return encoded(image, channels, self.levels)
 
     def __call__(
         self, image: np.ndarray | EncodedJpeg, rng: np.random.Generator | None
@@ -234,10 +286,17 @@ class Pipeline:
         return np.ascontiguousarray(image)
 
 
-def parse(text: str, model_size: tuple[int, int], *, imports: bool = False) -> Pipeline:
+def parse(
+    text: str,
+    model_size: tuple[int, int],
+    *,
+    imports: bool = False,
+    channels: int | None = None,
+) -> Pipeline:
     """The pipeline that `text` names. `decode` comes first and is done by the reader.
 
     Args:
+      channels: the model's, which the ranges of `decode(low, high)` are compared with.
       imports: whether an operation may be one of the user's own, named by its import path,
         `my_package.my_module:NAME(…)`. True for text that the user wrote; False for text from a
         file, which could run any code otherwise.
@@ -246,8 +305,15 @@ def parse(text: str, model_size: tuple[int, int], *, imports: bool = False) -> P
       arguments that it does not take.
     """
     parts = [part.strip() for part in text.split("|") if part.strip()]
-    if not parts or parts[0] != "decode":
+    if not parts or parts[0].partition("(")[0].strip() != "decode":
         raise UserError(f"pipeline {text!r} must begin with decode, as in decode|resize")
+    try:
+        arguments, options = _arguments(parts[0].removeprefix("decode").strip())
+        levels = decode(*arguments, **options)
+    except Exception as error:  # whatever Python makes of such arguments
+        raise _misused(parts[0], decode, error) from error
+    if levels is not None and channels is not None:
+        levels.check(channels)
     steps: list[Callable] = []
     shown, draws, encoded, blank = None, False, False, np.zeros((*model_size, 3), np.uint8)
     for number, part in enumerate(parts[1:], 1):
@@ -276,16 +342,20 @@ def parse(text: str, model_size: tuple[int, int], *, imports: bool = False) -> P
             if made.ndim != blank.ndim or not made.size or made.dtype != np.uint8:
                 raise ValueError(f"makes an image of {made.dtype}, of shape {made.shape}")
         except Exception as error:  # whatever an operation does with arguments it cannot use
-            wants = list(map(str, inspect.signature(function).parameters.values()))
-            takes = ", ".join(wants[3 if of_image else 0 :])
-            reason = " ".join(f"{error}".split())[:200]
-            raise UserError(
-                f"operation {part!r} in pipeline: {name} takes ({takes}): {reason}"
-            ) from error
+            raise _misused(part, function, error) from error
         steps.append(functools.partial(_call, name, model_size, arguments, options))
         draws = draws or name in RANDOM or name not in OPS
         encoded = encoded or (number == 1 and name in ENCODED)
-    return Pipeline(text, tuple(steps), draws, encoded, shown)
+    return Pipeline(text, tuple(steps), draws, encoded, levels, shown)
+
+
+def _misused(part: str, function: Callable, error: Exception) -> UserError:
+    """The line for arguments that an operation cannot use."""
+    wants = list(map(str, inspect.signature(function).parameters.values()))
+    of_image = function not in (decode, *SHOWN.values())
+    name, takes = part.partition("(")[0].strip(), ", ".join(wants[3 if of_image else 0 :])
+    reason = " ".join(f"{error}".split())[:200]
+    return UserError(f"operation {part!r} in pipeline: {name} takes ({takes}): {reason}")
 
 
 def _arguments(text: str) -> tuple[list, dict]:

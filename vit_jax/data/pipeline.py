@@ -21,7 +21,8 @@ import numpy as np
 from grain.multiprocessing import SharedMemoryArray
 from jax.sharding import NamedSharding
 
-from vit_jax.data.decode import DamagedImage, encoded
+from vit_jax.data.decode import values_of
+from vit_jax.data.levels import DamagedImage, NeedsRange, eight_bits, unused
 from vit_jax.data.ops import Pipeline
 from vit_jax.data.source import NO_LABEL, PADDING, Source
 from vit_jax.data.sources import Mixture
@@ -29,6 +30,7 @@ from vit_jax.errors import RESTART, Stopped, UserError
 
 Batch = dict[str, Any]
 MAX_DAMAGED = 100  # in a row
+SAMPLE = 32  # images whose values are looked at before training
 PART = 8  # rows that a thread fills at a time
 
 
@@ -46,20 +48,14 @@ class Prepare(grain.transforms.RandomMap):
     training: bool
 
     def random_map(self, element: int, rng: np.random.Generator | None) -> Batch:
-        index, damaged = int(element), -1
+        index, damaged, reason = int(element), -1, ""
         for _ in range(MAX_DAMAGED):
             try:
                 example = self.source[index]
-                image = example["image"]
-                if isinstance(image, bytes):
-                    image = encoded(image, self.shape[-1])
-                elif image.dtype != np.uint8:
-                    raise UserError(
-                        f"{self.source.describe(index)} has pixels of {image.dtype}: a source "
-                        "gives encoded bytes or uint8 [height, width, channels]"
-                    )
+                image = self._open(example["image"], index)
                 image = self.pipeline(image, rng)
-            except (DamagedImage, OSError):
+            except (DamagedImage, OSError) as error:
+                reason = str(error)
                 damaged = int(element) if damaged < 0 else damaged
                 if not self.training:
                     return self.filler() | {"damaged": np.int64(damaged)}
@@ -75,8 +71,15 @@ class Prepare(grain.transforms.RandomMap):
                 "id": np.int64(index), "damaged": np.int64(damaged),
             }  # fmt: skip
         raise UserError(
-            f"{MAX_DAMAGED} images in a row are damaged, from {self.source.describe(int(element))}"
+            f"{MAX_DAMAGED} images in a row are damaged, from "
+            f"{self.source.describe(int(element))}; of the last one: {reason}"
         )
+
+    def _open(self, image: Any, index: int) -> Any:
+        try:
+            return self.pipeline.open(image, self.shape[-1])
+        except UserError as error:
+            raise UserError(f"{self.source.describe(index)}: {error}") from error
 
     def _labels(self, label: Any, index: int) -> np.ndarray | np.int32:
         """int32 [], or [max_labels] filled up with NO_LABEL. Raises UserError for what is none."""
@@ -109,6 +112,31 @@ class Prepare(grain.transforms.RandomMap):
             "image": np.zeros(self.shape, np.uint8), "label": np.full(labels, PADDING, np.int32),
             "id": np.int64(-1), "damaged": np.int64(-1),
         }  # fmt: skip
+
+
+def check_depth(source: Source, pipeline: Pipeline, channels: int) -> str:
+    """What to say where images have more than 8 bits and decoding keeps little of their values;
+    empty otherwise. Looks at one image, and if that has more than 8 bits, at `SAMPLE` of them.
+
+    Raises UserError where the first image cannot be decoded without a range.
+    """
+    least, most, dtype = np.full(channels, np.inf), np.full(channels, -np.inf), None
+    for index in np.unique(np.linspace(0, len(source) - 1, SAMPLE).astype(int)).tolist():
+        try:
+            values = values_of(source[index]["image"], channels)
+            eight_bits(values[:1, :1], pipeline.levels)
+        except NeedsRange as error:
+            raise UserError(f"{source.describe(index)}: {error}") from error
+        except (DamagedImage, OSError, UserError):  # training says what is wrong with it
+            continue
+        if dtype is None and values.dtype == np.uint8:
+            return ""
+        if values.dtype == np.uint8 or values.shape[2:] != (channels,):
+            continue
+        dtype = values.dtype
+        least = np.minimum(least, np.nanmin(values, axis=(0, 1)))
+        most = np.maximum(most, np.nanmax(values, axis=(0, 1)))
+    return "" if dtype is None else unused(dtype, least, most, pipeline.levels)
 
 
 class Batches:

@@ -6,7 +6,7 @@ of the classes are told without judgement.
 
 import io
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import partial
 from hashlib import blake2b
 from pathlib import Path
@@ -15,20 +15,21 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
-from vit_jax.data.decode import ORIENTATION, DamagedImage, decode
+from vit_jax.data.decode import ORIENTATION, DamagedImage, values_of
+from vit_jax.data.formats import FORMAT_OF, HEAD, format_of
+from vit_jax.data.levels import NeedsRange, unused
 from vit_jax.data.source import Source
 from vit_jax.errors import UserError
 from vit_jax.preparing.reading import open_splits, read_ahead
+from vit_jax.preparing.statistics import Tally
+from vit_jax.preparing.statistics import lines as of_statistics
 
 TINY, HUGE = 32, 10_000  # px: a short side below, a long side above
-FORMATS = {
-    ".jpg": "JPEG", ".jpeg": "JPEG", ".png": "PNG", ".bmp": "BMP", ".webp": "WEBP", ".gif": "GIF",
-    ".tif": "TIFF", ".tiff": "TIFF",
-}  # fmt: skip
 KINDS = {  # Pillow's modes that are worth telling
     "1": "grey", "L": "grey", "LA": "alpha", "PA": "alpha", "RGBA": "alpha", "CMYK": "CMYK",
-    "P": "palette", "I": "16-bit", "I;16": "16-bit", "I;16B": "16-bit",
+    "P": "palette",
 }  # fmt: skip
+DEPTHS = {"uint8": (), "uint16": ("16-bit",)}  # of values; others by their own names
 
 Problem = dict[str, str]
 
@@ -41,15 +42,28 @@ class Seen(NamedTuple):
     digest: int = 0
     size: tuple[int, int] | None = None
     kinds: tuple[str, ...] = ()
+    deep: "Deep | None" = None
 
 
-def check(spec: str, split: str | None = None, threads: int | None = None) -> dict[str, Any]:
+class Deep(NamedTuple):
+    """The least and the highest value of each channel of an image of more than 8 bits."""
+
+    dtype: np.dtype
+    least: np.ndarray
+    most: np.ndarray
+
+
+def check(
+    spec: str, split: str | None = None, threads: int | None = None, *, statistics: bool = False
+) -> dict[str, Any]:
     """Checks a split of a source, or all.
 
-    Returns `{"source", "problems", "found", "splits"}`: `found` is a list of `{"split", "path",
-    "problem"}` and `problems` its length; `splits` tells by name of `examples`, `classes`,
-    `images_per_class`, `short_side` and `long_side` (`min`, `median`, `max`), `tiny`, `huge`, and
-    `kinds` (formats and modes, counted).
+    Returns `{"source", "problems", "found", "notes", "splits"}`: `found` is a list of `{"split",
+    "path", "problem"}` and `problems` its length; `splits` tells by name of `examples`, `classes`,
+    `images_per_class`, `short_side` and `long_side` (`min`, `median`, `max`), `tiny`, `huge`,
+    `kinds` (formats and modes, counted) and, where asked for, `statistics` (`Tally.report`).
+    `notes` is a list of `{"split", "note"}`: what training has to be told of images of more than 8
+    bits.
 
     Raises UserError: no such source or split.
     """
@@ -57,6 +71,7 @@ def check(spec: str, split: str | None = None, threads: int | None = None) -> di
         raise UserError(f"--threads={threads} must be 1 or more")
     sources = open_splits(spec, [split] if split else ())
     found: list[Problem] = []
+    notes: list[dict[str, str]] = []
     splits: dict[str, dict] = {}
     digests, labels = [], []
     label_sets: dict[tuple[int, ...], int] = {}
@@ -64,13 +79,17 @@ def check(spec: str, split: str | None = None, threads: int | None = None) -> di
         label, digest = np.full(len(source), -1, np.int32), np.zeros(len(source), np.uint64)
         counts = np.zeros(len(source.classes), np.int64)
         sides, kinds = np.zeros((len(source), 2), np.int32), Counter[str]()
-        look, title = partial(_look, source), f"checking {name}"
+        tally = Tally() if statistics else None
+        deep: dict[str, Deep] = {}
+        look, title = partial(_look, source, tally), f"checking {name}"
         for index, seen in enumerate(read_ahead(look, range(len(source)), threads or 8, title)):
             digest[index] = seen.digest
             label[index] = label_sets.setdefault(seen.labels, len(label_sets))
             counts[list(seen.labels)] += 1
             sides[index] = sorted(seen.size or (0, 0))
             kinds.update(seen.kinds)
+            if seen.deep:
+                _join(deep, seen.deep)
             if seen.problem:
                 path = source.describe(index)
                 found.append({"split": name, "path": path, "problem": seen.problem})
@@ -86,11 +105,13 @@ def check(spec: str, split: str | None = None, threads: int | None = None) -> di
             "tiny": int((sides[:, 0] < TINY).sum()),
             "huge": int((sides[:, 1] > HUGE).sum()),
             "kinds": dict(kinds.most_common()),
-        }
+        } | ({"statistics": tally.report()} if tally else {})
+        notes += [{"split": name, "note": note} for note in _notes(deep.values())]
         digests.append(digest)
         labels.append(label)
     found += _doubles(sources, digests, labels, list(label_sets))
-    return {"source": spec, "problems": len(found), "found": found, "splits": splits}
+    counted = {"source": spec, "problems": len(found), "found": found}
+    return counted | {"notes": notes, "splits": splits}
 
 
 def lines(report: dict[str, Any]) -> Iterator[str]:
@@ -106,11 +127,15 @@ def lines(report: dict[str, Any]) -> Iterator[str]:
         )
         if facts["kinds"]:
             yield f"{name}: " + ", ".join(f"{n:,} {kind}" for kind, n in facts["kinds"].items())
+        yield from (f"{name}: note: {n['note']}" for n in report["notes"] if n["split"] == name)
+        if "statistics" in facts:
+            first = name == next(iter(report["splits"]))
+            yield from of_statistics(name, facts["statistics"], propose=first)
     yield f"{report['problems']:,} problem(s)" if report["problems"] else "no problems"
 
 
-def _look(source: Source, index: int) -> Seen:
-    """Reads and decodes an example."""
+def _look(source: Source, tally: Tally | None, index: int) -> Seen:
+    """Reads and decodes an example, and counts its values."""
     try:
         example = source[index]
     except OSError as error:
@@ -126,35 +151,66 @@ def _look(source: Source, index: int) -> Seen:
     labels = tuple(sorted(map(int, numbers)))
     data = image if isinstance(image, bytes) else image.tobytes()
     digest = int.from_bytes(blake2b(data, digest_size=8).digest(), "little")
-    if not isinstance(image, bytes):
-        if image.dtype != np.uint8 or image.ndim != 3:
-            return Seen(
-                labels, f"pixels are {image.dtype} {list(image.shape)}, not uint8 [H, W, C]"
-            )
-        height, width, channels = image.shape
-        return Seen(labels, None, digest, (height, width), ("grey",) if channels == 1 else ())
-    if not image:
+    if not isinstance(image, bytes) and (image.dtype.kind not in "buif" or image.ndim != 3):
+        return Seen(labels, f"pixels are {image.dtype} {list(image.shape)}, not uint8 [H, W, C]")
+    if not len(image):
         return Seen(labels, "the file is empty")
     try:
-        pixels = decode(image, source.channels)
-        if image[:6] == b"\x93NUMPY":
-            return Seen(labels, None, digest, pixels.shape[:2], ("NumPy",))
-        size, kinds = _header(image)
+        values = values_of(image, source.channels)
+        size = (values.shape[0], values.shape[1])
+        kinds: tuple[str, ...] = ()
+        if isinstance(image, bytes):
+            size, kinds = _header(image, size)
     except (DamagedImage, UserError, OSError) as error:
         return Seen(labels, f"damaged: {error}")
-    named = FORMATS.get(Path(source.describe(index)).suffix.lower(), kinds[0])
-    problem = None if named == kinds[0] else f"it is a {kinds[0]} by another name"
-    return Seen(labels, problem, digest, size, kinds)
+    if tally:
+        tally.add(values)
+    problem: str | None = None
+    deep: Deep | None = None
+    if isinstance(image, bytes):
+        named = FORMAT_OF.get(Path(source.describe(index)).suffix.lower(), kinds[0])
+        problem = None if named == kinds[0] else f"it is a {kinds[0]} by another name"
+    else:
+        kinds = ("grey",) if values.shape[-1] == 1 else ()
+        if values.dtype != np.uint8:
+            problem = (
+                f"pixels are {image.dtype} {list(image.shape)}, not uint8 [H, W, C]: training "
+                "takes them where its pipeline begins with decode(low, high)"
+            )
+    depth = DEPTHS.get(str(values.dtype), (str(values.dtype),))
+    if values.dtype != np.uint8:
+        deep = Deep(values.dtype, values.min(axis=(0, 1)), values.max(axis=(0, 1)))
+    return Seen(labels, problem, digest, size, kinds + depth, deep)
 
 
-def _header(data: bytes) -> tuple[tuple[int, int], tuple[str, ...]]:
-    """Width and height as stored; the format, and what is unusual about it."""
-    with Image.open(io.BytesIO(data)) as image:
-        kinds = [(image.format or "unknown").replace("MPO", "JPEG")]  # MPO: a JPEG and more of them
+def _header(data: bytes, size: tuple[int, int]) -> tuple[tuple[int, int], tuple[str, ...]]:
+    """Both sides; the format, and what is unusual about it."""
+    kind = format_of(data[:HEAD]) or "unknown"
+    if kind == "NumPy":
+        return size, (kind,)
+    with Image.open(io.BytesIO(data), formats=(kind,)) as image:
+        kinds = [kind]
         kinds += [KINDS[image.mode]] if image.mode in KINDS else []
         kinds += ["alpha"] if "transparency" in image.info else []
         kinds += ["EXIF-rotated"] if image.getexif().get(ORIENTATION, 1) not in (0, 1) else []
-        return image.size, tuple(kinds)
+        return size, tuple(kinds)
+
+
+def _join(deep: dict[str, Deep], one: Deep) -> None:
+    before = deep.get(str(one.dtype), one)
+    least, most = np.minimum(before.least, one.least), np.maximum(before.most, one.most)
+    deep[str(one.dtype)] = Deep(one.dtype, least, most)
+
+
+def _notes(deep: Iterable[Deep]) -> Iterator[str]:
+    """What training has to be told of images of more than 8 bits. No problems: a range makes good
+    images of them, and which one a run has is not known here."""
+    for one in deep:
+        try:
+            if note := unused(one.dtype, one.least, one.most, None):
+                yield note
+        except NeedsRange as error:
+            yield f"images of {one.dtype}: {error}"
 
 
 def _empty(spec: str, split: str, source: Source, counts: np.ndarray) -> list[Problem]:

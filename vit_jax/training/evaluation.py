@@ -89,7 +89,7 @@ def check_evaluators(opened: list[Opened], shape: tuple[int, int, int]) -> None:
     Raises UserError.
     """
     for one in opened:
-        parsed = ops.parse(one.pipeline, shape[:2], imports=True)
+        parsed = ops.parse(one.pipeline, shape[:2], imports=True, channels=shape[2])
         if parsed.random:
             raise UserError(f"evaluator {one.name}: its pipeline {one.pipeline!r} is random")
         for source in filter(None, (one.test, one.train)):

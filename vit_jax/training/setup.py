@@ -13,6 +13,7 @@ from ml_collections import ConfigDict
 from vit_jax.checkpoint import checksums, manager
 from vit_jax.config import differences, flat
 from vit_jax.data import ops
+from vit_jax.data.pipeline import check_depth
 from vit_jax.data.sources import Facts, facts, open_source
 from vit_jax.errors import UserError
 from vit_jax.evaluators.named import parse
@@ -106,13 +107,11 @@ def set_up(
     if resolved.optimizer.layer_decay is not None:
         layer_scales(model.abstract_params, resolved.optimizer.layer_decay)
     _check_class_weights(resolved)
-    for part in ("train", "eval"):
-        parsed = ops.parse(resolved.data[part].pipeline, model.config.image_size, imports=True)
-        if parsed.random and part == "eval" and data.eval.split:
-            raise UserError(
-                f"data.eval.pipeline {parsed.text!r} is random, evaluation is not: leave out "
-                f"{', '.join(sorted(ops.RANDOM))}"
-            )
+    pipelines = _pipelines(resolved, model)
+    for source, parsed in zip((train_source, eval_source), pipelines, strict=True):
+        note = check_depth(source, parsed, model.config.channels) if source else ""
+        if note and not any(line.endswith(note) for line in said):
+            said.append(f"warning: {parsed.text}: {note}")
     mesh = make_mesh((resolved.mesh.data, resolved.mesh.fsdp, resolved.mesh.tensor), devices)
     evaluators = []
     if open_data:
@@ -123,6 +122,26 @@ def set_up(
         resolved, said, model, mesh, classes or [], train_source, evaluators, known.num_examples,
         known.max_labels, weights, open_teacher(resolved, model, classes or []) if trains else None,
     )  # fmt: skip
+
+
+def _pipelines(config: ConfigDict, model: Model) -> list[ops.Pipeline]:
+    """Those of training and of evaluation, which fit each other. Raises UserError."""
+    size, channels = model.config.image_size, model.config.channels
+    texts = [config.data[part].pipeline for part in ("train", "eval")]
+    train, evaluation = (ops.parse(t, size, imports=True, channels=channels) for t in texts)
+    if evaluation.random and config.data.eval.split:
+        raise UserError(
+            f"data.eval.pipeline {evaluation.text!r} is random, evaluation is not: leave out "
+            f"{', '.join(sorted(ops.RANDOM))}"
+        )
+    same = config.data.eval.source in (None, "", config.data.train.source)
+    if same and train.levels != evaluation.levels:
+        ranged = next(parsed.text for parsed in (train, evaluation) if parsed.levels)
+        raise UserError(
+            "data.train.pipeline and data.eval.pipeline read the same source by different ranges, "
+            f"{' and '.join(map(repr, texts))}: begin both with {ranged.partition('|')[0].strip()}"
+        )
+    return [train, evaluation]
 
 
 def _check_class_weights(config: ConfigDict) -> None:
@@ -221,8 +240,7 @@ def _make_model(config: ConfigDict) -> Model:
         for key in ("mean", "std"):
             value = config.data[key] if config.data[key] is not None else 0.5
             each = value if isinstance(value, list | tuple) else [value]
-            right = all(isinstance(v, int | float) and (key == "mean" or v > 0) for v in each)
-            if not right or len(each) not in (1, model.config.channels):
+            if ops.not_shown_by(key, value) or len(each) not in (1, model.config.channels):
                 raise UserError(
                     f"data.{key} is {'a' if key == 'mean' else 'a positive'} number, or one for "
                     f"each of the {model.config.channels} channels, not {value!r}"
