@@ -16,6 +16,7 @@ import numpy as np
 from PIL import Image
 
 from vit_jax.data.decode import ORIENTATION, DamagedImage, decode
+from vit_jax.data.prepared import BrokenSet
 from vit_jax.data.source import Source
 from vit_jax.errors import UserError
 from vit_jax.preparing.reading import open_splits, read_ahead
@@ -46,10 +47,10 @@ class Seen(NamedTuple):
 def check(spec: str, split: str | None = None, threads: int | None = None) -> dict[str, Any]:
     """Checks a split of a source, or all.
 
-    Returns `{"source", "problems", "found", "splits"}`: `found` is a list of `{"split", "path",
-    "problem"}` and `problems` its length; `splits` tells by name of `examples`, `classes`,
-    `images_per_class`, `short_side` and `long_side` (`min`, `median`, `max`), `tiny`, `huge`, and
-    `kinds` (formats and modes, counted).
+    Returns `{"source", "problems", "found", "notes", "splits"}`: `found` is a list of
+    `{"split", "path", "problem"}` and `problems` its length; `notes` are lines on what is left out;
+    `splits` tells by name of `examples`, `classes`, `images_per_class`, `short_side` and
+    `long_side` (`min`, `median`, `max`), `tiny`, `huge`, and `kinds` (formats and modes, counted).
 
     Raises UserError: no such source or split.
     """
@@ -90,7 +91,10 @@ def check(spec: str, split: str | None = None, threads: int | None = None) -> di
         digests.append(digest)
         labels.append(label)
     found += _doubles(sources, digests, labels, list(label_sets))
-    return {"source": spec, "problems": len(found), "found": found, "splits": splits}
+    notes = list(dict.fromkeys(note for source in sources.values() for note in source.notes))
+    return {
+        "source": spec, "problems": len(found), "found": found, "notes": notes, "splits": splits,
+    }  # fmt: skip
 
 
 def lines(report: dict[str, Any]) -> Iterator[str]:
@@ -106,6 +110,7 @@ def lines(report: dict[str, Any]) -> Iterator[str]:
         )
         if facts["kinds"]:
             yield f"{name}: " + ", ".join(f"{n:,} {kind}" for kind, n in facts["kinds"].items())
+    yield from report["notes"]
     yield f"{report['problems']:,} problem(s)" if report["problems"] else "no problems"
 
 
@@ -115,6 +120,8 @@ def _look(source: Source, index: int) -> Seen:
         example = source[index]
     except OSError as error:
         return Seen(problem=f"cannot be read: {error.strerror}")
+    except BrokenSet:
+        raise
     except UserError as error:
         return Seen(problem=str(error))
     image, label = example["image"], example["label"]
