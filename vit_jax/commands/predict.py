@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from vit_jax.commands.arguments import add_source, model_fields
-from vit_jax.errors import UserError
+from vit_jax.errors import UserError, printable
 
 COLUMNS = ("image", "rank", "class", "label", "probability")
 
@@ -65,20 +65,30 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _images(given: list[str]) -> list[Path]:
-    """The files, and what folders hold of images. Raises UserError where there are none."""
-    from vit_jax.data.files import IMAGE_SUFFIXES
+    """The files, and what folders hold of images; tells what is left out of folders.
+
+    Raises UserError where there are none."""
+    from vit_jax.data.formats import NAMES
+    from vit_jax.data.walking import images_below, told
 
     found: list[Path] = []
     for path in map(Path, given):
         if path.is_dir():
-            inside = (p for p in sorted(path.rglob("*")) if p.suffix.lower() in IMAGE_SUFFIXES)
-            found += inside
+            images, left_out = images_below(path)
+            inside = [path / name for name in images]
+            files = [file for file in inside if file.is_file()]
+            left_out["pipe, device or broken link"] += len(inside) - len(files)
+            found += files
+            if left_out := +left_out:
+                print(f"{printable(path)}: {told(left_out)}", file=sys.stderr)
         elif path.is_file():
             found.append(path)
+        elif path.exists():
+            raise UserError(f"{printable(path)} is a device or a pipe, not a file")
         else:
-            raise UserError(f"{path}: no such file or folder")
+            raise UserError(f"{printable(path)}: no such file or folder")
     if not found:
-        raise UserError(f"no images in {', '.join(given)}")
+        raise UserError(f"no images in {', '.join(map(printable, given))}: {NAMES} are read")
     return found
 
 

@@ -23,12 +23,22 @@ FORMAT_OF = {ending: name for name, endings in ENDINGS.items() for ending in end
 NAMES = "JPEG, PNG, WebP, BMP, GIF, TIFF, PPM/PGM, AVIF, JPEG 2000, NumPy"
 
 _STARTS = (
-    (b"\xff\xd8\xff", "JPEG"), (b"\x89PNG\r\n\x1a\n", "PNG"), (b"GIF8", "GIF"), (b"BM", "BMP"),
+    (b"\xff\xd8\xff", "JPEG"), (b"\x89PNG\r\n\x1a\n", "PNG"), (b"GIF8", "GIF"),
     (b"II*\0", "TIFF"), (b"MM\0*", "TIFF"), (b"II+\0", "TIFF"), (b"MM\0+", "TIFF"),
     (b"\0\0\0\x0cjP  \r\n\x87\n", "JPEG2000"), (b"\xff\x4f\xff\x51", "JPEG2000"),
     (b"\x93NUMPY", "NumPy"),
 )  # fmt: skip
 
+_BMP_HEADERS = (
+    12,
+    16,
+    40,
+    52,
+    56,
+    64,
+    108,
+    124,
+)  # their sizes; the words BMW and BMI begin so, too
 _NETPBM = tuple(bytes([kind]) for kind in b"123456Ff")  # after the P, as in P6
 
 
@@ -37,6 +47,8 @@ def format_of(head: bytes) -> str | None:
     for start, name in _STARTS:
         if head.startswith(start):
             return name
+    if head[:2] == b"BM" and int.from_bytes(head[14:18], "little") in _BMP_HEADERS:
+        return "BMP"
     if head[:4] == b"RIFF" and head[8:12] == b"WEBP":
         return "WEBP"
     if head[4:8] == b"ftyp" and (b"avif" in head[8:] or b"avis" in head[8:]):

@@ -1,12 +1,14 @@
 """Data sets in the formats of other libraries: TFDS's array_record, Hugging Face's Arrow."""
 
 import os
+import re
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl
 
-from vit_jax.data.source import NoSplit
-from vit_jax.errors import UserError
+from vit_jax.data.prepared import BrokenSet, check_shards, open_builder, reason
+from vit_jax.data.splits import choose, in_order
+from vit_jax.errors import UserError, printable
 from vit_jax.user_code import imported
 
 MAX_LABELS = 64  # of an example where several are possible: TFDS does not say how many there are
@@ -21,8 +23,8 @@ class Tfds:
     def __init__(self, rest: str, split: str, classes: list[str] | None):
         import tensorflow_datasets as tfds
 
-        folder = prepared_folder(rest)
-        if folder is None:
+        builder = prepared_builder(rest)
+        if builder is None:
             place, command = expected_folder(rest), f"vit data prepare tfds:{rest}"
             if rest.startswith("imagenet"):
                 command = f"vit data prepare {rest} --from=TARS"
@@ -33,8 +35,9 @@ class Tfds:
                 "PATH/val/CLASS/*.jpg as --config.data.train.source=folder:PATH "
                 "--config.data.eval.split=val"
             )
-        builder = tfds.builder_from_directory(folder)
         features = builder.info.features
+        if not isinstance(features, tfds.features.FeaturesDict):
+            raise BrokenSet(f"tfds:{rest}: its features are {features}, not a dictionary")
         label = next((name for name in ("label", "labels") if name in features), None)
         if label is None or "image" not in features:
             raise UserError(
@@ -42,20 +45,28 @@ class Tfds:
                 f"classification set (it has {', '.join(features)})"
             )
         encoded = isinstance(features["image"], tfds.features.Image)
+        kind = builder.info.file_format.value
+        if kind != "array_record":
+            raise UserError(
+                f"tfds:{rest}: its files are {kind}: `vit data prepare tfds:{rest}` makes "
+                "array_record of them"
+            )
+        splits = builder.info.splits
+        base, bracket, part = split.partition("[")
+        if "+" not in split:
+            lacks = f"tfds:{rest}, split {split!r}"
+            split = choose(f"tfds:{rest}", base, splits, classes is None, lacks) + bracket + part
+        named = re.findall(r"[\w.]+", split)
+        check_shards(f"tfds:{rest}", [of for name, of in splits.items() if name in named])
         try:
             self._data = builder.as_data_source(
                 split=split,
                 decoders={"image": tfds.decode.SkipDecoding()} if encoded else None,
             )
-        except (ValueError, NotImplementedError) as error:
-            splits = ", ".join(builder.info.splits)
-            kind = builder.info.file_format.value
-            hint = "" if kind == "array_record" else (
-                f"; its files are {kind}: `vit data prepare tfds:{rest}` makes array_record of them"
-            )  # fmt: skip
-            reason = " ".join(str(error).split())
+        except Exception as error:  # whatever TFDS does about a split that cannot be
             raise UserError(
-                f"tfds:{rest}, split {split!r}: it has {splits} ({reason}){hint}"
+                f"tfds:{rest}, split {split!r}: it has {', '.join(in_order(splits))} "
+                f"({reason(error)})"
             ) from error
         try:
             empty = not len(self._data)
@@ -79,16 +90,39 @@ class Tfds:
         return len(self._data)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        example = self._data[index]
+        example = self._read(index)
         label = example[self._label]
         return {
             "image": example["image"],
             "label": [int(one) for one in label] if self._several else int(label),
         }
 
+    def _read(self, index: int) -> dict[str, Any]:
+        try:
+            return self._data[index]
+        except Exception as error:  # whatever array_record or a parser does about damaged bytes
+            raise BrokenSet(
+                f"{self._name} example {index} cannot be read, the set is damaged "
+                f"({reason(error)}); fetch or prepare it again"
+            ) from error
+
     def describe(self, index: int) -> str:
-        name = self._data[index].get("file_name", b"").decode()
-        return f"{self._name} example {index}" + (f" ({name})" if name else "")
+        name = self._read(index).get("file_name", b"").decode(errors="replace")
+        return f"{self._name} example {index}" + (f" ({printable(name)})" if name else "")
+
+
+def tfds_splits(rest: str) -> list[str]:
+    """The splits of a set that is on this machine; `train` of another."""
+    builder = prepared_builder(rest)
+    return ["train"] if builder is None else in_order(builder.info.splits)
+
+
+def prepared_builder(rest: str, root: Path | None = None) -> Any:
+    """TFDS's builder of a set that is on this machine; None of another. Raises UserError: it is
+    damaged, or names features that are not TFDS's own."""
+    folder = prepared_folder(rest, root)
+    own = rest.partition(".")[0] if names_builder(rest) else ""
+    return None if folder is None else open_builder(f"tfds:{rest}", folder, own)
 
 
 def tfds_root() -> Path:
@@ -150,30 +184,10 @@ class HuggingFace:
     channels = 3
 
     def __init__(self, rest: str, split: str, classes: list[str] | None):
-        try:
-            import datasets
-        except ImportError as error:
-            raise UserError(
-                f"hf:{rest} needs the package datasets: pip install vit_jax[hf]"
-            ) from error
-        name, _, query = rest.partition("?")
-        chosen, folder = dict(parse_qsl(query)), Path(name).expanduser()
-        unknown = sorted(set(chosen) - {"config", "image", "label"})
-        if unknown:
-            raise UserError(
-                f"hf:{rest}: after ? stand config=, image= or label=, not {unknown[0]}="
-            )
-        try:
-            if any((folder / file).is_file() for file in ("dataset_dict.json", "state.json")):
-                loaded = datasets.load_from_disk(str(folder))
-            else:
-                loaded = datasets.load_dataset(name, chosen.get("config"))
-        except Exception as error:  # whatever that package does about names and networks
-            text = str(error).strip().splitlines() or [type(error).__name__]
-            raise UserError(f"hf:{rest} cannot be loaded: {text[0]}") from error
-        splits = loaded if isinstance(loaded, dict) else {"train": loaded}
-        if split not in splits:
-            raise NoSplit(f"hf:{rest} has no split {split!r}: it has {', '.join(splits)}")
+        splits, chosen = _load(rest)
+        import datasets
+
+        split = choose(f"hf:{rest}", split, splits, classes is None)
         data = splits[split]
 
         def column(what: str, kind: type) -> str:
@@ -209,6 +223,22 @@ class HuggingFace:
             self.classes = list((label.feature if self._several else label).names)
         self._data = data.cast_column(self._image, datasets.Image(decode=False))
         self._name = f"hf:{rest} {split}"
+        self._check_labels()
+
+    def _check_labels(self) -> None:
+        """Raises UserError at the first label that is none or no class's number."""
+        column = self._data.select_columns([self._label]).with_format("arrow")[:][self._label]
+        for index, label in enumerate(column.to_pylist()):
+            each = label if self._several and label is not None else [label]
+            for one in each:
+                blank = one is None or (isinstance(one, str) and not one.strip())
+                if blank:
+                    raise UserError(f"{self.describe(index)} has no label: label it or take it out")
+                if self._number is None and not 0 <= one < len(self.classes):
+                    raise UserError(
+                        f"{self.describe(index)} has the label {one}: labels are whole numbers "
+                        f"from 0 to {len(self.classes) - 1}"
+                    )
 
     def __len__(self) -> int:
         return len(self._data)
@@ -228,3 +258,30 @@ class HuggingFace:
 
     def describe(self, index: int) -> str:
         return f"{self._name} example {index}"
+
+
+def _load(rest: str) -> tuple[dict[str, Any], dict[str, str]]:
+    """The splits of `NAME?config=…&image=…&label=…`, and what stands after the question mark."""
+    try:
+        import datasets
+    except ImportError as error:
+        raise UserError(f"hf:{rest} needs the package datasets: pip install vit_jax[hf]") from error
+    name, _, query = rest.partition("?")
+    chosen, folder = dict(parse_qsl(query)), Path(name).expanduser()
+    unknown = sorted(set(chosen) - {"config", "image", "label"})
+    if unknown:
+        raise UserError(f"hf:{rest}: after ? stand config=, image= or label=, not {unknown[0]}=")
+    try:
+        if any((folder / file).is_file() for file in ("dataset_dict.json", "state.json")):
+            loaded = datasets.load_from_disk(str(folder))
+        else:
+            loaded = datasets.load_dataset(name, chosen.get("config"))
+    except Exception as error:  # whatever that package does about names and networks
+        text = str(error).strip().splitlines() or [type(error).__name__]
+        raise UserError(f"hf:{rest} cannot be loaded: {text[0]}") from error
+    return (loaded if isinstance(loaded, dict) else {"train": loaded}), chosen
+
+
+def hugging_face_splits(rest: str) -> list[str]:
+    """The splits of a set of the package `datasets`."""
+    return in_order(_load(rest)[0])

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from vit_jax.data.source import known_split
+from vit_jax.data.splits import choose
 from vit_jax.errors import UserError
 
 
@@ -35,7 +35,7 @@ def digits(rest: str, split: str, classes: list[str] | None) -> Arrays:
     out as `val` (stratified, the same for everyone)."""
     if rest:
         raise UserError(f"digits:{rest}: there is one such set, named digits")
-    known_split("digits", split)
+    split = choose("digits", split, ("train", "val"), classes is None)
     package = importlib.util.find_spec("sklearn")  # importing it takes longer than all the rest
     assert package is not None
     assert package.origin
@@ -63,7 +63,7 @@ class Synthetic:
                 options = ",".join(f"{k}={v}" for k, v in sizes.items())
                 raise UserError(f"synthetic:{rest}: write it as synthetic:{options}")
             sizes[key] = int(value)
-        known_split("synthetic", split)
+        split = choose("synthetic", split, ("train", "val"), classes is None)
         self.first = 0 if split == "train" else 2**40
         self.num, self.size, self.channels = sizes["examples"], sizes["size"], sizes["channels"]
         self.classes = [str(label) for label in range(sizes["classes"])]

@@ -5,14 +5,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from vit_jax.errors import UserError
-
 PADDING = -1  # label of a row that fills a batch up
 NO_LABEL = -2  # fills the places of an example that has fewer labels than others
-
-
-class NoSplit(UserError):
-    """The source is there, and has no such split."""
 
 
 class Source(Protocol):
@@ -40,12 +34,6 @@ class Facts:
     num_classes: int
     channels: int = 3
     max_labels: int = 1
-
-
-def known_split(what: str, split: str, splits: tuple[str, ...] = ("train", "val")) -> None:
-    """Raises NoSplit where a split is none of those there are."""
-    if split not in splits:
-        raise NoSplit(f"{what} has no split {split!r}: it has {', '.join(splits)}")
 
 
 class Subset:

@@ -16,6 +16,7 @@ import numpy as np
 from vit_jax.data import files, libraries, memory
 from vit_jax.data.decode import DamagedImage
 from vit_jax.data.source import Facts, Source
+from vit_jax.data.splits import choose
 from vit_jax.errors import UserError, nearest
 from vit_jax.user_code import imported
 
@@ -64,14 +65,22 @@ def open_source(spec: str, split: str, classes: list[str] | None = None) -> Sour
     return source
 
 
+def split_names(spec: str) -> list[str]:
+    """The splits of a source, that of training first; of a source that does not say, those that it
+    may have. Raises UserError as `open_source` does."""
+    kind, _, rest = spec.partition(":")
+    if kind in SPLITS and len(_parts(spec)) == 1:
+        return SPLITS[kind](rest)
+    return ["train", "val", "test"] if " + " in spec else ["train", "val", "validation", "test"]
+
+
 def facts(spec: str, split: str) -> Facts:
     """Sizes of a split, from the data where it is here and else from what is known of the set."""
     kind, _, rest = spec.partition(":")
     if kind == "tfds" and rest in KNOWN and not libraries.prepared_folder(rest):
         num_classes, splits = KNOWN[rest]
         name, bracket, part = split.partition("[")
-        if name not in splits:
-            raise UserError(f"{spec} has no split {split!r}: it has {', '.join(splits)}")
+        name = choose(spec, name, splits)
         return Facts(_part_of(splits[name], bracket + part), num_classes)
     source = open_source(spec, split)
     return Facts(len(source), len(source.classes), source.channels, source.max_labels)
@@ -208,4 +217,13 @@ OPENERS: dict[str, Callable[..., Source]] = {
     "synthetic": memory.Synthetic,
     "tfds": libraries.Tfds,
     "hf": libraries.HuggingFace,
+}
+
+SPLITS: dict[str, Callable[[str], list[str]]] = {
+    "folder": files.folder_splits,
+    "csv": files.table_splits,
+    "tfds": libraries.tfds_splits,
+    "hf": libraries.hugging_face_splits,
+    "digits": lambda _: ["train", "val"],
+    "synthetic": lambda _: ["train", "val"],
 }

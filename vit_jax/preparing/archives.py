@@ -18,8 +18,10 @@ from typing import IO, Any, NamedTuple
 
 import numpy as np
 
-from vit_jax.data.files import IMAGE_SUFFIXES
-from vit_jax.errors import UserError, nearest
+from vit_jax.data.formats import HEAD, format_of, named_as_image
+from vit_jax.data.walking import images_below, left_out_as_named, told
+from vit_jax.errors import UserError, nearest, printable
+from vit_jax.files import MOST_BYTES, NotAFile, read_bytes
 from vit_jax.preparing.reading import shown
 
 SYNSET = re.compile(r"\bn\d{8}(?!\d)")
@@ -29,6 +31,7 @@ VALIDATION = re.compile(r"ILSVRC2012_val_(\d{8})")
 # 500 images or more, numbered as in the weights of arXiv 2104.10972.
 LABEL_MAPS = ("1k", "21k", "21k-p")
 DEVKIT = "ILSVRC2012_devkit_t12"
+MOST_TEXT = 2**26  # bytes of a list of synsets or a part of the development kit
 
 
 class Found(NamedTuple):
@@ -49,8 +52,8 @@ class Archive:
     channels = 3
     notes: tuple[str, ...] = ()
 
-    def __init__(self, root: Path, images: Iterable[Found], synset_of: Callable = lambda _: None):
-        self.root = root
+    def __init__(self, root: Path, places: list[Path], synset_of: Callable = lambda _: None):
+        self.root, self.left_out = root, Counter[str]()
         self.classes: list[str] = []
         self.labels = np.zeros(0, np.int32)
         self._places: list[Path] = []
@@ -58,7 +61,7 @@ class Archive:
         self._names, self._ends = bytearray(), array("q")
         self._synset = array("i")
         seen: dict[str | None, int] = {}
-        for place, offset, size, name in images:
+        for place, offset, size, name in _scan(places, self.left_out):
             if not self._places or self._places[-1] != place:
                 self._places.append(place)
             self._place.append(len(self._places) - 1)
@@ -93,6 +96,8 @@ class Archive:
                 f"left out {counts[0]:,} images of {len(unknown):,} synsets that the label map "
                 f"does not have ({', '.join(unknown[:3])}{' …' if unknown[3:] else ''})"
             )
+        if self.left_out:
+            notes.append(told(self.left_out))
         return tuple(f"{self.root}: {note}" for note in notes)
 
     def file_name(self, index: int) -> str:
@@ -106,7 +111,9 @@ class Archive:
     def __getitem__(self, index: int) -> dict[str, Any]:
         place, offset = self._places[self._place[index]], self._offset[index]
         if offset < 0:
-            data = (place / self.file_name(index)).read_bytes()
+            data = read_bytes(place / self.file_name(index))
+        elif self._size[index] > MOST_BYTES:
+            raise NotAFile(None, f"it claims {self._size[index]:,} bytes", str(place))
         else:
             handle = os.open(place, os.O_RDONLY)
             try:
@@ -149,8 +156,8 @@ def imagenet2012(root: Path, labels: str) -> dict[str, Archive]:
             raise UserError(f"{name}: {DEVKIT} tells of {len(truth):,} validation images")
         return truth[int(number[1]) - 1]
 
-    validation = Archive(val, _scan([val]), synset_of)  # the smaller first: what is missing shows
-    splits = {"train": Archive(train, _scan(synset_places(train))), "validation": validation}
+    validation = Archive(val, [val], synset_of)  # the smaller first: what is missing shows
+    splits = {"train": Archive(train, synset_places(train)), "validation": validation}
     return _numbered(splits, labels)
 
 
@@ -159,7 +166,7 @@ def imagenet21k(root: Path, labels: str) -> dict[str, Archive]:
 
     Raises UserError: none of this is there, or a tar is not whole.
     """
-    return _numbered({"train": Archive(root, _scan(synset_places(root)))}, labels)
+    return _numbered({"train": Archive(root, synset_places(root))}, labels)
 
 
 def _numbered(splits: dict[str, Archive], labels: str) -> dict[str, Archive]:
@@ -184,7 +191,10 @@ def label_map(name: str, synsets: Iterable[str | None] = ()) -> list[str]:
     if not Path(name).is_file():
         options = nearest(name, [*LABEL_MAPS, "found"])
         raise UserError(f"--labels={name} is no file and no label map: {options}")
-    lines = Path(name).read_text(encoding="utf-8", errors="replace").splitlines()
+    try:
+        lines = read_bytes(name, MOST_TEXT).decode(errors="replace").splitlines()
+    except OSError as error:
+        raise UserError(f"--labels={name} cannot be read: {error.strerror}") from error
     found = [line.split()[0] for line in lines if line.strip()]
     for synset, count in Counter(found or [""]).items():
         if count > 1 or not SYNSET.fullmatch(synset):
@@ -210,41 +220,47 @@ def synset_places(root: Path) -> list[Path]:
     return places
 
 
-def _scan(places: list[Path]) -> Iterator[Found]:
+def _scan(places: list[Path], left_out: Counter[str]) -> Iterator[Found]:
+    """The images of all places; other files are counted by ending."""
     for place in shown(places, len(places), "reading names"):
-        yield from _folder_images(place) if place.is_dir() else _tar_images(place)
+        yield from (_folder_images if place.is_dir() else _tar_images)(place, left_out)
 
 
-def _folder_images(place: Path) -> Iterator[Found]:
-    for folder, inside, files in os.walk(place, followlinks=True):
-        inside.sort()
-        below = os.path.relpath(folder, place.parent)
-        for name in sorted(files):
-            if name.lower().endswith(IMAGE_SUFFIXES) and not name.startswith("."):
-                yield Found(Path(folder), -1, -1, f"{below}/{name}")
+def _folder_images(place: Path, left_out: Counter[str]) -> Iterator[Found]:
+    images, others = images_below(place)
+    left_out.update(others)
+    for name in images:
+        yield Found((place / name).parent, -1, -1, f"{place.name}/{name}")
 
 
-def _tar_images(place: Path) -> Iterator[Found]:
+def _tar_images(place: Path, left_out: Counter[str]) -> Iterator[Found]:
+    if place.exists() and not place.is_file():
+        raise UserError(f"{printable(place)} is a device or a pipe, not a tar")
     try:
         with open(place, "rb") as file:
-            yield from _members(place, file, place.stem)
-    except (tarfile.TarError, FileNotFoundError) as error:
+            yield from _members(place, file, place.stem, left_out)
+    except (tarfile.TarError, OSError) as error:
         raise UserError(
-            f"{place} is no whole, uncompressed tar ({error}): gunzip it, or fetch it again"
+            f"{printable(place)} is no whole, uncompressed tar ({printable(error)}): gunzip it, or "
+            "fetch it again"
         ) from error
 
 
-def _members(place: Path, file: IO[bytes], outer: str) -> Iterator[Found]:
+def _members(place: Path, file: IO[bytes], outer: str, left_out: Counter[str]) -> Iterator[Found]:
     """The images of the tar that begins where the file stands, and of the tars in it."""
     with tarfile.open(fileobj=file, mode="r:") as tar:
         while (member := tar.next()) is not None:
             tar.members = []  # type: ignore[attr-defined]  # or it keeps all of them
             name = f"{outer}/{member.name}"
-            if member.isfile() and name.endswith(".tar"):
-                file.seek(member.offset_data)
-                yield from _members(place, file, name)
-            elif member.isfile() and name.lower().endswith(IMAGE_SUFFIXES):
+            if not member.isfile() or name.rpartition("/")[2].startswith("."):
+                continue
+            file.seek(member.offset_data)
+            if name.endswith(".tar"):
+                yield from _members(place, file, name, left_out)
+            elif named_as_image(name) or format_of(file.read(min(HEAD, member.size))):
                 yield Found(place, member.offset_data, member.size, name)
+            else:
+                left_out[left_out_as_named(name)] += 1
         file.seek(tar.offset)
         if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):  # a tar ends in zeros
             raise tarfile.ReadError("its end is missing")
@@ -274,9 +290,11 @@ def _validation_synsets(root: Path) -> list[str]:
 
 
 def _devkit(root: Path, name: str) -> IO[bytes]:
-    inside = f"{DEVKIT}/data/{name}"
+    inside, packed = f"{DEVKIT}/data/{name}", root / f"{DEVKIT}.tar.gz"
     if (root / inside).exists():
-        return BytesIO((root / inside).read_bytes())
-    with tarfile.open(root / f"{DEVKIT}.tar.gz") as tar:
+        return BytesIO(read_bytes(root / inside, MOST_TEXT))
+    if packed.exists() and not packed.is_file():
+        raise NotAFile(None, "it is a device or a pipe, not a file", str(packed))
+    with tarfile.open(packed) as tar:
         file = tar.extractfile(inside)
-        return BytesIO(file.read() if file else b"")
+        return BytesIO(file.read(MOST_TEXT) if file else b"")

@@ -19,6 +19,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from vit_jax.data import libraries
+from vit_jax.data.prepared import open_builder, read_info
 from vit_jax.errors import UserError
 from vit_jax.preparing.reading import shown
 from vit_jax.preparing.shards import Shard
@@ -50,10 +51,7 @@ def plan(rest: str, root: Path, source: str | None, shards: int | None) -> tuple
     folder = libraries.prepared_folder(rest, place)
     if folder is None:
         return _build(rest, _own(rest), root, source, shards)
-    if (
-        json.loads((folder / "dataset_info.json").read_text(encoding="utf-8")).get("fileFormat")
-        != "tfrecord"
-    ):
+    if read_info(f"tfds:{rest}", folder).get("fileFormat") != "tfrecord":
         raise UserError(f"tfds:{rest} is in {folder}, and not as TFRecord: there is nothing to do")
     target = folder.relative_to(place).as_posix()
     if folder == root / target:
@@ -61,15 +59,13 @@ def plan(rest: str, root: Path, source: str | None, shards: int | None) -> tuple
             f"{folder} holds tfds:{rest} as TFRecord: give another root for the copy, "
             "--output=ROOT (and train with TFDS_DATA_DIR=ROOT)"
         )
-    return target, lambda new, say: _convert(folder, new, say)
+    return target, lambda new, say: _convert(f"tfds:{rest}", folder, new, say)
 
 
-def _convert(old: Path, new: Path, say: Say) -> None:
+def _convert(name: str, old: Path, new: Path, say: Say) -> None:
     """Writes the TFRecord set of a folder as array_record, shard by shard, in the same order."""
-    import tensorflow_datasets as tfds
-
-    info = json.loads((old / "dataset_info.json").read_text(encoding="utf-8"))
-    for split in tfds.builder_from_directory(old).info.splits.values():
+    info = read_info(name, old)
+    for split in open_builder(name, old).info.splits.values():
         files = [Path(file) for file in split.filepaths]
         lengths = dict(zip(files, split.shard_lengths, strict=True))
         for file in shown(files, len(files), split.name):

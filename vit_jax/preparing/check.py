@@ -18,6 +18,7 @@ from PIL import Image
 from vit_jax.data.decode import ORIENTATION, DamagedImage, values_of
 from vit_jax.data.formats import FORMAT_OF, HEAD, format_of
 from vit_jax.data.levels import NeedsRange, unused
+from vit_jax.data.prepared import BrokenSet
 from vit_jax.data.source import Source
 from vit_jax.errors import UserError
 from vit_jax.preparing.reading import open_splits, read_ahead
@@ -62,8 +63,8 @@ def check(
     "path", "problem"}` and `problems` its length; `splits` tells by name of `examples`, `classes`,
     `images_per_class`, `short_side` and `long_side` (`min`, `median`, `max`), `tiny`, `huge`,
     `kinds` (formats and modes, counted) and, where asked for, `statistics` (`Tally.report`).
-    `notes` is a list of `{"split", "note"}`: what training has to be told of images of more than 8
-    bits.
+    `notes` is a list of `{"split", "note"}`: files that are left out, and what training has to be
+    told of images of more than 8 bits.
 
     Raises UserError: no such source or split.
     """
@@ -106,7 +107,9 @@ def check(
             "huge": int((sides[:, 1] > HUGE).sum()),
             "kinds": dict(kinds.most_common()),
         } | ({"statistics": tally.report()} if tally else {})
-        notes += [{"split": name, "note": note} for note in _notes(deep.values())]
+        told = {one["note"] for one in notes}
+        new = [note for note in (*source.notes, *_notes(deep.values())) if note not in told]
+        notes += [{"split": name, "note": note} for note in new]
         digests.append(digest)
         labels.append(label)
     found += _doubles(sources, digests, labels, list(label_sets))
@@ -140,6 +143,8 @@ def _look(source: Source, tally: Tally | None, index: int) -> Seen:
         example = source[index]
     except OSError as error:
         return Seen(problem=f"cannot be read: {error.strerror}")
+    except BrokenSet:
+        raise
     except UserError as error:
         return Seen(problem=str(error))
     image, label = example["image"], example["label"]

@@ -182,19 +182,15 @@ def _folder(rest: str, options: Options, root: Path) -> Plan:
         raise UserError(f"{name!r} is no name for a data set: give one such as --name=my_photos")
 
     def write(folder: Path, say: Say) -> None:
-        splits = {}
+        splits, notes = {}, dict[str, None]()
         for split, source in open_splits(f"folder:{rest}").items():
-            inside = f"{path / split if (path / split).is_dir() else path}/"
-            splits[split] = Split(source, _below(source, inside), np.arange(len(source)))
-            for note in source.notes:
-                say(note)
+            splits[split] = Split(source, source.name, np.arange(len(source)))  # type: ignore[attr-defined]
+            notes |= dict.fromkeys(source.notes)
+        for note in notes:
+            say(note)
         write_splits(folder, name, splits, options, say)
 
     return f"{name}/{VERSION}", write
-
-
-def _below(source: Source, folder: str) -> Callable[[int], str]:
-    return lambda index: str(source.path(index)).removeprefix(folder)  # type: ignore[attr-defined]
 
 
 def _imagenet(name: str, open_archives: Callable, labels: str) -> Callable:

@@ -7,15 +7,13 @@ through `vit_jax.data.pipeline`.
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 
-from vit_jax.data.files import SPLIT_NAMES
-from vit_jax.data.libraries import prepared_folder
-from vit_jax.data.source import NoSplit, Source
-from vit_jax.data.sources import open_source
+from vit_jax.data.source import Source
+from vit_jax.data.sources import open_source, split_names
+from vit_jax.data.splits import NoSplit
 from vit_jax.errors import UserError
 
 T = TypeVar("T")
@@ -49,10 +47,9 @@ def open_splits(spec: str, names: Sequence[str] = ()) -> dict[str, Source]:
     Raises UserError as `open_source` does. Of a folder of classes without splits, a tiny one may
     hold nothing out.
     """
-    kind, _, rest = spec.partition(":")
     found: dict[str, Source] = {}
     missing: UserError | None = None
-    for name in names or _split_names(kind, rest):
+    for name in names or split_names(spec):
         classes = next(iter(found.values())).classes if found else None
         try:
             found[name] = open_source(spec, name, classes)
@@ -60,25 +57,6 @@ def open_splits(spec: str, names: Sequence[str] = ()) -> dict[str, Source]:
             missing = missing or error
             if names:
                 raise
-        except UserError:
-            if names or not found or not _hashed(kind, rest):
-                raise
     if not found and missing:
         raise missing
     return found
-
-
-def _split_names(kind: str, rest: str) -> Sequence[str]:
-    """The splits that a source may have, that of training first."""
-    if kind == "tfds" and (folder := prepared_folder(rest)):
-        import tensorflow_datasets as tfds
-
-        splits = tfds.builder_from_directory(folder).info.splits
-        return sorted(splits, key=lambda name: (name != "train", name))
-    return ["train"] if kind == "tfds" else SPLIT_NAMES
-
-
-def _hashed(kind: str, rest: str) -> bool:
-    """Whether it is a folder of classes, of which a hash of the names makes the splits."""
-    root = Path(rest).expanduser()
-    return kind == "folder" and not any((root / name).is_dir() for name in SPLIT_NAMES)

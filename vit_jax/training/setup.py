@@ -84,7 +84,8 @@ def set_up(
     sizes = Sizes(known.num_examples, known.num_classes, known.channels, count)
     resolved, said = resolve(config, sizes, named)
     said += _give_way(resolved, list(named))
-    said += train_source.notes if train_source else ()
+    notes = [note for source in (train_source, eval_source) if source for note in source.notes]
+    said += dict.fromkeys(notes)
     if weights is not None:
         said += _inherit(resolved, weights)
     _shown_by_pipelines(resolved, list(named))

@@ -1,0 +1,95 @@
+"""How a folder of images is laid out: `SPLIT/CLASS/*` or `CLASS/*`; other trees are refused."""
+
+import os
+from collections import Counter
+from collections.abc import Iterable
+from pathlib import Path
+from typing import NamedTuple
+
+from vit_jax.data.splits import in_order, meaning
+from vit_jax.data.walking import folders_in, left_out_as, unreadable
+from vit_jax.errors import UserError, printable
+
+
+class Layout(NamedTuple):
+    """A folder's splits, none where it holds classes; and its other folders."""
+
+    splits: list[str]
+    others: list[str]
+
+
+def layout(root: Path) -> Layout:
+    """Which folders are splits: those that are named so, but for one that holds images directly, as
+    a class called `train` among other vehicles does."""
+    inside = folders_in(root)
+    others = [name for name in inside if not meaning(name)]
+    splits = [name for name in inside if meaning(name) and not _is_class(root, name, others)]
+    return Layout(in_order(splits), [name for name in inside if name not in splits])
+
+
+def _is_class(root: Path, name: str, others: list[str]) -> bool:
+    """A stray image beside the folders of classes makes no class of a split, unless other folders
+    hold their images directly, too."""
+    if not _holds_images(root / name):
+        return False
+    return not folders_in(root / name) or any(_holds_images(root / other) for other in others)
+
+
+def _holds_images(folder: Path) -> bool:
+    """Whether an image lies directly in the folder."""
+    try:
+        with os.scandir(folder) as entries:
+            return any(
+                not e.name.startswith(".") and not e.is_dir() and left_out_as(e) is None
+                for e in entries
+            )
+    except OSError as error:
+        raise unreadable(folder, error) from error
+
+
+def refuse_no_classes(root: Path, found: list[str]) -> None:
+    """Raises UserError where what would be classes are splits, by their names."""
+    if found and all(map(meaning, found)):
+        raise UserError(
+            f"{printable(root)}: {_some(found)} are splits by their names and would be classes; "
+            "images lie in SPLIT/CLASS/*, as in train/cat/1.jpg"
+        )
+
+
+def refuse_crossed(root: Path, found: list[str]) -> None:
+    """Raises UserError where what would be classes hold nothing but folders of the same names:
+    `fold1/cat fold1/dog fold2/cat …` or `cat/train cat/val dog/train …`."""
+    inside: dict[str, list[str]] = {}
+    for name in found:
+        if _holds_images(root / name):
+            return
+        if folders := folders_in(root / name):
+            inside[name] = folders
+    shown, several = printable(root), len(inside) > 1
+    counts = Counter(name for folders in inside.values() for name in folders)
+    if counts and all(map(meaning, counts)):
+        first, splits = next(iter(inside)), in_order(counts)
+        places = [f"{shown}/{printable(split)}/{printable(first)}" for split in splits[:2]]
+        raise UserError(
+            f"{shown}: {_some(inside)} {'hold' if several else 'holds'} splits ({_some(splits)}): "
+            + (f"make {' and '.join(places)} of them, SPLIT/CLASS" if several
+               else f"give folder:{shown}/{printable(first)}")
+        )  # fmt: skip
+    shared = [name for name, count in counts.items() if count > 1]
+    if not several or len(counts) == 1 or 2 * len(shared) < len(counts):
+        return
+    if not all(_holds_images(root / name / shared_one) for name, folders in inside.items()
+               for shared_one in folders[:1]):  # fmt: skip
+        return
+    train, val = list(inside)[:2]
+    raise UserError(
+        f"{shown}: {_some(inside)} hold the same folders ({_some(sorted(shared))}). If they are "
+        f"splits, write --config.data.train.split={printable(train)} "
+        f"--config.data.eval.split={printable(val)}; if they are classes, move them to "
+        f"{shown}/train"
+    )
+
+
+def _some(names: Iterable[str]) -> str:
+    names = [printable(name) for name in names]
+    return ", ".join(names[:3]) + (" …" if names[3:] else "")

@@ -1,0 +1,167 @@
+"""TFDS's data sets on disk, looked at before TFDS reads them.
+
+TFDS imports the modules that `features.json` names, and takes memory for the examples that
+`dataset_info.json` claims. Here files import nothing, and claims are compared with the shards.
+"""
+
+import contextlib
+import json
+import stat
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from vit_jax.errors import UserError, printable
+from vit_jax.files import read_bytes
+
+MOST_METADATA = 2**27  # bytes of a file that is no shard
+_CLASS_KEYS = ("pythonClassName", "python_class_name", "type")  # the last in files of old
+_OPENED = 16  # shards at a time
+
+
+class BrokenSet(UserError):
+    """The files of a data set are damaged or do not fit together: no example is to be trusted."""
+
+
+def open_builder(name: str, folder: Path, own: str = "") -> Any:
+    """TFDS's builder of a folder.
+
+    Args:
+      name: of the set, for messages.
+      folder: NAME[/CONFIG]/VERSION.
+      own: the package of a builder that the user named; features of it may be imported.
+
+    Raises BrokenSet: a file is damaged. Raises UserError: a feature is none of TFDS's own.
+    """
+    import tensorflow_datasets as tfds
+
+    for file in sorted(folder.iterdir()):
+        if file.is_dir():
+            continue
+        facts = _facts(name, file)
+        shard = any(kind in file.name for kind in (".array_record", ".tfrecord", ".riegeli"))
+        if not shard and facts.st_size > MOST_METADATA:
+            raise BrokenSet(
+                f"{name} is damaged: {printable(file)} holds {facts.st_size:,} bytes and should "
+                "be a small text file"
+            )
+    info = read_info(name, folder)
+    _check_features(name, folder / "features.json", own)
+    try:
+        return tfds.builder_from_directory(folder)
+    except Exception as error:  # whatever TFDS does about files that are JSON and no more
+        wrong = "dataset_info.json or features.json" if info else "dataset_info.json"
+        raise BrokenSet(
+            f"{name} is damaged: TFDS cannot read {printable(folder)}/{wrong} ({reason(error)}); "
+            "prepare it again"
+        ) from error
+
+
+def read_info(name: str, folder: Path) -> dict[str, Any]:
+    """What `dataset_info.json` says. Raises BrokenSet where it is none."""
+    file = folder / "dataset_info.json"
+    info = _json(name, file)
+    splits = info.get("splits")
+    named = isinstance(splits, list) and all(
+        isinstance(split, dict) and isinstance(split.get("name"), str) for split in splits
+    )
+    if not named or not splits or not isinstance(info.get("name"), str):
+        raise BrokenSet(f"{name} is damaged: {printable(file)} names no set with splits")
+    return info
+
+
+def reason(error: Exception) -> str:
+    """An error of a library in one line."""
+    return printable(" ".join(f"{type(error).__name__}: {error}".split())[:300])
+
+
+def check_shards(name: str, splits: Sequence[Any]) -> None:
+    """Opens every array_record file of some splits and compares the number of its records.
+
+    Raises BrokenSet: one is missing, cut off or damaged, or holds another number of examples.
+    """
+    files = [
+        (Path(file), length)
+        for split in splits
+        for file, length in zip(split.filepaths, split.shard_lengths, strict=True)
+    ]
+    with ThreadPoolExecutor(min(_OPENED, len(files) or 1)) as pool:
+        for _ in pool.map(lambda shard: _check_shard(name, *shard), files):
+            pass
+
+
+def _check_shard(name: str, file: Path, length: int) -> None:
+    from array_record.python.array_record_module import ArrayRecordReader
+
+    _facts(name, file)
+    reader = ArrayRecordReader(str(file))
+    whole, found = reader.ok(), reader.num_records()
+    reader.close()
+    if not whole:
+        raise BrokenSet(
+            f"{name} is damaged: {printable(file)} is cut off or no array_record file; fetch or "
+            "prepare it again"
+        )
+    if found != length:
+        raise BrokenSet(
+            f"{name} is damaged: {printable(file)} holds {found:,} examples, dataset_info.json "
+            f"says {length:,}"
+        )
+
+
+def _facts(name: str, file: Path) -> Any:
+    try:
+        facts = file.stat()
+    except OSError as error:
+        raise BrokenSet(
+            f"{name} is damaged: {printable(file)}: {error.strerror}; fetch or prepare it again"
+        ) from error
+    if not stat.S_ISREG(facts.st_mode):
+        raise BrokenSet(f"{name} is damaged: {printable(file)} is a device or a pipe, not a file")
+    return facts
+
+
+def _json(name: str, file: Path) -> dict[str, Any]:
+    _facts(name, file)
+    try:
+        value = json.loads(read_bytes(file, MOST_METADATA))
+    except (ValueError, RecursionError, OSError) as error:
+        raise BrokenSet(
+            f"{name} is damaged: {printable(file)} is no JSON ({reason(error)})"
+        ) from error
+    if not isinstance(value, dict):
+        raise BrokenSet(f"{name} is damaged: {printable(file)} holds no JSON object")
+    return value
+
+
+def _check_features(name: str, file: Path, own: str) -> None:
+    import tensorflow_datasets as tfds
+
+    features = tfds.features
+    shipped = {
+        f"{feature.__module__}.{feature.__qualname__}"
+        for feature in map(vars(features).get, dir(features))
+        if isinstance(feature, type) and issubclass(feature, features.FeatureConnector)
+    } | {"tensorflow_datasets.core.features.feature.Tensor"}  # as TFDS once called it
+    for named in _classes(_json(name, file)):
+        if named not in shipped and not (own and named.partition(".")[0] == own):
+            raise UserError(
+                f"{name}: {printable(file)} names the feature {named!r}, which TFDS does not "
+                "ship. Files import nothing; if the module is yours, give the set's builder as "
+                "tfds:my_package.my_module:Builder"
+            )
+
+
+def _classes(features: Any) -> Iterator[str]:
+    """Every class that the JSON of features names, also in JSON that it quotes."""
+    left = [features]
+    while left:
+        value = left.pop()
+        if isinstance(value, list):
+            left += value
+        elif isinstance(value, dict):
+            left += [inside for inside in value.values() if not isinstance(inside, str)]
+            yield from (value[key] for key in _CLASS_KEYS if isinstance(value.get(key), str))
+            with contextlib.suppress(KeyError, TypeError, ValueError, RecursionError):
+                left.append(json.loads(value["json"]))

@@ -1,0 +1,110 @@
+"""Which split a name means, and what is held out where a set has no splits."""
+
+import os
+import zlib
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+
+from vit_jax.errors import UserError, printable
+
+# A split, as configs name it: the names that mean it, in any case.
+ALIASES = {
+    "train": ("train", "training"),
+    "val": ("val", "valid", "validation", "dev", "eval", "evaluation"),
+    "test": ("test", "testing"),
+}
+_MEANING = {alias: split for split, aliases in ALIASES.items() for alias in aliases}
+ENOUGH = 100  # held-out images, below which a choice of checkpoints is told to be noise
+_LISTED = 50
+
+
+class NoSplit(UserError):
+    """The source is there, and has no such split."""
+
+
+def meaning(name: str) -> str | None:
+    """`train`, `val` or `test`, where a split's name means one of them.
+
+    >>> meaning("Validation")
+    'val'
+    """
+    return _MEANING.get(name.lower())
+
+
+def in_order(names: Iterable[str]) -> list[str]:
+    """Splits, that of training first."""
+    order = list(ALIASES)
+    return sorted(names, key=lambda n: (order.index(meaning(n) or order[-1]), not meaning(n), n))
+
+
+def choose(what: str, split: str, names: Iterable[str], training: bool = False,
+           lacks: str = "") -> str:  # fmt: skip
+    """The split of a source that is asked for: the one of that name, else the one that means it.
+
+    Args:
+      what: the source, for messages.
+      split: the name asked for; `train`, `val` and `test` stand for all of their aliases.
+      names: the splits that there are.
+      training: whether a split of an unknown name is to be trained on.
+      lacks: what to say of a split that is not there, where that is not `WHAT has no split …`.
+
+    Raises NoSplit: there is none. Raises UserError: there are several.
+    """
+    names = in_order(names)
+    if split in names:
+        return split
+    same = [name for name in names if split in ALIASES and meaning(name) == split]
+    if len(same) == 1:
+        return same[0]
+    part = "train" if meaning(split) == "train" or (training and not meaning(split)) else "eval"
+    if same:
+        raise UserError(
+            f"{what}: {_listed(same, ' and ')} all mean the split {split!r}; choose one, as in "
+            f"--config.data.{part}.split={printable(same[0])}"
+        )
+    others = [name for name in names if part == "train" or meaning(name) != "train"]
+    fixes = [f"on {printable(name)}: --config.data.{part}.split={printable(name)}"
+             for name in others[:1]]  # fmt: skip
+    if part == "eval":
+        fixes.append("on nothing: --config.data.eval.split=")
+    raise NoSplit(
+        (lacks or f"{what} has no split {split!r}")
+        + f": it has {_listed(names) or 'none'}"
+        + (f"; {'train' if part == 'train' else 'evaluate'} {'; '.join(fixes)}" if fixes else "")
+    )
+
+
+def _listed(names: Sequence[str], between: str = ", ") -> str:
+    shown = between.join(map(printable, names[:_LISTED]))
+    return shown + (f" and {len(names) - _LISTED:,} more" if names[_LISTED:] else "")
+
+
+def passed_over(what: str, split: str, names: Iterable[str]) -> list[str]:
+    """A note of splits that mean the same as the one that is read, and are not read."""
+    means = meaning(split)
+    same = [name for name in in_order(names) if means and name != split and meaning(name) == means]
+    return [f"{what}: {split!r} is read, {_listed(same)} is not"] if same else []
+
+
+def held_out(names: Sequence[str]) -> np.ndarray:
+    """bool [names]: which images of a class belong to `val` where nothing says so. A tenth of the
+    distinct names does, those with the smallest hash, and at least one of two or more.
+
+    So it is a function of the set of names alone, and every class is there."""
+    distinct = sorted(set(names))
+    hashes = np.array([zlib.crc32(os.fsencode(name)) for name in distinct], np.uint32)
+    count = max(1, len(distinct) // 10) if len(distinct) > 1 else 0
+    chosen = {distinct[place] for place in np.argsort(hashes, kind="stable")[:count]}
+    return np.array([name in chosen for name in names], bool)
+
+
+def too_few(what: str, count: int, remedy: str) -> list[str]:
+    """A note where so few images are held out that a choice of checkpoints is mostly chance."""
+    if count >= ENOUGH:
+        return []
+    images = "1 image is" if count == 1 else f"{count} images are"
+    return [
+        f"{what}: {images} held out, too few to choose a checkpoint by: the standard error of an "
+        f"accuracy is up to {50 / count**0.5:.0f} points; {remedy}"
+    ]

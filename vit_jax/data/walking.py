@@ -1,0 +1,148 @@
+"""Which files below a folder are images: the one walk of everything that reads folders.
+
+An image's usual ending is believed, because folders hold millions of files. Every other file is
+judged by its first bytes. No pipe or device is opened, and each folder is entered once, however
+many links lead to it.
+"""
+
+import os
+import stat
+from collections import Counter
+from pathlib import Path, PurePath
+from typing import NamedTuple
+
+from vit_jax.data.formats import FORMAT_OF, HEAD, format_of
+from vit_jax.errors import UserError, printable
+
+_LONGEST_ENDING = 12  # of what is taken for an ending in a message
+
+
+class Below(NamedTuple):
+    """Images as sorted paths relative to the folder, and other files, counted by ending."""
+
+    images: list[str]
+    left_out: Counter[str]
+
+
+def images_below(folder: str | os.PathLike) -> Below:
+    """The images at any depth, hidden files and folders aside. Links are followed, but not back to
+    a folder that holds the link or was entered before.
+
+    Raises UserError: a folder cannot be read.
+    """
+    root = os.fspath(folder)
+    images: list[str] = []
+    left_out, entered, inside = Counter[str](), _Entered(root), [""]
+    while inside:
+        place = inside.pop()
+        folders = []
+        try:
+            with os.scandir(os.path.join(root, place)) as entries:
+                for entry in entries:
+                    name = entry.name
+                    if name[0] == ".":
+                        continue
+                    if name[name.rfind(".") :].lower() in FORMAT_OF:  # and is not asked what it is
+                        images.append(place + name)
+                    elif _is_folder(entry):
+                        folders.append((entry.is_symlink(), name))
+                    elif (kind := left_out_as(entry)) is None:
+                        images.append(place + name)
+                    else:
+                        left_out[kind] += 1
+        except OSError as error:
+            raise unreadable(os.path.join(root, place), error) from error
+        new = [f"{place}{name}/" for _, name in sorted(folders) if entered.first(place + name)]
+        inside += reversed(new)
+    return Below(sorted(images), left_out)
+
+
+def unreadable(folder: str | os.PathLike, error: OSError) -> UserError:
+    """The one line for a folder that cannot be listed."""
+    return UserError(f"cannot read the folder {printable(os.fspath(folder))}: {error.strerror}")
+
+
+def folders_in(root: Path) -> list[str]:
+    """The sorted names of a folder's folders, hidden ones aside."""
+    try:
+        with os.scandir(root) as entries:
+            return sorted(e.name for e in entries if not e.name.startswith(".") and _is_folder(e))
+    except OSError as error:
+        raise unreadable(root, error) from error
+
+
+def files_in(root: Path) -> Counter[str]:
+    """What lies directly in a folder beside its folders, counted by ending."""
+    with os.scandir(root) as entries:
+        names = [e.name for e in entries if not e.name.startswith(".") and not _is_folder(e)]
+    return Counter(map(left_out_as_named, names))
+
+
+def left_out_as(entry: os.DirEntry) -> str | None:
+    """What an entry that is no folder is counted as; None for an image."""
+    try:
+        if entry.name[entry.name.rfind(".") :].lower() in FORMAT_OF:
+            return None
+        if not entry.is_file():
+            broken = entry.is_symlink() and not os.path.exists(entry.path)
+            return "broken link" if broken else "pipe, socket or device"
+        return None if format_of(first_bytes(entry.path)) else left_out_as_named(entry.name)
+    except OSError:
+        return "unreadable"
+
+
+def left_out_as_named(name: str) -> str:
+    """What a file that is no image is counted as, by its ending."""
+    ending = PurePath(name).suffix.lower()
+    return ending if 1 < len(ending) <= _LONGEST_ENDING else "without an ending"
+
+
+def first_bytes(path: str | os.PathLike, count: int = HEAD) -> bytes:
+    """The beginning of a regular file; nothing of what is none. Raises OSError."""
+    if not stat.S_ISREG(os.stat(path).st_mode):
+        return b""
+    file = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
+    try:
+        return os.read(file, count)
+    finally:
+        os.close(file)
+
+
+def told(left_out: Counter[str]) -> str:
+    """`3 files are left out: 2 .txt, 1 without an ending`."""
+    total, kinds = left_out.total(), left_out.most_common()
+    parts = [f"{count:,} {printable(kind)}" for kind, count in kinds[:5]]
+    if kinds[5:]:
+        parts.append(f"{sum(count for _, count in kinds[5:]):,} others")
+    return f"{total:,} file{' is' if total == 1 else 's are'} left out: {', '.join(parts)}"
+
+
+def _is_folder(entry: os.DirEntry) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself
+        return False
+
+
+class _Entered:
+    """The folders that a walk must not enter again: those above its root, and those it has been to.
+    Nothing is looked up before the walk meets a folder inside its root."""
+
+    def __init__(self, root: str):
+        self._root = root
+        self._known: set[tuple[int, int]] = set()
+
+    def first(self, place: str) -> bool:
+        """Whether the walk has not been to the folder; from now on it has."""
+        if not self._known:
+            for root in {Path(os.path.abspath(self._root)), Path(os.path.realpath(self._root))}:
+                self._known |= {_identity(folder) for folder in (root, *root.parents)}
+        identity = _identity(os.path.join(self._root, place))
+        new = identity not in self._known
+        self._known.add(identity)
+        return new
+
+
+def _identity(folder: str | os.PathLike) -> tuple[int, int]:
+    facts = os.stat(folder)
+    return facts.st_dev, facts.st_ino
