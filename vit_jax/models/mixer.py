@@ -29,7 +29,7 @@ class MixerConfig:
     patch_size: int = 16  # P
     tokens_mlp_dim: int = 384  # D_S
     mlp_dim: int = 3072  # D_C, of the channels' MLP
-    image_size: tuple[int, int] = (224, 224)  # (H, W); whole patches of it are read
+    image_size: tuple[int, int] = (224, 224)  # (H, W)
     channels: int = 3
     num_classes: int = 1000  # 0: no head, logits are the pre-logits
     head_bias: float = 0.0  # negative for sigmoid losses
@@ -50,7 +50,7 @@ class MixerConfig:
             check(self, field, float, lambda rate: 0 <= rate < 1, "a number in [0, 1)")
         check(self, "layernorm_eps", float, lambda eps: eps > 0, "a positive number")
         check_choices(self, CHOICES)
-        check_patches(self.image_size, self.patch_size, remainder=True)
+        check_patches(self.image_size, self.patch_size)
 
     @property
     def grid(self) -> tuple[int, int]:

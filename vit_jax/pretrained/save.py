@@ -18,7 +18,6 @@ from vit_jax.checkpoint.tree import Flat, flatten, unstack
 from vit_jax.config import base, flat
 from vit_jax.errors import UserError, nearest
 from vit_jax.files import whole
-from vit_jax.models.mixer import MixerConfig
 from vit_jax.models.model import Config, Model, Params
 from vit_jax.models.position import sincos2d
 from vit_jax.models.vit import ViTConfig
@@ -94,7 +93,7 @@ def save_pretrained(
     _write(dataclasses.replace(model, config=config), tensors, path, layout, dialect, classes)
     notes = layout.notes(model)
     shown, said = model.data_config.image_size or config.image_size, config.image_size
-    if isinstance(config, ViTConfig | MixerConfig) and not path.is_dir():
+    if isinstance(config, ViTConfig) and not path.is_dir():
         rows, columns = config.grid
         said = rows * config.patch_size, columns * config.patch_size
     if shown != said and to != "huggingface":
