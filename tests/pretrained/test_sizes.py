@@ -1,6 +1,7 @@
 """Weights of an image size that patches do not tile: the rest at the right and bottom is not read,
 and a size that somebody chooses is one that patches tile."""
 
+import dataclasses
 import json
 
 import jax
@@ -10,6 +11,7 @@ import pytest
 import vit_jax
 from vit_jax import cli
 from vit_jax.errors import UserError
+from vit_jax.models.model import DataConfig
 from vit_jax.pretrained.weights import open_weights
 
 SIZE, READ, PATCH = (22, 17), (20, 15), 5
@@ -31,6 +33,7 @@ def made():
         "vit", remainder=True, hidden_size=32, num_layers=1, num_heads=2, mlp_dim=40, gelu="exact",
         patch_size=PATCH, image_size=SIZE, num_classes=4,
     )  # fmt: skip
+    model = dataclasses.replace(model, data_config=DataConfig(crop=1.0, squash=True))
     return model, random(model)
 
 
@@ -74,8 +77,9 @@ def test_a_family_of_which_nothing_is_known_at_such_a_size_refuses_it(name):
 @pytest.mark.parametrize(
     ("to", "name", "told"),
     [
-        ("google", "w.npz", False), ("big_vision", "w.npz", False), ("timm", "w.safetensors", False),
-        ("timm", "w", True), ("huggingface", "w", True), ("orbax", "w", True),
+        ("google", "w.npz", False), ("big_vision", "w.npz", False),
+        ("timm", "w.safetensors", False), ("timm", "w", True), ("huggingface", "w", True),
+        ("orbax", "w", True),
     ],
 )  # fmt: skip
 def test_every_layout_keeps_the_size_or_says_that_its_readers_lose_it(
@@ -97,10 +101,13 @@ def test_every_layout_keeps_the_size_or_says_that_its_readers_lose_it(
 
 def test_positions_are_resized_from_their_own_grid_to_a_size_that_tiles(made, tmp_path):
     vit_jax.save_pretrained(*made, tmp_path / "w", "huggingface")
-    load = lambda size: vit_jax.load_pretrained(tmp_path / "w", image_size=size, say=None)  # noqa: E731
+
+    def load(size):
+        return vit_jax.load_pretrained(tmp_path / "w", image_size=size, say=None)
+
     model, _, report = load((25, 25))
     assert model.config.image_size == (25, 25)
-    assert report.fates["pos_embed/grid"] == "resized (4 x 3 to 5 x 5, huggingface)"
+    assert report.fates["pos_embed/grid"] == "resized (4 x 3 to 5 x 5, timm)"
     assert load(READ)[2].fates["pos_embed/grid"] == "loaded"
     assert load(SIZE)[0].config.image_size == SIZE  # their own
     with pytest.raises(UserError, match=r"\(23, 23\) .* \(20, 20\) or \(25, 25\) would work"):
@@ -111,7 +118,7 @@ def test_a_processors_size_is_taken_as_transformers_take_it(made, tmp_path):
     vit_jax.save_pretrained(*made, tmp_path / "w", "huggingface")
     path = tmp_path / "w" / "preprocessor_config.json"
     shown = json.loads(path.read_text())
-    assert shown["crop_size"] == {"height": SIZE[0], "width": SIZE[1]}
+    assert shown["size"] == {"height": SIZE[0], "width": SIZE[1]}
     sides = {"height": 27, "width": 31}
     processor = {"image_processor_type": "ViTImageProcessor", "size": sides}
     path.write_text(json.dumps(processor))
