@@ -25,7 +25,7 @@ def cannot_write(path: Path, error: Exception) -> UserError:
     full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
     remedy = "make room or choose another place" if full else "choose another place"
     reason = getattr(error, "strerror", None) or str(error).partition("\n")[0][:160]
-    return UserError(f"cannot write {path}: {reason}; {remedy}")
+    return UserError(f"cannot write {printable(path)}: {reason}; {remedy}")
 
 
 def printable(text: object) -> str:

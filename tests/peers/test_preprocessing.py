@@ -162,7 +162,7 @@ def assert_same_probabilities(ours, theirs):
     assert np.abs(ours - theirs).max() < 1e-3
 
 
-@pytest.mark.parametrize("size", [(32, 32), (16, 48)])
+@pytest.mark.parametrize("size", [(32, 32), (16, 48), (43, 43), (21, 50)])
 def test_predictions_are_timms(photos, tmp_path, size):
     arguments = TINY | {"img_size": list(size)}
     with unmade():
@@ -198,6 +198,16 @@ def test_predictions_are_timms(photos, tmp_path, size):
         (
             "ViTForImageClassification", {"image_size": 32, "patch_size": 8},
             ("ViT", {"size": 32, "do_normalize": False}),
+        ),
+        # Of sizes that patches do not tile, the rest is shown and not read.
+        ("ViTForImageClassification", {"image_size": 50, "patch_size": 12}, ("ViT", {"size": 50})),
+        (
+            "ViTForImageClassification", {"image_size": (31, 50), "patch_size": 12},
+            ("ViT", {"size": {"height": 31, "width": 50}}),
+        ),
+        (
+            "Dinov2ForImageClassification", {"image_size": 50, "patch_size": 12},
+            ("Bit", {"size": {"shortest_edge": 48}, "crop_size": 43}),
         ),
         (
             "DeiTForImageClassificationWithTeacher", {"image_size": 32, "patch_size": 8},

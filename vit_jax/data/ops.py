@@ -327,7 +327,8 @@ def parse(
             if ":" in name and not imports:
                 raise UserError(
                     f"the pipeline {printable(text)!r} comes from a file: its operation "
-                    f"{printable(name)!r} is not imported, because it could run any code"
+                    f"{printable(name)!r} is not imported, because it could run any code "
+                    "(vit predict imports it with --trust-code)"
                 )
             function = imported(name, "an operation") if ":" in name else OPS.get(name)
         if function is None:

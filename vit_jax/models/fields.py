@@ -28,9 +28,12 @@ def check_choices(config: Any, choices: dict[str, tuple[str, ...]]) -> None:
         check(config, field, str, allowed.__contains__, f"one of {', '.join(allowed)}")
 
 
-def check_patches(image_size: tuple[int, int], patch_size: int) -> None:
-    """Images that patches tile. Raises ValueError with the sizes that would work."""
-    if any(side < 1 or side % patch_size for side in image_size):
+def check_patches(image_size: tuple[int, int], patch_size: int, *, remainder: bool = False) -> None:
+    """Images that patches tile, or with `remainder` images of at least one patch each way.
+
+    Raises ValueError with the sizes that would work.
+    """
+    if any(side < patch_size or (side % patch_size and not remainder) for side in image_size):
         down = tuple(max(1, side // patch_size) * patch_size for side in image_size)
         up = tuple(max(1, -(-side // patch_size)) * patch_size for side in image_size)
         raise ValueError(

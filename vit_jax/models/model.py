@@ -30,6 +30,15 @@ FAMILIES: dict[type, Callable[..., nnx.Module]] = {
 }
 
 
+# What makes of logits what is told of an image: a distribution over the classes, a probability of
+# each class by itself, or (of a regression) the values as they are.
+ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
+    "softmax": jax.nn.softmax,
+    "sigmoid": jax.nn.sigmoid,
+    "none": lambda logits: logits,
+}
+
+
 @dataclasses.dataclass(frozen=True)
 class DataConfig:
     """How images were shown to the model: pixels p in 0..255 become (p/255 - mean) / std.
@@ -88,11 +97,19 @@ def crop_of(side: int, resized: int) -> float:
 
 @dataclasses.dataclass(frozen=True)
 class Model:
-    """A named architecture with its sizes. Made by `create_model`."""
+    """A named architecture with its sizes, how images were shown to it, and what its logits mean
+    (one of `ACTIVATIONS`; the loss decides). Made by `create_model`."""
 
     name: str
     config: Config
     data_config: DataConfig = DataConfig()
+    activation: str = "softmax"
+
+    @property
+    def output_activation(self) -> str:
+        """`activation`; of a single output the sigmoid, as its softmax is 1 for any image."""
+        single = self.config.num_classes == 1 and self.activation == "softmax"
+        return "sigmoid" if single else self.activation
 
     def _module(self, key: Key[Array, ""]) -> nnx.Module:
         return FAMILIES[type(self.config)](self.config, nnx.Rngs(params=key))

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from vit_jax.errors import UserError, nearest
+from vit_jax.models.fields import check_patches
 from vit_jax.models.mixer import MixerConfig
 from vit_jax.models.model import Config, DataConfig, Model
 from vit_jax.models.resnet import ResNetConfig
@@ -244,11 +245,15 @@ def find_kind(name: str) -> tuple[Kind, type, dict[str, Any]]:
     raise UserError(f"unknown model {name!r}: {hint}")
 
 
-def create_model(name: str, **fields) -> Model:
+def create_model(name: str, *, remainder: bool = False, **fields) -> Model:
     """A model by name, with any field of its config (`ViTConfig`, `MixerConfig`, `ResNetConfig`)
     set anew; a field of None keeps the name's.
 
     `image_size` may be one number or (height, width).
+
+    Args:
+      remainder: whether patches may leave a rest of the image that is not read, as in some
+        published weights (384 pixels with patches of 14).
 
     Raises:
       UserError: no such name (the three nearest are shown), no such field, or sizes that do not
@@ -260,7 +265,10 @@ def create_model(name: str, **fields) -> Model:
     for field in given:
         if field not in known:
             raise UserError(f"{name} has no field {field!r}: {nearest(field, known)}")
-    return Model(name, make_config(family, sizes | given, f"model {name}"), kind.data)
+    config = make_config(family, sizes | given, f"model {name}")
+    if not remainder:
+        check_tiled(config, f"model {name}")
+    return Model(name, config, kind.data)
 
 
 def make_config(family: type, fields: dict[str, Any], what: str) -> Config:
@@ -271,6 +279,17 @@ def make_config(family: type, fields: dict[str, Any], what: str) -> Config:
             fields["resnet_layers"] = tuple(fields["resnet_layers"])
         return family(**fields)
     except (ValueError, TypeError) as error:
+        raise UserError(f"{what}: {error}") from error
+
+
+def check_tiled(config: Config, what: str) -> None:
+    """Refuses an image size that patches do not tile. Weights may have been trained at one, but
+    where a size can be chosen, pixels that are never read are a mistake. Raises UserError."""
+    if isinstance(config, ResNetConfig):
+        return
+    try:
+        check_patches(config.image_size, config.patch_size)
+    except ValueError as error:
         raise UserError(f"{what}: {error}") from error
 
 

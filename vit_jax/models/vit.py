@@ -38,7 +38,7 @@ class ViTConfig:
     num_heads: int = 12
     mlp_dim: int = 3072
     patch_size: int = 16  # P, pixels of the image, of hybrids too
-    image_size: tuple[int, int] = (224, 224)  # (H, W)
+    image_size: tuple[int, int] = (224, 224)  # (H, W); whole patches of it are read
     channels: int = 3  # C
     num_classes: int = 1000  # 0: no head, logits are the pre-logits
     pool: str = "cls"  # cls | gap | map | cls_gap: class token and mean side by side
@@ -82,7 +82,9 @@ class ViTConfig:
         for field in ("layernorm_eps", "groupnorm_eps"):
             check(self, field, float, lambda eps: eps > 0, "a positive number")
         check_choices(self, CHOICES)
-        check_patches(self.image_size, self.patch_size)
+        # A ResNet's features pad where patches cut, so only tiled images have a known meaning.
+        hybrid = self.resnet_layers is not None
+        check_patches(self.image_size, self.patch_size, remainder=not hybrid)
         if self.hidden_size % self.num_heads:
             raise ValueError(
                 f"hidden_size {self.hidden_size} is not divisible by num_heads {self.num_heads}"
@@ -136,7 +138,10 @@ class ViTConfig:
 
 
 class PatchEmbed(nnx.Module):
-    """E of eq. 1: every P x P patch flattened and projected, as one matrix product."""
+    """E of eq. 1: every P x P patch flattened and projected, as one matrix product.
+
+    What is left at the bottom and right edge is not read, as in a convolution without padding.
+    """
 
     def __init__(self, patch: int, channels: int, width: int, *, bias: bool = True, dtype, rngs):
         init = nnx.initializers.lecun_normal(in_axis=(0, 1, 2), out_axis=3)
@@ -151,7 +156,8 @@ class PatchEmbed(nnx.Module):
         p, _, channels, hidden = self.kernel.shape
         batch, height, width, _ = images.shape
         rows, columns = height // p, width // p
-        x = images.astype(self.dtype).reshape(batch, rows, p, columns, p, channels)
+        x = images[:, : rows * p, : columns * p].astype(self.dtype)
+        x = x.reshape(batch, rows, p, columns, p, channels)
         x = x.transpose(0, 1, 3, 2, 4, 5).reshape(batch, rows * columns, p * p * channels)
         kernel = self.kernel[...].astype(self.dtype).reshape(p * p * channels, hidden)
         x = x @ kernel

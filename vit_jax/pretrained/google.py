@@ -20,9 +20,9 @@ from vit_jax.pretrained.layout import (
     Description,
     Layout,
     count,
-    grid_of,
     needs,
     refused_pool,
+    size_of,
     units,
 )  # fmt: skip
 from vit_jax.pretrained.rows import (
@@ -188,11 +188,10 @@ def _describe_google(tensors: Tensors, given: dict[str, Any]) -> Description:
         dialect["wide_norms"] = len(needs(tensors, "gn_root/scale")[0]) == 4
     token = "cls" in shapes
     ((_, positions, _),) = needs(tensors, "Transformer/posembed_input/pos_embedding")
-    grid, _ = grid_of(
+    fields["image_size"], _ = size_of(
         positions, [int(token)], fields["patch_size"], given.get("source_image_size"),
         str(tensors.path),
     )  # fmt: skip
-    fields["image_size"] = tuple(side * fields["patch_size"] for side in grid)
     fields["pool"] = "cls" if token else "gap"
     return Description(ViTConfig, fields, SQUASHED, dialect=dialect)
 
@@ -202,10 +201,10 @@ def _describe_mixer(tensors: Tensors, given: dict[str, Any]) -> Description:
         tensors, "stem/kernel", "MixerBlock_0/token_mixing/Dense_0/kernel",
         "MixerBlock_0/channel_mixing/Dense_0/kernel",
     )  # fmt: skip
-    grid, _ = grid_of(tokens, [0], patch, given.get("source_image_size"), str(tensors.path))
+    size, _ = size_of(tokens, [0], patch, given.get("source_image_size"), str(tensors.path))
     fields = {
         "hidden_size": width, "patch_size": patch, "channels": channels, "mlp_dim": mlp_dim,
-        "tokens_mlp_dim": tokens_mlp_dim, "image_size": tuple(side * patch for side in grid),
+        "tokens_mlp_dim": tokens_mlp_dim, "image_size": size,
         "num_layers": count(tensors.shapes, r"MixerBlock_(\d+)/"),
         "num_classes": tensors.shapes.get("head/kernel", (0, 0))[-1], "gelu": "tanh",
     }  # fmt: skip
@@ -231,10 +230,10 @@ def _describe_big_vision(tensors: Tensors, given: dict[str, Any]) -> Description
     fields = _vit_fields(tensors, "linen", given)
     patch, size = fields["patch_size"], given.get("source_image_size")
     if "pos_embedding" in shapes:
-        grid, _ = grid_of(shapes["pos_embedding"][1], [0], patch, size, str(tensors.path))
-        fields["image_size"] = tuple(side * patch for side in grid)
+        positions = shapes["pos_embedding"][1]
+        fields["image_size"], _ = size_of(positions, [0], patch, size, str(tensors.path))
     else:  # sines and cosines are computed: any size will do
-        fields |= {"posemb": "sincos2d", "image_size": size or 224}
+        fields |= {"posemb": "sincos2d", "image_size": size or 224 // patch * patch or patch}
     pool = "cls" if "cls" in shapes else "map" if "MAPHead_0/probe" in shapes else "gap"
     fields |= {"pool": pool, "prefix_positions": "none"}
     data = DataConfig(interpolation="area", crop=0.875)

@@ -13,6 +13,7 @@ from vit_jax.models.vit import ViTConfig
 from vit_jax.pretrained.files import Tensors
 from vit_jax.pretrained.huggingface_config import (
     ACTIVATIONS,
+    activation_of,
     classes_of,
     config_json,
     notes,
@@ -23,9 +24,9 @@ from vit_jax.pretrained.layout import (
     Description,
     Layout,
     count,
-    grid_of,
     needs,
     refused_pool,
+    size_of,
 )  # fmt: skip
 from vit_jax.pretrained.rows import (
     BATCHED,
@@ -106,7 +107,7 @@ def _describe(tensors: Tensors, given: dict[str, Any]) -> Description:
     )
     dinov2, teacher = "dinov2" in model, "cls_classifier.weight" in shapes
     dist = f"{prefix}embeddings.distillation_token" in shapes
-    grid, _ = grid_of(
+    size, _ = size_of(
         positions, [1 + dist], patch, given.get("source_image_size", c.get("image_size")),
         str(tensors.path),
     )  # fmt: skip
@@ -123,7 +124,7 @@ def _describe(tensors: Tensors, given: dict[str, Any]) -> Description:
         "hidden_size": width, "patch_size": patch,
         "num_layers": count(shapes, rf"{re.escape(prefix)}encoder\.layer\.(\d+)\."),
         "num_heads": heads, "channels": channels, "num_classes": head[0],
-        "image_size": tuple(side * patch for side in grid),
+        "image_size": size,
         "mlp_dim": swiglu[1] if swiglu else needs(tensors, first)[0][0],
         "mlp": "swiglu" if swiglu else "dense", "gelu": ACTIVATIONS[activation],
         "layernorm_eps": c.get("layer_norm_eps", 1e-6 if dinov2 else 1e-12),
@@ -137,11 +138,12 @@ def _describe(tensors: Tensors, given: dict[str, Any]) -> Description:
         else shapes.get(f"{prefix}embeddings.register_tokens", (1, 0))[1],
         "prefix_positions": "all" if dist and not teacher else "class",
     }  # fmt: skip
-    classes = classes_of(tensors.path / "config.json", c, head[0])
+    where = tensors.path / "config.json"
+    classes, activation = classes_of(where, c, head[0]), activation_of(where, c)
     data = preprocessing(tensors.path, model, fields["image_size"])
     masked = f"{prefix}embeddings.mask_token" in shapes
     dialect = {"model": model, "prefix": prefix, "masked": masked}
-    return Description(ViTConfig, fields, data, classes, dialect)
+    return Description(ViTConfig, fields, data, classes, dialect, activation)
 
 
 def _is_huggingface(names) -> bool:

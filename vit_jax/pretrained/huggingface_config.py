@@ -20,6 +20,11 @@ ACTIVATIONS = {
     "gelu": "exact", "gelu_new": "tanh", "gelu_pytorch_tanh": "tanh", "quick_gelu": "quick",
 }  # fmt: skip
 _NAMES = {"exact": "gelu", "tanh": "gelu_pytorch_tanh", "quick": "quick_gelu"}
+# What `problem_type` means of the logits; Transformers' pipeline reads it as `vit predict` does.
+PROBLEM_TYPES = {
+    "single_label_classification": "softmax", "multi_label_classification": "sigmoid",
+    "regression": "none",
+}  # fmt: skip
 _TITLES = {
     "vit": "ViT", "deit": "DeiT", "dinov2": "Dinov2",
     "dinov2_with_registers": "Dinov2WithRegisters",
@@ -104,6 +109,16 @@ def classes_of(path: Path, config: dict[str, Any], count: int) -> list[str] | No
     return None if unnamed else [str(names[str(i)]) for i in range(count)]
 
 
+def activation_of(path: Path, config: dict[str, Any]) -> str:
+    """What the logits mean, where `problem_type` says it. Raises UserError for an unknown one."""
+    problem = config.get("problem_type") or "single_label_classification"
+    if problem not in PROBLEM_TYPES:
+        raise UserError(
+            f"{path}: problem_type is one of {', '.join(PROBLEM_TYPES)}, not {problem!r}"
+        )
+    return PROBLEM_TYPES[problem]
+
+
 def config_json(model: Model, classes: list[str] | None, dialect: dict[str, Any]) -> dict[str, Any]:
     """The config from which Transformers make the model: `from_pretrained(FOLDER)`."""
     c, kind = model.config, dialect["model"]
@@ -122,6 +137,9 @@ def config_json(model: Model, classes: list[str] | None, dialect: dict[str, Any]
         "id2label": {str(i): name for i, name in enumerate(names)},
         "label2id": {name: i for i, name in enumerate(names)},
     }  # fmt: skip
+    if c.num_classes:
+        types = {activation: problem for problem, activation in PROBLEM_TYPES.items()}
+        config |= {"problem_type": types[model.output_activation]}
     if not kind.startswith("dinov2"):
         return config | {"intermediate_size": c.mlp_dim}
     config |= {

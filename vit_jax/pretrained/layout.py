@@ -20,13 +20,15 @@ SHOWN = 12  # names in an error
 @dataclasses.dataclass(frozen=True)
 class Description:
     """What a file says of its model: the family's config class and its fields, how images were
-    shown, the names of the classes, and the `dialect` in which its tensors are named."""
+    shown, the names of the classes, the `dialect` in which its tensors are named, and what its
+    logits mean."""
 
     family: type
     fields: dict[str, Any]
     data: DataConfig
     classes: list[str] | None = None
     dialect: dict[str, Any] = dataclasses.field(default_factory=dict)
+    activation: str = "softmax"  # of `ACTIVATIONS` in models/model.py
 
 
 Dialect = dict[str, Any]  # how one file of a layout names its tensors
@@ -138,13 +140,14 @@ def units(names: Iterable[str], pattern: str) -> tuple[int, ...]:
     return tuple(seen[stage] for stage in sorted(seen))
 
 
-def grid_of(
+def size_of(
     positions: int, prefixes: Iterable[int], patch: int, image_size: Any, what: str
 ) -> tuple[tuple[int, int], int]:
-    """The (rows, columns) of a table of positions and how many of it belong to prefix tokens.
+    """The (height, width) of the images that a table of positions is for, and how many positions
+    belong to prefix tokens.
 
-    Where the image size is known (metadata, or the user's word), it decides; otherwise the grid is
-    the square that fits.
+    Where the image size is known (metadata, or the user's word), it decides, although patches may
+    not tile it; otherwise it is that of the square of patches that fits.
 
     Raises UserError where none fits.
     """
@@ -154,7 +157,7 @@ def grid_of(
         grid = (height // patch, width // patch)
         for prefix in prefixes:
             if positions - prefix == math.prod(grid):
-                return grid, prefix
+                return (height, width), prefix
         raise UserError(
             f"{what} has positions for {positions - prefixes[0]} patches, not for the {grid[0]} x "
             f"{grid[1]} of images {height} x {width} (source_image_size is the size that the "
@@ -163,7 +166,7 @@ def grid_of(
     for prefix in prefixes:
         side = math.isqrt(positions - prefix)
         if side * side == positions - prefix:
-            return (side, side), prefix
+            return (side * patch, side * patch), prefix
     raise UserError(
         f"{what} has positions for {positions - prefixes[0]} patches, which is no square: say "
         "source_image_size=(HEIGHT, WIDTH) that the weights were trained at"

@@ -19,7 +19,7 @@ from vit_jax.checkpoint.tree import Flat, flatten, is_stacked, nest, unstack
 from vit_jax.errors import UserError, nearest
 from vit_jax.models.model import Model, Params
 from vit_jax.models.position import resize_grid
-from vit_jax.models.registry import create_model, make_config
+from vit_jax.models.registry import check_tiled, create_model, make_config
 from vit_jax.parallel.sharding import state_shardings
 from vit_jax.pretrained.catalog import CATALOG
 from vit_jax.pretrained.download import fetch
@@ -151,9 +151,13 @@ def fitted(weights: Weights, wanted: dict[str, Any]) -> Model:
             raise UserError(f"{weights.model.name} has no field {field!r}")
     new = make_config(type(config), fields | wanted, str(weights.path))
     shown = weights.model.data_config
+    if new.image_size not in (config.image_size, shown.image_size):  # not the weights' own
+        check_tiled(new, str(weights.path))
     if "image_size" in wanted:
         shown = dataclasses.replace(shown, image_size=None)
-    return dataclasses.replace(weights.model, config=new, data_config=shown)
+    same_head = new.num_classes == config.num_classes
+    activation = weights.model.activation if same_head else Model.activation
+    return dataclasses.replace(weights.model, config=new, data_config=shown, activation=activation)
 
 
 def as_shown(weights: Weights) -> Model:

@@ -92,10 +92,19 @@ def save_pretrained(
     tensors = {prefix + name: x for name, x in tensors.items()}
     _write(dataclasses.replace(model, config=config), tensors, path, layout, dialect, classes)
     notes = layout.notes(model)
-    if model.data_config.image_size and to != "huggingface":
+    shown, said = model.data_config.image_size or config.image_size, config.image_size
+    if isinstance(config, ViTConfig) and not path.is_dir():
+        rows, columns = config.grid
+        said = rows * config.patch_size, columns * config.patch_size
+    if shown != said and to != "huggingface":
         notes.append(
-            f"images are shown at {model.data_config.image_size} here; readers of {to} files take "
-            f"the {config.image_size} of the positions"
+            f"images are shown at {shown} here; readers of {to} files take the {said} of the "
+            "positions"
+        )
+    if model.activation != Model.activation and to != "huggingface":
+        notes.append(
+            f"logits become predictions by {model.activation!r} here; readers of {to} files take "
+            f"{Model.activation!r} unless told otherwise"
         )
     return notes + [
         f"{field} is {getattr(config, field)!r} here; readers of {to} files compute with {value!r} "
@@ -155,7 +164,10 @@ def _metadata(model: Model, classes: list[str] | None) -> dict[str, Any]:
     fields = dataclasses.asdict(model.config)
     for field in ("scan", "remat", "attention", "dtype"):  # of a run, not of weights
         fields.pop(field, None)
-    return {"fields": fields, "data": dataclasses.asdict(model.data_config), "classes": classes}
+    return {
+        "fields": fields, "data": dataclasses.asdict(model.data_config), "classes": classes,
+        "activation": model.activation,
+    }  # fmt: skip
 
 
 def _write(
@@ -187,11 +199,13 @@ def _save_own(model: Model, params: Params, path: Path, classes: list[str] | Non
         for key in ("mean", "std"):
             value = getattr(data, key)
             config.data[key] = list(value) if isinstance(value, tuple) else value
+        if model.activation != "none":  # which is no loss of ours
+            config.loss.name = model.activation
         config.data.eval.pipeline = data.pipeline(data.image_size or model.config.image_size)
     about = {
         "config": flat(config),
         "classes": classes or [],  # none: by number
-        "data": dataclasses.asdict(data),
+        "data": dataclasses.asdict(data), "activation": model.activation,
         "origin": "converted", "train_examples": 0, "examples_seen": 0, "goodput": {},
     }  # fmt: skip
     with whole(path) as part:

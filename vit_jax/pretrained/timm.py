@@ -17,9 +17,9 @@ from vit_jax.pretrained.layout import (
     Description,
     Layout,
     count,
-    grid_of,
     needs,
     refused_pool,
+    size_of,
     units,
 )  # fmt: skip
 from vit_jax.pretrained.rows import BATCHED, CONV, DENSE_OUT, POINTWISE, POSITIONS, Row, Shape, row
@@ -179,7 +179,7 @@ def _vit_fields(
     registers = (shapes.get("reg_token") or shapes.get("register_tokens") or (1, 0))[1]
     ((_, positions, _),) = needs(tensors, "pos_embed")
     with_positions = {"class": cls + dist, "none": 0, "all": cls + dist + registers}
-    grid, prefix = grid_of(
+    size, prefix = size_of(
         positions, with_positions.values(), patch, given.get("source_image_size"), where
     )
     usual = "cls" if cls and "fc_norm.weight" not in shapes else "gap"
@@ -189,7 +189,7 @@ def _vit_fields(
         "hidden_size": width, "num_heads": heads_of(width, bool(swiglu), given, where),
         "mlp_dim": mlp_dim,
         "patch_size": patch, "channels": channels, "resnet_layers": layers,
-        "image_size": tuple(side * patch for side in grid), "pool": pool, "distilled": dist,
+        "image_size": size, "pool": pool, "distilled": dist,
         "registers": registers,
         "prefix_positions": next(key for key, n in with_positions.items() if n == prefix),
         "idle_class_token": cls and pool != "cls", "norm_after_pool": "fc_norm.weight" in shapes,
@@ -221,11 +221,11 @@ def _mixer_fields(tensors: Tensors, given: dict[str, Any]) -> tuple[type, dict[s
         tensors, "stem.proj.weight", "blocks.0.mlp_tokens.fc1.weight",
         "blocks.0.mlp_channels.fc1.weight",
     )  # fmt: skip
-    size = given.get("source_image_size")
-    grid, _ = grid_of(tokens, [0], patch, size, str(tensors.path))
+    said = given.get("source_image_size")
+    size, _ = size_of(tokens, [0], patch, said, str(tensors.path))
     return MixerConfig, {
         "hidden_size": width, "patch_size": patch, "channels": channels, "mlp_dim": mlp_dim,
-        "tokens_mlp_dim": tokens_mlp_dim, "image_size": tuple(side * patch for side in grid),
+        "tokens_mlp_dim": tokens_mlp_dim, "image_size": size,
         "num_layers": count(tensors.shapes, r"blocks\.(\d+)\."),
         "num_classes": tensors.shapes.get("head.weight", (0,))[0],
         "gelu": given.get("gelu", "exact"),

@@ -17,7 +17,7 @@ import numpy as np
 from vit_jax.checkpoint import checksums, manager
 from vit_jax.checkpoint.tree import flatten, unstack
 from vit_jax.errors import UserError
-from vit_jax.models.model import Config, DataConfig, Model, crop_of
+from vit_jax.models.model import ACTIVATIONS, Config, DataConfig, Model, crop_of
 from vit_jax.models.registry import create_model, make_config, name_of
 from vit_jax.pretrained.files import Tensors, open_tensors
 from vit_jax.pretrained.google import BIG_VISION, GOOGLE
@@ -92,7 +92,8 @@ def open_weights(path: str | Path, **given: Any) -> Weights:
     if classes and len(classes) != config.num_classes:
         raise UserError(f"{path} names {len(classes)} classes, its head has {config.num_classes}")
     like = str(tensors.config.get("architecture") or tensors.config.get("model_type") or "vit")
-    model = Model(name_of(config, like.partition("_")[0]), config, found.data)
+    name = name_of(config, like.partition("_")[0])
+    model = Model(name, config, found.data, found.activation)
     bound, unknown = expand(
         layout.rows(config, found.dialect), listed_params(model), found.dialect.get("chunk")
     )
@@ -169,9 +170,12 @@ def _with_metadata(found: Description, metadata: dict[str, Any]) -> Description:
     """What this package wrote beside the tensors is exact: it goes before what shapes suggest."""
     if not metadata:
         return found
+    activation = metadata.get("activation", found.activation)
+    if activation not in ACTIVATIONS:
+        raise ValueError(f"activation is one of {', '.join(ACTIVATIONS)}, not {activation!r}")
     return dataclasses.replace(
         found, fields=found.fields | metadata["fields"], data=DataConfig(**metadata["data"]),
-        classes=metadata.get("classes") or found.classes,
+        classes=metadata.get("classes") or found.classes, activation=activation,
     )  # fmt: skip
 
 
@@ -242,7 +246,7 @@ def _open_own(path: Path, parts: tuple[str, ...]) -> Weights:
         for key, value in flat.items()
         if key.startswith("model.") and value is not None
     }
-    model = create_model(fields.pop("name"), **fields)
+    model = create_model(fields.pop("name"), remainder=True, **fields)
     if told := about.get("data"):  # of weights that were converted
         data = DataConfig(**told)
     else:
@@ -256,7 +260,12 @@ def _open_own(path: Path, parts: tuple[str, ...]) -> Weights:
         for part in parts for name in shapes_of if name.startswith(f"{part}/")
     }  # fmt: skip
     stored = {path: shapes_of[name] for path, name in names.items()}
-    model = dataclasses.replace(model, data_config=data)
+    activation = about.get("activation", flat.get("loss.name", "softmax"))
+    if activation not in list(ACTIVATIONS):
+        raise UserError(
+            f"{checkpoint}: activation is one of {', '.join(ACTIVATIONS)}, not {activation!r}"
+        )
+    model = dataclasses.replace(model, data_config=data, activation=activation)
     where = {ours: path for path, leaf in stored.items() for ours in unstack({path: leaf})}
     schedule_free = flat.get("optimizer.name") == "schedule_free"
     fast = {

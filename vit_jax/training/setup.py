@@ -58,6 +58,7 @@ def set_up(
     """
     if not isinstance(config, ConfigDict):
         raise UserError(f"a config is a ConfigDict, as recipe.load gives it, not {config!r}")
+    named, of_weights = list(named), classes is not None  # to be evaluated at their own size
     data, train_source, eval_source = config.data, None, None
     trains = open_data and classes is None
     eval_spec = data.eval.source or data.train.source
@@ -83,13 +84,13 @@ def set_up(
     )
     sizes = Sizes(known.num_examples, known.num_classes, known.channels, count)
     resolved, said = resolve(config, sizes, named)
-    said += _give_way(resolved, list(named))
+    said += _give_way(resolved, named)
     notes = [note for source in (train_source, eval_source) if source for note in source.notes]
     said += dict.fromkeys(notes)
     if weights is not None:
         said += _inherit(resolved, weights)
-    _shown_by_pipelines(resolved, list(named))
-    model = _make_model(resolved)
+    _shown_by_pipelines(resolved, named)
+    model = _make_model(resolved, of_weights and "model.image_size" not in named)
     said += _attention(model) if open_data else []
     if known.max_labels > 1 and resolved.loss.name == "softmax":
         raise UserError(
@@ -230,10 +231,11 @@ def _shown_by_pipelines(config: ConfigDict, named: list[str]) -> None:
         config.data.mean, config.data.std = said[0]
 
 
-def _make_model(config: ConfigDict) -> Model:
-    """The model of a resolved config, whose fields it makes final."""
+def _make_model(config: ConfigDict, remainder: bool) -> Model:
+    """The model of a resolved config, whose fields it makes final; with `remainder`, of an image
+    size that patches need not tile."""
     fields = config.model.to_dict()
-    model = create_model(fields.pop("name"), **fields)
+    model = create_model(fields.pop("name"), remainder=remainder, **fields)
     shown: dict[str, Any] = {}
     with config.unlocked():
         for field, value in dataclasses.asdict(model.config).items():
@@ -249,7 +251,7 @@ def _make_model(config: ConfigDict) -> Model:
             config.data[key] = list(value) if isinstance(value, tuple) else value
             shown[key] = config.data[key]
     data = DataConfig(written=config.data.eval.pipeline, **shown)
-    return dataclasses.replace(model, data_config=data)
+    return dataclasses.replace(model, data_config=data, activation=config.loss.name)
 
 
 def _attention(model: Model) -> list[str]:
