@@ -16,13 +16,24 @@ import orbax.checkpoint as ocp
 from jax.sharding import NamedSharding, PartitionSpec
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN
 
-from vit_jax.checkpoint import checksums, json_leak
+from vit_jax.checkpoint import checksums, json_leak, steps
 from vit_jax.checkpoint.tree import check_same, flatten, in_layout_of, nest, unflatten
-from vit_jax.errors import Stopped, UserError
+from vit_jax.errors import Stopped, UserError, printable
 from vit_jax.parallel.runtime import first_says
+from vit_jax.records import COUNT, LIST_OF_TEXTS, OBJECT, OBJECT_OF_NUMBERS, TEXT, Kind, read_object
 
 POLL = 0.01  # seconds between two looks at a save that others have a part in
 METRIC = "accuracy"  # what "best" means
+
+CONFIG: Kind = (
+    "an object with at least model.name",
+    lambda value: isinstance(value, dict) and isinstance(value.get("model.name"), str),
+)
+ABOUT = "about/metadata"  # Orbax's name of the JSON beside the arrays
+ABOUT_KINDS = {
+    "config": CONFIG, "classes": LIST_OF_TEXTS, "origin": TEXT, "train_examples": COUNT,
+    "examples_seen": COUNT, "goodput": OBJECT_OF_NUMBERS,
+}  # fmt: skip
 
 # What a disk that takes no more says, through several libraries.
 FULL = {
@@ -38,21 +49,21 @@ def find(path: str | Path) -> Path:
     Raises UserError where there is none.
     """
     path = Path(path).expanduser().absolute()
-    if (path / "state").is_dir():
+    if (path / steps.STATE).is_dir():
         return path
     for folder in (path / "checkpoints", path):
-        steps = [int(p.name) for p in folder.glob("*") if p.name.isdigit()]
-        if steps:
-            return folder / str(max(steps))
+        if (last := steps.latest(folder)) is not None:
+            return folder / str(last)
     raise UserError(
-        f"{path} holds no checkpoint: expected a work folder with checkpoints/STEP, or "
+        f"{printable(path)} holds no checkpoint: expected a work folder with checkpoints/STEP, or "
         "checkpoints/STEP itself"
     )
 
 
 @contextlib.contextmanager
-def _readable(checkpoint: Path) -> Iterator[None]:
-    """Turns what Orbax and TensorStore raise over a damaged checkpoint into a UserError."""
+def readable(checkpoint: Path) -> Iterator[None]:
+    """Turns what Orbax and TensorStore raise over a damaged checkpoint, or what is made of its
+    config, into a UserError."""
     try:
         yield
     except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
@@ -66,15 +77,14 @@ def _readable(checkpoint: Path) -> Iterator[None]:
 def about(checkpoint: Path) -> dict[str, Any]:
     """What was saved beside the arrays: `examples_seen`, `config`, `classes`, …
 
-    Raises UserError where it cannot be read.
+    Raises UserError where it cannot be read, or holds something else.
     """
-    with _readable(checkpoint):  # by the handler itself, which waits for no other process
-        return ocp.JsonCheckpointHandler().restore(checkpoint / "about")
+    return read_object(checkpoint / ABOUT, ABOUT_KINDS, {"data": OBJECT})
 
 
 def stored_shapes(checkpoint: Path) -> dict[str, jax.ShapeDtypeStruct]:
     """path -> shape and dtype of every array in a checkpoint; reads no array."""
-    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader, _readable(checkpoint):
+    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader, readable(checkpoint):
         tree = reader.metadata(checkpoint / "state").item_metadata.tree
     return {
         path: jax.ShapeDtypeStruct(tuple(leaf.shape), leaf.dtype)
@@ -85,7 +95,7 @@ def stored_shapes(checkpoint: Path) -> dict[str, jax.ShapeDtypeStruct]:
 def read(checkpoint: Path, wanted: dict[str, jax.ShapeDtypeStruct]) -> dict[str, jax.Array]:
     """The named arrays of a checkpoint, each on the sharding of its `ShapeDtypeStruct`."""
     target = nest(wanted)
-    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader, _readable(checkpoint):
+    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader, readable(checkpoint):
         tree = reader.restore(
             checkpoint / "state",
             args=ocp.args.PyTreeRestore(
@@ -101,7 +111,7 @@ def read_host(checkpoint: Path, wanted: dict[str, jax.ShapeDtypeStruct]) -> dict
     """The named arrays of a checkpoint as NumPy arrays; no device is touched."""
     target = nest(wanted)
     kinds = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), target)
-    with _readable(checkpoint):
+    with readable(checkpoint):
         tree = ocp.PyTreeCheckpointHandler().restore(
             checkpoint / "state",
             args=ocp.args.PyTreeRestore(target, restore_args=kinds, partial_restore=True),

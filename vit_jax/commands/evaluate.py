@@ -46,7 +46,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """Does it; returns the exit code."""
     join_job(options, base().heartbeat_timeout, saves=False)
-    from vit_jax.checkpoint import checksums, manager
+    from vit_jax.checkpoint import checksums, manager, steps
     from vit_jax.parallel.compile_cache import keep_compiled
 
     if options.workdir:
@@ -54,10 +54,11 @@ def run(options: argparse.Namespace) -> int:
     checkpoint = runtime.together(lambda: manager.find(options.workdir or options.checkpoint))
     runtime.together(lambda: checksums.check(checkpoint, *runtime.share()))
     about = manager.about(checkpoint)
-    config = stored_config(about["config"])
+    with manager.readable(checkpoint):
+        config = stored_config(about["config"])
+        stored = tuple(about["config"]["model.image_size"])
     config.mesh.update(base().mesh)  # of this machine, not of the one that trained
     named = recipe.override(config, options.overrides)
-    stored = tuple(about["config"]["model.image_size"])
     if (shown := about.get("data", {}).get("image_size")) and "model.image_size" not in named:
         config.model.image_size = shown
     _fit_batches(config, named)
@@ -79,8 +80,7 @@ def run(options: argparse.Namespace) -> int:
     def say(line: str) -> None:
         print(line, file=sys.stderr)
 
-    step = int(checkpoint.name) if checkpoint.name.isdigit() else None
-    result: dict[str, Any] = {"checkpoint": str(checkpoint), "step": step}
+    result: dict[str, Any] = {"checkpoint": str(checkpoint), "step": steps.number(checkpoint.name)}
     lines, of_split = [], None
     for one in run.evaluators:
         found, rows = measure_one(run, one, params, say)

@@ -5,7 +5,6 @@ What is tried next, and what a study remembers, is in study.py.
 """
 
 import dataclasses
-import json
 import math
 import os
 import re
@@ -19,8 +18,11 @@ from typing import Any
 import optuna
 from optuna.trial import FrozenTrial, Trial, TrialState
 
+from vit_jax.checkpoint.steps import steps
 from vit_jax.errors import INTERRUPTED, NON_FINITE, RESTART, USER_ERROR, Stopped, UserError
+from vit_jax.files import read_bytes
 from vit_jax.launch.runs import locked
+from vit_jax.records import COUNT, MOST_ROWS, is_number, read_object, rows_in
 from vit_jax.sweeping import halving
 from vit_jax.sweeping import study as studies
 from vit_jax.sweeping.space import in_words, overrides
@@ -44,18 +46,11 @@ class Rows:
             stat = self._path.stat()
             if (found := (stat.st_ino, stat.st_size)) == self._seen:
                 return
-            text = self._path.read_text(encoding="utf-8")
+            lines = list(rows_in(read_bytes(self._path, MOST_ROWS), self._metric.encode()))
         except OSError:  # not there yet
             return
         self._seen = found
-        for line in text.splitlines():
-            if self._metric not in line:
-                continue
-            try:
-                row = json.loads(line)
-            except json.JSONDecodeError:  # half of it is written
-                self._seen = None
-                return
+        for row in (line.row for line in lines if line.row is not None):
             if self._metric in row and row["step"] > after:
                 yield row["step"], float(row[self._metric])
 
@@ -193,9 +188,7 @@ class Sweep:
         for step, value in live.rows.new(live.reported):
             live.reported = step
             live.trial.report(value, step)
-            total = json.loads((live.folder / "config.json").read_text(encoding="utf-8"))[
-                "total_steps"
-            ]
+            total = read_object(live.folder / "config.json", {"total_steps": COUNT})["total_steps"]
             if step == total:
                 continue
             stops = self._halves and self._at_rung(live, step / total, value)
@@ -220,11 +213,13 @@ class Sweep:
         trial, attributes = live.trial, live.trial.user_attrs
         self._live.remove(live)
         if code == 0:
-            told = json.loads((live.folder / "result.json").read_text(encoding="utf-8"))
+            told = read_object(live.folder / "result.json")
             if self._search.metric not in told:
                 names = ", ".join(key for key in told if key.startswith("eval/"))
                 raise UserError(f"no {self._search.metric} is measured by the trials: {names}")
             value = told[self._search.metric]
+            if not is_number(value, finite=False):
+                raise UserError(f"{live.folder}/result.json: {self._search.metric} is no number")
             if math.isnan(value):
                 self._tell(trial, None, TrialState.PRUNED, DIVERGED)
             else:
@@ -261,8 +256,7 @@ class Sweep:
 
 def _steps(folder: Path) -> int:
     """The step that a trial's last checkpoint is of."""
-    saved = (folder / "checkpoints").glob("[0-9]*")
-    return max((int(path.name) for path in saved if path.name.isdigit()), default=0)
+    return max(steps(folder / "checkpoints"), default=0)
 
 
 def _why(live: Live, code: int) -> str:
