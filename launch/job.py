@@ -6,6 +6,7 @@ A launcher is a module that starts a Job. What is done with a code is decided he
 import dataclasses
 import math
 import re
+import signal
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -17,6 +18,7 @@ from vit_jax.errors import INTERRUPTED, RESTART, WATCHDOG, UserError
 from vit_jax.resolution import run_hash
 
 AGAIN = (RESTART, WATCHDOG)  # codes of `vit` after which the same command continues
+ABORTED = (-signal.SIGABRT, 128 + signal.SIGABRT)  # by itself: no memory for C++, a failed check
 PORT = 8476  # where process 0 listens, where nothing else decides it
 PLATFORMS = ("cpu", "gpu", "tpu")
 # -P: without it `-m` finds modules in the current folder first, so that a queue.py there would be

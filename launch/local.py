@@ -16,13 +16,14 @@ import time
 from collections.abc import Callable
 from typing import IO
 
-from vit_jax.errors import INTERRUPTED, UserError, cannot_write
+from vit_jax.errors import INTERRUPTED, USER_ERROR, UserError, cannot_write
 
 from . import names
-from .job import AGAIN, Job, cpu_devices, in_words, verdict
+from .job import ABORTED, AGAIN, Job, cpu_devices, in_words, verdict
 
 GRACE = 30.0  # seconds to end by themselves: others after the first has
 SAVE = 300.0  # and all after a stop, for their save
+EARLY = 120.0  # seconds from a start in which an abort that comes twice will come again
 TICK = 0.1
 
 
@@ -41,7 +42,7 @@ class Running:
     def __init__(self, job: Job, say: Callable[[str], None]):
         self.job, self._say = job, say
         self.logs = [job.logs / f"{number}.log" for number in range(job.processes)]
-        self.restarts = 0
+        self.restarts = self._aborts = 0
         self._code: int | None = None
         self._stopped = False
         self._kill_at: float | None = None
@@ -68,6 +69,11 @@ class Running:
             return None
         ended = [code or 0 for code in codes]
         code = verdict(ended)
+        early = now - self._began < EARLY
+        self._aborts = self._aborts + 1 if early and any(c in ABORTED for c in ended) else 0
+        if code in AGAIN and self._aborts > 1:
+            self._say(f"{self.job.name}: it aborts at every start, most likely for want of memory")
+            code = USER_ERROR
         if code in AGAIN and not self._stopped and self.restarts < self.job.restarts:
             self.restarts += 1
             self._say(f"{self.job.name}: {in_words(ended)}; "
@@ -101,7 +107,7 @@ class Running:
             process.send_signal(number)
 
     def _begin(self) -> None:
-        self._kill_at, port = None, _free_port()
+        self._kill_at, port, self._began = None, _free_port(), time.monotonic()
         self._processes: list[subprocess.Popen] = []
         try:
             self.job.logs.mkdir(parents=True, exist_ok=True)

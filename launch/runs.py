@@ -2,18 +2,22 @@
 metric, goodput. A file that is missing or half written is told of, and the rest is told all the
 same."""
 
-import contextlib
 import fcntl
-import json
 import os
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from vit_jax.errors import UserError
+from vit_jax import records
+from vit_jax.checkpoint import steps
+from vit_jax.errors import UserError, printable
+from vit_jax.records import COUNT, OBJECT_OF_NUMBERS, Kinds, reason
 
 MARKS = {"metrics.jsonl", "result.json", "checkpoints", ".lock"}  # of a work folder
-TAIL = 1 << 16  # bytes at the end of metrics.jsonl that hold the last row
+OF_CONFIG: Kinds = {"total_steps": COUNT, "data.eval.split": records.TEXT_OR_NULL}
+OF_RESULT: Kinds = {"steps": COUNT, "goodput": OBJECT_OF_NUMBERS}
+OF_CHECKPOINT: Kinds = {"goodput": OBJECT_OF_NUMBERS}
 
 
 def find(folder: Path) -> list[Path]:
@@ -34,17 +38,20 @@ def describe(run: Path) -> dict[str, Any]:
     `step` of `total_steps`, `metric` and its `best` value, `goodput` (the share of its time in
     steps that count), `problems` with its files."""
     problems: list[str] = []
-    config = _json(run / "config.json", problems)
-    result = _json(run / "result.json", problems) if (run / "result.json").exists() else {}
-    steps, total = _checkpoints(run), config.get("total_steps")
-    last, evaluations = _rows(run / "metrics.jsonl")
+    config = _json(run / "config.json", problems, OF_CONFIG)
+    there = (run / "result.json").exists()
+    result = _json(run / "result.json", problems, OF_RESULT) if there else {}
+    saved, total = steps.steps(run / "checkpoints"), config.get("total_steps")
+    last, evaluations = _rows(run / "metrics.jsonl", problems)
     metric = f"eval/{config.get('data.eval.split') or 'val'}/accuracy"
     values = [row[metric] for row in evaluations if metric in row]
-    step = max([*steps[-1:], last.get("step", 0), result.get("steps", 0)])
+    step = max([*saved[-1:], last.get("step", 0), result.get("steps", 0)])
     done = bool(result) and (total is None or result.get("steps", 0) >= total)
-    seconds = result.get("goodput", {}) if done else _ledger(run, steps, problems)
+    seconds = result.get("goodput", {}) if done else _ledger(run, saved, problems)
     whole = sum(seconds.values())
-    status = "running" if locked(run) else "done" if done else "stopped" if steps else "begun"
+    strays = steps.strays(run / "checkpoints").items()
+    problems += [f"checkpoints/{path.name} {what}" for path, what in strays]
+    status = "running" if locked(run) else "done" if done else "stopped" if saved else "begun"
     return {
         "run": str(run), "status": status, "step": step, "total_steps": total,
         "metric": metric if values else None, "best": max(values, default=None),
@@ -65,68 +72,58 @@ def table(rows: list[dict[str, Any]], folder: Path) -> Iterator[str]:
             "–" if best is None else f"{row['metric'].split('/', 1)[1]} {best:.2%}",
             "–" if row["goodput"] is None else f"{row['goodput']:.1%}", "; ".join(row["problems"]),
         ))  # fmt: skip
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    for line in cells:
+    lines = [[printable(cell) for cell in line] for line in cells]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    for line in lines:
         yield "  ".join(f"{cell:{w}}" for cell, w in zip(line, widths, strict=True)).rstrip()
 
 
-def _json(file: Path, problems: list[str]) -> dict[str, Any]:
+def _json(file: Path, problems: list[str], may: Kinds = records.NOTHING) -> dict[str, Any]:
     """What a file holds; nothing, and a problem more, where that cannot be read."""
     try:
-        value = json.loads(file.read_text(encoding="utf-8"))
+        return records.load(file, may=may)
     except FileNotFoundError:
         problems.append(f"no {file.name}")
     except (OSError, ValueError) as error:
-        problems.append(f"{file.name} cannot be read ({error})")
-    else:
-        if isinstance(value, dict):
-            return value
-        problems.append(f"{file.name} is no object")
+        problems.append(f"{file.name} cannot be read ({reason(error)})")
     return {}
 
 
-def _checkpoints(run: Path) -> list[int]:
-    folder = run / "checkpoints"
-    with contextlib.suppress(OSError):
-        return sorted(int(p.name) for p in folder.iterdir() if p.name.isdecimal())
-    return []
+def _rows(file: Path, problems: list[str]) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """(the last row, all rows of evaluations)."""
+    try:
+        rows, damage = records.read_rows(file, having=b'"eval/')
+    except FileNotFoundError:
+        return {}, []
+    except OSError as error:
+        problems.append(f"{file.name} cannot be read ({reason(error)})")
+        return {}, []
+    problems += [damage.replace(str(file), file.name)] if damage else []
+    return rows[-1] if rows else {}, rows
 
 
-def _rows(file: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """(the last row, all rows of evaluations). A torn last line is one that is being written."""
-    last: dict[str, Any] = {}
-    evaluations = []
-    with contextlib.suppress(OSError):
-        data = file.read_bytes()
-        for at_end, lines in ((False, data.split(b"\n")), (True, data[-TAIL:].split(b"\n"))):
-            for line in lines:
-                if at_end or b'"eval/' in line:
-                    with contextlib.suppress(ValueError):
-                        row = json.loads(line)
-                        if isinstance(row, dict) and at_end:
-                            last = row
-                        elif isinstance(row, dict):
-                            evaluations.append(row)
-    return last, evaluations
-
-
-def _ledger(run: Path, steps: list[int], problems: list[str]) -> dict[str, float]:
+def _ledger(run: Path, saved: list[int], problems: list[str]) -> dict[str, float]:
     """Seconds of a run by part, up to its last checkpoint."""
-    if not steps:
+    if not saved:
         return {}
-    return _json(run / "checkpoints" / str(steps[-1]) / "about" / "metadata", problems).get(
-        "goodput", {}
-    )
+    file = run / "checkpoints" / str(saved[-1]) / "about" / "metadata"
+    return _json(file, problems, OF_CHECKPOINT).get("goodput", {})
 
 
 def locked(run: Path) -> bool:
     """Whether a living run holds the folder, also one of another host where the file system
     tells. The lock is let go at once; a run that starts tries more than once."""
     try:
-        with (run / ".lock").open(encoding="utf-8") as lock:
+        lock = os.open(run / ".lock", os.O_RDONLY | os.O_NONBLOCK)
+    except OSError:
+        return False
+    try:
+        if stat.S_ISREG(os.fstat(lock).st_mode):
             fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
         return True
     except OSError:
         return False
+    finally:
+        os.close(lock)
     return False

@@ -32,7 +32,11 @@ COMMANDS = {
 
 _LIST = "\n".join(f"  {name:14} {what}" for name, what in COMMANDS.items())
 
-DISK = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT, errno.EROFS, errno.EACCES)  # it takes no more
+# What the machine refuses, and not because of a mistake in the code.
+REFUSED = {
+    errno.ENOSPC, errno.EFBIG, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO,
+    errno.EMFILE, errno.ENFILE, errno.ESTALE, errno.ELOOP, errno.ENAMETOOLONG,
+}  # fmt: skip
 
 USAGE = f"""usage: vit COMMAND [options]
 
@@ -202,6 +206,16 @@ def _leave():
     return True
 
 
+def _refused(error):
+    """The line for an OSError that no part of the code has told of."""
+    from vit_jax import errors
+
+    files = error.errno in (errno.EMFILE, errno.ENFILE)
+    where = errors.file_of(error)
+    what = f"cannot read or write {errors.printable(where)}" if where else "a file cannot be used"
+    return f"{what}: {error.strerror}{'; ' + errors.FILES_REMEDY if files else ''}"
+
+
 def _run(command, arguments):
     import importlib
     import traceback
@@ -237,19 +251,23 @@ def _run(command, arguments):
     except Exception as error:
         from vit_jax.parallel.runtime import lost_peer
 
-        if isinstance(error, OSError) and error.errno in DISK:
-            where = error.filename or "a file of the run"
-            print(f"vit: error: cannot read or write {where}: {error.strerror}", file=sys.stderr)
+        if isinstance(error, OSError) and error.errno in REFUSED:
+            print("vit: error: " + _refused(error), file=sys.stderr)
             return errors.USER_ERROR
         if line := lost_peer(error):
             print(f"vit: {line}", file=sys.stderr)
             return errors.RESTART
+        if "can't start new thread" in str(error) or "Cannot allocate memory" in str(error):
+            reason = str(error).partition("\n")[0][:200]
+            print(f"vit: error: {errors.NO_THREAD}, or there is no memory for them ({reason}): "
+                  f"{errors.MEMORY_REMEDY}", file=sys.stderr)  # fmt: skip
+            return errors.USER_ERROR
         if "RESOURCE_EXHAUSTED" not in str(error) and not isinstance(error, MemoryError):
             if not _leave():
                 raise
             traceback.print_exc()
             return 1
-        reason = str(error).partition("\n")[0].removeprefix("RESOURCE_EXHAUSTED: ")
+        reason = str(error).partition("\n")[0].removeprefix("RESOURCE_EXHAUSTED: ") or "no memory"
         less = _LESS.get(command, "more memory")
         print(f"vit: error: {reason[:200]}; what would work: {less}", file=sys.stderr)
         return errors.USER_ERROR

@@ -2,10 +2,19 @@
 
 import difflib
 import errno
+import io
+import os
+import traceback
 from collections.abc import Iterable
 from pathlib import Path
 
 OK, USER_ERROR, RESTART, WATCHDOG, NON_FINITE, INTERRUPTED = 0, 2, 75, 76, 77, 130
+
+# What a limit of the machine is called, and what would work.
+TOO_MANY_FILES = "too many open files"
+FILES_REMEDY = "allow more of them (ulimit -n)"
+NO_THREAD = "no more threads can be started"
+MEMORY_REMEDY = "allow more memory (ulimit -v) and threads (ulimit -u)"
 
 
 class UserError(Exception):
@@ -26,6 +35,20 @@ def cannot_write(path: Path, error: Exception) -> UserError:
     remedy = "make room or choose another place" if full else "choose another place"
     reason = getattr(error, "strerror", None) or str(error).partition("\n")[0][:160]
     return UserError(f"cannot write {printable(path)}: {reason}; {remedy}")
+
+
+def file_of(error: BaseException) -> str | None:
+    """The file that an OSError is about. Writing to an open file raises one that does not name it;
+    then it is the open file that the innermost function holds."""
+    if getattr(error, "filename", None):
+        return os.fsdecode(error.filename)  # type: ignore[attr-defined]
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+    for frame in reversed(frames):
+        for value in frame.f_locals.values():
+            name = getattr(value, "name", None) if isinstance(value, io.IOBase) else None
+            if isinstance(name, str) and not name.startswith("<"):
+                return name
+    return None
 
 
 def printable(text: object) -> str:

@@ -42,7 +42,7 @@ def read_bytes(path: str | os.PathLike, most: int = MOST_BYTES) -> bytes:
             parts.append(more)
             got += len(more)
         raise NotAFile(
-            None, f"it holds {max(facts.st_size, got):,} bytes, more than the {most:,} of an image",
+            None, f"it holds {max(facts.st_size, got):,} bytes, more than the {most:,} to be read",
             os.fspath(path),
         )  # fmt: skip
     finally:

@@ -4,7 +4,8 @@ import hashlib
 import json
 from pathlib import Path
 
-from vit_jax.errors import UserError
+from vit_jax.errors import UserError, printable
+from vit_jax.records import TEXT, load, reason
 
 NAME = "checksums.json"
 MARKER = "commit_success.txt"  # Orbax writes it last
@@ -29,23 +30,41 @@ def write(folder: Path) -> None:
     (folder / NAME).write_text(json.dumps(sums, indent=0), encoding="utf-8")
 
 
+def known(checkpoint: Path) -> bool:
+    """Whether a checkpoint was saved with checksums."""
+    path = checkpoint / NAME
+    return path.exists() or path.is_symlink()
+
+
 def damages(checkpoint: Path, part: int = 0, parts: int = 1) -> list[str]:
     """What is wrong with a checkpoint's files, of which every `parts`-th is looked at: a line each.
-    One that was saved without checksums has nothing wrong."""
-    path = checkpoint / NAME
-    if not path.is_file():
+
+    Files and checksums are compared in both directions. A checkpoint that was saved without
+    checksums has nothing to compare.
+    """
+    if not known(checkpoint):
         return []
     try:
-        sums = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError:
-        return [f"{NAME} is cut short"]
+        sums = load(checkpoint / NAME)
+        there = set(files(checkpoint))
+    except (OSError, ValueError) as error:
+        return [f"{NAME} cannot be read: {reason(error)}"]
     lines = []
-    for name in sorted(sums)[part::parts]:
+    for name in sorted(there | sums.keys())[part::parts]:
         try:
-            if of_file(checkpoint / name) != sums[name]:
-                lines.append(f"{name} is not what was saved")
+            if name not in there:
+                wrong = " is not there"
+            elif name not in sums:
+                wrong = f" has no checksum in {NAME}"
+            elif not TEXT[1](sums[name]):
+                wrong = f" has a checksum in {NAME} that is none"
+            else:
+                same = of_file(checkpoint / name) == sums[name]
+                wrong = "" if same else " is not what was saved"
         except OSError as error:
-            lines.append(f"{name}: {error.strerror}")
+            wrong = f": {error.strerror}"
+        if wrong:
+            lines.append(f"{printable(name)}{wrong}")
     return lines
 
 

@@ -16,20 +16,47 @@ import orbax.checkpoint as ocp
 from jax.sharding import NamedSharding, PartitionSpec
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN
 
-from vit_jax.checkpoint import checksums, json_leak
+from vit_jax.checkpoint import checksums, json_leak, steps
 from vit_jax.checkpoint.tree import check_same, flatten, in_layout_of, nest, unflatten
-from vit_jax.errors import Stopped, UserError
+from vit_jax.errors import (
+    FILES_REMEDY,
+    MEMORY_REMEDY,
+    NO_THREAD,
+    TOO_MANY_FILES,
+    Stopped,
+    UserError,
+    printable,
+)
 from vit_jax.parallel.runtime import first_says
+from vit_jax.records import COUNT, LIST_OF_TEXTS, OBJECT, OBJECT_OF_NUMBERS, TEXT, Kind, read_object
 
 POLL = 0.01  # seconds between two looks at a save that others have a part in
 METRIC = "accuracy"  # what "best" means
 
-# What a disk that takes no more says, through several libraries.
-FULL = {
-    "No space left": "disk full", "RESOURCE_EXHAUSTED": "disk full",
-    "Disk quota": "disk quota reached", "File too large": "file size limit",
-    "Read-only file system": "read-only file system",
+CONFIG: Kind = (
+    "an object with at least model.name",
+    lambda value: isinstance(value, dict) and isinstance(value.get("model.name"), str),
+)
+ABOUT = "about/metadata"  # Orbax's name of the JSON beside the arrays
+ABOUT_KINDS = {
+    "config": CONFIG, "classes": LIST_OF_TEXTS, "origin": TEXT, "train_examples": COUNT,
+    "examples_seen": COUNT, "goodput": OBJECT_OF_NUMBERS,
 }  # fmt: skip
+
+# What a save says, through several libraries, that this machine refuses: what that means, and what
+# would work. The first sign that is found decides.
+ROOM = "make room, or mount it for writing"
+REFUSED = {
+    "Too many open files": (TOO_MANY_FILES, FILES_REMEDY),
+    "can't start new thread": (NO_THREAD, MEMORY_REMEDY),
+    "Cannot allocate memory": ("out of memory", MEMORY_REMEDY),
+    "bad_alloc": ("out of memory", MEMORY_REMEDY),
+    "No space left": ("disk full", ROOM),
+    "Disk quota": ("disk quota reached", ROOM),
+    "File too large": ("file size limit", ROOM),
+    "Read-only file system": ("read-only file system", ROOM),
+}
+LOOK = 5.0  # seconds between two looks whether the folder is there still
 
 
 def find(path: str | Path) -> Path:
@@ -38,21 +65,21 @@ def find(path: str | Path) -> Path:
     Raises UserError where there is none.
     """
     path = Path(path).expanduser().absolute()
-    if (path / "state").is_dir():
+    if (path / steps.STATE).is_dir():
         return path
     for folder in (path / "checkpoints", path):
-        steps = [int(p.name) for p in folder.glob("*") if p.name.isdigit()]
-        if steps:
-            return folder / str(max(steps))
+        if (last := steps.latest(folder)) is not None:
+            return folder / str(last)
     raise UserError(
-        f"{path} holds no checkpoint: expected a work folder with checkpoints/STEP, or "
+        f"{printable(path)} holds no checkpoint: expected a work folder with checkpoints/STEP, or "
         "checkpoints/STEP itself"
     )
 
 
 @contextlib.contextmanager
-def _readable(checkpoint: Path) -> Iterator[None]:
-    """Turns what Orbax and TensorStore raise over a damaged checkpoint into a UserError."""
+def readable(checkpoint: Path) -> Iterator[None]:
+    """Turns what Orbax and TensorStore raise over a damaged checkpoint, or what is made of its
+    config, into a UserError."""
     try:
         yield
     except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
@@ -66,15 +93,14 @@ def _readable(checkpoint: Path) -> Iterator[None]:
 def about(checkpoint: Path) -> dict[str, Any]:
     """What was saved beside the arrays: `examples_seen`, `config`, `classes`, …
 
-    Raises UserError where it cannot be read.
+    Raises UserError where it cannot be read, or holds something else.
     """
-    with _readable(checkpoint):  # by the handler itself, which waits for no other process
-        return ocp.JsonCheckpointHandler().restore(checkpoint / "about")
+    return read_object(checkpoint / ABOUT, ABOUT_KINDS, {"data": OBJECT})
 
 
 def stored_shapes(checkpoint: Path) -> dict[str, jax.ShapeDtypeStruct]:
     """path -> shape and dtype of every array in a checkpoint; reads no array."""
-    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader, _readable(checkpoint):
+    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader, readable(checkpoint):
         tree = reader.metadata(checkpoint / "state").item_metadata.tree
     return {
         path: jax.ShapeDtypeStruct(tuple(leaf.shape), leaf.dtype)
@@ -85,7 +111,7 @@ def stored_shapes(checkpoint: Path) -> dict[str, jax.ShapeDtypeStruct]:
 def read(checkpoint: Path, wanted: dict[str, jax.ShapeDtypeStruct]) -> dict[str, jax.Array]:
     """The named arrays of a checkpoint, each on the sharding of its `ShapeDtypeStruct`."""
     target = nest(wanted)
-    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader, _readable(checkpoint):
+    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader, readable(checkpoint):
         tree = reader.restore(
             checkpoint / "state",
             args=ocp.args.PyTreeRestore(
@@ -101,7 +127,7 @@ def read_host(checkpoint: Path, wanted: dict[str, jax.ShapeDtypeStruct]) -> dict
     """The named arrays of a checkpoint as NumPy arrays; no device is touched."""
     target = nest(wanted)
     kinds = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), target)
-    with _readable(checkpoint):
+    with readable(checkpoint):
         tree = ocp.PyTreeCheckpointHandler().restore(
             checkpoint / "state",
             args=ocp.args.PyTreeRestore(target, restore_args=kinds, partial_restore=True),
@@ -226,6 +252,8 @@ class Checkpoints:
             ),
         )
 
+        self._place, self._looked = _identity(folder), time.monotonic()
+
         # It asks in the background, and so would set back what JAX counts steps by.
         self._manager.reached_preemption = lambda step: False
 
@@ -238,10 +266,7 @@ class Checkpoints:
 
     def latest(self) -> int | None:
         """The last whole checkpoint on disk; Orbax's own counts one that is on its way, too."""
-        try:
-            return int(find(self._manager.directory).name)
-        except UserError:
-            return None
+        return max(steps.steps(Path(self._manager.directory)), default=None)
 
     def due(self, step: int, by_time: bool) -> bool:
         """Whether to save after a step; `by_time` where the processes may be asked to agree."""
@@ -254,9 +279,11 @@ class Checkpoints:
     def save(self, step: int, state: Any, about: dict[str, Any], metrics: dict | None) -> None:
         """Starts saving; returns when the state has been copied, before it is on disk.
 
-        Raises UserError, before anything is written, where the disk has too little room.
+        Raises UserError, before anything is written, where the disk has too little room, or the
+        folder is gone.
         """
         self.wait()
+        self._check_place()
         self._check_room(state)
         self._saved = time.monotonic()
         self._guard(
@@ -276,18 +303,32 @@ class Checkpoints:
         needed = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
         free = shutil.disk_usage(folder).free
         if free < needed:
-            raise self._no_room(f"disk full ({needed:,} bytes needed, {free:,} free)")
+            raise self._refused(f"disk full ({needed:,} bytes needed, {free:,} free)", ROOM)
 
-    def _no_room(self, reason: str) -> UserError:
+    def _check_place(self) -> None:
+        """Raises UserError where the folder is not the one that the run began with. Orbax would
+        make a new one, with checkpoints alone."""
+        folder, self._looked = Path(self._manager.directory), time.monotonic()
+        if _identity(folder) == self._place:
+            return
+        now = "is another folder now" if folder.exists() else "is gone"
+        raise UserError(
+            f"{folder} {now}: it was moved or deleted while the run was using it, and nothing more "
+            "is saved. Put the work folder back and start again, or start a new run"
+        )
+
+    def _refused(self, reason: str, remedy: str) -> UserError:
         last = self.latest()
-        kept = f"the last whole one is step {last}" if last else "there is none before it"
+        kept = "there is none before it" if last is None else f"the last whole one is step {last}"
         return UserError(
             f"a checkpoint could not be written to {self._manager.directory}: {reason}; {kept}. "
-            "Make room, or mount it for writing, and start again"
+            f"{remedy[:1].upper()}{remedy[1:]}, and start again"
         )
 
     def check(self) -> None:
-        """Raises what went wrong in a background save."""
+        """Raises what went wrong in a background save, and UserError where the folder is gone."""
+        if time.monotonic() - self._looked > LOOK:
+            self._check_place()
         self._guard(self._manager.raise_failure)
         self._guard(self._manager.check_for_errors)
 
@@ -318,10 +359,22 @@ class Checkpoints:
         try:
             call()
         except Exception as error:
-            reason = next((r for sign, r in FULL.items() if sign in str(error)), None)
-            if reason is None:
+            self._check_place()  # without it, the error would be about some file in it
+            found = next((told for sign, told in REFUSED.items() if sign in str(error)), None)
+            if found is None and "RESOURCE_EXHAUSTED" in str(error):
+                found = (str(error).partition("\n")[0][:200], ROOM)
+            if found is None:
                 raise
             if jax.process_count() == 1:  # others may be writing still; the next start removes it
                 for partial in Path(self._manager.directory).glob("*.orbax-checkpoint-tmp"):
                     shutil.rmtree(partial, ignore_errors=True)
-            raise self._no_room(reason) from error
+            raise self._refused(*found) from error
+
+
+def _identity(folder: Path) -> tuple[int, int] | None:
+    """What tells a folder from another one with its name; None where there is none."""
+    try:
+        facts = folder.stat()
+    except OSError:
+        return None
+    return facts.st_dev, facts.st_ino

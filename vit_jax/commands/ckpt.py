@@ -8,12 +8,15 @@ vit ckpt prune runs/b16 --damaged
 """
 
 import argparse
+import dataclasses
 import datetime
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
-from vit_jax.errors import UserError, cannot_write
+from vit_jax.errors import UserError, cannot_write, printable
+from vit_jax.records import is_number, read_object
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -36,67 +39,87 @@ def run(options: argparse.Namespace) -> int:
     return 0
 
 
-def found(source: str) -> list[Path]:
-    """The checkpoints that a path means, in rising order. Raises UserError where there are none."""
-    from vit_jax.checkpoint import manager
+@dataclasses.dataclass(frozen=True)
+class Found:
+    """What a path means: the checkpoints in rising order, and what else in their folder has the
+    name of a step, or one like it."""
 
-    last = manager.find(source)
-    if last == Path(source).expanduser().absolute():
-        return [last]
-    steps = sorted(int(p.name) for p in last.parent.iterdir() if p.name.isdigit())
-    return [last.parent / str(step) for step in steps]
+    checkpoints: list[Path]
+    strays: dict[Path, str]
+    unfinished: list[Path]  # of the strays, the folders that `prune --damaged` removes
 
 
-def _list(options: argparse.Namespace, checkpoints: list[Path]) -> None:
-    from vit_jax.checkpoint import manager
+def found(source: str) -> Found:
+    """The checkpoints that a path means. Raises UserError where there is nothing of the kind."""
+    from vit_jax.checkpoint import manager, steps
+
+    path = Path(source).expanduser().absolute()
+    if (path / steps.STATE).is_dir():
+        return Found([path], {}, [])
+    for folder in (path / "checkpoints", path):
+        strays, saved = steps.strays(folder), steps.steps(folder)
+        if saved or steps.unfinished(folder):
+            checkpoints = [folder / str(step) for step in saved]
+            return Found(checkpoints, strays, steps.unfinished(folder))
+    return Found([manager.find(path)], {}, [])  # which raises
+
+
+def _list(options: argparse.Namespace, what: Found) -> None:
+    from vit_jax.checkpoint import manager, steps
 
     rows: list[dict[str, Any]] = []
-    for checkpoint in checkpoints:
+    for checkpoint in what.checkpoints:
         about = manager.about(checkpoint)
         metrics = checkpoint / "metrics" / "metrics"
-        measured = json.loads(metrics.read_text(encoding="utf-8")) if metrics.is_file() else {}
+        measured = read_object(metrics) if metrics.exists() else {}
+        accuracy = measured.get(manager.METRIC)
         size = sum(p.stat().st_size for p in checkpoint.rglob("*") if p.is_file())
         rows.append({
-            "checkpoint": str(checkpoint), "step": int(checkpoint.name) if
-            checkpoint.name.isdigit() else None, "examples_seen": about["examples_seen"],
-            "bytes": size, "accuracy": (measured or {}).get(manager.METRIC),
+            "checkpoint": str(checkpoint), "step": steps.number(checkpoint.name),
+            "examples_seen": about["examples_seen"], "bytes": size,
+            "accuracy": accuracy if is_number(accuracy) else None,
             "saved": datetime.datetime.fromtimestamp(checkpoint.stat().st_mtime).isoformat(
                 " ", "seconds"),
         })  # fmt: skip
+    for path, problem in what.strays.items():
+        print(f"vit: {printable(path)} {problem}", file=sys.stderr)
     if options.json:
         print(json.dumps(rows, indent=1))
         return
     for row in rows:
         reached = "" if row["accuracy"] is None else f"  accuracy {row['accuracy']:.2%}"
-        print(f"{row['checkpoint']}  {row['examples_seen']:,} examples  "
+        print(f"{printable(row['checkpoint'])}  {row['examples_seen']:,} examples  "
               f"{row['bytes'] / 2**20:,.1f} MiB  {row['saved']}{reached}")  # fmt: skip
 
 
-def _verify(options: argparse.Namespace, checkpoints: list[Path]) -> None:
+def _verify(options: argparse.Namespace, what: Found) -> None:
     from vit_jax.checkpoint import checksums
 
-    broken = []
-    for checkpoint in checkpoints:
+    for path, problem in what.strays.items():
+        print(f"{printable(path)} {problem}")
+    broken = [path.name for path in what.unfinished]
+    for checkpoint in what.checkpoints:
         lines = checksums.damages(checkpoint)
-        known = (checkpoint / checksums.NAME).is_file()
-        count = len(checksums.files(checkpoint))
-        good = f"{count} files are what was saved" if known else "saved without checksums"
-        print(f"{checkpoint}: {'; '.join(lines) or good}")
+        good = "saved without checksums, there is nothing to compare its files with"
+        if checksums.known(checkpoint):
+            good = f"{len(checksums.files(checkpoint))} files are what was saved"
+        print(f"{printable(checkpoint)}: {'; '.join(lines) or good}")
         broken += [checkpoint.name] if lines else []
     if broken:
-        raise UserError(
-            f"{len(broken)} of {len(checkpoints)} checkpoints are damaged: {', '.join(broken)}"
-        )
+        count = len(what.checkpoints) + len(what.unfinished)
+        raise UserError(f"{len(broken)} of {count} checkpoints are damaged: {', '.join(broken)}")
 
 
-def _copy(options: argparse.Namespace, checkpoints: list[Path]) -> None:
+def _copy(options: argparse.Namespace, what: Found) -> None:
     """The last one, or the one named; verified first, its marker last."""
     from etils import epath
 
-    from vit_jax.checkpoint import checksums
+    from vit_jax.checkpoint import checksums, manager
 
-    source, target = checkpoints[-1], epath.Path(options.target).expanduser()
+    source = manager.find(options.source)
+    target = epath.Path(options.target).expanduser()
     checksums.check(source)
+    _refuse_false_step(source, options.target)
     if target.exists():
         raise UserError(f"{target} is there already: name a new place")
     names = [str(p.relative_to(source)) for p in source.rglob("*") if p.is_file()]
@@ -119,28 +142,66 @@ def _copy(options: argparse.Namespace, checkpoints: list[Path]) -> None:
     print(f"{source} -> {target}: {len(names)} files")
 
 
-def _prune(options: argparse.Namespace, checkpoints: list[Path]) -> None:
-    """Under the work folder's lock, so that no living run loses what it relies on."""
-    import shutil
+def _refuse_false_step(source: Path, target: str) -> None:
+    """Raises UserError where a copy would become a part of the checkpoint itself, or would count as
+    another step than it is."""
+    from vit_jax.checkpoint import steps
 
+    if "://" in target:
+        return
+    place = Path(target).expanduser().absolute()
+    folder = place.parent.resolve()
+    if folder.is_relative_to(source.resolve()):
+        raise UserError(f"{printable(place)} lies inside the checkpoint itself: name another place")
+    counts = folder.name == "checkpoints" or steps.number(place.name) is not None
+    if counts and place.name != source.name:
+        raise UserError(
+            f"{printable(place)} would count as another step of a run than {source.name}, which is "
+            "copied: name a place outside checkpoints, and give it no other number"
+        )
+
+
+def _prune(options: argparse.Namespace, what: Found) -> None:
+    """Under the work folder's lock, so that no living run loses what it relies on."""
     from vit_jax.checkpoint import checksums
     from vit_jax.training.workdir import WorkFolder
 
     if options.keep is not None and options.keep < 1:
         raise UserError(f"--keep is 1 or more, not {options.keep}")
-    folder = checkpoints[0].parent
+    checkpoints = what.checkpoints
+    folder = (checkpoints + what.unfinished)[0].parent
     if folder.name != "checkpoints":
         raise UserError(f"{folder} is no work folder's checkpoints: nothing is pruned there")
     with WorkFolder(folder.parent):
         gone = [c for c in checkpoints if checksums.damages(c)] if options.damaged else []
         rest = [c for c in checkpoints if c not in gone]
         gone += rest[: -options.keep] if options.keep else []
+        gone += what.unfinished if options.damaged else []
+        if links := [c for c in gone if c.is_symlink()]:
+            raise UserError(
+                f"{printable(links[0])} is a link, which prune neither follows nor removes; "
+                "nothing is removed: remove the link itself first"
+            )
         for checkpoint in gone:
-            # Renamed first: half of a checkpoint never bears its name.
-            away = checkpoint.rename(folder / f".{checkpoint.name}.pruned")
+            _remove(checkpoint)
+            print(f"{printable(checkpoint)} removed")
+    kept = len(checkpoints) + len(what.unfinished) - len(gone)
+    print(f"{len(gone)} removed, {kept} kept")
+
+
+def _remove(checkpoint: Path) -> None:
+    """Renames it first: half of a checkpoint never bears its name."""
+    import shutil
+
+    away = checkpoint.with_name(f".{checkpoint.name}.pruned")
+    try:
+        if away.is_symlink():
+            away.unlink()
+        elif away.exists():  # of a prune that was killed
             shutil.rmtree(away)
-            print(f"{checkpoint} removed")
-    print(f"{len(gone)} removed, {len(checkpoints) - len(gone)} kept")
+        shutil.rmtree(checkpoint.rename(away))
+    except OSError as error:
+        raise UserError(f"{printable(checkpoint)} cannot be removed: {error.strerror}") from error
 
 
 ACTIONS = {"list": _list, "verify": _verify, "copy": _copy, "prune": _prune}

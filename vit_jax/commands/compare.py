@@ -8,12 +8,12 @@ RUN is a work folder, or a file of rows as metrics.jsonl. The page needs no netw
 """
 
 import argparse
-import json
 from pathlib import Path
 from typing import Any
 
 from vit_jax.commands.compare_curve import rows_of
-from vit_jax.errors import UserError, cannot_write
+from vit_jax.errors import UserError, cannot_write, printable
+from vit_jax.records import is_number, read_object
 
 Curves = dict[str, dict[str, list[tuple[float, float]]]]  # metric -> run -> (x, y)
 KINDS = (".html", ".png")
@@ -39,6 +39,7 @@ def run(options: argparse.Namespace) -> int:
     rows = {name: rows_of(path) for name, path in runs.items()}
     curves = _curves(rows, options.metric, options.over)
     table = _table({name: _config(path) for name, path in runs.items()}, curves)
+    table = [[printable(cell) for cell in row] for row in table]
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
     for row in table:
         print(
@@ -71,22 +72,19 @@ def _config(path: str) -> dict[str, Any]:
     """The resolved config of a run; nothing where there is none."""
     folder = Path(path).expanduser()
     file = (folder if folder.is_dir() else folder.parent) / "config.json"
-    try:
-        return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-    except (OSError, ValueError) as error:
-        raise UserError(f"{file} cannot be read: {error}") from error
+    return read_object(file) if file.exists() else {}
 
 
 def _curves(rows: dict[str, list[dict]], metrics: list[str] | None, over: str) -> Curves:
     known = dict.fromkeys(
         key for run in rows.values() for row in run for key, value in row.items()
-        if isinstance(value, int | float) and not isinstance(value, bool) and key != "step"
+        if is_number(value) and key != "step"
     )  # fmt: skip
     if not known:
         raise UserError(f"{' and '.join(rows)}: no rows yet")
     for metric in metrics or ():
         if metric not in known:
-            raise UserError(f"no run has {metric}: there are {', '.join(known)}")
+            raise UserError(f"no run has {metric}: there are {printable(', '.join(known))}")
     wanted = metrics or [
         key for key in known
         if key == "loss" or (key.startswith("eval/") and key.endswith("/accuracy"))

@@ -9,11 +9,11 @@ reference, else 0.
 """
 
 import argparse
-import json
+import sys
 from pathlib import Path
-from typing import Any
 
-from vit_jax.errors import UserError
+from vit_jax.errors import UserError, printable
+from vit_jax.records import Row, read_rows, reason
 
 WINDOW = 5  # rows of loss that are averaged
 
@@ -37,7 +37,7 @@ def run(options: argparse.Namespace) -> int:
         raise UserError(f"{options.run} and {options.reference} have no metric at the same step")
     left = False
     for key in sorted((ours.keys() & theirs.keys()) - shared.keys()):
-        print(f"{key:32} not compared: no step in common")
+        print(f"{printable(key):32} not compared: no step in common")
     for key, steps in shared.items():
         loss = key.endswith("loss")
         if key == "loss":  # noisy: the mean of the last few rows that both have
@@ -52,9 +52,9 @@ def run(options: argparse.Namespace) -> int:
         told = f"leaves the reference at step {away[0]}" if away else "within"
         left = left or bool(away)
         print(
-            f"{key:32} {len(steps):5} rows to step {steps[-1]:,}: {told}; furthest at step "
-            f"{widest:,} ({ours[key][widest]:.4f}, reference {theirs[key][widest]:.4f}, allowed "
-            f"{allowed:g})"
+            f"{printable(key):32} {len(steps):5} rows to step {steps[-1]:,}: {told}; furthest at "
+            f"step {widest:,} ({ours[key][widest]:.4f}, reference {theirs[key][widest]:.4f}, "
+            f"allowed {allowed:g})"
         )
     return int(left)
 
@@ -66,28 +66,28 @@ def _smooth(curve: dict[int, float], steps: list[int]) -> dict[int, float]:
     return {step: sum(few) / len(few) for step, few in zip(steps, recent, strict=True)}
 
 
-def rows_of(path: str) -> list[dict[str, Any]]:
-    """The rows of a work folder or file, each with its step. Raises UserError where there are
-    none."""
+def rows_of(path: str, infinite: bool = False) -> list[Row]:
+    """The rows of a work folder or file; what is damaged in it is said. Raises UserError where it
+    cannot be read, or holds something else than rows."""
     file = Path(path).expanduser()
     file = file / "metrics.jsonl" if file.is_dir() else file
     try:
-        rows: list[Any] = [
-            json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()
-        ]
-        return [row | {"step": int(row["step"])} for row in rows]
-    except OSError as error:
-        raise UserError(f"{file} cannot be read: {error.strerror}") from error
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{file} holds no rows of metrics: {error}") from error
+        rows, damage = read_rows(file, infinite=infinite)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{printable(file)} cannot be read: {reason(error)}") from error
+    if damage and not rows:
+        raise UserError(f"{printable(file)} holds no rows of metrics: {damage}")
+    if damage:
+        print(f"vit: {damage}", file=sys.stderr)
+    return rows
 
 
 def _curves(path: str) -> dict[str, dict[int, float]]:
     """metric -> step -> value, of loss, losses of evaluations and accuracies."""
     curves: dict[str, dict[int, float]] = {}
-    for row in rows_of(path):
+    for row in rows_of(path, infinite=True):  # a loss that is NaN leaves the reference
         for key, value in row.items():
             told = key.startswith("eval/") and ("accuracy" in key or key.endswith("/loss"))
-            if (key == "loss" or told) and isinstance(value, int | float):
-                curves.setdefault(key, {})[int(row["step"])] = float(value)
+            if key == "loss" or told:
+                curves.setdefault(key, {})[row["step"]] = float(value)
     return curves

@@ -73,15 +73,17 @@ def _vouched(options: argparse.Namespace, about: dict[str, Any]) -> Callable[[st
 
 def _measured(options: argparse.Namespace, checkpoint: Path, about: dict[str, Any]) -> int:
     """Measures what was asked for, tells it, and returns the exit code."""
+    from vit_jax.checkpoint import manager, steps
     from vit_jax.commands.report import write_report
     from vit_jax.training.evaluation import measure_one
     from vit_jax.training.progress import in_words
     from vit_jax.training.setup import set_up
 
-    config = stored_config(about["config"])
+    with manager.readable(checkpoint):
+        config = stored_config(about["config"])
+        stored = tuple(about["config"]["model.image_size"])
     config.mesh.update(base().mesh)  # of this machine, not of the one that trained
     named = recipe.override(config, options.overrides)
-    stored = tuple(about["config"]["model.image_size"])
     if (shown := about.get("data", {}).get("image_size")) and "model.image_size" not in named:
         config.model.image_size = shown
     _fit_batches(config, named)
@@ -97,8 +99,7 @@ def _measured(options: argparse.Namespace, checkpoint: Path, about: dict[str, An
     def say(line: str) -> None:
         print(line, file=sys.stderr)
 
-    step = int(checkpoint.name) if checkpoint.name.isdigit() else None
-    result: dict[str, Any] = {"checkpoint": str(checkpoint), "step": step}
+    result: dict[str, Any] = {"checkpoint": str(checkpoint), "step": steps.number(checkpoint.name)}
     lines, of_split = [], None
     for one in run.evaluators:
         found, rows = measure_one(run, one, params, say)

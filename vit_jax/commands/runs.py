@@ -8,6 +8,8 @@ import argparse
 import json
 from pathlib import Path
 
+from vit_jax.errors import printable
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command's options."""
@@ -24,5 +26,5 @@ def run(options: argparse.Namespace) -> int:
     if options.json:
         print(json.dumps(rows, indent=1))
     else:
-        print("\n".join(runs.table(rows, folder)) if rows else f"no runs in {folder}")
+        print("\n".join(runs.table(rows, folder)) if rows else f"no runs in {printable(folder)}")
     return 0

@@ -1,5 +1,5 @@
-"""Ctrl-C and SIGTERM: remembered, so that a run saves before it leaves; in a job of several
-processes, after the same step in all of them."""
+"""Ctrl-C, SIGTERM and SIGHUP (a terminal that is gone): remembered, so that a run saves before it
+leaves; in a job of several processes, after the same step in all of them."""
 
 import os
 import signal
@@ -11,12 +11,13 @@ from jax.experimental import multihost_utils
 
 from vit_jax.errors import INTERRUPTED, RESTART
 
-CODES = {signal.SIGINT: INTERRUPTED, signal.SIGTERM: RESTART}
+CODES = {signal.SIGINT: INTERRUPTED, signal.SIGTERM: RESTART, signal.SIGHUP: RESTART}
 
 
 class StopSignals:
-    """While entered, Ctrl-C and SIGTERM set `code` (of exit) instead of ending the process; a
-    second Ctrl-C ends it at once. Outside the main thread it does nothing.
+    """While entered, Ctrl-C, SIGTERM and SIGHUP set `code` (of exit) instead of ending the process;
+    a second Ctrl-C ends it at once. SIGHUP stays ignored where it was, under `nohup`. Outside the
+    main thread it does nothing.
 
     In a job JAX itself listens to SIGTERM and agrees with all processes on a step: whichever of
     them was told, `code` is set in all of them after it.
@@ -39,7 +40,7 @@ class StopSignals:
         code = CODES[signal.Signals(number)]
         name = signal.Signals(number).name
         # Not print, whose middle this may be; not sys.stderr, which in a notebook is no file.
-        os.write(2, f"{name}: saves after this step, then stops\n".encode())
+        _write_or_silence(f"{name}: saves after this step, then stops\n".encode())
         if number == signal.SIGINT:
             signal.signal(signal.SIGINT, signal.default_int_handler)
         if self._job:
@@ -50,7 +51,11 @@ class StopSignals:
 
     def __enter__(self) -> "StopSignals":
         try:
-            for number in CODES if not self._job else (signal.SIGINT,):
+            for number in CODES:
+                if self._job and number == signal.SIGTERM:  # JAX listens to it
+                    continue
+                if number == signal.SIGHUP and signal.getsignal(number) == signal.SIG_IGN:
+                    continue
                 self._before[number] = signal.signal(number, self._remember)
         except ValueError:  # not the main thread
             self._before = {}
@@ -61,3 +66,15 @@ class StopSignals:
     ) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
+
+
+def _write_or_silence(line: bytes) -> None:
+    """Writes to stderr; where that or stdout is a terminal that is gone, what is still said there
+    goes nowhere, so that it does not end the run before its save."""
+    for number, said in ((2, line), (1, b"")):
+        try:
+            os.write(number, said)
+        except OSError:
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, number)
+            os.close(nowhere)

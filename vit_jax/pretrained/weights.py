@@ -14,7 +14,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from vit_jax.checkpoint import checksums, manager
+from vit_jax.checkpoint import checksums, manager, steps
 from vit_jax.checkpoint.tree import flatten, unstack
 from vit_jax.errors import UserError
 from vit_jax.models.model import ACTIVATIONS, Config, DataConfig, Model, crop_of
@@ -215,9 +215,7 @@ def check_explained(what: str, wanted: dict, held: dict, ignored: Iterable[str] 
 def _is_own(path: Path) -> bool:
     """A work folder, its checkpoints, or one of them."""
     return path.is_dir() and (
-        (path / "state").is_dir()
-        or (path / "checkpoints").is_dir()
-        or any(p.name.isdigit() and (p / "state").is_dir() for p in path.iterdir())
+        (path / "state").is_dir() or (path / "checkpoints").is_dir() or bool(steps.steps(path))
     )
 
 
@@ -246,12 +244,13 @@ def _open_own(path: Path, parts: tuple[str, ...]) -> Weights:
         for key, value in flat.items()
         if key.startswith("model.") and value is not None
     }
-    model = create_model(fields.pop("name"), remainder=True, **fields)
-    if told := about.get("data"):  # of weights that were converted
-        data = DataConfig(**told)
-    else:
-        shown = {key: v for key in ("mean", "std") if (v := flat.get(f"data.{key}")) is not None}
-        data = _shown_by(flat["data.eval.pipeline"], model.config.image_size, shown)
+    with manager.readable(checkpoint):
+        model = create_model(fields.pop("name"), remainder=True, **fields)
+        if told := about.get("data"):  # of weights that were converted
+            data = DataConfig(**told)
+        else:
+            shown = {k: v for k in ("mean", "std") if (v := flat.get(f"data.{k}")) is not None}
+            data = _shown_by(flat["data.eval.pipeline"], model.config.image_size, shown)
     shapes_of = manager.stored_shapes(checkpoint)
     if not all(any(name.startswith(f"{part}/") for name in shapes_of) for part in parts):
         raise UserError(f"{checkpoint} has no moving average: it was trained without --config.ema")

@@ -5,7 +5,6 @@ What is tried next, and what a study remembers, is in study.py.
 """
 
 import dataclasses
-import json
 import math
 import os
 import re
@@ -19,6 +18,7 @@ from typing import Any
 import optuna
 from optuna.trial import FrozenTrial, Trial, TrialState
 
+from vit_jax.checkpoint.steps import steps
 from vit_jax.errors import (
     INTERRUPTED,
     NON_FINITE,
@@ -28,7 +28,9 @@ from vit_jax.errors import (
     UserError,
     printable,
 )
+from vit_jax.files import read_bytes
 from vit_jax.launch.runs import locked
+from vit_jax.records import MOST_ROWS, NOTHING, Kinds, is_number, load, reason, rows_in
 from vit_jax.sweeping import halving
 from vit_jax.sweeping import study as studies
 from vit_jax.sweeping.space import in_words, overrides
@@ -52,23 +54,13 @@ class Rows:
             stat = self._path.stat()
             if (found := (stat.st_ino, stat.st_size)) == self._seen:
                 return
-            text = self._path.read_text(encoding="utf-8", errors="replace")
+            lines = list(rows_in(read_bytes(self._path, MOST_ROWS), self._metric.encode()))
         except OSError:  # not there yet
             return
         self._seen = found
-        for line in text.splitlines():
-            if self._metric not in line:
-                continue
-            try:
-                row = json.loads(line)
-            except json.JSONDecodeError:  # half of it is written
-                self._seen = None
-                return
-            if not isinstance(row, dict):
-                continue
-            step, value = row.get("step"), row.get(self._metric)
-            if isinstance(step, int) and isinstance(value, int | float) and step > after:
-                yield step, float(value)
+        for row in (line.row for line in lines if line.row is not None):
+            if self._metric in row and row["step"] > after:
+                yield row["step"], float(row[self._metric])
 
 
 @dataclasses.dataclass
@@ -269,32 +261,24 @@ class Sweep:
                 self._ended(live, code)
 
 
-def _object(file: Path) -> dict[str, Any]:
+def _object(file: Path, needs: Kinds = NOTHING) -> dict[str, Any]:
     """The object in a file that a trial wrote. Raises UserError where there is none."""
     try:
-        found = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        found = error
-    if isinstance(found, dict):
-        return found
-    raise UserError(
-        f"{file} is damaged: remove {file.parent}, and the same command trains it again"
-    )
+        return load(file, needs)
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"{printable(file)} is damaged ({reason(error)}): remove {printable(file.parent)}, and "
+            "the same command trains it again"
+        ) from error
 
 
 def _number(file: Path, key: str) -> Any:
-    found = _object(file).get(key)
-    if isinstance(found, int | float):
-        return found
-    raise UserError(
-        f"{file} has no number {key}: remove {file.parent}, and the same command trains it again"
-    )
+    return _object(file, {key: ("a number", lambda value: is_number(value, finite=False))})[key]
 
 
 def _steps(folder: Path) -> int:
     """The step that a trial's last checkpoint is of."""
-    saved = (folder / "checkpoints").glob("[0-9]*")
-    return max((int(path.name) for path in saved if path.name.isdecimal()), default=0)
+    return max(steps(folder / "checkpoints"), default=0)
 
 
 def _why(live: Live, code: int) -> str:

@@ -14,7 +14,9 @@ from typing import Any
 
 import jax
 
-from vit_jax.errors import NON_FINITE, Stopped, cannot_write, printable_lines
+from vit_jax import records
+from vit_jax.errors import NON_FINITE, Stopped, UserError, cannot_write, printable_lines
+from vit_jax.files import read_bytes, write_text
 from vit_jax.models.flops import train_flops
 from vit_jax.parallel.chips import peak_flops
 from vit_jax.parallel.runtime import everyones, process
@@ -44,29 +46,31 @@ class MetricRows:
     def __init__(self, path: Path, last_step: int, writes: bool):
         self._path, self._writes = path, writes
         self.dropped: list[Row] = []  # trained again after a restart
+        self.damage = ""  # a line about lines that could not be read
         self.rows = self._cut(last_step)
         self._file = path.open("a", encoding="utf-8") if writes else io.StringIO()
 
     def _cut(self, last_step: int) -> list[Row]:
-        """Drops a torn tail and every row after `last_step`."""
-        if not self._path.exists():
+        """Drops what is no row, and every row after `last_step`."""
+        try:
+            lines = list(records.rows_in(read_bytes(self._path, records.MOST_ROWS)))
+        except FileNotFoundError:
             return []
-        rows, lines = [], []
-        for line in self._path.read_text(encoding="utf-8").splitlines():
-            try:
-                row = json.loads(line)
-            except json.JSONDecodeError:
+        except OSError as error:
+            raise UserError(f"{self._path} cannot be read: {records.reason(error)}") from error
+        self.damage = records.damage(self._path, lines)
+        kept, rows = [], []
+        for line in lines:
+            if line.row is None:
                 continue
-            if isinstance(row, dict) and row.get("step", last_step + 1) <= last_step:
-                rows.append(row)
-                lines.append(line + "\n")
-            elif isinstance(row, dict):
-                self.dropped.append(row)
+            if line.row["step"] <= last_step:
+                rows.append(line.row)
+                kept.append(line.text + "\n")
+            else:
+                self.dropped.append(line.row)
         if not self._writes:
             return rows
-        partial = self._path.with_name(f".{self._path.name}.partial")
-        partial.write_text("".join(lines), encoding="utf-8")
-        partial.replace(self._path)
+        write_text(self._path, "".join(kept))
         return rows
 
     def write(self, row: Row) -> None:
@@ -149,6 +153,8 @@ class Progress:
         self.told = start.step  # the last step of an interval
         if not self._quiet:
             self._console.start()
+        if self._rows.damage:
+            self.warn(self._rows.damage)
 
     def spent(self, part: str) -> contextlib.AbstractContextManager[None]:
         """Books the time inside on a part of `goodput.PARTS`."""

@@ -1,6 +1,5 @@
 """One step of a run again: what its gradients were, and which examples it saw. Nothing is saved."""
 
-import json
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -11,9 +10,11 @@ from jax.sharding import NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
 from vit_jax.checkpoint import manager
+from vit_jax.checkpoint.steps import steps
 from vit_jax.checkpoint.tree import flatten
 from vit_jax.errors import UserError
 from vit_jax.ranges import AUTO
+from vit_jax.records import COUNT, read_object
 from vit_jax.training.setup import check_same_run, continued, open_origin, set_up
 from vit_jax.training.step import make_gradients
 
@@ -32,13 +33,12 @@ def replay(
     workdir = Path(workdir).expanduser().absolute()
     if config.microbatch == AUTO and (workdir / "config.json").is_file():
         with config.unlocked():
-            config.microbatch = json.loads((workdir / "config.json").read_text(encoding="utf-8"))[
-                "microbatch"
-            ]
+            kept = read_object(workdir / "config.json", {"microbatch": COUNT})
+            config.microbatch = kept["microbatch"]
     run = set_up(config, named, weights=open_origin(config, workdir))
     if not 1 <= step <= run.config.total_steps:
         raise UserError(f"--replay-step lies in 1 … {run.config.total_steps}, not {step}")
-    saved = [int(p.name) for p in (workdir / "checkpoints").glob("*") if p.name.isdigit()]
+    saved = steps(workdir / "checkpoints")
     before = max((s for s in saved if s < step), default=None)
     if before is None and (config.init or config.resume):
         raise UserError(

@@ -10,7 +10,7 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
-from vit_jax.checkpoint import checksums, manager
+from vit_jax.checkpoint import checksums, manager, steps
 from vit_jax.config import differences, flat
 from vit_jax.data import ops
 from vit_jax.data.pipeline import check_depth
@@ -271,9 +271,8 @@ def _attention(model: Model) -> list[str]:
 
 def _last_step(workdir: Path) -> str:
     """Of the work folder's own checkpoints; empty where it has not saved."""
-    own = workdir / "checkpoints"
-    steps = [int(p.name) for p in own.iterdir() if p.name.isdigit()] if own.is_dir() else []
-    return str(max(steps, default=""))
+    last = steps.latest(workdir / "checkpoints")
+    return "" if last is None else str(last)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -344,7 +343,7 @@ def continued(run: Run, source: Path) -> Start:
         )
     said = [f"continues {source} at step {step}"]
     for key in ("total_steps", "microbatch"):
-        before, now = about["config"][key], run.config[key]
+        before, now = about["config"].get(key), run.config[key]
         if before != now:
             effect = {"total_steps": "the schedule ends there", "microbatch": "other dropout"}[key]
             said.append(f"{key} was {before} and is {now} now: {effect}")

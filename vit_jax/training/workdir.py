@@ -1,13 +1,17 @@
 """The work folder: its lock, its config, and files that are whole or not there."""
 
+import contextlib
+import errno
 import fcntl
 import os
+import stat
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from vit_jax.errors import UserError, cannot_write
 from vit_jax.files import write_json
+from vit_jax.parallel.compile_cache import make_private
 from vit_jax.parallel.runtime import probe, process, together
 
 TRIES = 20  # at the lock, which `vit runs` takes for a moment to see whether a run lives
@@ -36,12 +40,12 @@ class WorkFolder:
         """Of several processes the first takes the lock for all."""
         if process() > 0:
             return
-        lock = self.path / ".lock"
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            self._lock = lock.open("a+", encoding="utf-8")
+            self._lock = _opened(self.path / ".lock")
         except OSError as error:
             raise cannot_write(self.path, error) from error
+        make_private(self.path)
         for left in reversed(range(TRIES)):
             try:
                 fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -64,9 +68,10 @@ class WorkFolder:
     def __exit__(self, *error: object) -> None:
         if self._lock is None:
             return
-        if [p.name for p in self.path.iterdir()] == [".lock"]:  # nothing came of it
-            (self.path / ".lock").unlink()
-            self.path.rmdir()
+        with contextlib.suppress(OSError):  # it may be gone
+            if [p.name for p in self.path.iterdir()] == [".lock"]:  # nothing came of it
+                (self.path / ".lock").unlink()
+                self.path.rmdir()
         self._lock.close()  # the kernel lets the lock go, also when the process is killed
 
     def keep(self, config: dict[str, Any], classes: list[str]) -> None:
@@ -74,3 +79,13 @@ class WorkFolder:
         if process() == 0:
             write_json(self.path / "config.json", config)
             write_json(self.path / "classes.json", classes)
+
+
+def _opened(lock: Path) -> TextIO:
+    """The lock's file, opened to be written. Another one, to which a link of that name may lead,
+    is left alone. Raises OSError."""
+    number = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
+    if not stat.S_ISREG(os.fstat(number).st_mode):
+        os.close(number)
+        raise OSError(errno.EINVAL, f"its {lock.name} is no file")
+    return os.fdopen(number, "r+", encoding="utf-8")
