@@ -16,7 +16,11 @@ class NoSplit(UserError):
 
 
 class Source(Protocol):
-    """Random access to the examples of one split."""
+    """Random access to the examples of one split.
+
+    A source that knows its examples' names has a `names_hash` too: a text that is the same for the
+    same examples in the same order, wherever they lie. A run continues with the same text alone.
+    """
 
     classes: list[str]
     channels: int

@@ -116,6 +116,7 @@ def fit(
                 with watchdog.slow, progress.spent("checkpoint"):
                     progress.sync()
                     about = {"config": flat(c), "classes": run.classes, "origin": start.origin,
+                             "sources": run.held,
                              "train_examples": run.train_examples, "examples_seen": examples_seen,
                              "goodput": progress.ledger.seconds}  # fmt: skip
                     checkpoints.save(step, state, about, found)
