@@ -22,7 +22,7 @@ def check_same_data(run: Run) -> None:
             if theirs[key] != first:
                 raise UserError(
                     f"process {number} reads other data than process 0: {key} "
-                    f"{printable(run.config[key])} {_change(first, theirs[key], 'there')}; give "
+                    f"{printable(flat(run.config)[key])} {_change(first, theirs[key])}; give "
                     "every process the same files"
                 )
 
@@ -43,7 +43,7 @@ def check_same_run(run: Run, checkpoint: Path) -> list[str]:
             continue  # another kind of source: told with the other keys
         same.add(key)
         if _differs(was, here):
-            changed.append(f"{key} {printable(new)} {_change(was, here, 'now')}")
+            changed.append(f"{key} {printable(new)} {_change(was, here)}")
         elif old != new:
             known = "" if was.get("names") and here["names"] else (
                 "; the checkpoint holds no names of its examples, so their number and classes "
@@ -76,15 +76,15 @@ def _differs(was: dict[str, Any], here: dict[str, Any]) -> bool:
     )
 
 
-def _change(was: dict[str, Any], here: dict[str, Any], where: str) -> str:
-    """`has 9 images now instead of 8 (1 more)`."""
+def _change(was: dict[str, Any], here: dict[str, Any]) -> str:
+    """`has 9 images instead of 8 (1 more)`."""
     old, new = was["examples"], here["examples"]
     if old is None:
-        return f"has other weights {where}"
+        return "has other weights"
     if old == new:
-        return f"has {new:,} images {where} as before, but other names or labels"
+        return f"has as many images, {new:,}, but other names or labels"
     more = f"{new - old:,} more" if new > old else f"{old - new:,} fewer"
-    return f"has {new:,} images {where} instead of {old:,} ({more})"
+    return f"has {new:,} images instead of {old:,} ({more})"
 
 
 def _without_paths(value: Any) -> Any:
