@@ -30,7 +30,7 @@ from vit_jax.errors import RESTART, Stopped, UserError
 Batch = dict[str, Any]
 MAX_DAMAGED = 100  # in a row
 PART = 8  # rows that a thread fills at a time
-POLL = 0.0005  # seconds between two looks at the devices while no batch is there
+POLL = 0.001  # seconds between two looks at the devices while no batch is there
 
 
 @dataclasses.dataclass(frozen=True)
