@@ -5,7 +5,7 @@ paths from the root.
 import copy
 import dataclasses
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from ml_collections import ConfigDict
@@ -157,9 +157,22 @@ def _absolute_paths(c: ConfigDict) -> None:
 
 
 def _absolute(source: str) -> str:
-    """`folder:PATH` or `csv:FILE` from the root."""
-    kind, _, path = source.partition(":")
-    return f"{kind}:{Path(path).expanduser().absolute()}" if kind in ("folder", "csv") else source
+    """A source with its paths from the root."""
+    return with_paths(source, lambda path: str(Path(path).expanduser().absolute()))
+
+
+def with_paths(source: str, change: Callable[[str], str]) -> str:
+    """A source with the path of `folder:PATH`, `csv:FILE` or `hf:/FOLDER` changed, or those of a
+    mixture of them."""
+
+    def placed(part: str) -> str:
+        found = re.fullmatch(r"((?:[0-9.eE-]+\*)?(folder|csv|hf):)(.*)", part, re.DOTALL)
+        if not found or (found[2] == "hf" and not found[3].startswith(("/", "~", "."))):
+            return part
+        path, *query = found[3].split("?", 1) if found[2] == "hf" else [found[3]]
+        return "?".join([found[1] + change(path), *query])
+
+    return " + ".join(placed(part) for part in source.split(" + "))
 
 
 def _there(path: str) -> str:

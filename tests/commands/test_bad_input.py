@@ -356,7 +356,7 @@ def test_a_data_folder_that_has_changed_is_noticed(train, tmp_path):
     shutil.copy(photos / "train" / "cat" / "1.jpg", photos / "train" / "cat" / "new.jpg")
     code, said = train(*keys)
     assert code == 2
-    assert "training examples: 8 -> 9" in said
+    assert "has 9 images instead of 8 (1 more): put it back as it was, or start a new" in said
 
 
 def test_a_dangling_link_counts_as_damaged_also_over_a_restart(train, tmp_path):

@@ -11,6 +11,7 @@ import sys
 import numpy as np
 import pytest
 from jobs import PATIENCE, ROOT, Job, free_port
+from made_images import folder_of_images
 
 from vit_jax.checkpoint import checksums
 
@@ -116,6 +117,25 @@ def test_processes_that_do_not_share_the_work_folder_are_told_so(tmp_path):
     with Job(tmp_path / "run", only={1: [f"--workdir={tmp_path}/other"]}) as job:
         assert job.codes() == [2, 2]
         assert "processes 1 do not see the files that process 0 writes" in job.said(1)
+
+
+def test_processes_whose_copies_of_the_data_differ_are_told_so(tmp_path):
+    for copy, name in (("first", "3.jpg"), ("second", "other.jpg")):
+        data = folder_of_images(tmp_path / copy, {"train/a": 20, "train/b": 20, "val/a": 4})
+        (data / "train/a/3.jpg").rename(data / "train/a" / name)
+    second = [f"--config.data.train.source=folder:{tmp_path}/second"]
+    keys = {
+        "data__train__source": f"folder:{tmp_path}/first",
+        "model__channels": 3,
+        "data__train__pipeline": "decode|resize",
+        "data__eval__pipeline": "decode|resize",
+    }
+    with Job(tmp_path / "run", only={1: second}, **keys) as job:
+        assert job.codes() == [2, 2]
+    line = job.said(0).splitlines()[-1]
+    assert "process 1 reads other data than process 0: data.train.source folder:" in line
+    assert "has as many images, 40, but other names or labels" in line
+    assert not (tmp_path / "run").exists()
 
 
 def test_too_many_non_finite_steps_end_all_with_77(tmp_path):

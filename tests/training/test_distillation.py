@@ -1,5 +1,7 @@
 """Distillation from a second model and weights of classes, against NumPy statements."""
 
+import shutil
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,9 +9,11 @@ import pytest
 
 import vit_jax
 from tests.digits_run import tiny_config
+from vit_jax.checkpoint import manager
 from vit_jax.errors import UserError
 from vit_jax.training.distillation import Hard, Soft
 from vit_jax.training.losses import sigmoid_cross_entropy, softmax_cross_entropy, weighted
+from vit_jax.training.same_run import check_same_run
 from vit_jax.training.setup import set_up
 
 RNG = np.random.default_rng(0)
@@ -178,3 +182,18 @@ def test_a_rate_for_another_batch_size_is_scaled_aloud():
     assert run.config.optimizer.lr == pytest.approx(1e-3 * 32 / 256)
     assert any("learning rate 0.001 for batches of 256 is 0.000125" in line for line in run.said)
     assert set_up(tiny_config(optimizer__lr=1e-3), devices=ONE).config.optimizer.lr == 1e-3
+
+
+def test_a_teacher_may_lie_elsewhere_when_the_run_goes_on_but_be_no_other_one(teacher, tmp_path):
+    def run(weights):
+        return set_up(tiny_config(distill=f"hard('{weights}')", total_steps=1), devices=ONE)
+
+    first = shutil.copytree(teacher, tmp_path / "first")
+    config = tiny_config(distill=f"hard('{first}')", total_steps=1)
+    vit_jax.train(config, tmp_path / "run", devices=ONE, quiet=True)
+    checkpoint = manager.find(tmp_path / "run")
+    first.rename(tmp_path / "second")
+    (line,) = check_same_run(run(tmp_path / "second"), checkpoint)
+    assert line == f"the data has moved: hard('{first}') -> hard('{tmp_path}/second')"
+    with pytest.raises(UserError, match=r"distill hard\('.*'\) has other weights"):
+        check_same_run(run(tmp_path / "second" / "checkpoints" / "20"), checkpoint)

@@ -1,6 +1,7 @@
 """`init`: a run's parameters under another head and resolution, every tensor accounted for."""
 
 import dataclasses
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -8,7 +9,7 @@ import numpy as np
 import pytest
 
 import vit_jax
-from tests.digits_run import tiny_config
+from tests.digits_run import tiny_config, told
 from vit_jax.errors import UserError
 from vit_jax.models.model import DataConfig
 from vit_jax.models.position import resize_grid
@@ -171,3 +172,15 @@ def test_a_wrong_value_range_is_refused(tmp_path):
         config.data.mean, config.data.std = mean, std
         with pytest.raises(UserError, match=says):
             set_up(config, devices=ONE)
+
+
+def test_a_run_goes_on_when_its_init_is_gone_also_where_a_tilde_names_its_work_folder(
+    pretrained, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    weights = shutil.copytree(pretrained[0], tmp_path / "weights")
+    same = {"init": str(weights), "schedule__name": "constant", "model__pre_logits": True}
+    vit_jax.train(tiny_config(total_steps=1, **same), "~/runs/tuned", devices=ONE, quiet=True)
+    shutil.rmtree(weights)
+    vit_jax.train(tiny_config(total_steps=2, **same), "~/runs/tuned", devices=ONE, quiet=True)
+    assert list(told(tmp_path / "home" / "runs" / "tuned")) == [1, 2]

@@ -1,8 +1,26 @@
-"""The ledger, on a clock of the test's own steps."""
+"""The ledger: on a clock of the test's own steps, and in runs of which one part is known to be
+slow."""
 
+import dataclasses
 import time
+from concurrent.futures import ThreadPoolExecutor
 
+import jax
+import pytest
+
+import vit_jax
+from tests.digits_run import tiny_config
+from vit_jax.benching import saving
+from vit_jax.checkpoint.manager import Checkpoints
+from vit_jax.evaluators.named import Classification
+from vit_jax.parallel.preemption import StopSignals
+from vit_jax.parallel.watchdog import Watchdog
 from vit_jax.training.goodput import PARTS, Ledger
+from vit_jax.training.loop import fit
+from vit_jax.training.progress import Progress
+from vit_jax.training.setup import first_state, set_up
+
+ONE = jax.devices()[:1]
 
 
 def test_every_moment_is_of_one_part_also_when_read_in_the_middle_of_one():
@@ -20,3 +38,140 @@ def test_every_moment_is_of_one_part_also_when_read_in_the_middle_of_one():
     whole = sum(after.values()) - 5.0
     assert abs(whole - (time.monotonic() - began)) < 0.05
     assert list(after) == list(PARTS)
+
+
+# -- runs of which one part is known to be slow --------------------------------------------
+STEPS, BATCH = 12, 64  # batches of 64 passes of one image each: some 0.1 s a step
+
+
+class SleepingSource:
+    """A source that sleeps `seconds` once a batch, and counts what it has slept."""
+
+    def __init__(self, source, seconds):
+        self.source, self.seconds, self.calls, self.slept = source, seconds, 0, 0.0
+
+    def __getattr__(self, name):
+        return getattr(self.source, name)
+
+    def __len__(self):
+        return len(self.source)
+
+    def __getitem__(self, index):
+        self.calls += 1
+        if self.calls % BATCH == 1:
+            began = time.monotonic()
+            time.sleep(self.seconds)
+            self.slept += time.monotonic() - began
+        return self.source[index]
+
+
+@dataclasses.dataclass(frozen=True)
+class SleepingEvaluator(Classification):
+    seconds: float = 1.0
+
+    def measure(self, rows, names):
+        time.sleep(self.seconds)
+        return super().measure(rows, names)
+
+
+class Watched:
+    """A compiled step whose outputs a thread waits for: the seconds in which steps were queued."""
+
+    def __init__(self, step):
+        self.step, self.busy, self._done = step, 0.0, 0.0
+        self._thread = ThreadPoolExecutor(1)
+
+    def __call__(self, state, batch):
+        began = time.monotonic()
+        state, metrics = self.step(state, batch)
+        self._thread.submit(self._wait, began, metrics["loss"])
+        return state, metrics
+
+    def _wait(self, began, output):
+        jax.block_until_ready(output)
+        now = time.monotonic()
+        self.busy += now - max(began, self._done)
+        self._done = now
+
+
+def config(**changes):
+    return tiny_config(batch_size=BATCH, microbatch=1, total_steps=STEPS, log_every_steps=5,
+                       eval_every_steps=6, data__threads=1, **changes)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def slow():
+    """A run of slow steps, and its compiled step."""
+    run = set_up(config(data__eval__split=""), devices=ONE)
+    return run, run.compile_train_step()
+
+
+def spent(run, step, folder, every_steps=100):
+    """The seconds that a run of all steps books on each part, and those in which steps ran."""
+    start, step = first_state(run, folder), Watched(step)
+    checkpoints = Checkpoints(folder / "checkpoints", 3, True, every_steps=every_steps)
+    progress = Progress(folder, run, start, quiet=True)
+    with StopSignals() as stop, Watchdog(300) as watchdog:
+        fit(run, step, start, checkpoints, progress, stop, watchdog)
+    progress.close()
+    return progress.ledger.seconds, step.busy
+
+
+def share(told, part):
+    """Of what a run does after its compilation."""
+    return told[part] / sum(told[one] for one in ("data", "step", "evaluate", "checkpoint"))
+
+
+def test_slow_steps_are_steps_however_often_a_run_saves(slow, tmp_path):
+    saves = {row["side"]: row["median_s"] for row in saving.measure(slow[0], str(tmp_path), 2)}
+    often, busy_often = spent(*slow, tmp_path / "often", every_steps=4)
+    seldom, busy_seldom = spent(*slow, tmp_path / "seldom")
+    assert often["step"] == pytest.approx(busy_often, rel=0.3)
+    assert seldom["step"] == pytest.approx(busy_seldom, rel=0.3)
+    more = 2 * saves["save: until on disk"]  # two saves more, each of which may wait for another
+    assert often["checkpoint"] - seldom["checkpoint"] < 2 * more
+
+
+def test_a_slow_source_is_data_less_the_time_in_which_steps_are_still_queued(slow, tmp_path):
+    run, step = slow
+    source = SleepingSource(run.train_source, 0.4)
+    told, busy = spent(dataclasses.replace(run, train_source=source), step, tmp_path)
+    assert told["step"] == pytest.approx(busy, rel=0.3)
+    assert told["data"] == pytest.approx(source.slept - busy, rel=0.3)
+
+
+def test_a_source_that_sleeps_less_than_a_step_takes_is_not_waited_for(slow, tmp_path):
+    run, step = slow
+    run = dataclasses.replace(run, train_source=SleepingSource(run.train_source, 0.03))
+    told, busy = spent(run, step, tmp_path)
+    assert told["step"] == pytest.approx(busy, rel=0.3)
+    assert share(told, "data") < 0.25
+
+
+def test_a_slow_evaluator_is_evaluation_and_the_steps_before_it_are_not(slow, tmp_path):
+    run, (_, step) = set_up(config(), devices=ONE), slow
+    spent(run, step, tmp_path / "compiles")
+    run.evaluators[0] = dataclasses.replace(
+        run.evaluators[0], evaluator=SleepingEvaluator(name="val", seconds=1.0)
+    )
+    told, busy = spent(run, step, tmp_path / "measured")
+    assert told["evaluate"] == pytest.approx(2 * 1.0, rel=0.3)
+    assert told["step"] == pytest.approx(busy, rel=0.3)
+
+
+def test_a_slow_compilation_is_compilation(tmp_path):
+    took = [0.0]
+    jax.monitoring.register_event_duration_secs_listener(
+        lambda name, seconds, **_: took.append(seconds) if "backend_compile" in name else None
+    )
+    cached = jax.config.jax_enable_compilation_cache
+    jax.config.update("jax_enable_compilation_cache", False)
+    try:
+        told = vit_jax.train(
+            tiny_config(total_steps=2, data__eval__split=""), tmp_path, devices=ONE, quiet=True
+        )["goodput"]
+    finally:
+        jax.config.update("jax_enable_compilation_cache", cached)
+    longest = max(took)  # that of the training step
+    assert told["compile"] > longest > told["step"]
+    assert told["compile"] > 2 * (told["step"] + told["data"])

@@ -1,6 +1,7 @@
 """Images that lie on disk as files: folders of classes, and tables that name files."""
 
 import csv
+import hashlib
 import math
 import os
 from array import array
@@ -48,6 +49,13 @@ class Names:
     def __getitem__(self, index: int) -> str:
         return os.fsdecode(bytes(self._bytes[self._ends[index] : self._ends[index + 1]]))
 
+    def hash(self, labels: np.ndarray) -> str:
+        """Of all names in order and of what belongs to each, in one pass over the block."""
+        digest = hashlib.blake2b(self._bytes, digest_size=16)
+        digest.update(self._ends)
+        digest.update(f"{labels.shape}".encode() + labels.astype("<i4").tobytes())
+        return digest.hexdigest()
+
 
 class Files:
     """Files by number, below one folder, with labels [N] or [N, max_labels] (filled with -1)."""
@@ -74,6 +82,11 @@ class Files:
         except (OSError, ValueError, EOFError):
             return 3
         return shape[2] if len(shape) == 3 else 1
+
+    @property
+    def names_hash(self) -> str:
+        """Of the examples' names, in order, and their labels: the same wherever the files lie."""
+        return self._names.hash(self._labels)
 
     def path(self, index: int) -> Path:
         """The file of an example."""

@@ -1,5 +1,7 @@
 """Data sets in the formats of other libraries: TFDS's array_record, Hugging Face's Arrow."""
 
+import hashlib
+import json
 import os
 import re
 from pathlib import Path
@@ -75,6 +77,8 @@ class Tfds:
         if empty:
             raise UserError(f"tfds:{rest}, split {split!r}, has no examples")
         self._name, self._label = f"tfds:{rest} {split}", label
+        # What is prepared is known by its version; the root folder may be another one.
+        self.names_hash = f"{builder.info.full_name} {split} {len(self._data)}"
         of = features[label]
         self._several = not isinstance(of, tfds.features.ClassLabel)
         names = getattr(
@@ -223,6 +227,9 @@ class HuggingFace:
             self.classes = list((label.feature if self._several else label).names)
         self._data = data.cast_column(self._image, datasets.Image(decode=False))
         self._name = f"hf:{rest} {split}"
+        # Not the package's fingerprint, which other versions of it make anew.
+        known = json.dumps([len(data), self.classes]).encode()
+        self.names_hash = hashlib.blake2b(known, digest_size=16).hexdigest()
         self._check_labels()
 
     def _check_labels(self) -> None:

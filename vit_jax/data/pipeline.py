@@ -11,7 +11,7 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -32,6 +32,7 @@ Batch = dict[str, Any]
 MAX_DAMAGED = 100  # in a row
 SAMPLE = 32  # images whose values are looked at before training
 PART = 8  # rows that a thread fills at a time
+POLL = 0.001  # seconds between two looks at the devices while no batch is there
 
 
 @dataclasses.dataclass(frozen=True)
@@ -289,16 +290,23 @@ class OnDevice:
                 )
                 for name, values in whole.items()
             }
+            self._made.release()
             return numbers, device
 
         ahead = grain.experimental.ThreadPrefetchIterDataset(
             batches.dataset.map(put), prefetch_buffer_size=max(1, prefetch)
         )
         self._batches, self._iterator = batches, iter(ahead)
+        self._made, self._there = threading.Semaphore(0), False
         self._workers: list[Any] = []
 
     def __iter__(self) -> Iterator[tuple[Batch, Batch]]:
         return self
+
+    def wait(self, idle: Callable[[], bool]) -> None:
+        """Returns when the next batch is there, or none is and `idle()` holds."""
+        while not self._there and not idle():
+            self._there = self._made.acquire(timeout=POLL)
 
     def __next__(self) -> tuple[Batch, Batch]:
         try:
@@ -313,6 +321,9 @@ class OnDevice:
                 "its last checkpoint",
                 RESTART,
             ) from error
+        if not self._there:
+            self._made.acquire()
+        self._there = False
         if len(self._workers) < self._batches.workers:  # they start one after the other
             self._workers = multiprocessing.active_children()
         return batch

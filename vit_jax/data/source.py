@@ -10,7 +10,11 @@ NO_LABEL = -2  # fills the places of an example that has fewer labels than other
 
 
 class Source(Protocol):
-    """Random access to the examples of one split."""
+    """Random access to the examples of one split.
+
+    A source that knows its examples' names has a `names_hash` too: a text that is the same for the
+    same examples in the same order, wherever they lie. A run continues with the same text alone.
+    """
 
     classes: list[str]
     channels: int

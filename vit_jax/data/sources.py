@@ -6,6 +6,7 @@ many examples and classes it has. Sources are named `digits`, `folder:PATH`, `cs
 `0.7*folder:A + 0.3*tfds:B`. The kinds stand in `memory.py`, `files.py` and `libraries.py`.
 """
 
+import hashlib
 import math
 import re
 from collections.abc import Callable, Sequence
@@ -143,6 +144,14 @@ class Mixture:
         several = isinstance(label, Sequence | np.ndarray)
         return example | {"label": [ours[one] for one in label] if several else ours[label]}
 
+    @property
+    def names_hash(self) -> str | None:
+        """Of the sources' hashes, where all of them have one."""
+        each = [getattr(source, "names_hash", None) for source in self.sources]
+        if None in each:
+            return None
+        return hashlib.blake2b(" ".join(map(str, each)).encode(), digest_size=16).hexdigest()
+
     def describe(self, index: int) -> str:
         which, inside = self._find(index)
         return self.sources[which].describe(inside)
@@ -176,6 +185,9 @@ class ByImportPath:
         self.channels = getattr(source, "channels", 3)
         self.max_labels = getattr(source, "max_labels", 1)
         self.notes = tuple(getattr(source, "notes", ()))
+        self.names_hash = getattr(source, "names_hash", None)
+        if not isinstance(self.names_hash, str | None):
+            raise UserError(f"{spec}: its names_hash is {self.names_hash!r}, not a text or None")
 
     def __len__(self) -> int:
         return len(self.source)

@@ -4,8 +4,9 @@ import contextlib
 import time
 from collections.abc import Iterator
 
-# What stands behind each name: until the first state is there; compilation; waiting for a batch;
-# steps; evaluation; waiting for a save; steps done again because a checkpoint was before them.
+# What stands behind each name: all before the first state is there; compiling the training step;
+# waiting for a batch while the devices have nothing to do; steps, and waiting for those that are
+# queued; evaluation; waiting for a save; steps done again because a checkpoint was before them.
 PARTS = ("init", "compile", "data", "step", "evaluate", "checkpoint", "lost")
 TRAINING = ("data", "step", "checkpoint")
 
@@ -33,6 +34,11 @@ class Ledger:
         now = time.monotonic()
         self._seconds[self._part] += now - self._mark
         self._part, self._mark = part, now
+
+    def add(self, before: dict[str, float]) -> None:
+        """Takes over what earlier starts of the run have booked."""
+        for part, seconds in before.items():
+            self._seconds[part] = self._seconds.get(part, 0.0) + seconds
 
     def lose(self, seconds: float) -> None:
         """Books what was trained after the checkpoint that the run went back to."""

@@ -17,6 +17,7 @@ from vit_jax.parallel.preemption import StopSignals
 from vit_jax.parallel.runtime import share, together
 from vit_jax.parallel.watchdog import Watchdog
 from vit_jax.training.evaluation import due, measured, report_damaged
+from vit_jax.training.goodput import Ledger
 from vit_jax.training.memory import fitting
 from vit_jax.training.progress import Progress
 from vit_jax.training.result import write_result
@@ -45,15 +46,16 @@ def train(
     Raises UserError for anything the caller can mend, and Stopped where the run ended early: with
     its state saved (Ctrl-C, SIGTERM), or after too many non-finite steps.
     """
-    began, workdir = time.monotonic(), Path(workdir)
+    ledger, workdir = Ledger({}, time.monotonic()), Path(workdir).expanduser().absolute()
     run = together(lambda: set_up(config, named, devices, weights=open_origin(config, workdir)))
-    run = fitting(run, config)
+    with ledger.spent("compile"):  # where the devices' memory is known, the step is compiled here
+        run = fitting(run, config)
     watchdog = Watchdog(run.config.step_timeout, at_once=share()[1] > 1)
     with WorkFolder(workdir) as folder, StopSignals() as stop, watchdog:
         start = first_state(run, folder.path)
         folder.keep(flat(run.config), run.classes)
         checkpoints = Checkpoints(folder.path / "checkpoints", **run.config.checkpoint)
-        progress = Progress(folder.path, run, start, writers, quiet, began)
+        progress = Progress(folder.path, run, start, writers, quiet, ledger)
         try:
             progress.say("\n".join([*run.said, *start.said, *run.in_numbers]))
             began = time.monotonic()
@@ -83,6 +85,7 @@ def fit(
         at_end.callback(watchdog.slow.__enter__)
         at_end.callback(progress.ledger.turn, "checkpoint")
         for step in range(start.step + 1, total + 1):
+            batches.wait(state["step"].is_ready)  # while steps are queued, this is their time
             with progress.spent("data"):
                 host, batch = next(batches)
             report_damaged(run, run.train_source, host["damaged"], progress.warn)
@@ -101,8 +104,7 @@ def fit(
                 progress.interval(step, metrics)
                 progress.check_finite(c.max_skipped_steps, now=last)
             if (evaluators := due(run, step)) and (last or not stop.code):
-                progress.flush()
-                jax.block_until_ready(metrics["loss"])
+                finish_queued(state, metrics, progress)
                 with watchdog.slow, progress.spent("evaluate"):
                     for name, told in measured(run, evaluators, state, progress.say):
                         progress.evaluation(step, name, told)
@@ -111,12 +113,21 @@ def fit(
             best = max(best, found[METRIC]) if found else best
 
             if last or better or stop.code or checkpoints.due(step, progress.told == step):
+                finish_queued(state, metrics, progress)
                 with watchdog.slow, progress.spent("checkpoint"):
                     progress.sync()
                     about = {"config": flat(c), "classes": run.classes, "origin": start.origin,
+                             "sources": run.held,
                              "train_examples": run.train_examples, "examples_seen": examples_seen,
                              "goodput": progress.ledger.seconds,
                              **signature(flat(c))}  # fmt: skip
                     checkpoints.save(step, state, about, found)
             if stop.code and not last:
                 raise Stopped(f"stopped at step {step}; its state is saved", stop.code)
+
+
+def finish_queued(state: Any, metrics: Any, progress: Progress) -> None:
+    """Waits for the queued steps, as a part of them, before anything else is timed; tells the row
+    that waits for them."""
+    jax.block_until_ready((state, metrics))
+    progress.flush()

@@ -129,7 +129,7 @@ class Progress:
 
     def __init__(self, workdir: Path, run: Run, start: Start,
                  writers: Sequence[MetricWriter] = (), quiet: bool = False,
-                 began: float | None = None):  # fmt: skip
+                 ledger: Ledger | None = None):  # fmt: skip
         first = process() == 0
         self._config, self._devices = run.config, run.mesh.size
         self._epoch = run.config.batch_size / run.train_examples
@@ -144,7 +144,8 @@ class Progress:
         self._quiet = quiet or not first
         self._profile = Profile(workdir, run.config.profile)
         self._pending: tuple[Row, Any] | None = None
-        self.ledger = Ledger(start.ledger, time.monotonic() if began is None else began)
+        self.ledger = ledger or Ledger({}, time.monotonic())
+        self.ledger.add(start.ledger)
         self.ledger.turn("step")
         trained = [row["seconds"] for row in self._rows.dropped if "seconds" in row]
         self.ledger.lose(max(trained, default=0.0) - self.ledger.train_seconds)

@@ -15,7 +15,8 @@ from vit_jax.checkpoint.tree import flatten
 from vit_jax.errors import UserError
 from vit_jax.ranges import AUTO
 from vit_jax.records import COUNT, read_object
-from vit_jax.training.setup import check_same_run, continued, open_origin, set_up
+from vit_jax.training.same_run import check_same_run
+from vit_jax.training.setup import continued, open_origin, set_up
 from vit_jax.training.step import make_gradients
 
 SHOWN = 10  # gradients, the largest first

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import hashlib
 from collections.abc import Callable
 from typing import Any
 
@@ -10,6 +11,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
+from vit_jax.checkpoint.tree import flatten
 from vit_jax.data import ops, pipeline
 from vit_jax.data.sources import Source
 from vit_jax.evaluators.classification import make_eval_step
@@ -68,6 +70,25 @@ class Run:
             f"decay {decay if o.weight_decay else 'none'}; frozen "
             f"{told['frozen'] if found['frozen'][0] else 'none'}, trained {told['trained']}",
         ]
+
+    @functools.cached_property
+    def held(self) -> dict[str, dict[str, Any]]:
+        """What the sources hold, by the keys that name them, as checkpoints keep it: the number of
+        examples, and a hash of their names and labels in order (None where a source has no names);
+        of a teacher, a hash of its parameters."""
+        sources: dict[str, Any] = {"data.train.source": self.train_source}
+        if self.config.data.eval.split and self.evaluators:
+            sources["data.eval.source"] = self.evaluators[0].test
+        found = {
+            key: {"examples": len(source), "names": getattr(source, "names_hash", None)}
+            for key, source in sources.items() if source is not None
+        }  # fmt: skip
+        if self.teacher:
+            digest = hashlib.blake2b(digest_size=16)
+            for path, leaf in sorted(flatten(self.teacher[1]).items()):
+                digest.update(path.encode() + jax.device_get(leaf).tobytes())
+            found["distill"] = {"examples": None, "names": digest.hexdigest()}
+        return found
 
     @functools.cached_property
     def abstract_state(self) -> State:

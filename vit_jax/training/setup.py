@@ -1,7 +1,6 @@
 """From a config to everything a run is made of: model, mesh, data, compiled steps, first state."""
 
 import dataclasses
-import json
 import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -11,7 +10,6 @@ import jax
 from ml_collections import ConfigDict
 
 from vit_jax.checkpoint import checksums, manager, steps
-from vit_jax.config import differences, flat
 from vit_jax.data import ops
 from vit_jax.data.pipeline import check_depth
 from vit_jax.data.sources import Facts, facts, open_source
@@ -31,6 +29,7 @@ from vit_jax.training.evaluation import check_evaluators, open_evaluators
 from vit_jax.training.groups import frozen_mask, layer_scales
 from vit_jax.training.optimizer import NORM_OF_PARAMETER, check_updates
 from vit_jax.training.run import Run
+from vit_jax.training.same_run import check_same_data, check_same_run
 from vit_jax.training.state import State
 
 
@@ -293,16 +292,18 @@ def first_state(run: Run, workdir: Path) -> Start:
     Raises UserError where the checkpoint to continue is another run's, or past this one's end.
     """
     c = run.config
+    check_same_data(run)
     # As process 0 sees it: a shared file system may show others an older state of the folder.
     if last := everyones(_last_step(workdir))[0]:
         source = workdir / "checkpoints" / last
-        check_same_run(run, source)
-        return continued(run, source)
+        moved = together(lambda: check_same_run(run, source))
+        start = continued(run, source)
+        return dataclasses.replace(start, said=[*start.said, *moved])
     if c.resume:
         source = manager.find(c.resume)
         start = continued(run, source)  # first, to show the tensors of another model
-        check_same_run(run, source)
-        return start
+        moved = together(lambda: check_same_run(run, source))
+        return dataclasses.replace(start, said=[*start.said, *moved])
     if not c.init:
         return Start(run.init_state(), ["from scratch"], "scratch")
     weights = run.weights or open_weights(fetch_weights(c.init))
@@ -312,22 +313,6 @@ def first_state(run: Run, workdir: Path) -> Start:
     )  # fmt: skip
     lines = [f"parameters from {weights.path}: {report.lines()[0]}", *report.lines()[1:]]
     return Start(run.init_state(params), lines, str(weights.path))
-
-
-def check_same_run(run: Run, source: Path) -> None:
-    """Raises UserError naming everything that decides a run's numbers and differs."""
-    about = manager.about(source)
-    found = differences(about["config"], json.loads(json.dumps(flat(run.config))))
-    found += _class_differences(about["classes"], run.classes)
-    if about["train_examples"] != run.train_examples:
-        found.append(f"training examples: {about['train_examples']} -> {run.train_examples}")
-    if found:
-        raise UserError(
-            f"{source} belongs to another run; what differs:\n  "
-            + "\n  ".join(found)
-            + "\nUse another --workdir (--config.init takes the parameters alone), or the config "
-            "that it was started with"
-        )
 
 
 def continued(run: Run, source: Path) -> Start:
@@ -351,10 +336,3 @@ def continued(run: Run, source: Path) -> Start:
         state, said, about["origin"], step,
         about["examples_seen"], about["goodput"],
     )  # fmt: skip
-
-
-def _class_differences(old: list[str], new: list[str]) -> list[str]:
-    gone, come = sorted(set(old) - set(new)), sorted(set(new) - set(old))
-    lines = [f"class {name!r} is gone" for name in gone[:5]]
-    lines += [f"class {name!r} is new" for name in come[:5]]
-    return lines or (["the order of classes"] if old != new else [])

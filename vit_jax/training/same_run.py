@@ -1,0 +1,101 @@
+"""Whether a checkpoint belongs to a run: the same config, less what may differ, and the same data.
+Data is what it holds, wherever it lies: a folder that has moved is the same one."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+from vit_jax.checkpoint import manager
+from vit_jax.config import differences, flat
+from vit_jax.errors import UserError, printable
+from vit_jax.parallel.runtime import everyones
+from vit_jax.resolution import with_paths
+from vit_jax.training.run import Run
+
+
+def check_same_data(run: Run) -> None:
+    """Refuses a job whose processes read different data, as copies on their own disks may be."""
+    told = [json.loads(line) for line in everyones(json.dumps(run.held))]
+    for number, theirs in enumerate(told):
+        for key, first in told[0].items():
+            if theirs[key] != first:
+                raise UserError(
+                    f"process {number} reads other data than process 0: {key} "
+                    f"{printable(flat(run.config)[key])} {_change(first, theirs[key])}; give "
+                    "every process the same files"
+                )
+
+
+def check_same_run(run: Run, checkpoint: Path) -> list[str]:
+    """What has to be said of a checkpoint that the run may continue: which data has moved.
+
+    Raises UserError naming everything that decides a run's numbers and differs.
+    """
+    about = manager.about(checkpoint)
+    before, now = about["config"], json.loads(json.dumps(flat(run.config)))
+    kept = about.get("sources") or {"data.train.source": {"examples": about["train_examples"]}}
+    said, changed = [], _class_differences(about["classes"], run.classes)
+    same = set() if now["data.eval.split"] else {"data.eval.source"}  # which is not read then
+    for key, here in run.held.items():
+        old, new, was = before.get(key), now[key], kept.get(key, {})
+        if _without_paths(old) != _without_paths(new):
+            continue  # another kind of source: told with the other keys
+        same.add(key)
+        if _differs(was, here):
+            changed.append(f"{key} {printable(new)} {_change(was, here)}")
+        elif old != new:
+            known = "" if was.get("names") and here["names"] else (
+                "; the checkpoint holds no names of its examples, so their number and classes "
+                "alone were compared"
+            )  # fmt: skip
+            said.append(f"the data has moved: {printable(old)} -> {printable(new)}{known}")
+    found = [line for line in differences(before, now) if line.partition(":")[0] not in same]
+    if found:
+        raise UserError(
+            f"{checkpoint} belongs to another run; what differs:\n  "
+            + "\n  ".join(found + changed)
+            + "\nUse another --workdir (--config.init takes the parameters alone), or the config "
+            "that it was started with"
+        )
+    if changed:
+        own = checkpoint.parent.name == "checkpoints"
+        raise UserError(
+            f"the data has changed since {checkpoint} was saved: {'; '.join(changed)}: put it back "
+            "as it was, or start a new run from this one: --workdir=NEW "
+            f"--config.init={checkpoint.parents[1] if own else checkpoint}"
+        )
+    return list(dict.fromkeys(said))
+
+
+def _differs(was: dict[str, Any], here: dict[str, Any]) -> bool:
+    """Whether two records are of different data, by what both of them know."""
+    return any(
+        was.get(what) is not None and here[what] is not None and was[what] != here[what]
+        for what in ("names", "examples")
+    )
+
+
+def _change(was: dict[str, Any], here: dict[str, Any]) -> str:
+    """`has 9 images instead of 8 (1 more)`."""
+    old, new = was["examples"], here["examples"]
+    if old is None:
+        return "has other weights"
+    if old == new:
+        return f"has as many images, {new:,}, but other names or labels"
+    more = f"{new - old:,} more" if new > old else f"{old - new:,} fewer"
+    return f"has {new:,} images instead of {old:,} ({more})"
+
+
+def _without_paths(value: Any) -> Any:
+    """A source with its paths taken out, or the call of a teacher without its weights."""
+    if not isinstance(value, str):
+        return value
+    return re.sub(r"(['\"]).*?\1", "''", with_paths(value, lambda path: ""))
+
+
+def _class_differences(old: list[str], new: list[str]) -> list[str]:
+    gone, come = sorted(set(old) - set(new)), sorted(set(new) - set(old))
+    lines = [f"class {name!r} is gone" for name in gone[:5]]
+    lines += [f"class {name!r} is new" for name in come[:5]]
+    return lines or (["the order of classes"] if old != new else [])
