@@ -138,10 +138,10 @@ def _describe(tensors: Tensors, given: dict[str, Any]) -> Description:
         "prefix_positions": "all" if dist and not teacher else "class",
     }  # fmt: skip
     classes = classes_of(tensors.path / "config.json", c, head[0])
-    data = preprocessing(tensors.path, model, fields["image_size"])
+    data, guessed = preprocessing(tensors.path, model, fields["image_size"])
     masked = f"{prefix}embeddings.mask_token" in shapes
     dialect = {"model": model, "prefix": prefix, "masked": masked}
-    return Description(ViTConfig, fields, data, classes, dialect)
+    return Description(ViTConfig, fields, data, classes, dialect, guessed)
 
 
 def _is_huggingface(names) -> bool:
