@@ -15,6 +15,7 @@ from vit_jax.pretrained.files import Tensors
 from vit_jax.pretrained.rows import Row, Shape
 
 SHOWN = 12  # names in an error
+LONGEST = 160  # characters of a name in an error
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,7 +76,7 @@ class Layout:
 
 def some(names: Iterable[str]) -> str:
     """The first few names, and how many more there are."""
-    names = [printable(name) for name in names]
+    names = [printable(name)[:LONGEST] for name in names]
     more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
     return ", ".join(names[:SHOWN]) + more
 

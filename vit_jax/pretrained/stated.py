@@ -26,6 +26,9 @@ MOST_LAYERS = 1000
 MOST = 10**7  # of anything that is counted
 FAR = 1e9  # larger numbers are a mistake, and overflow soon
 
+_BRIEF = reprlib.Repr()
+_BRIEF.maxstring = _BRIEF.maxother = 80
+_BRIEF.maxdict = _BRIEF.maxlist = _BRIEF.maxtuple = 6
 _SIDE = (1, MOST_SIDE)
 # Lowest and highest of what a field holds; each number of several. Other fields: -FAR … FAR, and
 # whole numbers 0 … MOST.
@@ -56,7 +59,7 @@ def read_object(path: Path) -> dict[str, Any]:
 
 def brief(value: Any) -> str:
     """A value of any size and kind, in a few words that fit a line."""
-    return reprlib.repr(value)
+    return _BRIEF.repr(value)
 
 
 # -- keys of others' JSON files --------------------------------------------------------------------

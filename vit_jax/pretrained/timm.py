@@ -147,7 +147,7 @@ def heads_of(width: int, swiglu: bool, given: dict[str, Any], what: str) -> int:
 
 def _describe_timm(tensors: Tensors, given: dict[str, Any]) -> Description:
     config = tensors.config
-    said = said_by(config) | given
+    said = said_by(config, given) | given
     if "stem.proj.weight" in tensors.shapes:
         family, fields, default = *_mixer_fields(tensors, said), MIXED
     elif "stem.conv.weight" in tensors.shapes:

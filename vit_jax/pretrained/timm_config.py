@@ -35,8 +35,9 @@ _SAID_BY_NAME: tuple[tuple[str, dict[str, Any]], ...] = (
 _POST_NORM = r"vit_\w+_rpn_\d+"  # its tensors have the names and shapes of a pre-norm ViT
 
 
-def said_by(config: dict[str, Any]) -> dict[str, Any]:
+def said_by(config: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
     """What timm's `config.json` says beyond shapes: heads, activation, pooling, the image size.
+    What the user has given instead is not looked at.
 
     Raises UserError for what shapes do not show either and no model here computes.
     """
@@ -63,10 +64,15 @@ def said_by(config: dict[str, Any]) -> dict[str, Any]:
         pass
     said |= {key: arguments[key] for key in ("num_heads",) if key in arguments}
     pool = arguments.get("global_pool", config.get("global_pool"))
-    if pool is not None and pool not in _POOLS:
-        raise UserError(f"timm's global_pool {brief(pool)}: no model here pools so")
-    said |= {} if pool is None else {"pool": _POOLS[pool]}
-    if activation := arguments.get("act_layer"):
+    if pool is not None and "pool" not in given:
+        if pool not in _POOLS:
+            raise UserError(
+                f"timm's global_pool {brief(pool)}: no model here pools so; give one that does, "
+                "such as --config.model.pool=cls"
+            )
+        said["pool"] = _POOLS[pool]
+    activation = arguments.get("act_layer")
+    if activation and "gelu" not in given:
         if activation not in ACTIVATIONS:
             raise UserError(f"timm's act_layer {brief(activation)} has no counterpart here")
         said["gelu"] = ACTIVATIONS[activation]

@@ -81,11 +81,17 @@ class Weights:
             return []
         data = self.model.data_config
         what = ", ".join(f"{field} {getattr(data, field)}" for field in fields)
-        other = IMAGENET if data.mean == DataConfig.mean else SQUASHED
-        hint = f": --config.data.mean='{other.mean}' --config.data.std='{other.std}'"
-        whose = "as DeiT, MAE and DINO" if other is IMAGENET else "as Google's models"
-        hint = f"; if they were trained {whose}{hint}" if "mean" in fields else ""
-        return [f"{self.path} does not say how images were shown: {what} are a guess{hint}"]
+        other, whose = (IMAGENET, "DeiT, MAE and DINO") if data.mean == DataConfig.mean else (
+            SQUASHED, "Google's models"
+        )  # fmt: skip
+        hint = (
+            f"; if they were trained as {whose} were: --config.data.mean='{other.mean}' "
+            f"--config.data.std='{other.std}'"
+        )
+        return [
+            f"{self.path} does not say how images were shown, guessed: {what}"
+            + hint * ("mean" in fields)
+        ]
 
 
 def open_weights(path: str | Path, **given: Any) -> Weights:
