@@ -179,7 +179,7 @@ PREPROCESSOR = {
     "a size beyond memory": ("size", 10**7, "size is a size, or an object of sizes"),
     "a deviation of zero": ("image_std", [0, 0, 0], "image_std is a positive number"),
     "a mean that is none": ("image_mean", [float("nan")] * 3, "image_mean is a number"),
-    "a factor of almost nothing": ("rescale_factor", 5e-324, "std is"),
+    "a factor of almost nothing": ("rescale_factor", 5e-324, "mean is a number"),
     "a mean of nothing": ("image_mean", [], "image_mean is a number"),
 }
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, Sharding, SingleDeviceSharding
 
@@ -223,17 +224,28 @@ def fill(
         if path not in fresh:
             layers = _layers_of(path, leaf) if is_stacked([path]) else [path]
             flat[path] = _place(leaf, where[path], layers, read)
-    if not_finite:
-        raise UserError(
-            f"{weights.path} holds NaN or infinite values in {some(not_finite)}: nothing can be "
-            "computed with them; take weights from before training diverged, or another copy"
-        )
+    _refuse(weights.path, not_finite)
     warnings = [*weights.notes, *_changed_numerics(weights, model)]
     if _shown_alike(weights.model.data_config, model.data_config):
         warnings += weights.guesses()
     fates |= {name: f"unused ({why})" for name, why in weights.unused.items()}
     ordered = {p: flat[p] for p in stacked}
     return nest(ordered), Report(str(weights.path), fates, warnings)
+
+
+def check_finite(params: Params, path: Path) -> None:
+    """Refuses parameters that hold values that are no numbers, as `fill` does while it reads."""
+    finite = jax.jit(lambda flat: {name: jnp.isfinite(x).all() for name, x in flat.items()})
+    found = jax.device_get(finite(flatten(params)))
+    _refuse(path, [name for name, right in found.items() if not right])
+
+
+def _refuse(path: Path, not_finite: list[str]) -> None:
+    if not_finite:
+        raise UserError(
+            f"{path} holds NaN or infinite values in {some(not_finite)}: nothing can be "
+            "computed with them; take weights from before training diverged, or another copy"
+        )
 
 
 def order_of(theirs: list[str] | None, ours: list[str]) -> list[int] | None:
