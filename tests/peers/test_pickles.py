@@ -137,3 +137,63 @@ def test_tensors_under_numbers_and_of_integers_are_no_weights(state, tmp_path):
     assert set(report.counts()) == {"loaded"}
     torch.save(state[0] | {"x": torch.ones(2, dtype=torch.int64)}, tmp_path / "integers.pth")
     assert "1 superfluous: x [2]" in refused(tmp_path / "integers.pth")
+
+
+def test_one_of_several_state_dicts_is_taken_by_name_and_else_said(state, tmp_path, capsys):
+    tensors, _ = state
+    path = tmp_path / "run.pth"
+    shifted = {name: x + 1 for name, x in tensors.items()}
+    torch.save(
+        {"model": tensors, "model_ema": shifted, "optimizer": {"state": {0: {}}}, "epoch": 3}, path
+    )
+    said = f"{path} holds several state dicts; model_ema is taken (others: {path}/model)"
+
+    def norm(path):
+        _, params, report = vit_jax.load_pretrained(path, say=None)
+        return params["norm"]["scale"], [line for line in report.warnings if "state dict" in line]
+
+    for name, values, lines in (
+        ("run.pth", shifted, [said]), ("run.pth/model_ema", shifted, []),
+        ("run.pth/model", tensors, []),
+    ):  # fmt: skip
+        scale, notes = norm(tmp_path / name)
+        np.testing.assert_array_equal(scale, values["norm.weight"].numpy())
+        assert notes == lines
+    assert cli.main(["inspect", str(path)]) == 0
+    assert f"warning: {said}" in capsys.readouterr().out.splitlines()
+    assert "run.pth holds model, model_ema; did you mean model_ema" in refused(path / "model_emma")
+    torch.save(tensors, tmp_path / "one.pth")
+    assert "one.pth/model: it is one state dict" in refused(tmp_path / "one.pth" / "model")
+    assert "vit.safetensors is one set of tensors" in refused(state[1] / "model")
+
+
+def _quantised(x):
+    return torch.quantize_per_tensor(x, 0.1, 0, torch.qint8)
+
+
+KINDS = {
+    "sparse_coo float32": lambda x: x.to_sparse(),
+    "a tensor without values (meta)": lambda x: x.to("meta"),
+    "qint8: quantised weights without their scales": _quantised,
+    "float8_e4m3fn: quantised": lambda x: x.to(torch.float8_e4m3fn),
+    "int8: quantised": lambda x: x.to(torch.int8),
+    "complex64": lambda x: torch.complex(x, x).conj(),
+    "bool": lambda x: x > 0,
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_tensors_that_are_no_dense_floats_are_refused_by_name(state, tmp_path, kind):
+    tensors = state[0] | {"norm.weight": KINDS[kind](state[0]["norm.weight"])}
+    torch.save(tensors, tmp_path / "made.pth")
+    line = refused(tmp_path / "made.pth")
+    assert f"norm.weight is {kind}" in line, line
+
+
+def test_a_negative_view_is_resolved(state, tmp_path):
+    x = state[0]["norm.weight"]
+    negative = torch.complex(x, -x).conj().imag  # PyTorch marks it, and copies nothing
+    assert negative.is_neg()
+    torch.save(state[0] | {"norm.weight": negative}, tmp_path / "made.pth")
+    _, params, _ = vit_jax.load_pretrained(tmp_path / "made.pth", say=None)
+    np.testing.assert_array_equal(params["norm"]["scale"], x.numpy())

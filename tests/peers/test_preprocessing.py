@@ -68,7 +68,7 @@ def opened(photos):
 )  # fmt: skip
 def test_pixels_are_timms(photos, size, crop, mode, how):
     shown = {"crop_pct": crop, "crop_mode": mode, "interpolation": how}
-    data = of_timm({"pretrained_cfg": shown | {"input_size": [3, *size]}})
+    data, _ = of_timm({"pretrained_cfg": shown | {"input_size": [3, *size]}}, DataConfig())
     theirs = timm.data.create_transform((3, *size), **shown, normalize=False)
     for ours, image in zip(prepared(data, size, photos), opened(photos), strict=True):
         np.testing.assert_array_equal(ours, theirs(image).numpy().transpose(1, 2, 0))
@@ -110,7 +110,7 @@ def test_values_are_those_of_transformers(photos, tmp_path, kind, shown, size):
     getattr(transformers, f"{kind}ImageProcessor")(**shown).save_pretrained(tmp_path)
     processor = transformers.AutoImageProcessor.from_pretrained(tmp_path, backend="pil")
     models = {"ViT": "vit", "DeiT": "deit", "Bit": "dinov2"}
-    data = of_transformers(tmp_path, models[kind], size)
+    data, _ = of_transformers(tmp_path, models[kind], size)
     assert data.image_size is None
     for ours, image in zip(prepared(data, size, photos), opened(photos), strict=True):
         theirs = processor(image, return_tensors="np")["pixel_values"][0].transpose(1, 2, 0)
@@ -135,7 +135,7 @@ def test_what_an_old_preprocessor_leaves_out_is_the_processors_own(tmp_path, mod
         with pytest.raises(UserError, match="no counterpart here"):
             of_transformers(tmp_path, model, theirs.shape[:2])
         return
-    data = of_transformers(tmp_path, model, theirs.shape[:2])
+    data, _ = of_transformers(tmp_path, model, theirs.shape[:2])
     assert data.image_size is None
     ours = parse(data.pipeline(theirs.shape[:2]), theirs.shape[:2])(np.asarray(image), None)
     np.testing.assert_allclose(np.asarray(data.normalise(ours)), theirs, atol=2e-5)

@@ -514,17 +514,20 @@ def test_a_wrong_sha256_is_refused_with_both(tmp_path):
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
-def test_values_that_are_not_numbers_are_a_warning_and_no_refusal(tmp_path, value):
+def test_values_that_are_not_numbers_are_refused_with_the_parameters_that_hold_them(
+    tmp_path, value
+):
     tensors = google()
     tensors[f"{BLOCK}/LayerNorm_2/scale"][3] = value
     tensors[f"{BLOCK}/MultiHeadDotProductAttention_1/key/bias"][1, 1] = value
-    lines = []
-    _, params, report = vit_jax.load_pretrained(npz(tmp_path, tensors), say=lines.append)
-    assert sorted(report.warnings[0].removeprefix("NaN or infinite values in ").split(", ")) == [
-        "encoder/block01/attention/qkv/bias", "encoder/block01/norm2/scale",
-    ]  # fmt: skip
-    assert any(line.startswith("  warning: NaN or infinite") for line in lines)
-    assert not np.isfinite(params["encoder"]["block01"]["norm2"]["scale"][3])
+    line = line_of(load, npz(tmp_path, tensors))
+    assert "NaN or infinite values in " in line
+    assert "encoder/block01/attention/qkv/bias, encoder/block01/norm2/scale:" in line
+
+
+def test_a_value_beyond_float32_counts_as_infinite(tmp_path):
+    tensors = google() | {"cls": np.full((1, 1, 32), 1e300)}
+    assert "infinite values in cls" in line_of(load, npz(tmp_path, tensors))
 
 
 class Writes:

@@ -7,12 +7,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from safetensors.numpy import load_file, save_file
 
 import vit_jax
 from tests.digits_run import tiny_config, told
 from vit_jax.errors import UserError
 from vit_jax.models.model import DataConfig
 from vit_jax.models.position import resize_grid
+from vit_jax.pretrained.weights import open_weights
 from vit_jax.training.setup import first_state, open_origin, set_up
 
 ONE = jax.devices()[:1]
@@ -67,6 +69,19 @@ def test_other_classes_of_the_same_number_take_a_fresh_head(pretrained, tmp_path
     begun = first_state(others, tmp_path)
     assert not np.any(begun.state["params"]["head"]["kernel"])
     assert "re-initialised (other classes): head/kernel" in "\n".join(begun.said)
+
+
+def test_the_same_classes_in_another_order_take_the_head_over_in_theirs(pretrained, tmp_path):
+    workdir, old = pretrained
+    run = set_up(tiny_config(init=str(workdir), model__pre_logits=True), devices=ONE)
+    turned = dataclasses.replace(run, classes=[*run.classes[3:], *run.classes[:3]])
+    begun = first_state(turned, tmp_path)
+    columns = np.roll(np.arange(10), -3)
+    for part in ("kernel", "bias"):
+        np.testing.assert_array_equal(
+            begun.state["params"]["head"][part], np.asarray(old["head"][part])[..., columns]
+        )
+    assert "loaded (classes in another order): head/kernel" in "\n".join(begun.said)
 
 
 def test_a_listed_checkpoint_starts_a_scanned_model(pretrained, tmp_path):
@@ -147,6 +162,26 @@ def test_a_key_goes_before_the_weights_and_the_table_warns_of_it(foreign, tmp_pa
     assert run.model.config.gelu == "tanh"
     said = "\n".join(first_state(run, tmp_path).said)
     assert "warning: gelu is 'tanh', the weights were trained with 'exact'" in said
+
+
+def test_a_normalisation_that_no_file_states_is_said_unless_the_run_states_it(foreign, tmp_path):
+    """A timm file without metadata and without a config.json; the pipelines are the run's own."""
+    path = tmp_path / "bare.safetensors"
+    save_file(load_file(foreign[0]), path)
+    stated = {"data__mean": 0.5, "data__std": 0.5}
+    of_pipelines = dict.fromkeys(
+        ("data__train__pipeline", "data__eval__pipeline"), "decode|value_range(-1, 1)"
+    )
+    for changes, guessed in (({}, "mean 0.5, std 0.5"), (stated, ""), (of_pipelines, "")):
+        config = tiny_config(
+            init=str(path), data__train__source="synthetic:size=8", model__num_heads=2, **changes
+        )
+        weights = open_weights(path, num_heads=2)
+        run = set_up(config, devices=ONE, weights=weights)
+        said = "\n".join(run.said)
+        assert ("does not say how images were shown" in said) == bool(guessed)
+        assert guessed in said
+        assert (run.config.data.mean, run.config.data.std) == (0.5, 0.5)
 
 
 def test_a_run_continues_when_its_weights_are_gone(foreign, tmp_path):

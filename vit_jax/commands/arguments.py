@@ -14,6 +14,8 @@ from typing import Any
 
 from vit_jax.errors import UserError
 
+SHOWN = ("data.mean", "data.std")  # what `model_fields` takes beside fields of the model
+
 
 def command_line(command: str, module: ModuleType, arguments: list[str]) -> argparse.Namespace:
     """The parsed options of a command, its config overrides as `overrides` (key -> text), and where
@@ -97,12 +99,14 @@ def add_source(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "weights",
         help="a file, a folder, a work folder, an address (https://, hf://OWNER/REPO) or a name of "
-        "list_pretrained(); --config.model.FIELD=VALUE tells what the file does not",
+        "list_pretrained(); --config.model.FIELD=VALUE, --config.data.mean=VALUE and "
+        "--config.data.std=VALUE tell what the file does not",
     )
 
 
 def model_fields(options: argparse.Namespace) -> dict[str, Any]:
-    """The fields given as `--config.model.FIELD=VALUE`; `image_size` is that of the weights.
+    """The fields given as `--config.model.FIELD=VALUE`, `image_size` being that of the weights, and
+    `mean` and `std` as `--config.data.mean=VALUE`.
 
     Raises UserError for any other key of a config.
     """
@@ -110,10 +114,10 @@ def model_fields(options: argparse.Namespace) -> dict[str, Any]:
     from vit_jax.config import base
 
     for key in options.overrides:
-        if not key.startswith("model.") or key == "model.name":
+        if key not in SHOWN and (not key.startswith("model.") or key == "model.name"):
             raise UserError(
                 f"--config.{key} is not read here: weights decide all but what they do not tell, "
-                "such as --config.model.num_heads=12"
+                "such as --config.model.num_heads=12 or --config.data.mean=0.5"
             )
     config = base()
     recipe.override(config, options.overrides)
@@ -121,7 +125,8 @@ def model_fields(options: argparse.Namespace) -> dict[str, Any]:
     if "image_size" in fields:
         size = fields.pop("image_size")
         fields["source_image_size"] = (size, size) if isinstance(size, int) else size
-    return fields
+    shown = {key.removeprefix("data."): config.data[key.removeprefix("data.")] for key in SHOWN}
+    return fields | {key: value for key, value in shown.items() if value is not None}
 
 
 def _split(arguments: list[str]) -> list[list[str]]:

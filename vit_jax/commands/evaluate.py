@@ -137,7 +137,7 @@ def _tell(json_to: str | None, result: dict[str, Any], lines: list[str]) -> None
 def _weights(run: Any, checkpoint: Path, stored: tuple[int, ...], which: str) -> Any:
     """The weights of a checkpoint that are to be measured, placed for the run."""
     from vit_jax.checkpoint import manager
-    from vit_jax.pretrained.load import fill
+    from vit_jax.pretrained.load import check_finite, fill
     from vit_jax.pretrained.weights import EMA, open_weights
     from vit_jax.training.optimizer import HOLD_RATE
 
@@ -146,7 +146,9 @@ def _weights(run: Any, checkpoint: Path, stored: tuple[int, ...], which: str) ->
         return fill(open_weights(checkpoint / EMA), run.model, shardings["params"])[0]
     if run.model.config.image_size != stored or run.config.optimizer.name in HOLD_RATE:
         return fill(open_weights(checkpoint), run.model, shardings["params"])[0]
-    return manager.restore(checkpoint, abstract["params"], shardings["params"], part="params")
+    params = manager.restore(checkpoint, abstract["params"], shardings["params"], part="params")
+    check_finite(params, checkpoint)
+    return params
 
 
 def _fit_batches(config: ConfigDict, named: list[str]) -> None:

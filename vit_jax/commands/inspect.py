@@ -8,8 +8,11 @@ vit inspect runs/digits --json
 import argparse
 import dataclasses
 import json
+import math
+from typing import Any
 
 from vit_jax.commands.arguments import add_source, model_fields
+from vit_jax.errors import printable
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -27,11 +30,12 @@ def run(options: argparse.Namespace) -> int:
 
     weights = open_weights(fetch_weights(options.weights), **given)
     model, shapes = weights.model, weights.shapes
-    told = {
+    told: dict[str, Any] = {
         "path": str(weights.path),
         "layout": weights.layout,
         "model": model.name,
-        "parameters": model.num_params,
+        # Of the tensors: a model of many layers takes long to make.
+        "parameters": sum(math.prod(shape) for shape in shapes.values()),
         "tensors": len(shapes),
         "classes": weights.classes or model.config.num_classes,
         "config": dataclasses.asdict(model.config),
@@ -40,6 +44,8 @@ def run(options: argparse.Namespace) -> int:
             model.data_config.image_size or model.config.image_size
         ),
         "unused": weights.unused,
+        "guessed": weights.guessed,
+        "notes": [*weights.notes, *weights.guesses()],
     }
     if options.tensors:
         told["shapes"] = {path: list(shape) for path, shape in shapes.items()}
@@ -47,12 +53,14 @@ def run(options: argparse.Namespace) -> int:
         print(json.dumps(told))
         return 0
     print(f"{weights.path}: {weights.layout} layout, {model.name}")
-    print(f"{model.num_params:,} parameters in {len(shapes)} tensors, all of which would load")
+    print(f"{told['parameters']:,} parameters in {len(shapes)} tensors, all of which would load")
     for name, why in weights.unused.items():
-        print(f"  unused: {name} ({why})")
+        print(f"  unused: {printable(name)} ({why})")
     print("model      " + _fields(model.config))
-    print("images     " + _fields(model.data_config) + f"; {told['pipeline']}")
+    print(f"images     {_fields(model.data_config)}; {printable(told['pipeline'])}")
     print("classes    " + _classes(weights.classes, model.config.num_classes))
+    for line in told["notes"]:
+        print(f"warning: {line}")
     if options.tensors:
         width = max(map(len, shapes))
         print("\n".join(f"{path:{width}}  {list(shape)}" for path, shape in shapes.items()))
@@ -66,7 +74,7 @@ def _fields(config) -> str:
         off += ("groupnorm_eps", "standardization")
     shown = {k: v for k, v in vars(config).items() if v not in (None, False, "", 0.0)}
     shown = {k: v for k, v in shown.items() if k not in off}
-    return ", ".join(f"{k}={v}" for k, v in shown.items())
+    return ", ".join(f"{k}={printable(v)}" for k, v in shown.items())
 
 
 def _classes(names: list[str] | None, count: int) -> str:
@@ -74,4 +82,4 @@ def _classes(names: list[str] | None, count: int) -> str:
         return "none: the weights have no head"
     if not names:
         return f"{count:,}, without names"
-    return f"{count:,}: {', '.join(names[:8])}" + (", …" if count > 8 else "")
+    return f"{count:,}: {', '.join(map(printable, names[:8]))}" + (", …" if count > 8 else "")

@@ -349,7 +349,7 @@ def _bounded(lines: TextIO, file: Path) -> Iterator[str]:
 def _held_out(rows: list[Row]) -> np.ndarray:
     """bool [rows]: a tenth of each class, which is that of an image's first label."""
     of_class: dict[str, list[str]] = {}
-    first = {}
+    first: dict[str, str] = {}
     for row in rows:
         name = row.classes[0] if row.classes else ""
         if first.setdefault(row.image, name) == name:

@@ -9,57 +9,95 @@ import dataclasses
 import json
 import math
 import mmap
+import re
 import struct
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from jax.numpy import bfloat16
 
-from vit_jax.errors import UserError
+from vit_jax.errors import UserError, nearest, printable
+from vit_jax.pretrained.stated import MOST_BYTES, brief, read_object
 
 INDEX = ".index.json"  # of a model in several safetensors files
+MOST_NAME = 255  # bytes of a file's name, on every file system
 PICKLE = b"\x80"  # begins a pickle, then its protocol
 OURS = "vit_jax"  # key of our own metadata
+NUMBERS = r"b?float(16|32|64|96|128)"  # dtypes that parameters are read from
+# Dtypes of quantised weights, which mean nothing without their scales.
+QUANTISED = r"(q?u?int|float[48]|F[468]|I|U)\d*.*"
+_DTYPES = {"BF16": "bfloat16", "BOOL": "bool", "F": "float", "I": "int", "U": "uint"}
+# What training scripts call the state dicts of one file, the one that is meant first.
+STATE_DICTS = ("state_dict_ema", "model_ema", "state_dict", "model", "teacher")
 
 
 @dataclasses.dataclass
 class Tensors:
     """An opened file, or a folder's several files.
 
-    `metadata` is what this package wrote beside the tensors (sizes that shapes do not tell), and
-    `config` the folder's `config.json`.
+    `dtypes` are NumPy's names where it has one, `metadata` is what this package wrote beside the
+    tensors (sizes that shapes do not tell), `config` the folder's `config.json`, and `notes` are
+    lines on what was chosen of the file.
     """
 
     path: Path
     container: str
     shapes: dict[str, tuple[int, ...]]
+    dtypes: dict[str, str]
     read: Callable[[str], np.ndarray]
     metadata: dict[str, Any] = dataclasses.field(default_factory=dict)
     config: dict[str, Any] = dataclasses.field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
     def below(self, prefix: str) -> "Tensors":
         """The tensors whose names begin with `prefix`, without it."""
-        shapes = {
-            name.removeprefix(prefix): shape
-            for name, shape in self.shapes.items()
-            if name.startswith(prefix)
-        }
-        return dataclasses.replace(self, shapes=shapes, read=lambda name: self.read(prefix + name))
+        inside = [name for name in self.shapes if name.startswith(prefix)]
+        return dataclasses.replace(
+            self,
+            shapes={name.removeprefix(prefix): self.shapes[name] for name in inside},
+            dtypes={name.removeprefix(prefix): self.dtypes[name] for name in inside},
+            read=lambda name: self.read(prefix + name),
+        )
+
+    def check_numbers(self, names: Iterable[str]) -> None:
+        """Refuses tensors whose values are no weights. Raises UserError that names the first."""
+        for name in names:
+            dtype = self.dtypes[name]
+            if re.fullmatch(NUMBERS, dtype):
+                continue
+            why = "weights are dense arrays of floating-point numbers (16, 32 or 64 bits)"
+            if re.fullmatch(QUANTISED, dtype):
+                why = "quantised weights without their scales; take the file that is not quantised"
+            raise UserError(f"{self.path}: {printable(name)} is {printable(dtype)}: {why}")
 
 
-def open_tensors(path: Path) -> Tensors:
+def open_tensors(path: Path, part: str = "") -> Tensors:
     """Opens a file by its content, or a folder with `config.json` and weights.
+
+    Args:
+      part: one of the state dicts of a PyTorch file; empty for the first of `STATE_DICTS`.
 
     Raises UserError: no such file, not one of the containers, truncated, or it holds code.
     """
     if path.is_dir():
         return _open_folder(path)
+    return _open_file(path, part)
+
+
+def _open_file(path: Path, part: str = "") -> Tensors:
     if not path.is_file():
-        raise UserError(f"{path}: no such file")
+        raise UserError(f"{printable(path)}: no such file")
+    opened = _by_content(path, part)
+    if part and opened.container != "torch":
+        raise UserError(f"{path}/{part}: {path.name} is one set of tensors, without parts")
+    return opened
+
+
+def _by_content(path: Path, part: str) -> Tensors:
     with path.open("rb") as file, _whole(path):
         head = file.read(16)
         if head[:4] == b"PK\x03\x04":
@@ -67,12 +105,12 @@ def open_tensors(path: Path) -> Tensors:
             if any(name.endswith(".npy") for name in names):
                 return _open_npz(path)
             if any(name.endswith("data.pkl") for name in names):
-                return _open_torch(path)
+                return _open_torch(path, part)
             raise UserError(f"{path} is a zip archive of neither NumPy's nor PyTorch's tensors")
         if head[8:9] == b"{":
             return _open_safetensors(path)
         if len(head) == 16 and head[:1] == PICKLE and head[1] <= 5:  # PyTorch's before 1.6
-            return _open_torch(path)
+            return _open_torch(path, part)
     raise UserError(
         f"{path} is no .npz, .safetensors, .bin or .pth file"
         + (" (it is empty)" if not head else f" (it begins with {head[:8]!r})")
@@ -95,15 +133,17 @@ def _whole(path: Path) -> Iterator[None]:
 
 
 def _damaged(path: Path, error: Exception) -> UserError:
-    reason = str(error).strip().partition("\n")[0][:160] or type(error).__name__
+    reason = printable(str(error).strip().partition("\n")[0])[:160] or type(error).__name__
     return UserError(f"{path} is damaged or cut short ({path.stat().st_size:,} bytes): {reason}")
 
 
 def _open_npz(path: Path) -> Tensors:
     archive = zipfile.ZipFile(path)
-    shapes, where, checked = {}, {}, set()
+    shapes, dtypes, where, checked = {}, {}, {}, set()
     for info in archive.infolist():
         name = info.filename.removesuffix(".npy")
+        if name in shapes:
+            raise ValueError(f"it holds two tensors of the name {name!r}")
         with archive.open(info) as member:
             version = np.lib.format.read_magic(member)
             header = getattr(np.lib.format, f"read_array_header_{version[0]}_0")(member)
@@ -116,6 +156,8 @@ def _open_npz(path: Path) -> Tensors:
             if member.tell() + math.prod(shape) * dtype.itemsize != info.file_size:
                 raise ValueError(f"{name!r} is not as long as its shape {list(shape)} says")
             shapes[name], where[name] = shape, (info, member.tell(), fortran, dtype)
+            # Two bytes of void are NumPy's way of writing bfloat16.
+            dtypes[name] = "bfloat16" if dtype == np.dtype("V2") else dtype.name
     file = path.open("rb")
     mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
 
@@ -133,37 +175,50 @@ def _open_npz(path: Path) -> Tensors:
             else:
                 data = memoryview(archive.read(info))  # which checks it
             flat = np.frombuffer(data, dtype, math.prod(shapes[name]), header)
-        if dtype == np.dtype("V2"):  # NumPy's way of writing bfloat16
+        if dtypes[name] == "bfloat16":
             flat = flat.view(bfloat16)
         return flat.reshape(shapes[name], order="F" if fortran else "C")
 
-    return Tensors(path, "npz", shapes, read, _parsed(archive.comment).get(OURS, {}))
+    return Tensors(path, "npz", shapes, dtypes, read, _ours(_parsed(archive.comment).get(OURS)))
 
 
 def _parsed(text: bytes | str) -> dict[str, Any]:
     """A JSON object, or nothing where a file's comment is anything else."""
     try:
-        parsed = json.loads(text)
-    except ValueError:
+        parsed = json.loads(text) if len(text) <= MOST_BYTES else {}
+    except (ValueError, RecursionError):
         return {}
     return parsed if isinstance(parsed, dict) else {}
+
+
+def _ours(metadata: Any) -> dict[str, Any]:
+    """Our metadata, where a file has it. A value that is no object fails the check of its keys."""
+    return metadata if isinstance(metadata, dict) else {} if metadata is None else {"": metadata}
 
 
 def _open_safetensors(path: Path) -> Tensors:
     from safetensors import safe_open
 
     file = safe_open(path, framework="numpy")
-    shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+    slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
+    shapes = {name: tuple(one.get_shape()) for name, one in slices.items()}
+    dtypes = {name: _named(one.get_dtype()) for name, one in slices.items()}
     metadata = _parsed((file.metadata() or {}).get(OURS, "{}"))
 
     def read(name: str) -> np.ndarray:
         with _whole(path):
             return file.get_tensor(name)
 
-    return Tensors(path, "safetensors", shapes, read, metadata)
+    return Tensors(path, "safetensors", shapes, dtypes, read, metadata)
 
 
-def _open_torch(path: Path) -> Tensors:
+def _named(dtype: str) -> str:
+    """NumPy's name of a dtype of safetensors (F32, BF16, I8), if it has one."""
+    found = re.fullmatch(r"(F(?!8)|I|U)(8|16|32|64)", dtype)
+    return _DTYPES[found[1]] + found[2] if found else _DTYPES.get(dtype, dtype)
+
+
+def _open_torch(path: Path, part: str) -> Tensors:
     try:
         import torch
     except ImportError as error:
@@ -182,9 +237,7 @@ def _open_torch(path: Path) -> Tensors:
             f"{path} holds more than tensors (a pickle that could run code) and is not read: save "
             "its state dict alone, torch.save(model.state_dict(), FILE)"
         ) from error
-    for key in ("state_dict_ema", "model_ema", "state_dict", "model", "teacher"):
-        if isinstance(tree, dict) and isinstance(tree.get(key), dict):
-            tree = tree[key]
+    tree, notes = _state_dict(path, tree, part)
     if not isinstance(tree, dict):
         raise UserError(f"{path} holds no state dict but a {type(tree).__name__}")
     state = {
@@ -192,10 +245,51 @@ def _open_torch(path: Path) -> Tensors:
     }
 
     def read(name: str) -> np.ndarray:
-        x = state[name].detach()
-        return (x.float() if x.dtype in (torch.bfloat16, torch.float16) else x).numpy()
+        x = state[name].detach().resolve_conj().resolve_neg()
+        with _whole(path):
+            return (x.float() if x.dtype in (torch.bfloat16, torch.float16) else x).numpy()
 
-    return Tensors(path, "torch", {name: tuple(x.shape) for name, x in state.items()}, read)
+    shapes = {name: tuple(x.shape) for name, x in state.items()}
+    dtypes = {name: _torch_dtype(x) for name, x in state.items()}
+    return Tensors(path, "torch", shapes, dtypes, read, notes=notes)
+
+
+def _torch_dtype(x: Any) -> str:
+    """NumPy's name of a tensor's dtype; in words where its values are not one beside the other."""
+    dtype = str(x.dtype).removeprefix("torch.")
+    if x.is_meta:
+        return "a tensor without values (meta)"
+    layout = str(x.layout).removeprefix("torch.")
+    return dtype if layout == "strided" else f"{layout} {dtype}"
+
+
+def _state_dict(path: Path, tree: Any, part: str) -> tuple[Any, tuple[str, ...]]:
+    """The state dict of a checkpoint that is meant, and a line where it has others too."""
+    entries = tree.items() if isinstance(tree, dict) else ()
+    parts = [key for key, value in entries if isinstance(key, str) and _has_state(value)]
+    if part and part not in parts:
+        names = [printable(key) for key in parts]
+        has = f"{path.name} holds {', '.join(names)}" if names else "it is one state dict"
+        raise UserError(f"{path}/{part}: {has}" + (f"; {nearest(part, names)}" if names else ""))
+    taken = part or next((key for key in STATE_DICTS if key in parts), "")
+    others = ", ".join(f"{path}/{printable(key)}" for key in parts if key != taken)
+    notes = (f"{path} holds several state dicts; {taken} is taken (others: {others})",)
+    if taken:
+        tree = tree[taken]
+    for key in STATE_DICTS:
+        if isinstance(tree, dict) and isinstance(tree.get(key), dict):
+            tree = tree[key]
+    return tree, notes if taken and others and not part else ()
+
+
+def _has_state(value: Any, depth: int = 2) -> bool:
+    """Whether a value of a checkpoint is a state dict, or holds one under a usual name."""
+    import torch
+
+    if not isinstance(value, dict) or not depth:
+        return False
+    inside = any(_has_state(value.get(key), depth - 1) for key in STATE_DICTS)
+    return inside or any(isinstance(x, torch.Tensor) for x in value.values())
 
 
 def _open_folder(folder: Path) -> Tensors:
@@ -214,30 +308,30 @@ def _open_folder(folder: Path) -> Tensors:
     )
 
 
-def read_object(path: Path) -> dict[str, Any]:
-    """The JSON object that a file holds. Raises UserError where it holds none."""
-    with _whole(path):
-        found = json.loads(path.read_text(encoding="utf-8"))
-    if not isinstance(found, dict):
-        raise UserError(f"{path} holds no JSON object")
-    return found
-
-
 def _open_shards(folder: Path, index: Path) -> Tensors:
-    with _whole(index):
-        where = json.loads(index.read_text(encoding="utf-8"))
-    where = where.get("weight_map") if isinstance(where, dict) else None
+    where = read_object(index).get("weight_map")
     if not isinstance(where, dict) or not all(isinstance(name, str) for name in where.values()):
         raise UserError(f"{index} has no weight_map from tensors to files")
     for name in where.values():
-        if Path(name).name != name:
-            raise UserError(f"{index} names the file {name!r}, which is not beside it")
-    shards = {name: open_tensors(folder / name) for name in sorted(set(where.values()))}
+        if not _plain(name):
+            raise UserError(f"{index} names the file {brief(name)}, which is not beside it")
+    shards = {name: _open_file(folder / name) for name in sorted(set(where.values()))}
     lost = [name for name, shard in where.items() if name not in shards[shard].shapes]
     if lost:
-        raise UserError(f"{index} names {lost[0]!r} in {where[lost[0]]}, which does not hold it")
+        raise UserError(f"{index} names {lost[0]!r} in {where[lost[0]]!r}, which does not hold it")
     shapes = {name: shards[shard].shapes[name] for name, shard in where.items()}
-    return Tensors(folder, "safetensors", shapes, lambda name: shards[where[name]].read(name))
+    dtypes = {name: shards[shard].dtypes[name] for name, shard in where.items()}
+    return Tensors(
+        folder, "safetensors", shapes, dtypes, lambda name: shards[where[name]].read(name)
+    )
+
+
+def _plain(name: str) -> bool:
+    """Whether a name is that of a file in a folder, and of nothing else."""
+    return (
+        name.isprintable() and name not in ("", ".", "..") and not set("/\\") & set(name)
+        and len(name.encode()) <= MOST_NAME
+    )  # fmt: skip
 
 
 def write_npz(path: Path, tensors: dict[str, np.ndarray], metadata: dict[str, Any]) -> None:

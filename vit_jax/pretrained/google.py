@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from vit_jax.errors import UserError, printable
 from vit_jax.models.mixer import MixerConfig
 from vit_jax.models.model import Config, DataConfig, Model
 from vit_jax.models.registry import SQUASHED
@@ -35,6 +36,7 @@ from vit_jax.pretrained.rows import (
     joined,
     row,
 )  # fmt: skip
+from vit_jax.pretrained.stated import MOST_LAYERS
 
 PREFIXES = ("", "params/", "opt/target/", "img/", "params/img/")
 BLOCK = "Transformer/encoderblock"
@@ -245,13 +247,20 @@ def _unstacked(tensors: Tensors) -> Tensors:
     stacked = {name for name in tensors.shapes if name.startswith(f"{BLOCK}/")}
     if not stacked:
         return tensors
-    shapes, slices = {}, {}
+    for name in stacked:
+        if not 0 < tensors.shapes[name][0] <= MOST_LAYERS:
+            raise UserError(
+                f"{tensors.path}: {printable(name)} {list(tensors.shapes[name])} stacks no number "
+                f"of layers from 1 to {MOST_LAYERS}"
+            )
+    shapes, dtypes, slices = {}, {}, {}
     for name, shape in tensors.shapes.items():
         for layer in range(shape[0]) if name in stacked else ():
             one = name.replace(f"{BLOCK}/", f"{BLOCK}_{layer}/", 1)
             shapes[one], slices[one] = shape[1:], (name, layer)
+            dtypes[one] = tensors.dtypes[name]
         if name not in stacked:
-            shapes[name] = shape
+            shapes[name], dtypes[name] = shape, tensors.dtypes[name]
 
     def read(name: str) -> np.ndarray:
         if name in slices:
@@ -260,7 +269,7 @@ def _unstacked(tensors: Tensors) -> Tensors:
         return tensors.read(name)
 
     config = tensors.config | {"stacked": True}
-    return dataclasses.replace(tensors, shapes=shapes, read=read, config=config)
+    return dataclasses.replace(tensors, shapes=shapes, dtypes=dtypes, read=read, config=config)
 
 
 def _stacked(

@@ -140,10 +140,10 @@ def _describe(tensors: Tensors, given: dict[str, Any]) -> Description:
     }  # fmt: skip
     where = tensors.path / "config.json"
     classes, activation = classes_of(where, c, head[0]), activation_of(where, c)
-    data = preprocessing(tensors.path, model, fields["image_size"])
+    data, guessed = preprocessing(tensors.path, model, fields["image_size"])
     masked = f"{prefix}embeddings.mask_token" in shapes
     dialect = {"model": model, "prefix": prefix, "masked": masked}
-    return Description(ViTConfig, fields, data, classes, dialect, activation)
+    return Description(ViTConfig, fields, data, classes, dialect, guessed, activation)
 
 
 def _is_huggingface(names) -> bool:

@@ -9,12 +9,12 @@ from typing import Any
 
 import numpy as np
 
-from vit_jax.errors import UserError
+from vit_jax.errors import UserError, printable
 from vit_jax.models.model import DataConfig, Model, crop_of
 from vit_jax.models.registry import IMAGENET, SQUASHED
 from vit_jax.models.vit import ViTConfig
-from vit_jax.pretrained.files import read_object
-from vit_jax.pretrained.layout import check_keys
+from vit_jax.pretrained.layout import SHOWN_BY, some
+from vit_jax.pretrained.stated import brief, check_classes, check_keys, read_object
 
 ACTIVATIONS = {
     "gelu": "exact", "gelu_new": "tanh", "gelu_pytorch_tanh": "tanh", "quick_gelu": "quick",
@@ -57,22 +57,27 @@ _PUBLISHED = {
 }  # fmt: skip
 
 
-def preprocessing(folder: Path, model: str, image_size: tuple[int, int]) -> DataConfig:
-    """`preprocessor_config.json`, or what the published models of the kind have.
+def preprocessing(
+    folder: Path, model: str, image_size: tuple[int, int]
+) -> tuple[DataConfig, tuple[str, ...]]:
+    """`preprocessor_config.json`, or what the published models of the kind have; and the fields
+    that are guessed so.
 
     Raises UserError where the file is no JSON, or says what nothing here does.
     """
     path, kind = folder / "preprocessor_config.json", _OF_MODEL[model]
     if not path.is_file():
-        return _PUBLISHED[kind]
-    shown = read_object(path)
-    check_keys(path, shown)
-    name = shown.get("image_processor_type") or shown.get("feature_extractor_type") or kind
+        return _PUBLISHED[kind], SHOWN_BY
+    given = read_object(path)
+    check_keys(path, given)
+    name = given.get("image_processor_type") or given.get("feature_extractor_type") or kind
     found = re.fullmatch(r"(ViT|DeiT|Bit)(ImageProcessor(Fast|Pil)?|FeatureExtractor)?", name)
     if found is None:
-        raise UserError(f"{path}: {name} is no processor of {', '.join(_PROCESSORS)}")
+        raise UserError(
+            f"{path}: {printable(name)[:80]} is no processor of {', '.join(_PROCESSORS)}"
+        )
     usual = _PROCESSORS[found[1]]
-    said = usual | {key: value for key, value in shown.items() if value is not None}
+    said = usual | {key: value for key, value in given.items() if value is not None}
     size, crop = (
         said[key] if isinstance(said[key], dict) else dict.fromkeys(usual[key], said[key])
         for key in ("size", "crop_size")
@@ -87,15 +92,17 @@ def preprocessing(folder: Path, model: str, image_size: tuple[int, int]) -> Data
     ]  # fmt: skip
     if not all(fits):  # images of any aspect, a border, another filter
         keys = ("do_resize", "size", "resample", "do_center_crop", "crop_size")
-        wrong = ", ".join(f"{key} {said[key]}" for key in keys)
+        wrong = ", ".join(f"{key} {brief(said[key])}" for key in keys)
         raise UserError(f"{path}: {wrong} together have no counterpart here")
     factor = 255 * said["rescale_factor"] if said["do_rescale"] else 255
-    given = (said["image_mean"], said["image_std"]) if said["do_normalize"] else (0.0, 1.0)
-    mean, std = ((np.asarray(values) / factor).tolist() for values in given)
-    return DataConfig(
+    normalised = (said["image_mean"], said["image_std"]) if said["do_normalize"] else (0.0, 1.0)
+    with np.errstate(all="ignore"):  # what is no number is refused, with all other settings
+        mean, std = ((np.asarray(values) / factor).tolist() for values in normalised)
+    data = DataConfig(
         mean, std, _FILTERS[said["resample"]], part, squash=not short, floor=True,
         image_size=None if sides == list(image_size) else (sides[0], sides[1]),
     )  # fmt: skip
+    return data, ()
 
 
 def classes_of(path: Path, config: dict[str, Any], count: int) -> list[str] | None:
@@ -104,9 +111,11 @@ def classes_of(path: Path, config: dict[str, Any], count: int) -> list[str] | No
     if not count or len(names) != count:
         return None
     if sorted(names) != sorted(map(str, range(count))):
-        raise UserError(f"{path}: id2label numbers {', '.join(sorted(names))}, not 0 … {count - 1}")
+        raise UserError(f"{path}: id2label numbers {some(sorted(names))}, not 0 … {count - 1}")
     unnamed = names["0"] == "LABEL_0"  # what Transformers write where there are no names
-    return None if unnamed else [str(names[str(i)]) for i in range(count)]
+    listed = [names[str(number)] for number in range(count)]
+    check_classes(f"{path}: id2label", listed)
+    return None if unnamed else listed
 
 
 def activation_of(path: Path, config: dict[str, Any]) -> str:

@@ -8,29 +8,32 @@ from typing import Any
 
 import numpy as np
 
-from vit_jax.errors import UserError
+from vit_jax.errors import UserError, printable
 from vit_jax.models.model import Config, DataConfig, Model
 from vit_jax.models.vit import ViTConfig
 from vit_jax.pretrained.files import Tensors
 from vit_jax.pretrained.rows import Row, Shape
 
 SHOWN = 12  # names in an error
+LONGEST = 160  # characters of a name in an error
 
 
 @dataclasses.dataclass(frozen=True)
 class Description:
     """What a file says of its model: the family's config class and its fields, how images were
     shown, the names of the classes, the `dialect` in which its tensors are named, and what its
-    logits mean."""
+    logits mean. `guessed` are the fields of `data` that neither the file nor its layout states."""
 
     family: type
     fields: dict[str, Any]
     data: DataConfig
     classes: list[str] | None = None
     dialect: dict[str, Any] = dataclasses.field(default_factory=dict)
+    guessed: tuple[str, ...] = ()
     activation: str = "softmax"  # of `ACTIVATIONS` in models/model.py
 
 
+SHOWN_BY = ("mean", "std", "interpolation", "crop")  # fields that a guess is made of
 Dialect = dict[str, Any]  # how one file of a layout names its tensors
 
 
@@ -74,48 +77,9 @@ class Layout:
 
 def some(names: Iterable[str]) -> str:
     """The first few names, and how many more there are."""
-    names = list(names)
+    names = [printable(name)[:LONGEST] for name in names]
     more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
     return ", ".join(names[:SHOWN]) + more
-
-
-def _number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
-
-
-def _counts(value: Any, *lengths: int) -> bool:
-    listed = isinstance(value, list) and len(value) in lengths
-    return listed and all(type(n) is int and n > 0 for n in value)
-
-
-# What keys of JSON files hold, of Transformers' and of timm's: in words, the test, the keys.
-KINDS: tuple[tuple[str, Callable[[Any], Any], str], ...] = (
-    ("a word", lambda v: isinstance(v, str), "architecture model_type hidden_act act_layer "
-     "global_pool interpolation crop_mode image_processor_type feature_extractor_type"),
-    ("a whole number", lambda v: type(v) is int, "hidden_size num_hidden_layers embed_dim depth "
-     "num_attention_heads num_heads resample"),
-    ("a positive number", lambda v: _number(v) and v > 0, "layer_norm_eps crop_pct rescale_factor"),
-    ("a number, or one for each channel", lambda v: _number(v)
-     or (isinstance(v, list) and v and all(map(_number, v))), "mean std image_mean image_std"),
-    ("true or false", lambda v: isinstance(v, bool),
-     "qkv_bias do_resize do_center_crop do_rescale do_normalize"),
-    ("an object", lambda v: isinstance(v, dict), "id2label model_args pretrained_cfg"),
-    ("a size", lambda v: _counts([v], 1) or _counts(v, 2), "image_size img_size"),
-    ("channels, height and width", lambda v: _counts(v, 3), "input_size"),
-    ("a size, or an object of sizes", lambda v: _counts([v], 1)
-     or (isinstance(v, dict) and _counts(list(v.values()), 1, 2)), "size crop_size"),
-)  # fmt: skip
-
-
-def check_keys(where: Any, config: dict[str, Any]) -> None:
-    """Refuses a value that is none of what its key holds (`KINDS`); null counts as absent."""
-    for kind, fits, keys in KINDS:
-        for key in keys.split():
-            if config.get(key) is not None and not fits(config[key]):
-                raise UserError(f"{where}: {key} is {kind}, not {config[key]!r}")
-    for key in ("model_args", "pretrained_cfg"):
-        if inside := config.get(key):
-            check_keys(where, inside)
 
 
 def refused_pool(config: Config, *pools: str) -> list[str]:

@@ -12,21 +12,24 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, Sharding, SingleDeviceSharding
 
 from vit_jax.checkpoint.tree import Flat, flatten, is_stacked, nest, unstack
-from vit_jax.errors import UserError, nearest
-from vit_jax.models.model import Model, Params
+from vit_jax.errors import UserError, nearest, printable
+from vit_jax.models.model import DataConfig, Model, Params
 from vit_jax.models.position import resize_grid
 from vit_jax.models.registry import check_tiled, create_model, make_config
 from vit_jax.parallel.sharding import state_shardings
 from vit_jax.pretrained.catalog import CATALOG
 from vit_jax.pretrained.download import fetch
+from vit_jax.pretrained.layout import some
 from vit_jax.pretrained.weights import EMA, Weights, listed_params, open_weights
 
 # What may happen to a parameter that the weights lack or have in another shape.
 HEAD = r"(head|head_dist|pre_logits)/.*"
+OUTPUTS = r"(head|head_dist)/.*"  # whose last axis is the classes
 RESIZES = r"pos_embed/grid"
 ADAPTS = r"embed/kernel|backbone/root/conv/kernel"  # the layer that reads the image's channels
 
@@ -67,9 +70,9 @@ class Report:
         lines = []
         for fate, paths in alike.items():
             if len(paths) > MANY:  # an optimiser's state beside the weights
-                lines.append(f"  {fate}: {len(paths)} tensors, such as {paths[0]}")
+                lines.append(f"  {fate}: {len(paths)} tensors, such as {printable(paths[0])}")
             else:
-                lines += [f"  {fate}: {path}" for path in paths]
+                lines += [f"  {fate}: {printable(path)}" for path in paths]
         return [head, *lines, *(f"  warning: {line}" for line in self.warnings)]
 
 
@@ -80,6 +83,8 @@ def load_pretrained(
     channels: int | None = None,
     *,
     source_image_size: tuple[int, int] | None = None,
+    mean: float | tuple[float, ...] | None = None,
+    std: float | tuple[float, ...] | None = None,
     mesh: Mesh | None = None,
     seed: int = 0,
     say: Callable[[str], None] | None = print,
@@ -96,6 +101,7 @@ def load_pretrained(
       channels: another number than the weights' sums or repeats the first layer's kernel.
       source_image_size: (height, width) the weights were trained at, where the file does not tell
         and it was not square.
+      mean, std: by which images were normalised, where the file does not tell.
       mesh: spreads the parameters over its devices by the rules of `parallel/sharding.py`.
       seed: of what is re-initialised.
       say: gets the lines of the table; None for silence.
@@ -106,10 +112,11 @@ def load_pretrained(
       model, params (a plain dict of float32 arrays), report.
 
     Raises:
-      UserError: nothing there, of no known layout, not whole, or tensors that nothing explains.
+      UserError: nothing there, of no known layout, not whole, tensors that nothing explains or
+        that hold values that are no numbers.
     """
     path = fetch_weights(name_or_path)
-    weights = open_weights(path, source_image_size=source_image_size, **fields)
+    weights = open_weights(path, source_image_size=source_image_size, mean=mean, std=std, **fields)
     wanted = {"num_classes": num_classes, "image_size": image_size, "channels": channels} | fields
     model = fitted(weights, {key: value for key, value in wanted.items() if value is not None})
     keep = num_classes in (None, 0, weights.model.config.num_classes)
@@ -127,17 +134,27 @@ def fetch_weights(name_or_path: str | Path) -> Path:
     text = str(name_or_path)
     if not text:
         raise UserError("the weights are an empty name: give a file, a folder, or a name of them")
-    path = Path(text).expanduser()
-    if path.name == EMA and path.parent.is_dir() and not path.exists():
-        return path
-    if "://" in text or path.exists():
+    if "://" in text:
         return fetch(text)
+    path = Path(text).expanduser()
+    try:
+        # A run's moving average, or one of the state dicts of a file.
+        part = path.parent.is_file() or (path.name == EMA and path.parent.is_dir())
+        there = path.exists()
+    except OSError as error:
+        raise UserError(f"{printable(text)[:80]} cannot be opened: {error.strerror}") from error
+    if there:
+        return fetch(text)
+    if part:
+        return path
     if text in CATALOG:
         return fetch(CATALOG[text].address, CATALOG[text].sha256)
     hint = nearest(text, CATALOG)
     if not hint.startswith("did you mean"):
         hint = "vit_jax.list_pretrained() has the names"
-    raise UserError(f"{text} is no file, no folder and no name of published weights: {hint}")
+    raise UserError(
+        f"{printable(text)} is no file, no folder and no name of published weights: {hint}"
+    )
 
 
 def fitted(weights: Weights, wanted: dict[str, Any]) -> Model:
@@ -172,6 +189,7 @@ def fill(
     shardings: Any = None,
     *,
     keep_head: bool = True,
+    order: list[int] | None = None,
     seed: int = 0,
 ) -> tuple[Params, Report]:
     """The model's parameters, each read from the weights straight onto its devices.
@@ -179,8 +197,10 @@ def fill(
     Args:
       shardings: a tree like the parameters; None is the default device.
       keep_head: False re-initialises the head whatever its shape, as for other classes.
+      order: for each output of the model, which of the weights' it is (`order_of`); None: the same.
 
-    Raises UserError listing every parameter that nothing explains.
+    Raises UserError listing every parameter that nothing explains, or those that hold values that
+      are no numbers.
     """
     wanted = listed_params(model)
     stacked = flatten(model.abstract_params) if getattr(model.config, "scan", False) else wanted
@@ -195,20 +215,56 @@ def fill(
 
     def read(path: str) -> np.ndarray:
         x = _shaped(weights, path, np.asarray(weights.read(path)), tuple(wanted[path].shape))
-        if not np.isfinite(x if x.dtype.kind == "f" else x.astype(np.float32)).all():
+        with np.errstate(over="ignore"):  # what float32 cannot hold is told below
+            x = x.astype(np.float32, copy=False)
+        if not np.isfinite(x).all():
             not_finite.append(path)
+        if order is not None and re.fullmatch(OUTPUTS, path):
+            fates[path] = "loaded (classes in another order)"
+            return x[..., order]
         return x
 
     for path, leaf in stacked.items():
         if path not in fresh:
             layers = _layers_of(path, leaf) if is_stacked([path]) else [path]
             flat[path] = _place(leaf, where[path], layers, read)
-    warnings = _changed_numerics(weights, model)
-    if not_finite:
-        warnings.append(f"NaN or infinite values in {', '.join(not_finite[:8])}")
+    _refuse(weights.path, not_finite)
+    warnings = [*weights.notes, *_changed_numerics(weights, model)]
+    if _shown_alike(weights.model.data_config, model.data_config):
+        warnings += weights.guesses()
     fates |= {name: f"unused ({why})" for name, why in weights.unused.items()}
     ordered = {p: flat[p] for p in stacked}
     return nest(ordered), Report(str(weights.path), fates, warnings)
+
+
+def check_finite(params: Params, path: Path) -> None:
+    """Refuses parameters that hold values that are no numbers, as `fill` does while it reads."""
+    finite = jax.jit(lambda flat: {name: jnp.isfinite(x).all() for name, x in flat.items()})
+    found = jax.device_get(finite(flatten(params)))
+    _refuse(path, [name for name, right in found.items() if not right])
+
+
+def _refuse(path: Path, not_finite: list[str]) -> None:
+    if not_finite:
+        raise UserError(
+            f"{path} holds NaN or infinite values in {some(not_finite)}: nothing can be "
+            "computed with them; take weights from before training diverged, or another copy"
+        )
+
+
+def order_of(theirs: list[str] | None, ours: list[str]) -> list[int] | None:
+    """For each of our classes, which of theirs it is, where both have the same ones; else None."""
+    where = {name: number for number, name in enumerate(theirs or ())}
+    if len(where) != len(theirs or ()) or len(set(ours)) != len(ours) or where.keys() != set(ours):
+        return None
+    return [where[name] for name in ours]
+
+
+def _shown_alike(theirs: DataConfig, ours: DataConfig) -> bool:
+    """Whether a model shows images as its weights say; a run's own pipeline decides otherwise."""
+    return dataclasses.replace(theirs, image_size=None) == dataclasses.replace(
+        ours, image_size=None
+    )
 
 
 def _check_sizes(weights: Weights, model: Model) -> None:

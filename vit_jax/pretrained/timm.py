@@ -147,7 +147,7 @@ def heads_of(width: int, swiglu: bool, given: dict[str, Any], what: str) -> int:
 
 def _describe_timm(tensors: Tensors, given: dict[str, Any]) -> Description:
     config = tensors.config
-    data, said = preprocessing(config), said_by(config) | given
+    said = said_by(config, given) | given
     if "stem.proj.weight" in tensors.shapes:
         family, fields, default = *_mixer_fields(tensors, said), MIXED
     elif "stem.conv.weight" in tensors.shapes:
@@ -155,7 +155,8 @@ def _describe_timm(tensors: Tensors, given: dict[str, Any]) -> Description:
     else:
         fields, default = _vit_fields(tensors, said)
         family = ViTConfig
-    return Description(family, fields, data or default, classes_of(config))
+    data, guessed = preprocessing(config, default)
+    return Description(family, fields, data, classes_of(config), guessed=guessed)
 
 
 def _vit_fields(

@@ -6,11 +6,13 @@
 import re
 from typing import Any
 
-from vit_jax.errors import UserError
+from vit_jax.errors import UserError, printable
 from vit_jax.models.mixer import MixerConfig
 from vit_jax.models.model import Config, DataConfig, Model
 from vit_jax.models.registry import IMAGENET, create_model, find_kind, list_models
 from vit_jax.models.resnet import ResNetConfig
+from vit_jax.pretrained.layout import SHOWN_BY
+from vit_jax.pretrained.stated import brief
 
 ACTIVATIONS = {"gelu": "exact", "gelu_tanh": "tanh", "quick_gelu": "quick"}
 _NAMES = {ours: theirs for theirs, ours in ACTIVATIONS.items()}
@@ -33,8 +35,9 @@ _SAID_BY_NAME: tuple[tuple[str, dict[str, Any]], ...] = (
 _POST_NORM = r"vit_\w+_rpn_\d+"  # its tensors have the names and shapes of a pre-norm ViT
 
 
-def said_by(config: dict[str, Any]) -> dict[str, Any]:
+def said_by(config: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
     """What timm's `config.json` says beyond shapes: heads, activation, pooling, the image size.
+    What the user has given instead is not looked at.
 
     Raises UserError for what shapes do not show either and no model here computes.
     """
@@ -46,7 +49,9 @@ def said_by(config: dict[str, Any]) -> dict[str, Any]:
     elif size := _pretrained_cfg(config).get("input_size"):
         said["source_image_size"] = tuple(size[1:])
     if re.fullmatch(_POST_NORM, architecture):
-        raise UserError(f"timm's {architecture} normalises after its blocks: no model here does")
+        raise UserError(
+            f"timm's {printable(architecture)} normalises after its blocks: no model here does"
+        )
     if arguments.get("pool_include_prefix"):
         raise UserError("timm's pool_include_prefix: no model here pools registers too")
     for pattern, fields in _SAID_BY_NAME:
@@ -59,12 +64,17 @@ def said_by(config: dict[str, Any]) -> dict[str, Any]:
         pass
     said |= {key: arguments[key] for key in ("num_heads",) if key in arguments}
     pool = arguments.get("global_pool", config.get("global_pool"))
-    if pool is not None and pool not in _POOLS:
-        raise UserError(f"timm's global_pool {pool!r}: no model here pools so")
-    said |= {} if pool is None else {"pool": _POOLS[pool]}
-    if activation := arguments.get("act_layer"):
+    if pool is not None and "pool" not in given:
+        if pool not in _POOLS:
+            raise UserError(
+                f"timm's global_pool {brief(pool)}: no model here pools so; give one that does, "
+                "such as --config.model.pool=cls"
+            )
+        said["pool"] = _POOLS[pool]
+    activation = arguments.get("act_layer")
+    if activation and "gelu" not in given:
         if activation not in ACTIVATIONS:
-            raise UserError(f"timm's act_layer {activation!r} has no counterpart here")
+            raise UserError(f"timm's act_layer {brief(activation)} has no counterpart here")
         said["gelu"] = ACTIVATIONS[activation]
     return said
 
@@ -80,19 +90,28 @@ def classes_of(config: dict[str, Any]) -> list[str] | None:
     return names if isinstance(names, list) else None
 
 
-def preprocessing(config: dict[str, Any]) -> DataConfig | None:
-    """How images were shown, where `pretrained_cfg` says it; what it leaves open is timm's own
-    default. Raises UserError for a mode of cropping that pads."""
-    shown = {key: value for key, value in _pretrained_cfg(config).items() if value is not None}
-    if not shown:
-        return None
-    if (mode := shown.get("crop_mode", "center")) not in ("center", "squash"):
-        raise UserError(f"timm's crop_mode {mode!r} has no counterpart here")
-    how = shown.get("interpolation", "bicubic")
+def preprocessing(
+    config: dict[str, Any], default: DataConfig
+) -> tuple[DataConfig, tuple[str, ...]]:
+    """How images were shown, where `pretrained_cfg` says it, and the fields that are guessed: all
+    of `default` where there is no such file; timm's own defaults where it leaves one open.
+
+    Raises UserError for a mode of cropping that pads.
+    """
+    said = {key: value for key, value in _pretrained_cfg(config).items() if value is not None}
+    if not said:
+        return default, SHOWN_BY
+    if (mode := said.get("crop_mode", "center")) not in ("center", "squash"):
+        raise UserError(f"timm's crop_mode {brief(mode)} has no counterpart here")
+    how = said.get("interpolation", "bicubic")
+    guessed = [field for field in ("mean", "std") if field not in said]
+    if how == "random":  # at each training image: bilinear or bicubic
+        how = "bicubic"
+        guessed.append("interpolation")
     return DataConfig(
-        shown.get("mean", IMAGENET.mean), shown.get("std", IMAGENET.std),
-        "area" if how == "box" else how, shown.get("crop_pct", 0.875), mode == "squash",
-    )  # fmt: skip
+        said.get("mean", IMAGENET.mean), said.get("std", IMAGENET.std),
+        "area" if how == "box" else how, said.get("crop_pct", 0.875), mode == "squash",
+    ), tuple(guessed)  # fmt: skip
 
 
 def config_json(model: Model, classes: list[str] | None, dialect: dict) -> dict[str, Any]:

@@ -16,17 +16,35 @@ import numpy as np
 
 from vit_jax.checkpoint import checksums, manager, steps
 from vit_jax.checkpoint.tree import flatten, unstack
-from vit_jax.errors import UserError
-from vit_jax.models.model import ACTIVATIONS, Config, DataConfig, Model, crop_of
-from vit_jax.models.registry import create_model, make_config, name_of
+from vit_jax.errors import UserError, printable
+from vit_jax.models.model import Config, DataConfig, Model, crop_of
+from vit_jax.models.registry import (
+    IMAGENET,
+    SQUASHED,
+    create_model,
+    find_kind,
+    make_config,
+    name_of,
+)  # fmt: skip
 from vit_jax.pretrained.files import Tensors, open_tensors
 from vit_jax.pretrained.google import BIG_VISION, GOOGLE
 from vit_jax.pretrained.huggingface import HUGGINGFACE
-from vit_jax.pretrained.layout import Description, Layout, check_keys, some
+from vit_jax.pretrained.layout import SHOWN_BY, Description, Layout, some
 from vit_jax.pretrained.rows import expand
+from vit_jax.pretrained.stated import (
+    brief,
+    check_activation,
+    check_classes,
+    check_config,
+    check_data,
+    check_keys,
+    check_metadata,
+    check_resized,
+)  # fmt: skip
 from vit_jax.pretrained.timm import DINOV2_HUB, TIMM
 
 EMA = "ema"  # behind a run's own folder: its moving average
+MOST_STAGES = 8  # of a ResNet: each halves its image, so none is left of any that is read
 LAYOUTS = {layout.name: layout for layout in (GOOGLE, BIG_VISION, TIMM, DINOV2_HUB, HUGGINGFACE)}
 # Sizes that shapes tell too (the number of layers not for sure), as `config.json` names them.
 SAID = {
@@ -41,7 +59,8 @@ class Weights:
     as a NumPy array, `unused` names of the file with the reason.
 
     `model` is the one that they were trained with, `classes` the names of its outputs where the
-    file has them, `extras` tensors that have no meaning here but belong to the file.
+    file has them, `extras` tensors that have no meaning here but belong to the file. `guessed` are
+    fields of `model.data_config` that nothing states, `notes` lines on what was chosen of the file.
     """
 
     path: Path
@@ -53,6 +72,27 @@ class Weights:
     unused: dict[str, str]
     dialect: dict[str, Any]
     extras: Mapping[str, Callable[[], np.ndarray]] = dataclasses.field(default_factory=dict)
+    guessed: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+
+    def guesses(self, among: Iterable[str] = SHOWN_BY) -> list[str]:
+        """A line that says which settings of the images are a guess; none where none is."""
+        fields = [field for field in self.guessed if field in among]
+        if not fields:
+            return []
+        data = self.model.data_config
+        what = ", ".join(f"{field} {getattr(data, field)}" for field in fields)
+        other, whose = (IMAGENET, "DeiT, MAE and DINO") if data.mean == DataConfig.mean else (
+            SQUASHED, "Google's models"
+        )  # fmt: skip
+        hint = (
+            f"; if they were trained as {whose} were: --config.data.mean='{other.mean}' "
+            f"--config.data.std='{other.std}'"
+        )
+        return [
+            f"{self.path} does not say how images were shown, guessed: {what}"
+            + hint * ("mean" in fields)
+        ]
 
 
 def open_weights(path: str | Path, **given: Any) -> Weights:
@@ -60,7 +100,8 @@ def open_weights(path: str | Path, **given: Any) -> Weights:
 
     Args:
       given: what the file does not tell, or tells wrongly: any field of the model's config
-        (`num_heads`, `gelu`, …), and `source_image_size`, the (height, width) trained at.
+        (`num_heads`, `gelu`, …), `source_image_size`, the (height, width) trained at, and the
+        `mean` and `std` by which images are normalised.
 
     Raises:
       UserError: unknown or ambiguous layout, tensors missing, superfluous or of another shape, a
@@ -68,18 +109,42 @@ def open_weights(path: str | Path, **given: Any) -> Weights:
     """
     path = Path(path).expanduser()
     given = {field: value for field, value in given.items() if value is not None}
-    if _is_own(path):
-        return _open_own(path, ("params",))
-    if path.name == EMA and _is_own(path.parent):
-        return _open_own(path.parent, ("params", EMA))
-    tensors = open_tensors(path)
-    layout, prefix = _recognise(tensors)
-    inside = layout.prepare(tensors.below(prefix))
-    check_keys(path / "config.json", tensors.config)
+    shown: dict[str, Any] = {field: given.pop(field) for field in ("mean", "std") if field in given}
+    check_data("how images are normalised", shown)
     try:
+        own, of_own, inside = _is_own(path), _is_own(path.parent), path.parent.is_file()
+    except OSError as error:
+        raise UserError(f"{brief(str(path))} cannot be opened: {error.strerror}") from error
+    if own or (of_own and path.name == EMA):
+        parts = ("params",) if own else ("params", EMA)
+        weights = _open_own(path if own else path.parent, parts)
+    else:
+        part = path.name if inside else ""
+        weights = _open_file(path, open_tensors(path.parent if inside else path, part), given)
+    model = weights.model
+    if shown:
+        data = dataclasses.replace(model.data_config, **shown)
+        model = dataclasses.replace(model, data_config=data)
+    guessed = tuple(field for field in weights.guessed if field not in shown)
+    return dataclasses.replace(weights, model=model, guessed=guessed)
+
+
+# What describing a model raises where shapes or values make no sense.
+_SENSELESS = (
+    ArithmeticError, AttributeError, LookupError, RecursionError, StopIteration, TypeError,
+    ValueError,
+)  # fmt: skip
+
+
+def _open_file(path: Path, tensors: Tensors, given: dict[str, Any]) -> Weights:
+    check_keys(path / "config.json", tensors.config)
+    check_metadata(path, tensors.metadata)
+    layout, prefix = _recognise(tensors)
+    try:
+        inside = layout.prepare(tensors.below(prefix))
         found = layout.describe(inside, _written(tensors.metadata) | given)
         found = _with_metadata(found, tensors.metadata)
-    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+    except _SENSELESS as error:
         raise UserError(
             f"{path} has names of {layout.name}, but its shapes, or config.json or vit_jax's "
             "metadata with it, make no sense"
@@ -87,7 +152,12 @@ def open_weights(path: str | Path, **given: Any) -> Weights:
     fields = [field.name for field in dataclasses.fields(found.family)]
     given = {field: value for field, value in given.items() if field in fields}
     config = make_config(found.family, found.fields | given, str(path))
+    check_config(path, config, found.family)
     _check_said(tensors, config, given)
+    _check_depth(path, config, len(inside.shapes))
+    check_data(path, found.data)
+    check_resized(path, found.data, config.image_size)
+    check_classes(path, found.classes)
     classes = found.classes if config.num_classes else None
     if classes and len(classes) != config.num_classes:
         raise UserError(f"{path} names {len(classes)} classes, its head has {config.num_classes}")
@@ -108,6 +178,7 @@ def open_weights(path: str | Path, **given: Any) -> Weights:
         if re.fullmatch(pattern, name)
     }
     check_explained(f"{path} ({layout.name}) does", consumed, inside.shapes, ignored)
+    inside.check_numbers(consumed)
     where = {ours: one for one in bound for ours in one.ours}
 
     def read(ours: str) -> np.ndarray:
@@ -119,7 +190,8 @@ def open_weights(path: str | Path, **given: Any) -> Weights:
     extras = {name: functools.partial(inside.read, name) for name in ignored}
     return Weights(
         path, layout.name, model, classes, {p: one.ours[p] for p, one in where.items()}, read,
-        unused | ignored, found.dialect | {"prefix_of_all": prefix}, extras,
+        unused | ignored, found.dialect | {"prefix_of_all": prefix}, extras, found.guessed,
+        tensors.notes,
     )  # fmt: skip
 
 
@@ -141,7 +213,7 @@ def _recognise(tensors: Tensors) -> tuple[Layout, str]:
         prefixes = [p for p in layout.prefixes if _fits(layout, tensors.below(p))]
         found += [(layout, prefix) for prefix in prefixes[:1]]
     if not found:
-        some = ", ".join(sorted(tensors.shapes)[:4]) or "no tensors at all"
+        some = ", ".join(map(printable, sorted(tensors.shapes)[:4])) or "no tensors at all"
         raise UserError(
             f"{tensors.path} is of no known layout ({', '.join(LAYOUTS)}): it holds {some}"
             + (" …" if len(tensors.shapes) > 4 else "")
@@ -163,19 +235,18 @@ def _written(metadata: dict[str, Any]) -> dict[str, Any]:
     if not metadata:
         return {}
     told = {field: value for field, value in metadata["fields"].items() if value is not None}
-    return told | {"source_image_size": told["image_size"]}
+    size = {"source_image_size": told["image_size"]} if "image_size" in told else {}
+    return told | size
 
 
 def _with_metadata(found: Description, metadata: dict[str, Any]) -> Description:
     """What this package wrote beside the tensors is exact: it goes before what shapes suggest."""
     if not metadata:
         return found
-    activation = metadata.get("activation", found.activation)
-    if activation not in ACTIVATIONS:
-        raise ValueError(f"activation is one of {', '.join(ACTIVATIONS)}, not {activation!r}")
     return dataclasses.replace(
         found, fields=found.fields | metadata["fields"], data=DataConfig(**metadata["data"]),
-        classes=metadata.get("classes") or found.classes, activation=activation,
+        classes=metadata.get("classes") or found.classes, guessed=(),
+        activation=metadata.get("activation", found.activation),
     )  # fmt: skip
 
 
@@ -187,9 +258,20 @@ def _check_said(tensors: Tensors, config: Config, given: dict[str, Any]) -> None
         found = getattr(config, field, None)
         if None not in (said.get(key), found) and said[key] != found and field not in given:
             raise UserError(
-                f"{tensors.path / 'config.json'} says {key} {said[key]!r}, the tensors are those "
-                f"of {found}"
+                f"{tensors.path / 'config.json'} says {key} {brief(said[key])}, the tensors are "
+                f"those of {found}"
             )
+
+
+def _check_depth(path: Path, config: Config, tensors: int) -> None:
+    """Each layer has tensors: a model far deeper than its file is refused before it is made."""
+    deep = getattr(config, "num_layers", 0)
+    units = getattr(config, "resnet_layers", None) or ()
+    if len(units) > MOST_STAGES or deep + sum(units) > tensors:
+        what = f"{deep} layers" if deep else f"a ResNet of {brief(tuple(units))} units"
+        raise UserError(
+            f"{path}: its names, metadata or config.json say {what}, it holds {tensors} tensors"
+        )
 
 
 def check_explained(what: str, wanted: dict, held: dict, ignored: Iterable[str] = ()) -> None:
@@ -238,19 +320,13 @@ def _open_own(path: Path, parts: tuple[str, ...]) -> Weights:
     checkpoint = manager.find(path)
     checksums.check(checkpoint)
     about = manager.about(checkpoint)
-    flat = about["config"]
-    fields = {
-        key.removeprefix("model."): value
-        for key, value in flat.items()
-        if key.startswith("model.") and value is not None
-    }
-    with manager.readable(checkpoint):
-        model = create_model(fields.pop("name"), remainder=True, **fields)
-        if told := about.get("data"):  # of weights that were converted
-            data = DataConfig(**told)
-        else:
-            shown = {k: v for k in ("mean", "std") if (v := flat.get(f"data.{k}")) is not None}
-            data = _shown_by(flat["data.eval.pipeline"], model.config.image_size, shown)
+    try:
+        model, flat = _described(checkpoint, about)
+    except _SENSELESS as error:
+        raise UserError(
+            f"{checkpoint}: what is saved beside the tensors (about) makes no sense: "
+            f"{type(error).__name__}: {printable(error)[:160]}"
+        ) from error
     shapes_of = manager.stored_shapes(checkpoint)
     if not all(any(name.startswith(f"{part}/") for name in shapes_of) for part in parts):
         raise UserError(f"{checkpoint} has no moving average: it was trained without --config.ema")
@@ -259,12 +335,6 @@ def _open_own(path: Path, parts: tuple[str, ...]) -> Weights:
         for part in parts for name in shapes_of if name.startswith(f"{part}/")
     }  # fmt: skip
     stored = {path: shapes_of[name] for path, name in names.items()}
-    activation = about.get("activation", flat.get("loss.name", "softmax"))
-    if activation not in list(ACTIVATIONS):
-        raise UserError(
-            f"{checkpoint}: activation is one of {', '.join(ACTIVATIONS)}, not {activation!r}"
-        )
-    model = dataclasses.replace(model, data_config=data, activation=activation)
     where = {ours: path for path, leaf in stored.items() for ours in unstack({path: leaf})}
     schedule_free = flat.get("optimizer.name") == "schedule_free"
     fast = {
@@ -286,4 +356,39 @@ def _open_own(path: Path, parts: tuple[str, ...]) -> Weights:
         return held[ours]
 
     shapes = {p: tuple(leaf.shape) for p, leaf in unstack(stored).items()}
+    _check_depth(checkpoint, model.config, len(shapes))
+    check_explained(
+        f"{checkpoint} does", {p: x.shape for p, x in listed_params(model).items()}, shapes
+    )
     return Weights(checkpoint, "orbax", model, about["classes"] or None, shapes, read, {}, {})
+
+
+def _described(checkpoint: Path, about: Any) -> tuple[Model, dict[str, Any]]:
+    """A run's model and its flat config. What a checkpoint says is checked as any file's is."""
+    if not isinstance(about, dict) or not isinstance(about.get("config"), dict):
+        raise UserError(f"{checkpoint}: what is saved beside the tensors holds no config")
+    flat = about["config"]
+    fields = {
+        key.removeprefix("model."): value
+        for key, value in flat.items()
+        if key.startswith("model.") and value is not None
+    }
+    name = fields.pop("name")
+    _, family, _ = find_kind(name)
+    check_config(checkpoint, fields, family)
+    check_classes(checkpoint, about["classes"])
+    model = create_model(name, remainder=True, **fields)
+    check_config(checkpoint, model.config, family)
+    if told := about.get("data"):  # of weights that were converted
+        check_data(checkpoint, told)
+        data = DataConfig(**told)
+    else:
+        shown = {key: v for key in ("mean", "std") if (v := flat.get(f"data.{key}")) is not None}
+        check_data(checkpoint, shown | {"written": flat["data.eval.pipeline"]})
+        data = _shown_by(flat["data.eval.pipeline"], model.config.image_size, shown)
+    check_data(checkpoint, data)
+    if not 0 <= flat.get("optimizer.b1", 0) <= 1:
+        raise UserError(f"{checkpoint}: optimizer.b1 is a number of 0 … 1")
+    activation = about.get("activation", flat.get("loss.name", "softmax"))
+    check_activation(checkpoint, activation)
+    return dataclasses.replace(model, data_config=data, activation=activation), flat

@@ -21,7 +21,7 @@ from vit_jax.models.model import DataConfig
 from vit_jax.models.registry import find_kind, takes
 from vit_jax.parallel.mesh import make_mesh
 from vit_jax.parallel.runtime import everyones, share, together
-from vit_jax.pretrained.load import OF_THE_RUN, fetch_weights, fill
+from vit_jax.pretrained.load import OF_THE_RUN, fetch_weights, fill, order_of
 from vit_jax.pretrained.weights import Weights, open_weights
 from vit_jax.resolution import Sizes, resolve
 from vit_jax.training.distillation import open_teacher
@@ -86,9 +86,9 @@ def set_up(
     said += _give_way(resolved, named)
     notes = [note for source in (train_source, eval_source) if source for note in source.notes]
     said += dict.fromkeys(notes)
+    _shown_by_pipelines(resolved, named)
     if weights is not None:
         said += _inherit(resolved, weights)
-    _shown_by_pipelines(resolved, named)
     model = _make_model(resolved, of_weights and "model.image_size" not in named)
     said += _attention(model) if open_data else []
     if known.max_labels > 1 and resolved.loss.name == "softmax":
@@ -209,6 +209,7 @@ def _inherit(config: ConfigDict, weights: Weights) -> list[str]:
             if value != usual[field]:
                 lines.append(f"model.{field}={value} comes with {weights.path}")
         shown = weights.model.data_config.per_channel(config.model.channels)
+        lines += weights.guesses([key for key in ("mean", "std") if config.data[key] is None])
         for key, each in zip(("mean", "std"), shown, strict=True):
             if config.data[key] is None:
                 config.data[key] = each if len(set(each)) > 1 else each[0]
@@ -307,9 +308,10 @@ def first_state(run: Run, workdir: Path) -> Start:
     if not c.init:
         return Start(run.init_state(), ["from scratch"], "scratch")
     weights = run.weights or open_weights(fetch_weights(c.init))
+    same, order = weights.classes == run.classes, order_of(weights.classes, run.classes)
     params, report = fill(
         weights, run.model, run.shardings["params"],
-        keep_head=weights.classes == run.classes, seed=c.seed,
+        keep_head=same or order is not None, order=None if same else order, seed=c.seed,
     )  # fmt: skip
     lines = [f"parameters from {weights.path}: {report.lines()[0]}", *report.lines()[1:]]
     return Start(run.init_state(params), lines, str(weights.path))

@@ -1,0 +1,267 @@
+"""What files state beside their tensors (JSON of others, this package's own metadata), checked for
+type and range before anything is made of it.
+
+A file is data: whatever it states may be of another type, far too large, or no number at all. The
+types are those of the dataclasses that the values go into; `RANGES` holds what a type cannot say.
+"""
+
+import ast
+import dataclasses
+import json
+import reprlib
+import types
+import typing
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from vit_jax.data.stored import MAX_PIXELS
+from vit_jax.data.ops import FILTERS
+from vit_jax.errors import UserError, nearest, printable
+from vit_jax.models.model import ACTIVATIONS, FAMILIES, Config, DataConfig
+
+MOST_BYTES = 2**24  # of a JSON file; the names of ImageNet-21k's classes take one
+MOST_SIDE = 2**14  # pixels
+MOST_LAYERS = 1000
+MOST = 10**7  # of anything that is counted
+FAR = 1e9  # larger numbers are a mistake, and overflow soon
+
+_BRIEF = reprlib.Repr()
+_BRIEF.maxstring = _BRIEF.maxother = 80
+_BRIEF.maxdict = _BRIEF.maxlist = _BRIEF.maxtuple = 6
+_SIDE = (1, MOST_SIDE)
+# Lowest and highest of what a field holds; each number of several. Other fields: -FAR … FAR, and
+# whole numbers 0 … MOST.
+RANGES: dict[str, tuple[float, float]] = {
+    "num_layers": (1, MOST_LAYERS), "resnet_layers": (1, MOST_LAYERS), "num_heads": (1, MOST_SIDE),
+    "image_size": _SIDE, "patch_size": _SIDE, "channels": _SIDE, "width_factor": (1, 1000),
+    "layernorm_eps": (1e-30, 1), "groupnorm_eps": (1e-30, 1),
+    "std": (1e-6, FAR), "crop": (1e-3, 1),
+}  # fmt: skip
+CHOICES: dict[str, Any] = {"interpolation": FILTERS}
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """The JSON object that a file holds. Raises UserError where it holds none."""
+    size = path.stat().st_size
+    if size > MOST_BYTES:
+        raise UserError(f"{path} holds {size:,} bytes, such files hold at most {MOST_BYTES:,}")
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(
+            f"{path} is damaged or cut short ({size:,} bytes): {printable(error)[:160]}"
+        ) from error
+    if not isinstance(found, dict):
+        raise UserError(f"{path} holds no JSON object")
+    return found
+
+
+def brief(value: Any) -> str:
+    """A value of any size and kind, in a few words that fit a line."""
+    return _BRIEF.repr(value)
+
+
+# -- keys of others' JSON files --------------------------------------------------------------------
+
+
+def _number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and -FAR < value < FAR
+
+
+def _positive(value: Any) -> bool:
+    return _number(value) and value > 0
+
+
+def _each(fits: Callable[[Any], bool], value: Any) -> bool:
+    return fits(value) or (isinstance(value, list) and bool(value) and all(map(fits, value)))
+
+
+def _side(value: Any) -> bool:
+    return type(value) is int and 0 < value <= MOST_SIDE
+
+
+def _sides(value: Any, *lengths: int) -> bool:
+    return isinstance(value, list) and len(value) in lengths and all(map(_side, value))
+
+
+# What keys of JSON files hold, of Transformers' and of timm's: in words, the test, the keys.
+KINDS: tuple[tuple[str, Callable[[Any], Any], str], ...] = (
+    ("a word", lambda v: isinstance(v, str), "architecture model_type hidden_act act_layer "
+     "global_pool interpolation crop_mode image_processor_type feature_extractor_type"),
+    ("a whole number", lambda v: type(v) is int and 0 <= v <= MOST, "hidden_size num_hidden_layers "
+     "embed_dim depth num_attention_heads num_heads resample"),
+    ("a positive number", _positive, "layer_norm_eps crop_pct rescale_factor"),
+    ("a number, or one for each channel", lambda v: _each(_number, v), "mean image_mean"),
+    ("a positive number, or one for each channel", lambda v: _each(_positive, v), "std image_std"),
+    ("true or false", lambda v: isinstance(v, bool),
+     "qkv_bias do_resize do_center_crop do_rescale do_normalize"),
+    ("an object", lambda v: isinstance(v, dict), "id2label model_args pretrained_cfg"),
+    ("a size", lambda v: _side(v) or _sides(v, 2), "image_size img_size"),
+    ("channels, height and width", lambda v: _sides(v, 3), "input_size"),
+    ("a size, or an object of sizes", lambda v: _side(v)
+     or (isinstance(v, dict) and _sides(list(v.values()), 1, 2)), "size crop_size"),
+)  # fmt: skip
+
+
+def check_keys(where: Any, config: dict[str, Any]) -> None:
+    """Refuses a value that is none of what its key holds (`KINDS`); null counts as absent."""
+    parts: list[Any] = [config, config.get("model_args"), config.get("pretrained_cfg")]
+    for said in parts:
+        for kind, fits, keys in KINDS if isinstance(said, dict) else ():
+            for key in keys.split():
+                if said.get(key) is not None and not fits(said[key]):
+                    most = f" (1 … {MOST_SIDE} pixels)" if "size" in key.split("_") else ""
+                    raise UserError(f"{where}: {key} is {kind}, not {brief(said[key])}{most}")
+
+
+# -- our own metadata ------------------------------------------------------------------------------
+
+
+def check_metadata(where: Any, metadata: dict[str, Any]) -> None:
+    """Refuses metadata of this package that its writer cannot have written."""
+    if not metadata:
+        return
+    where = f"{where}: vit_jax's metadata"
+    _known(where, metadata, ("fields", "data", "classes", "activation"))
+    for part in ("fields", "data"):
+        if not isinstance(metadata.get(part), dict):
+            raise UserError(f"{where} has no object {part!r}")
+    hints: dict[str, Any] = {}
+    for family in FAMILIES:
+        hints |= {name: hints.get(name, hint) for name, hint in _hints(family).items()}
+    hints["resnet_layers"] = tuple[int, ...] | None
+    _check(where, hints, metadata["fields"])
+    check_data(where, metadata["data"])
+    check_classes(where, metadata.get("classes"))
+    check_activation(where, metadata.get("activation", "softmax"))
+
+
+def check_config(where: Any, config: Config | dict[str, Any], family: type) -> None:
+    """Refuses fields of a model that are none of their kind or out of all proportion."""
+    _check(where, _hints(family), config if isinstance(config, dict) else vars(config))
+
+
+def check_data(where: Any, data: DataConfig | dict[str, Any]) -> None:
+    """Refuses settings of images that nothing can be computed with. The operations of a pipeline
+    are looked at by whoever runs it; here their numbers are."""
+    said = data if isinstance(data, dict) else vars(data)
+    _check(where, _hints(DataConfig), said)
+    for field in ("mean", "std"):
+        if said.get(field) in ([], ()):
+            raise UserError(f"{where}: {field} is a number, or one for each channel, not empty")
+    if isinstance(data, DataConfig) and data.image_size:
+        check_resized(where, data, data.image_size)
+    check_pipeline(where, said.get("written", ""))
+
+
+def check_resized(where: Any, data: DataConfig, image_size: tuple[int, int]) -> None:
+    """Refuses a crop for which images would be made larger than any image that is read."""
+    height, width = data.resized(image_size)
+    if height * width > MAX_PIXELS:
+        raise UserError(
+            f"{where}: images of {height} x {width} pixels (size {image_size}, crop {data.crop}) "
+            f"are more than the {MAX_PIXELS:,} pixels allowed"
+        )
+
+
+def check_pipeline(where: Any, text: Any) -> None:
+    """Refuses sizes in a pipeline that no image has: to try them would take all memory."""
+    for number in _numbers(text) if isinstance(text, str) else ():
+        if not -MOST_SIDE <= number <= MOST_SIDE:
+            raise UserError(
+                f"{where}: the pipeline {brief(text)} has the number {brief(number)}; sizes are at "
+                f"most {MOST_SIDE}"
+            )
+
+
+def _numbers(text: str) -> Iterator[Any]:
+    for part in text.split("|"):
+        if part.strip().startswith("decode"):
+            continue  # its numbers are values of pixels
+        try:
+            tree = ast.parse(part.strip(), mode="eval")
+        except (SyntaxError, ValueError, RecursionError, MemoryError):
+            continue  # for the parser of pipelines, which says what is wrong with it
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Constant) and _is(node.value, float | int, bounded=False):
+                yield node.value
+
+
+def check_classes(where: Any, classes: Any) -> None:
+    """Refuses names of classes that are no list of texts."""
+    if classes is None:
+        return
+    if not isinstance(classes, list | tuple):
+        raise UserError(f"{where}: classes are a list of names, not {brief(classes)}")
+    for number, name in enumerate(classes):
+        if not isinstance(name, str):
+            raise UserError(f"{where}: class {number} is a name, not {brief(name)}")
+
+
+def check_activation(where: Any, activation: Any) -> None:
+    """Refuses what logits cannot mean."""
+    if not isinstance(activation, str) or activation not in ACTIVATIONS:
+        options = ", ".join(ACTIVATIONS)
+        raise UserError(f"{where}: activation is one of {options}, not {brief(activation)}")
+
+
+def _known(where: Any, said: dict[str, Any], known: typing.Iterable[str]) -> None:
+    for key in said:
+        if key not in known:
+            raise UserError(f"{where} has the unknown key {brief(key)}: {nearest(key, known)}")
+
+
+def _hints(family: type) -> dict[str, Any]:
+    hints = typing.get_type_hints(family)
+    return {field.name: hints[field.name] for field in dataclasses.fields(family)}
+
+
+def _check(where: Any, hints: dict[str, Any], said: dict[str, Any]) -> None:
+    _known(where, said, hints)
+    for field, value in said.items():
+        if not _is(value, hints[field]):
+            raise UserError(f"{where}: {field} is {_words(hints[field])}, not {brief(value)}")
+        low, high = RANGES.get(field, (-FAR, FAR))
+        each = value if isinstance(value, list | tuple) else [value]
+        if any(_is(one, float | int, bounded=False) and not low <= one <= high for one in each):
+            raise UserError(f"{where}: {field} is {low:g} … {high:g}, not {brief(value)}")
+        if field in CHOICES and value not in CHOICES[field]:
+            raise UserError(
+                f"{where}: {field} is one of {', '.join(CHOICES[field])}, not {brief(value)}"
+            )
+    size = said.get("image_size")
+    if isinstance(size, list | tuple) and size[0] * size[1] > MAX_PIXELS:
+        raise UserError(f"{where}: image_size {brief(size)} has more than {MAX_PIXELS:,} pixels")
+
+
+def _is(value: Any, hint: Any, bounded: bool = True) -> bool:
+    """Whether a value of JSON is of a dataclass's type: a list stands for a tuple."""
+    origin, inside = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        return any(_is(value, one, bounded) for one in inside)
+    if origin is tuple:
+        if not isinstance(value, list | tuple) or len(value) > MOST_LAYERS:
+            return False
+        if inside[-1] is ...:
+            return all(_is(one, inside[0], bounded) for one in value)
+        return len(value) == len(inside) and all(map(_is, value, inside))
+    if hint is int:
+        return type(value) is int and (not bounded or 0 <= value <= MOST)
+    if hint is float:
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        return number and (not bounded or -FAR <= value <= FAR)
+    return isinstance(value, hint)
+
+
+def _words(hint: Any) -> str:
+    """A type in the words of an error."""
+    simple = {int: f"a whole number of 0 … {MOST:,}", float: "a number", bool: "true or false",
+              str: "a text", types.NoneType: "null"}  # fmt: skip
+    if typing.get_origin(hint) in (typing.Union, types.UnionType):
+        return " or ".join(map(_words, typing.get_args(hint)))
+    if typing.get_origin(hint) is tuple:
+        inside = typing.get_args(hint)
+        how_many = "several" if inside[-1] is ... else str(len(inside))
+        return f"{how_many} of {_words(inside[0])}"
+    return simple[hint]
