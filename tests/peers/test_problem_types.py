@@ -1,4 +1,4 @@
-"""What Transformers' pipeline says of an image, `vit predict` says, whatever the problem; and logits
+"""`vit predict` says of an image what Transformers' pipeline says, whatever the problem; and logits
 of images that patches do not tile are those of the packages that the weights are from."""
 
 import csv

@@ -237,7 +237,7 @@ def _open_torch(path: Path, part: str) -> Tensors:
             f"{path} holds more than tensors (a pickle that could run code) and is not read: save "
             "its state dict alone, torch.save(model.state_dict(), FILE)"
         ) from error
-    tree, notes = _state_dict(path, tree, part)
+    tree, notes = _state_dict(path, tree, part, torch.Tensor)
     if not isinstance(tree, dict):
         raise UserError(f"{path} holds no state dict but a {type(tree).__name__}")
     state = {
@@ -263,10 +263,10 @@ def _torch_dtype(x: Any) -> str:
     return dtype if layout == "strided" else f"{layout} {dtype}"
 
 
-def _state_dict(path: Path, tree: Any, part: str) -> tuple[Any, tuple[str, ...]]:
+def _state_dict(path: Path, tree: Any, part: str, kind: type) -> tuple[Any, tuple[str, ...]]:
     """The state dict of a checkpoint that is meant, and a line where it has others too."""
     entries = tree.items() if isinstance(tree, dict) else ()
-    parts = [key for key, value in entries if isinstance(key, str) and _has_state(value)]
+    parts = [key for key, value in entries if isinstance(key, str) and _has_state(value, kind)]
     if part and part not in parts:
         names = [printable(key) for key in parts]
         has = f"{path.name} holds {', '.join(names)}" if names else "it is one state dict"
@@ -282,14 +282,12 @@ def _state_dict(path: Path, tree: Any, part: str) -> tuple[Any, tuple[str, ...]]
     return tree, notes if taken and others and not part else ()
 
 
-def _has_state(value: Any, depth: int = 2) -> bool:
-    """Whether a value of a checkpoint is a state dict, or holds one under a usual name."""
-    import torch
-
+def _has_state(value: Any, kind: type, depth: int = 2) -> bool:
+    """Whether a value of a checkpoint is a dict of this kind, or holds one under a usual name."""
     if not isinstance(value, dict) or not depth:
         return False
-    inside = any(_has_state(value.get(key), depth - 1) for key in STATE_DICTS)
-    return inside or any(isinstance(x, torch.Tensor) for x in value.values())
+    inside = any(_has_state(value.get(key), kind, depth - 1) for key in STATE_DICTS)
+    return inside or any(isinstance(x, kind) for x in value.values())
 
 
 def _open_folder(folder: Path) -> Tensors:
