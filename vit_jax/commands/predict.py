@@ -71,7 +71,10 @@ def run(options: argparse.Namespace) -> int:
     count = _count(model, options.top, options.threshold)
     size = model.config.image_size
     text = model.data_config.pipeline(size)
-    prepare = parse(text, size, imports=options.trust_code, channels=c.channels)
+    try:
+        prepare = parse(text, size, imports=options.trust_code, channels=c.channels)
+    except UserError as error:
+        raise UserError(f"{printable(weights.path)}: {error}") from error
     params, report = fill(weights, model)
     for line in report.warnings:
         print(f"warning: {line}", file=sys.stderr)

@@ -15,8 +15,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from vit_jax.data.stored import MAX_PIXELS
 from vit_jax.data.ops import FILTERS
+from vit_jax.data.stored import MAX_PIXELS
 from vit_jax.errors import UserError, nearest, printable
 from vit_jax.models.model import ACTIVATIONS, FAMILIES, Config, DataConfig
 
