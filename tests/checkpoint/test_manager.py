@@ -158,3 +158,16 @@ def test_a_run_does_not_grow_by_what_it_saves(tmp_path):
                 gc.collect()
                 held.append(sys.getallocatedblocks())
     assert (held[1] - held[0]) / saves < arrays / 2
+
+
+@pytest.mark.parametrize("again", [False, True])
+def test_a_folder_that_is_gone_is_named_and_not_made_anew(tmp_path, again):
+    folder = tmp_path / "run" / "checkpoints"
+    checkpoints = Checkpoints(folder, 1, False)
+    (tmp_path / "run").rename(tmp_path / "moved")
+    if again:
+        folder.mkdir(parents=True)
+    with pytest.raises(UserError, match="is another folder now" if again else "is gone"):
+        checkpoints.save(1, {"x": jnp.ones(3)}, {}, None)
+    assert folder.exists() == again
+    assert not list(folder.glob("*"))

@@ -540,3 +540,15 @@ def test_a_source_or_pipeline_that_cannot_be_is_one_line(train, tmp_path, key, t
     assert (code, said.count("\n")) == (2, 1)
     assert told in said
     assert not (tmp_path / "work").exists()
+
+
+def test_a_disk_that_is_full_is_told_with_the_files_name(monkeypatch, capsys):
+    def write(options):
+        with Path("/dev/full").open("w", encoding="utf-8") as file:
+            file.write("x")
+            file.flush()
+
+    monkeypatch.setattr(importlib.import_module("vit_jax.commands.runs"), "run", write)
+    assert cli.main(["runs", "x"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line == "vit: error: cannot read or write /dev/full: No space left on device"

@@ -132,3 +132,57 @@ def test_a_living_run_is_not_pruned(run, capsys):
     with WorkFolder(run):
         assert cli.main(["ckpt", "prune", str(run), "--keep=1"]) == 2
     assert "is locked by a living run" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("sums", ["{}", "[]", '{"about/metadata": 5}', "[" * 50_000])
+def test_checksums_that_say_nothing_are_a_finding(run, capsys, sums):
+    (run / "checkpoints" / "9" / checksums.NAME).write_text(sums)
+    assert cli.main(["ckpt", "verify", str(run)]) == 2
+    out, err = capsys.readouterr()
+    assert "checkpoints/9: 1" not in out
+    assert err == "vit: error: 1 of 3 checkpoints are damaged: 9\n"
+
+
+def test_files_and_checksums_are_compared_in_both_directions(run):
+    checkpoint = run / "checkpoints" / "9"
+    (checkpoint / "state" / "more").write_text("")
+    sums = json.loads((checkpoint / checksums.NAME).read_text()) | {"../x": "0", "state/a\0": "0"}
+    (checkpoint / checksums.NAME).write_text(json.dumps(sums))
+    assert checksums.damages(checkpoint) == [
+        "../x is not there", "state/a\\x00 is not there",
+        f"state/more has no checksum in {checksums.NAME}",
+    ]  # fmt: skip
+
+
+def test_an_empty_folder_with_a_steps_name_is_named_everywhere_and_pruned(run, capsys):
+    (run / "checkpoints" / "99").mkdir()
+    assert cli.main(["ckpt", "list", str(run)]) == 0
+    assert "checkpoints/99 is no checkpoint but an empty folder" in capsys.readouterr().err
+    assert cli.main(["runs", str(run)]) == 0
+    out = capsys.readouterr().out
+    assert "10/10" in out
+    assert "checkpoints/99 is no checkpoint but an empty folder" in out
+    assert cli.main(["ckpt", "verify", str(run)]) == 2
+    assert cli.main(["evaluate", f"--workdir={run}"]) == 2
+    assert "--damaged` removes it" in capsys.readouterr().err
+    assert cli.main(["ckpt", "prune", str(run), "--damaged"]) == 0
+    assert sorted(p.name for p in (run / "checkpoints").iterdir()) == ["10", "6", "9"]
+
+
+def test_a_copy_is_no_false_step_of_the_run(run, capsys):
+    for target in ("checkpoints/50", "checkpoints/best", "checkpoints/10/more"):
+        assert cli.main(["ckpt", "copy", str(run), f"{run}/{target}"]) == 2
+        assert capsys.readouterr().err.count("\n") == 1
+        assert not (run / target).exists()
+
+
+def test_a_link_is_neither_followed_nor_renamed(run, tmp_path, capsys):
+    away = (run / "checkpoints" / "6").rename(tmp_path / "away")
+    (run / "checkpoints" / "6").symlink_to(away)
+    before = sorted(p.name for p in (run / "checkpoints").iterdir())
+    assert cli.main(["ckpt", "prune", str(run), "--keep=1"]) == 2
+    err = capsys.readouterr().err
+    assert "checkpoints/6 is a link" in err
+    assert err.count("\n") == 1
+    assert sorted(p.name for p in (run / "checkpoints").iterdir()) == before
+    assert checksums.damages(away) == []

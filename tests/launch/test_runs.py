@@ -2,6 +2,7 @@
 files."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -108,11 +109,19 @@ def test_a_file_that_is_half_written_or_missing_is_said(folder, capsys, name, da
     assert all(line in out for line in says)
 
 
+@pytest.mark.parametrize("name", [".lock", "metrics.jsonl", "config.json"])
+def test_nobody_waits_for_a_pipe(folder, capsys, name):
+    run = folder / "study" / "digits"
+    (run / name).unlink()
+    os.mkfifo(run / name)
+    assert listed(folder, capsys)[0]["step"] == 10
+
+
 def test_looking_does_not_keep_a_run_from_starting(folder):
     run = folder / "study" / "digits"
     looks = subprocess.Popen([sys.executable, "-c", (
         "import sys; from pathlib import Path; from vit_jax.launch import runs\n"
-        "while True: runs._locked(Path(sys.argv[1]))"), str(run)], cwd=ROOT)  # fmt: skip
+        "while True: runs.locked(Path(sys.argv[1]))"), str(run)], cwd=ROOT)  # fmt: skip
     try:
         for _ in range(200):
             with WorkFolder(run):

@@ -5,7 +5,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from tests.xla_flags import xla_flags
+from vit_jax.parallel.compile_cache import refusal
 
 ROOT = Path(__file__).parents[2]
 TINY = ["--config.total_steps=2", "--config.model.num_layers=2", "--config.data.eval.split=",
@@ -46,3 +49,29 @@ def test_another_place_can_be_named_and_none(tmp_path):
     assert kept(tmp_path / "there")
     train(tmp_path / "runs" / "second", JAX_COMPILATION_CACHE_DIR="")
     assert not (tmp_path / "runs" / ".jax_cache").exists()
+
+
+@pytest.mark.parametrize(
+    ("modes", "says"),
+    [
+        ((0o755, 0o700, 0o700), ""), ((0o1777, 0o755, 0o755), ""), ((0o775, 0o700, 0o700), ""),
+        ((0o755, 0o775, 0o700), "other users can write"), ((0o777, 0o700, 0o700), "every user"),
+        ((0o755, 0o755, 0o757), "other users can write"),
+    ],
+)  # fmt: skip
+def test_programs_are_read_from_a_folder_that_nobody_else_can_write_to(tmp_path, modes, says):
+    parent, cache = tmp_path / "runs", tmp_path / "runs" / ".jax_cache"
+    (cache / "cpu").mkdir(parents=True)
+    for folder, mode in zip((parent, cache, cache / "cpu"), modes, strict=True):
+        folder.chmod(mode)
+    assert bool(refusal(cache / "cpu")) == bool(says)
+    assert says in refusal(cache / "cpu")
+
+
+def test_programs_of_another_user_or_behind_a_link_are_not_read(tmp_path):
+    (tmp_path / ".jax_cache").symlink_to("/tmp")
+    assert "a file or a link" in refusal(tmp_path / ".jax_cache" / "cpu")
+    if os.geteuid() == 0:
+        (tmp_path / "runs" / ".jax_cache").mkdir(parents=True)
+        os.chown(tmp_path / "runs" / ".jax_cache", 12345, 12345)
+        assert "another user's" in refusal(tmp_path / "runs" / ".jax_cache" / "cpu")

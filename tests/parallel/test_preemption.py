@@ -27,3 +27,18 @@ def test_sigterm_may_come_again_and_ctrl_c_after_it():
         assert stop.code == 75
         os.kill(os.getpid(), signal.SIGINT)
         assert stop.code == 130
+
+
+def test_a_terminal_that_goes_saves_too_unless_that_is_ignored_as_under_nohup():
+    before = signal.getsignal(signal.SIGHUP)
+    try:
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
+        with StopSignals() as stop:
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert stop.code == 75
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        with StopSignals() as stop:
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert stop.code is None
+    finally:
+        signal.signal(signal.SIGHUP, before)

@@ -82,7 +82,8 @@ def readable(checkpoint: Path) -> Iterator[None]:
     config, into a UserError."""
     try:
         yield
-    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
+    except (OSError, ValueError, LookupError, AttributeError, TypeError, ArithmeticError,
+            RecursionError) as error:  # fmt: skip
         reason = str(error).strip().partition("\n")[0][:200]
         raise UserError(
             f"{checkpoint} is no readable checkpoint ({type(error).__name__}: {reason}); another "
