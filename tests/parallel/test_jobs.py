@@ -130,7 +130,7 @@ def test_processes_whose_copies_of_the_data_differ_are_told_so(tmp_path):
         "data__train__pipeline": "decode|resize",
         "data__eval__pipeline": "decode|resize",
     }
-    with Job(tmp_path / "run", only={1: second}, **keys) as job:
+    with Job(tmp_path / "run", only=copies, **keys) as job:
         assert job.codes() == [2, 2]
     line = job.said(0).splitlines()[-1]
     assert "process 1 reads other data than process 0: data.train.source folder:" in line
