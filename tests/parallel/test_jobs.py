@@ -123,14 +123,16 @@ def test_processes_whose_copies_of_the_data_differ_are_told_so(tmp_path):
     for copy, name in (("first", "3.jpg"), ("second", "other.jpg")):
         data = folder_of_images(tmp_path / copy, {"train/a": 20, "train/b": 20, "val/a": 4})
         (data / "train/a/3.jpg").rename(data / "train/a" / name)
-    second = [f"--config.data.train.source=folder:{tmp_path}/second"]
+    copies = {
+        number: [f"--config.data.train.source=folder:{tmp_path}/{copy}"]
+        for number, copy in enumerate(("first", "second"))
+    }
     keys = {
-        "data__train__source": f"folder:{tmp_path}/first",
         "model__channels": 3,
         "data__train__pipeline": "decode|resize",
         "data__eval__pipeline": "decode|resize",
     }
-    with Job(tmp_path / "run", only={1: second}, **keys) as job:
+    with Job(tmp_path / "run", only=copies, **keys) as job:
         assert job.codes() == [2, 2]
     line = job.said(0).splitlines()[-1]
     assert "process 1 reads other data than process 0: data.train.source folder:" in line
