@@ -34,6 +34,7 @@ def run(options: argparse.Namespace) -> int:
         "parameters": model.num_params,
         "tensors": len(shapes),
         "classes": weights.classes or model.config.num_classes,
+        "activation": model.output_activation,
         "config": dataclasses.asdict(model.config),
         "data_config": dataclasses.asdict(model.data_config),
         "pipeline": model.data_config.pipeline(
@@ -52,7 +53,8 @@ def run(options: argparse.Namespace) -> int:
         print(f"  unused: {name} ({why})")
     print("model      " + _fields(model.config))
     print("images     " + _fields(model.data_config) + f"; {told['pipeline']}")
-    print("classes    " + _classes(weights.classes, model.config.num_classes))
+    meaning = "" if model.output_activation == "softmax" else f"; {model.output_activation}"
+    print("classes    " + _classes(weights.classes, model.config.num_classes) + meaning)
     if options.tensors:
         width = max(map(len, shapes))
         print("\n".join(f"{path:{width}}  {list(shape)}" for path, shape in shapes.items()))
