@@ -100,6 +100,7 @@ def table_of(vit, weights, photo, folder, *options) -> list[tuple[str, float]]:
 def test_what_logits_mean_survives_every_layout(vit, photo, tmp_path, to, name, activation):
     weights, model, params = saved(tmp_path, activation, to, name)
     assert open_weights(weights).model.activation == activation
+    assert vit("inspect", weights)[1].splitlines()[-1].endswith(f"water; {activation}")
     logits = logits_of(model, params, photo)
     found = dict(table_of(vit, weights, photo, tmp_path, "--top=3"))
     wanted = logits if activation == "none" else 1 / (1 + np.exp(-logits))

@@ -38,6 +38,7 @@ def run(options: argparse.Namespace) -> int:
         "parameters": sum(math.prod(shape) for shape in shapes.values()),
         "tensors": len(shapes),
         "classes": weights.classes or model.config.num_classes,
+        "activation": model.output_activation,
         "config": dataclasses.asdict(model.config),
         "data_config": dataclasses.asdict(model.data_config),
         "pipeline": model.data_config.pipeline(
@@ -58,7 +59,8 @@ def run(options: argparse.Namespace) -> int:
         print(f"  unused: {printable(name)} ({why})")
     print("model      " + _fields(model.config))
     print(f"images     {_fields(model.data_config)}; {printable(told['pipeline'])}")
-    print("classes    " + _classes(weights.classes, model.config.num_classes))
+    meaning = "" if model.output_activation == "softmax" else f"; {model.output_activation}"
+    print("classes    " + _classes(weights.classes, model.config.num_classes) + meaning)
     for line in told["notes"]:
         print(f"warning: {line}")
     if options.tensors:
