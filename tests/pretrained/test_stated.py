@@ -139,8 +139,11 @@ def test_stacked_layers_without_values_are_no_layers(tmp_path):
     assert "stacks no number of layers from 1 to 1000" in line_of(tmp_path / "a.npz")
 
 
-def test_an_operation_by_import_path_is_shown_and_never_imported(file, tmp_path, capsys):
+def test_an_operation_by_import_path_is_shown_and_never_imported(
+    file, tmp_path, capsys, monkeypatch
+):
     """The module is there to be imported: it would leave a file."""
+    monkeypatch.syspath_prepend(tmp_path)
     (tmp_path / "planted.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\nop = abs\n")
     written = "decode|planted:op"
     path = stating(file, tmp_path, lambda m: m["data"].update(written=written))
@@ -152,6 +155,10 @@ def test_an_operation_by_import_path_is_shown_and_never_imported(file, tmp_path,
     assert "is not imported" in capsys.readouterr().err
     with pytest.raises(UserError, match="not imported"):
         ops.parse(open_weights(path).model.data_config.pipeline((24, 24)), (24, 24))
+    own = tmp_path / "own"  # whose config would be taken for the user's own word
+    assert cli.main(["convert", str(path), str(own), "--to=orbax"]) == 2
+    assert "is not imported" in capsys.readouterr().err
+    assert not own.exists()
     assert not (tmp_path / "ran").exists()
 
 

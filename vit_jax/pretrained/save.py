@@ -16,6 +16,7 @@ import numpy as np
 from vit_jax.checkpoint import manager
 from vit_jax.checkpoint.tree import Flat, flatten, unstack
 from vit_jax.config import base, flat
+from vit_jax.data import ops
 from vit_jax.errors import UserError, nearest
 from vit_jax.files import whole
 from vit_jax.models.model import Config, Model, Params
@@ -188,9 +189,15 @@ def _write(
 
 
 def _save_own(model: Model, params: Params, path: Path, classes: list[str] | None) -> None:
-    """A checkpoint as a run leaves it, less the optimiser's state."""
+    """A checkpoint as a run leaves it, less the optimiser's state.
+
+    Raises UserError where the pipeline names operations to import: a run's config is the user's own
+    word, which text from a file must not become.
+    """
     config = base()
     data = model.data_config
+    size = data.image_size or model.config.image_size
+    pipeline = ops.parse(data.pipeline(size), size).text
     with config.unlocked():
         config.total_steps = 1  # a config has a length; this one is evaluated alone
         config.model.name = model.name
@@ -201,7 +208,7 @@ def _save_own(model: Model, params: Params, path: Path, classes: list[str] | Non
             config.data[key] = list(value) if isinstance(value, tuple) else value
         if model.activation != "none":  # which is no loss of ours
             config.loss.name = model.activation
-        config.data.eval.pipeline = data.pipeline(data.image_size or model.config.image_size)
+        config.data.eval.pipeline = pipeline
     about = {
         "config": flat(config),
         "classes": classes or [],  # none: by number
