@@ -5,7 +5,7 @@ import math
 import os
 from array import array
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from io import BytesIO
 from pathlib import Path
 from typing import Any, NamedTuple, TextIO
@@ -39,8 +39,13 @@ class Names:
         self._bytes, self._ends = bytearray(), array("q", [0])
 
     def append(self, name: str) -> None:
-        self._bytes += os.fsencode(name)
-        self._ends.append(len(self._bytes))
+        self.extend((name,))
+
+    def extend(self, names: Iterable[str]) -> None:
+        whole, ends = self._bytes, self._ends
+        for name in names:
+            whole += os.fsencode(name)
+            ends.append(len(whole))
 
     def __len__(self) -> int:
         return len(self._ends) - 1
@@ -121,8 +126,7 @@ class Folder(Files):
                 mine = held_out(paths) == (place.split == "val")
                 elsewhere += int((~mine).sum())
                 paths = [path for path, take in zip(paths, mine, strict=True) if take]
-            for path in paths:
-                names.append(path)
+            names.extend(paths)
             labels.append(np.full(len(paths), number[name], np.int32))
         if not len(names) and elsewhere:
             raise NoSplit(
@@ -336,7 +340,7 @@ def _bounded(lines: TextIO, file: Path) -> Iterator[str]:
 def _held_out(rows: list[Row]) -> np.ndarray:
     """bool [rows]: a tenth of each class, which is that of an image's first label."""
     of_class: dict[str, list[str]] = {}
-    first = {}
+    first: dict[str, str] = {}
     for row in rows:
         name = row.classes[0] if row.classes else ""
         if first.setdefault(row.image, name) == name:
