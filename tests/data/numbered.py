@@ -24,7 +24,8 @@ def training(source=None, *, text="decode|shift(1)|rotate(20)", seed=0, batch_si
     return list(
         pipeline.train_batches(
             numbered() if source is None else source, ops.parse(text, shape[:2], imports=True),
-            shape, seed=seed, batch_size=batch_size, rows=rows, examples_seen=seen, steps=steps, threads=threads,
+            shape, seed=seed, batch_size=batch_size, rows=rows, examples_seen=seen, steps=steps,
+            threads=threads,
             workers=workers,
         )
     )  # fmt: skip
