@@ -310,7 +310,7 @@ def test_predictions_are_those_of_apply_on_the_images_prepared_by_hand(
     code, out, err = vit(
         "predict", weights, photos, "--top=5", f"--output={tmp_path}/p.csv", "--batch-size=2"
     )
-    assert (code, err) == (0, "")
+    assert (code, err) == (0, f"{photos}: 1 file is left out: 1 .txt\n")
     assert out == f"5 images: {tmp_path}/p.csv\n"
     text = (tmp_path / "p.csv").read_text()
     assert text.startswith("image,rank,class,label,probability\n")

@@ -147,3 +147,21 @@ def test_a_class_of_another_split_alone_is_none_of_trainings(table):
     assert train.classes == ["a"]
     with pytest.raises(UserError, match=r"1.png has the class 'b', which training does not know"):
         open_source(spec, "val", train.classes)
+
+
+@pytest.mark.parametrize("where", ["train", "test"])
+def test_a_blank_label_among_single_ones_is_refused_with_its_line(table, where):
+    spec = table(f"image,label,split\n0.png,a,train\n1.png,b,train\n2.png, ,{where}\n")
+    with pytest.raises(UserError, match="line 4 has no label"):
+        open_source(spec, "train")
+
+
+def test_a_path_with_a_nul_byte_is_refused_with_its_line(table):
+    spec = table("image,label,split\n0.png,a,train\n1\0.png,b,train\n")
+    with pytest.raises(UserError, match=r"line 3|no table"):
+        open_source(spec, "train")
+
+
+def test_a_line_without_end_is_no_table(table):
+    with pytest.raises(UserError, match="line 2 has more than"):
+        open_source(table("image,label\n" + "x" * 2**21), "train")

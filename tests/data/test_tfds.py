@@ -1,6 +1,9 @@
 """A TFDS data set on disk, written and read as array_record, without TensorFlow."""
 
+import json
+import os
 import pickle
+import shutil
 import sys
 
 import numpy as np
@@ -110,3 +113,71 @@ def test_a_set_that_is_not_here_says_what_to_put_where(spec, data_dir):
     assert f"{spec} is not on this machine" in str(error.value)
     assert f"array_record files and dataset_info.json in {place}" in str(error.value)
     assert "--config.data.train.source=folder:PATH" in str(error.value)
+
+
+# -- damaged sets --------------------------------------------------------------------------------
+
+
+def info_claims(info):
+    info["splits"][0]["shardLengths"] = [str(10**11)]
+
+
+def edit(name, change):
+    def damage(folder):
+        value = json.loads((folder / name).read_text())
+        change(value)
+        (folder / name).write_text(json.dumps(value))
+
+    return damage
+
+
+def shard(change):
+    return lambda folder: change(next(folder.glob("*train.array_record*")))
+
+
+def zeroed(file):
+    file.write_bytes(bytes(file.stat().st_size))
+
+
+def foreign(features):
+    features["pythonClassName"] = "foreign_features.module.Thing"
+
+
+def old_and_foreign(features):
+    features.clear()
+    features |= {"type": "foreign_features.module.Thing", "content": {}}
+
+
+DAMAGES = {
+    "empty_info": (lambda f: (f / "dataset_info.json").write_text("{}"), "names no set"),
+    "binary_info": (lambda f: (f / "dataset_info.json").write_bytes(b"\xff\0"), "is no JSON"),
+    "claims": (edit("dataset_info.json", info_claims), "holds 7 examples"),
+    "no_features": (lambda f: (f / "features.json").write_text("[]"), "holds no JSON object"),
+    "features_gone": (lambda f: (f / "features.json").unlink(), "features.json"),
+    "cut": (shard(lambda file: os.truncate(file, file.stat().st_size // 2)), "is cut off"),
+    "zeroed": (shard(zeroed), "is cut off or no array_record"),
+    "missing": (shard(os.remove), "No such file"),
+    "pipe": (shard(lambda file: (file.unlink(), os.mkfifo(file))), "a device or a pipe"),
+    "foreign": (edit("features.json", foreign), "Files import nothing"),
+    "old_and_foreign": (edit("features.json", old_and_foreign), "Files import nothing"),
+}
+
+
+@pytest.mark.parametrize("name", DAMAGES)
+def test_a_damaged_set_is_one_line_and_imports_nothing(name, data_dir, tmp_path, monkeypatch):
+    damage, says = DAMAGES[name]
+    package = tmp_path / "foreign_features"
+    package.mkdir()
+    (package / "module.py").write_text("raise SystemExit('it was imported')")
+    monkeypatch.syspath_prepend(tmp_path)
+    shutil.copytree(data_dir / "tiny_pets", tmp_path / "root" / "tiny_pets")
+    damage(tmp_path / "root" / "tiny_pets" / "1.2.3")
+    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "root"))
+    with pytest.raises(UserError) as error:
+        open_source("tfds:tiny_pets", "train")
+    assert says in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_val_is_the_split_that_means_it():
+    assert len(open_source("tfds:tiny_pets", "val")) == COUNTS["validation"]

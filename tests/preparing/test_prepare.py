@@ -393,6 +393,32 @@ def test_a_tfrecord_file_that_ends_early_is_named(photos, tmp_path, lost, root):
     assert not list((tmp_path / "new").iterdir())
 
 
+def test_a_synset_folder_with_a_link_that_leads_back_counts_each_image_once(tmp_path, root):
+    folder = tmp_path / "d" / SYNSETS[0]
+    folder.mkdir(parents=True)
+    for number in range(3):
+        (folder / f"{SYNSETS[0]}_{number}.JPEG").write_bytes(picture(str(number)))
+    (folder / "up").symlink_to("..")
+    (folder / "notes.txt").write_text("three fish")
+    said = made("imagenet21k", source=str(tmp_path / "d"), labels="found", val=0)
+    assert any("1 file is left out: 1 .txt" in line for line in said)
+    assert any(line.startswith("train: 3 images") for line in said)
+
+
+def test_a_tar_that_is_a_pipe_is_refused_before_it_is_opened(tmp_path, root):
+    (tmp_path / "d").mkdir()
+    os.mkfifo(tmp_path / "d" / f"{SYNSETS[0]}.tar")
+    with pytest.raises(UserError, match="is a device or a pipe, not a tar"):
+        made("imagenet21k", source=str(tmp_path / "d"))
+
+
+def test_splits_of_any_name_are_prepared(tmp_path, root):
+    photos = folder_of_images(tmp_path / "p", {"Training/a": 2, "Valid/a": 1})
+    made(f"folder:{photos}")
+    assert len(open_source("tfds:p", "train")) == 2
+    assert len(open_source("tfds:p", "val")) == 1
+
+
 # Interruptions
 
 

@@ -6,7 +6,7 @@ import math
 import os
 from array import array
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from io import BytesIO
 from pathlib import Path
 from typing import Any, NamedTuple, TextIO
@@ -40,8 +40,13 @@ class Names:
         self._bytes, self._ends = bytearray(), array("q", [0])
 
     def append(self, name: str) -> None:
-        self._bytes += os.fsencode(name)
-        self._ends.append(len(self._bytes))
+        self.extend((name,))
+
+    def extend(self, names: Iterable[str]) -> None:
+        whole, ends = self._bytes, self._ends
+        for name in names:
+            whole += os.fsencode(name)
+            ends.append(len(whole))
 
     def __len__(self) -> int:
         return len(self._ends) - 1
@@ -134,8 +139,7 @@ class Folder(Files):
                 mine = held_out(paths) == (place.split == "val")
                 elsewhere += int((~mine).sum())
                 paths = [path for path, take in zip(paths, mine, strict=True) if take]
-            for path in paths:
-                names.append(path)
+            names.extend(paths)
             labels.append(np.full(len(paths), number[name], np.int32))
         if not len(names) and elsewhere:
             raise NoSplit(

@@ -97,7 +97,8 @@ def _check_shard(name: str, file: Path, length: int) -> None:
     _facts(name, file)
     reader = ArrayRecordReader(str(file))
     whole, found = reader.ok(), reader.num_records()
-    reader.close()
+    with contextlib.suppress(RuntimeError):  # it tells once more what `ok` has told
+        reader.close()
     if not whole:
         raise BrokenSet(
             f"{name} is damaged: {printable(file)} is cut off or no array_record file; fetch or "

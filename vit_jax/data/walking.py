@@ -110,7 +110,8 @@ def first_bytes(path: str | os.PathLike, count: int = HEAD) -> bytes:
 
 def told(left_out: Counter[str]) -> str:
     """`3 files are left out: 2 .txt, 1 without an ending`."""
-    total, kinds = left_out.total(), left_out.most_common()
+    total = left_out.total()
+    kinds = sorted(left_out.items(), key=lambda kind: (-kind[1], kind[0]))
     parts = [f"{count:,} {printable(kind)}" for kind, count in kinds[:5]]
     if kinds[5:]:
         parts.append(f"{sum(count for _, count in kinds[5:]):,} others")
