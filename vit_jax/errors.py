@@ -8,6 +8,7 @@ import traceback
 from collections.abc import Iterable
 from pathlib import Path
 
+LONGEST_LINE = 1600  # characters of a message's line
 OK, USER_ERROR, RESTART, WATCHDOG, NON_FINITE, INTERRUPTED = 0, 2, 75, 76, 77, 130
 
 # What a limit of the machine is called, and what would work.
@@ -65,8 +66,13 @@ def printable(text: object) -> str:
 
 
 def printable_lines(text: object) -> str:
-    """`printable` of each line of a text that may have several."""
-    return "\n".join(map(printable, str(text).split("\n")))
+    """`printable` of each line of a message. The middle of a line without end is left out: what is
+    wrong stands at its start, and what would work at its end."""
+    lines = map(printable, str(text).split("\n"))
+    return "\n".join(
+        line if len(line) <= LONGEST_LINE else f"{line[: LONGEST_LINE - 400]} … {line[-400:]}"
+        for line in lines
+    )
 
 
 def nearest(name: str, options: Iterable[str], count: int = 3) -> str:

@@ -87,10 +87,10 @@ BYTES: dict[str, Callable[[], bytes]] = {
         8, 8, chunk(b"zTXt", b"x\0\0" + bomb(2**27)), chunk(b"IDAT", zlib.compress(bytes(200)))),
     "a PNG with a bomb of a profile": lambda: png(
         8, 8, chunk(b"iCCP", b"x\0\0" + bomb(2**27)), chunk(b"IDAT", zlib.compress(bytes(20)))),
-    "a PNG whose pixels go on": lambda: png(8, 8, chunk(b"IDAT", bomb(2**27)[: 2**19])),
     "a BMP of 2**31 rows": lambda: b"BM" + bytes(12) + struct.pack("<IiiI", 40, 8, -(2**31), 2**16),
-    "a TIFF of 10**9 pixels": lambda: tiff(60_000, 60_000), "a TIFF that ends": lambda: tiff(8, 8),
-    "a TIFF that leads back": lambda: tiff(8, 8)[:-4] + struct.pack("<I", 8),
+    "a TIFF of 10**9 pixels": lambda: tiff(60_000, 60_000),
+    "a TIFF that ends": lambda: tiff(100, 100),
+    "a TIFF that leads back": lambda: tiff(100, 100)[:-4] + struct.pack("<I", 8),
     "a GIF of 65,535": gif_bomb, "a JPEG 2000 that ends": lambda: made.image("JPEG2000")[:90],
     "a PPM of 10**9 pixels": lambda: b"P6 40000 40000 255\n" + bytes(99),
     "a PPM without numbers": lambda: b"P6 # " + b"x" * 4000,
@@ -148,7 +148,7 @@ def test_what_cannot_be_read_is_told_by_name_and_the_rest_is_predicted(vit, weig
                  writes=(tmp_path / "out.csv", tmp_path / ".out.csv.part"))  # fmt: skip
     assert answer["code"] == 0, answer["err"]
     assert answer["err"].count("skipped: ") >= len(BYTES) - 1
-    assert (tmp_path / "out.csv").read_bytes().count(b"caf") == 2
+    assert (tmp_path / "out.csv").read_bytes().count(b"caf") == 1
 
 
 @pytest.mark.parametrize("kind", FORMATS)

@@ -55,12 +55,14 @@ def run(options: argparse.Namespace) -> int:
     join_job(options, base().heartbeat_timeout, saves=False)
     from vit_jax.checkpoint import checksums, manager
     from vit_jax.parallel.compile_cache import keep_compiled
+    from vit_jax.pretrained.weights import described
 
     if options.workdir:
         keep_compiled(options.workdir)
     checkpoint = runtime.together(lambda: manager.find(options.workdir or options.checkpoint))
     runtime.together(lambda: checksums.check(checkpoint, *runtime.share()))
     about = manager.about(checkpoint)
+    described(checkpoint, about)  # which is refused before anything of that size is made
     with only(None if options.trust_code else _vouched(options, about)):
         return _measured(options, checkpoint, about)
 

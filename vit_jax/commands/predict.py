@@ -78,7 +78,8 @@ def run(options: argparse.Namespace) -> int:
     params, report = fill(weights, model)
     for line in report.warnings:
         print(f"warning: {line}", file=sys.stderr)
-    names = weights.classes or [str(i) for i in range(c.num_classes)]
+    names = [*(weights.classes or ())]  # a head may have more outputs than there are names
+    names += map(str, range(len(names), c.num_classes))
     of_table, of_terminal = FORMATS[model.output_activation]
     least = -math.inf if options.threshold is None else options.threshold
     predicted = _predicted(model, params, prepare, paths, options.batch_size, count, least)

@@ -137,8 +137,19 @@ def _damaged(path: Path, error: Exception) -> UserError:
     return UserError(f"{path} is damaged or cut short ({path.stat().st_size:,} bytes): {reason}")
 
 
+def _check_comment(path: Path, archive: zipfile.ZipFile) -> None:
+    """An archive ends with its comment, which `zipfile` takes for whole where it was cut off."""
+    end = path.stat().st_size - 22 - len(archive.comment)  # of the directory; its record follows
+    with path.open("rb") as file:
+        file.seek(max(end, 0))
+        record = file.read(22)
+    if record[:4] == b"PK\x05\x06" and struct.unpack("<H", record[20:])[0] != len(archive.comment):
+        raise ValueError("its comment is cut off")
+
+
 def _open_npz(path: Path) -> Tensors:
     archive = zipfile.ZipFile(path)
+    _check_comment(path, archive)
     shapes, dtypes, where, checked = {}, {}, {}, set()
     for info in archive.infolist():
         name = info.filename.removesuffix(".npy")

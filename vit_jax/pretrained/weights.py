@@ -144,6 +144,8 @@ def _open_file(path: Path, tensors: Tensors, given: dict[str, Any]) -> Weights:
         inside = layout.prepare(tensors.below(prefix))
         found = layout.describe(inside, _written(tensors.metadata) | given)
         found = _with_metadata(found, tensors.metadata)
+    except UserError as error:
+        raise error if str(path) in str(error) else UserError(f"{path}: {error}") from error
     except _SENSELESS as error:
         raise UserError(
             f"{path} has names of {layout.name}, but its shapes, or config.json or vit_jax's "
@@ -320,13 +322,7 @@ def _open_own(path: Path, parts: tuple[str, ...]) -> Weights:
     checkpoint = manager.find(path)
     checksums.check(checkpoint)
     about = manager.about(checkpoint)
-    try:
-        model, flat = _described(checkpoint, about)
-    except _SENSELESS as error:
-        raise UserError(
-            f"{checkpoint}: what is saved beside the tensors (about) makes no sense: "
-            f"{type(error).__name__}: {printable(error)[:160]}"
-        ) from error
+    model, flat = described(checkpoint, about)
     shapes_of = manager.stored_shapes(checkpoint)
     if not all(any(name.startswith(f"{part}/") for name in shapes_of) for part in parts):
         raise UserError(f"{checkpoint} has no moving average: it was trained without --config.ema")
@@ -363,8 +359,21 @@ def _open_own(path: Path, parts: tuple[str, ...]) -> Weights:
     return Weights(checkpoint, "orbax", model, about["classes"] or None, shapes, read, {}, {})
 
 
+def described(checkpoint: Path, about: Any) -> tuple[Model, dict[str, Any]]:
+    """A run's model and its flat config. What a checkpoint says is checked as any file's is.
+
+    Raises UserError where it makes no sense.
+    """
+    try:
+        return _described(checkpoint, about)
+    except _SENSELESS as error:
+        raise UserError(
+            f"{checkpoint}: what is saved beside the tensors (about) makes no sense: "
+            f"{type(error).__name__}: {printable(error)[:160]}"
+        ) from error
+
+
 def _described(checkpoint: Path, about: Any) -> tuple[Model, dict[str, Any]]:
-    """A run's model and its flat config. What a checkpoint says is checked as any file's is."""
     if not isinstance(about, dict) or not isinstance(about.get("config"), dict):
         raise UserError(f"{checkpoint}: what is saved beside the tensors holds no config")
     flat = about["config"]
@@ -379,6 +388,11 @@ def _described(checkpoint: Path, about: Any) -> tuple[Model, dict[str, Any]]:
     check_classes(checkpoint, about["classes"])
     model = create_model(name, remainder=True, **fields)
     check_config(checkpoint, model.config, family)
+    if len(about["classes"] or ()) > model.config.num_classes > 0:
+        raise UserError(
+            f"{checkpoint} names {len(about['classes'])} classes, its head has "
+            f"{model.config.num_classes}"
+        )
     if told := about.get("data"):  # of weights that were converted
         check_data(checkpoint, told)
         data = DataConfig(**told)
