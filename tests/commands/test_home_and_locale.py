@@ -87,3 +87,19 @@ def test_a_run_ends_well_in_a_locale_without_letters_beyond_ascii(tmp_path):
     assert sorted(p.name for p in here.iterdir()) == ["recipe.py"]  # no folder called ~
     told = vit("runs", str(home / "läufe"), folder=here, PYTHONIOENCODING="latin-1")
     assert (told.returncode, told.stderr) == (0, "")
+
+
+def test_a_tilde_of_another_machine_stays_as_it_is(monkeypatch):
+    monkeypatch.setenv("HOME", "/the/home")
+    from vit_jax.commands import launch
+
+    given = [
+        "tpu",
+        "--image=a",
+        "--accelerator=v5e-8",
+        "--zone=b",
+        "--setup=~/mount.sh",
+        "--dir=~/d",
+    ]
+    options = command_line("launch", launch, [*given, "--", "train", "--config=digits.py"])
+    assert (options.setup, options.dir) == ("~/mount.sh", "/the/home/d")

@@ -19,7 +19,8 @@ SHOWN = ("data.mean", "data.std")  # what `model_fields` takes beside fields of 
 
 def command_line(command: str, module: ModuleType, arguments: list[str]) -> argparse.Namespace:
     """The parsed options of a command, its config overrides as `overrides` (key -> text), and where
-    the module takes other commands (`COMMANDS`), what follows `--` as `commands`."""
+    the module takes other commands (`COMMANDS`), what follows `--` as `commands`. Options that are
+    meant for other machines (`OF_HOSTS`) stay as they are."""
     parser = argparse.ArgumentParser(
         prog=f"vit {command}",
         description=module.__doc__,
@@ -33,7 +34,8 @@ def command_line(command: str, module: ModuleType, arguments: list[str]) -> argp
     overrides, rest = _overrides(arguments)
     options = parser.parse_args([_dashes(argument) for argument in rest])
     for name, value in vars(options).items():
-        setattr(options, name, _from_home(value))
+        if name not in getattr(module, "OF_HOSTS", ()):
+            setattr(options, name, _from_home(value))
     options.overrides = {key: _from_home(value) for key, value in overrides.items()}
     options.commands = commands
     return options

@@ -23,6 +23,7 @@ from vit_jax.commands.arguments import command_line
 from vit_jax.errors import UserError, nearest
 
 COMMANDS = ("train", "evaluate")  # that can be launched, after --
+OF_HOSTS = ("volumes", "setup")  # options that name places and commands of other machines
 ELSEWHERE = ("kubernetes", "tpu")  # back ends whose processes see other files than this machine's
 
 
