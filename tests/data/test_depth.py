@@ -261,7 +261,7 @@ def test_a_size_beyond_what_is_allowed_is_refused_before_pixels_are_made(kind):
 def test_a_numpy_file_is_compared_with_the_bytes_that_there_are(shape, dtype):
     head = f"{{'descr': '{dtype}', 'fortran_order': False, 'shape': {shape}, }}".ljust(117) + "\n"
     data = b"\x93NUMPY\x01\x00" + len(head).to_bytes(2, "little") + head.encode() + bytes(500)
-    with pytest.raises(DamagedImage, match="head claims|pixels are more than"):
+    with pytest.raises(DamagedImage, match=r"head claims|pixels are more than"):
         decode(data, 1, RANGE)
 
 
@@ -297,10 +297,9 @@ def test_a_chunk_that_unpacks_to_a_lot_is_not_unpacked(name):
     if name == b"iTXt":
         packed = b"a\0\1\0\0\0" + zlib.compress(bytes(10**8))
     data = png(8, 8, (name, packed), (b"IDAT", zlib.compress(bytes(8 * 9))), (b"IEND", b""))
-    try:
-        assert decode(data).shape == (8, 8, 3)
-    except DamagedImage as error:
-        assert "too large" in str(error)
+    with pytest.raises(DamagedImage) as error:
+        decode(data)
+    assert "too large" in str(error.value)
 
 
 BROKEN = {name: FILES[name][0] for name in
@@ -319,10 +318,12 @@ def test_whatever_happened_to_a_deep_file_it_is_an_image_or_damaged(name, data):
     try:
         made = decode(bytes(broken[:cut]), 3, levels)
     except (DamagedImage, UserError) as error:  # of another number of channels
-        assert str(error)
-        assert "\n" not in str(error)
-        return
-    assert made.dtype == np.uint8
+        made, said = None, str(error)
+    if made is None:
+        assert said
+        assert said.isprintable()
+    else:
+        assert made.dtype == np.uint8
 
 
 @pytest.mark.parametrize("name", ["PNG", "TIFF", "JPEG 2000"])
