@@ -297,14 +297,9 @@ def test_a_chunk_that_unpacks_to_a_lot_is_not_unpacked(name):
     if name == b"iTXt":
         packed = b"a\0\1\0\0\0" + zlib.compress(bytes(10**8))
     data = png(8, 8, (name, packed), (b"IDAT", zlib.compress(bytes(8 * 9))), (b"IEND", b""))
-    try:
-        made = decode(data)
-    except DamagedImage as error:
-        refused = str(error)
-    else:
-        refused = ""
-        assert made.shape == (8, 8, 3)
-    assert not refused or "too large" in refused
+    with pytest.raises(DamagedImage) as error:
+        decode(data)
+    assert "too large" in str(error.value)
 
 
 BROKEN = {name: FILES[name][0] for name in
@@ -323,12 +318,12 @@ def test_whatever_happened_to_a_deep_file_it_is_an_image_or_damaged(name, data):
     try:
         made = decode(bytes(broken[:cut]), 3, levels)
     except (DamagedImage, UserError) as error:  # of another number of channels
-        told = str(error).split("\n")
+        made, said = None, str(error)
+    if made is None:
+        assert said
+        assert said.isprintable()
     else:
-        told = ["an image"]
         assert made.dtype == np.uint8
-    assert len(told) == 1
-    assert told[0]
 
 
 @pytest.mark.parametrize("name", ["PNG", "TIFF", "JPEG 2000"])

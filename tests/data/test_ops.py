@@ -108,6 +108,48 @@ def test_resize_small_for_224_is_the_256_of_the_papers():
     assert run("decode|resize_small", smooth(300, 400), (224, 224)).shape == (256, 341, 3)
 
 
+@pytest.mark.parametrize("shape", [(1, 60_000), (60_000, 1), (3, 90_000)])
+@pytest.mark.parametrize("how", ["", ", 'bicubic'"])
+def test_a_strip_is_cut_before_it_is_enlarged_and_its_middle_stays(shape, how):
+    strip = np.random.default_rng(0).integers(0, 256, (*shape, 3), np.uint8)
+    side = 400 * min(shape)
+    made = run(f"decode|resize_small({side}{how})|central_crop({side})", strip)
+    middle = tuple(slice(max(0, n // 2 - 300), n // 2 + 300) for n in shape)
+    wanted = run(f"decode|resize_small({side}{how})|central_crop({side})", strip[middle])
+    assert run(f"decode|resize_small({side}{how})", strip).size < 3 * 34 * side**2
+    np.testing.assert_array_equal(made, wanted)
+
+
+def test_a_strip_that_stays_small_is_whole():
+    assert run("decode|resize_small(8)", smooth(3, 3000)).shape == (8, 8000, 3)
+
+
+@pytest.mark.parametrize("text", ["resize(20000)", "resize((400000, 500))", "resize_small(50000)"])
+def test_what_would_become_a_decompression_bomb_is_refused(text):
+    with pytest.raises(UserError, match=r"resized, its \d+ x \d+ pixels are more than"):
+        parse(f"decode|{text}", (32, 32))
+
+
+@pytest.mark.parametrize(
+    ("shown", "says"),
+    [
+        ("value_range(1, 1)", "less than high, not 1 and 1"),
+        ("value_range(1, -1)", "less than high"),
+        ("value_range(0, 1e999)", "low is a finite number"),
+        ("value_range('a', 1)", "low is a finite number"),
+        ("normalise(0.5, 0)", "std is finite and positive, not 0"),
+        ("normalise(0.5, (0.1, -0.1))", "std is finite and positive"),
+        ("normalise(1e999, 0.5)", "mean is finite, not inf"),
+        ("normalise((), 0.5)", "mean is finite"),
+        ("normalise(0, 10**400)", "std"),
+    ],
+)
+def test_ways_to_show_images_that_make_no_numbers_are_refused(shown, says):
+    with pytest.raises(UserError, match=r"operation .* in pipeline") as error:
+        parse(f"decode|{shown}", (32, 32))
+    assert says in str(error.value)
+
+
 # -- crops --------------------------------------------------------------------------------
 
 

@@ -178,6 +178,7 @@ def _look(source: Source, tally: Tally | None, index: int) -> Seen:
     else:
         kinds = ("grey",) if values.shape[-1] == 1 else ()
         if values.dtype != np.uint8:
+            digest = 0
             problem = (
                 f"pixels are {image.dtype} {list(image.shape)}, not uint8 [H, W, C]: training "
                 "takes them where its pipeline begins with decode(low, high)"
