@@ -84,5 +84,6 @@ def loaded(path, flat, **fields):
     model, params, report = load_pretrained(path, say=None, **fields)
     path.unlink()  # large
     assert set(report.counts()) <= {"loaded", "unused"}
-    assert report.warnings == []
+    # Tensors alone do not say how images were shown.
+    assert [one for one in report.warnings if "does not say how images were shown" not in one] == []
     return model, params
