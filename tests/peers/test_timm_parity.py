@@ -219,7 +219,10 @@ def test_an_architectures_name_tells_heads_and_activation(name):
     with unmade():
         theirs = timm.create_model(name, num_classes=3)
     shapes = {key: tuple(x.shape) for key, x in theirs.state_dict().items()}
-    tensors = Tensors(Path(name), "safetensors", shapes, None, config={"architecture": name})
+    tensors = Tensors(
+        Path(name), "safetensors", shapes, dict.fromkeys(shapes, "float32"), None,
+        config={"architecture": name},
+    )  # fmt: skip
     fields = TIMM.describe(tensors, {}).fields
     assert fields["num_heads"] == theirs.blocks[0].attn.num_heads
     activation = type(theirs.blocks[0].mlp.act).__name__
