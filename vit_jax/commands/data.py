@@ -25,7 +25,8 @@ tfds:PACKAGE.MODULE:BUILDER. Images stay the bytes they are. The set appears whe
 CHECK = """Reads every example, prints a line for each problem: damaged and empty files, names of
 another format than the bytes, the same bytes twice (with another label, in another split), classes
 without images. With --statistics, prints the values of each channel and what to write to train with
-them: the range of images of more than 8 bits, mean and std. Exits 0 without problems, 1 with some.
+them: the range of images of more than 8 bits, mean and std. Exits 0 where there is no problem and 1
+where there are some.
 """
 
 

@@ -41,7 +41,8 @@ TURNS: dict[int, Callable[[np.ndarray], np.ndarray]] = {
 
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")  # of odd metadata
-cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)  # what is damaged is raised here
+# OpenCV (4, or 5) is silent: what is damaged is raised here.
+(getattr(cv2, "setLogLevel", None) or cv2.utils.logging.setLogLevel)(0)
 
 
 def stored(data: bytes, channels: int, *, deep: bool) -> Values:
