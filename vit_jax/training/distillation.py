@@ -1,6 +1,7 @@
 """A second model to learn from: `soft('WEIGHTS', temperature=2)` or `hard('WEIGHTS')`."""
 
 import dataclasses
+from collections.abc import Callable
 from typing import ClassVar
 
 import jax
@@ -77,9 +78,10 @@ def parse(text: str | None) -> Hard | None:
 
 
 def open_teacher(
-    config: ConfigDict, model: Model, classes: list[str]
+    config: ConfigDict, model: Model, classes: list[str], say: Callable[[str], object]
 ) -> tuple[Model, Params] | None:
-    """The model to learn from, with its own preprocessing, at this one's resolution.
+    """The model to learn from, with its own preprocessing, at this one's resolution. `say` takes
+    the lines on what its file does not state.
 
     Raises UserError: there are no such weights, or they are of other classes or channels.
     """
@@ -87,7 +89,9 @@ def open_teacher(
     if asked is None:
         return None
     path = fetch_weights(asked.teacher)
-    teacher, params, _ = load_pretrained(path, image_size=model.config.image_size, say=None)
+    teacher, params, report = load_pretrained(path, image_size=model.config.image_size, say=None)
+    for line in report.warnings:
+        say(f"teacher: {line}")
     if teacher.config.num_classes != model.config.num_classes:
         raise UserError(
             f"distill: {path} has {teacher.config.num_classes} classes, the model "

@@ -91,23 +91,7 @@ def set_up(
         said += _inherit(resolved, weights)
     model = _make_model(resolved, of_weights and "model.image_size" not in named)
     said += _attention(model) if open_data else []
-    if known.max_labels > 1 and resolved.loss.name == "softmax":
-        raise UserError(
-            f"{data.train.source} has up to {known.max_labels} labels an example, loss=softmax "
-            "takes one: --config.loss=sigmoid"
-        )
-    # What cannot work is refused before anything is opened.
-    check_updates(resolved.optimizer, model.abstract_params)
-    parse(resolved.evaluators)
-    if resolved.optimizer.name in NORM_OF_PARAMETER and getattr(model.config, "scan", False):
-        raise UserError(
-            f"optimiser {resolved.optimizer.name} scales by norms of whole parameters, and "
-            "model.scan makes one parameter of all layers': --config.model.scan=False"
-        )
-    frozen_mask(model.abstract_params, resolved.optimizer.freeze)
-    if resolved.optimizer.layer_decay is not None:
-        layer_scales(model.abstract_params, resolved.optimizer.layer_decay)
-    _check_class_weights(resolved)
+    _check_parts(resolved, model, known.max_labels)
     pipelines = _pipelines(resolved, model)
     for source, parsed in zip((train_source, eval_source), pipelines, strict=True):
         note = check_depth(source, parsed, model.config.channels) if source else ""
@@ -119,10 +103,31 @@ def set_up(
         evaluators = open_evaluators(resolved, classes or None, eval_source, known.num_examples)
         shape = (*model.config.image_size, model.config.channels)
         check_evaluators(evaluators[eval_source is not None :], shape)
+    teacher = open_teacher(resolved, model, classes or [], said.append) if trains else None
     return Run(
         resolved, said, model, mesh, classes or [], train_source, evaluators, known.num_examples,
-        known.max_labels, weights, open_teacher(resolved, model, classes or []) if trains else None,
+        known.max_labels, weights, teacher,
     )  # fmt: skip
+
+
+def _check_parts(config: ConfigDict, model: Model, max_labels: int) -> None:
+    """Raises UserError where loss, optimiser or evaluators cannot work, before any is opened."""
+    if max_labels > 1 and config.loss.name == "softmax":
+        raise UserError(
+            f"{config.data.train.source} has up to {max_labels} labels an example, loss=softmax "
+            "takes one: --config.loss=sigmoid"
+        )
+    check_updates(config.optimizer, model.abstract_params)
+    parse(config.evaluators)
+    if config.optimizer.name in NORM_OF_PARAMETER and getattr(model.config, "scan", False):
+        raise UserError(
+            f"optimiser {config.optimizer.name} scales by norms of whole parameters, and "
+            "model.scan makes one parameter of all layers': --config.model.scan=False"
+        )
+    frozen_mask(model.abstract_params, config.optimizer.freeze)
+    if config.optimizer.layer_decay is not None:
+        layer_scales(model.abstract_params, config.optimizer.layer_decay)
+    _check_class_weights(config)
 
 
 def _pipelines(config: ConfigDict, model: Model) -> list[ops.Pipeline]:
