@@ -225,7 +225,8 @@ def test_convert_refuses_what_cannot_be_and_leaves_nothing(vit, weights, tmp_pat
     [
         (["convert", "x.npz", "--to=big_visio"],
          "unknown layout 'big_visio': did you mean big_vision?"),
-        (["predict", "."], "no images in ."),
+        (["predict", "."], "no images in .: JPEG, PNG, WebP, BMP, GIF, TIFF, PPM/PGM, AVIF, "
+         "JPEG 2000, NumPy are read"),
     ],
 )  # fmt: skip
 def test_a_process_of_its_own_refuses_with_one_line(weights, tmp_path, command, says):
@@ -383,7 +384,8 @@ def test_a_damaged_image_is_named_and_skipped(vit, weights, photos, tmp_path):
     code, out, err = vit("predict", weights, photos, f"--output={file}")
     assert code == 0
     assert [line.split(" (")[0] for line in err.splitlines()] == [
-        f"skipped: {photos}/a.jpg", f"skipped: {photos}/more/e.PNG"
+        f"{photos}: 1 file is left out: 1 .txt",
+        f"skipped: {photos}/a.jpg", f"skipped: {photos}/more/e.PNG",
     ]  # fmt: skip
     assert out == f"3 images: {file}\n"
     assert [os.path.basename(row["image"]) for row in rows_of(file)] == [
@@ -437,7 +439,7 @@ def test_a_place_that_takes_nothing_is_named_as_it_was_given(vit, weights, photo
 
 @pytest.mark.parametrize("command", [["inspect"], ["inspect", "--tensors"], ["predict"]])
 def test_a_reader_that_leaves_ends_the_command_without_a_word(weights, photos, command):
-    images = [str(photos)] if command == ["predict"] else []
+    images = [str(photos / "a.jpg")] if command == ["predict"] else []
     reading, writing = os.pipe()
     os.close(reading)
     run = subprocess.run(

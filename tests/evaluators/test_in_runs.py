@@ -233,7 +233,8 @@ def test_evaluators_stay_where_they_are_wherever_the_command_is_given(
 
 def test_a_split_without_labels_is_refused(tmp_path, photos):
     (tmp_path / "t.csv").write_text(
-        f"image,label,split\n{photos}/train/cat/0.jpg,cat,train\n{photos}/train/dog/0.jpg,,val\n"
+        "image,label,split\n"
+        f"{photos}/train/cat/0.jpg,cat;dog,train\n{photos}/train/dog/0.jpg,,val\n"
     )
     config = tiny_config(evaluators=f"knn('csv:{tmp_path}/t.csv', split='val')")
     with pytest.raises(UserError, match=r"knn: csv:.*t.csv, split 'val', has no labels"):

@@ -108,7 +108,8 @@ def test_the_command_prints_what_to_write_and_notes_values_that_hardly_use_the_r
 
 
 def test_a_set_of_8_bits_has_no_notes_and_no_range(tmp_path):
-    report = check(f"folder:{folder_of_images(tmp_path / 'p', {'train/a': 2})}", statistics=True)
+    counts = {"train/a": 2, "train/b": 1}
+    report = check(f"folder:{folder_of_images(tmp_path / 'p', counts)}", statistics=True)
     assert report["notes"] == []
     assert report["splits"]["train"]["statistics"]["decode"] is None
     assert not any("decode(" in line for line in of_check(report))
@@ -119,7 +120,7 @@ def test_files_of_floats_are_noted_with_what_training_needs(tmp_path):
     (tmp_path / "p/train/a/1.tif").write_bytes(encoded(np.ones((9, 9), np.float32), "TIFF"))
     report = check(f"folder:{tmp_path}/p")
     assert report["problems"] == 0
-    assert "decode(low, high)" in report["notes"][0]["note"]
+    assert "decode(low, high)" in report["notes"][-1]["note"]
     assert report["splits"]["train"]["kinds"]["float32"] == 1
 
 

@@ -232,17 +232,21 @@ def test_a_name_too_long_for_any_file_system_is_one_line(tmp_path):
 # -- own checkpoints -------------------------------------------------------------------------------
 
 ABOUT = {
-    "a list": (lambda about: [], "holds no config"),
-    "a config that is a list": (lambda about: about | {"config": []}, "holds no config"),
-    "no name": ({"model.name": None}, "makes no sense: KeyError: 'name'"),
+    "a list": (lambda about: [], "it holds no JSON object"),
+    "a config that is a list": (lambda about: about | {"config": []}, "config is an object"),
+    "no name": ({"model.name": None}, "an object with at least model.name"),
     "a name with a size beyond all": ({"model.name": f"vit_mu_patch4_{'9' * 5000}"}, "makes no"),
     "another depth": ({"model.num_layers": 7}, "missing: encoder/block01/"),
     "a depth without end": ({"model.num_layers": 10**9}, "num_layers is a whole number"),
     "a width that is a word": ({"model.hidden_size": "32"}, "hidden_size is a whole number"),
     "a field of no model": ({"model.depth": 3}, "unknown key 'depth'"),
-    "classes that are numbers": (lambda about: about | {"classes": [1, 2, 3]}, "class 0 is a na"),
-    "no classes": (lambda about: {k: about[k] for k in about if k != "classes"}, "makes no sense"),
-    "data that are a list": (lambda about: about | {"data": [1]}, "makes no sense"),
+    "classes that are numbers": (
+        lambda about: about | {"classes": [1, 2, 3]}, "classes is a list of texts"
+    ),
+    "no classes": (
+        lambda about: {k: about[k] for k in about if k != "classes"}, "it has no classes"
+    ),
+    "data that are a list": (lambda about: about | {"data": [1]}, "data is an object"),
     "a pipeline that is a number": ({"data.eval.pipeline": 5}, "written is a text"),
     "a pipeline beyond memory": ({"data.eval.pipeline": "decode|resize(99999999)"}, "99999999"),
     "a deviation of zero": ({"data.std": [0, 0, 0]}, "std is 1e-06"),

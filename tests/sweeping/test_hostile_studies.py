@@ -194,8 +194,9 @@ def test_rows_that_are_no_evaluations_are_passed_over(tmp_path):
     rows = [[], "eval/a", {"eval/a": 1}, {"step": 1, "eval/a": None}, {"step": "x", "eval/a": 2.0},
             {"step": 2, "eval/a": 0.5}]  # fmt: skip
     text = "".join(json.dumps(row) + "\n" for row in rows).encode()
-    (tmp_path / "metrics.jsonl").write_bytes(text + b'{"step": 3, "eval/a": 1, "x": "\xff"}\n')
-    assert list(trials.Rows(tmp_path, "eval/a").new(0)) == [(2, 0.5), (3, 1.0)]
+    text += b'{"step": 3, "eval/a": 1, "x": "\xff"}\n{"step": 4, "eval/a": 1}\n'
+    (tmp_path / "metrics.jsonl").write_bytes(text)
+    assert list(trials.Rows(tmp_path, "eval/a").new(0)) == [(2, 0.5), (4, 1.0)]
 
 
 @pytest.mark.parametrize("text", [b"", b"[]", b"{", b"\xff", b'{"eval/a": null}', b"[" * 99_999])

@@ -55,7 +55,7 @@ def run(options: argparse.Namespace) -> int:
         raise UserError("--top and --batch-size are at least 1")
     if options.threshold is not None and not 0 < options.threshold < 1:
         raise UserError(f"--threshold lies between 0 and 1, not at {options.threshold:g}")
-    paths = _images(options.images)
+    paths, notes = _images(options.images)
     output = None if options.output is None else _output(options.output)
     from vit_jax.data.ops import parse
     from vit_jax.pretrained.load import as_shown, fetch_weights, fill
@@ -76,8 +76,8 @@ def run(options: argparse.Namespace) -> int:
     except UserError as error:
         raise UserError(f"{printable(weights.path)}: {error}") from error
     params, report = fill(weights, model)
-    for line in report.warnings:
-        print(f"warning: {line}", file=sys.stderr)
+    for line in [*notes, *(f"warning: {line}" for line in report.warnings)]:
+        print(line, file=sys.stderr)
     names = [*(weights.classes or ())]  # a head may have more outputs than there are names
     names += map(str, range(len(names), c.num_classes))
     of_table, of_terminal = FORMATS[model.output_activation]
@@ -129,14 +129,15 @@ def _count(model: Any, top: int | None, threshold: float | None) -> int:
     return min(top or (1 if activation != "none" and threshold is None else outputs), outputs)
 
 
-def _images(given: list[str]) -> list[Path]:
-    """The files, and what folders hold of images; tells what is left out of folders.
+def _images(given: list[str]) -> tuple[list[Path], list[str]]:
+    """The files, and what folders hold of images; and a line on what each folder leaves out.
 
     Raises UserError where there are none."""
     from vit_jax.data.formats import NAMES
     from vit_jax.data.walking import images_below, told
 
     found: list[Path] = []
+    notes: list[str] = []
     for path in map(Path, given):
         if path.is_dir():
             images, left_out = images_below(path)
@@ -145,7 +146,7 @@ def _images(given: list[str]) -> list[Path]:
             left_out["pipe, device or broken link"] += len(inside) - len(files)
             found += files
             if left_out := +left_out:
-                print(f"{printable(path)}: {told(left_out)}", file=sys.stderr)
+                notes.append(f"{printable(path)}: {told(left_out)}")
         elif path.is_file():
             found.append(path)
         elif path.exists():
@@ -153,8 +154,9 @@ def _images(given: list[str]) -> list[Path]:
         else:
             raise UserError(f"{printable(path)}: no such file or folder")
     if not found:
-        raise UserError(f"no images in {', '.join(map(printable, given))}: {NAMES} are read")
-    return found
+        why = "; ".join(notes) or f"{NAMES} are read"
+        raise UserError(f"no images in {', '.join(map(printable, given))}: {why}")
+    return found, notes
 
 
 def _prepared(path: Path, prepare: Any, channels: int) -> Any:
