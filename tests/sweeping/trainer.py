@@ -25,6 +25,13 @@ def note(name, text):
         file.write(f"{text}\n")
 
 
+def save(step):
+    """A checkpoint appears whole."""
+    part = folder / "checkpoints" / f".{step}"
+    (part / "state").mkdir(parents=True, exist_ok=True)
+    part.rename(folder / "checkpoints" / str(step))
+
+
 def main():
     stopped = []
     signal.signal(signal.SIGTERM, lambda *_: stopped.append(1))
@@ -35,7 +42,7 @@ def main():
         print("vit: error: seed 13 cannot be had", file=sys.stderr)
         return 2
     (folder / "config.json").write_text(json.dumps({"total_steps": total}))
-    saved = [int(path.name) for path in (folder / "checkpoints").glob("*")]
+    saved = [int(path.name) for path in (folder / "checkpoints").glob("[0-9]*")]
     begin = max(saved, default=0)
     note("starts", begin)
     for step in range(begin + 1, total + 1):
@@ -45,7 +52,7 @@ def main():
         if step % every == 0:
             note("metrics.jsonl", json.dumps({"step": step, "eval/val/accuracy": accuracy}))
         if step % 5 == 0 or step == total or stopped:
-            (folder / "checkpoints" / str(step)).mkdir(parents=True)
+            save(step)
         if stopped and step < total:
             return 75
     result = folder / ".result.json"
