@@ -80,7 +80,7 @@ class Watched:
 # Lines beside the one of the error: what was passed over before it, and progress of downloads.
 EXPECTED = re.compile(
     "skipped: |warning: |downloading |downloaded |http.*trying again|note: |"
-    r".*: [\d,]+ files? (is|are) left out"
+    r"(?!vit: error: ).*: [\d,]+ files? (is|are) left out"
 )
 
 
