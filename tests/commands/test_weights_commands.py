@@ -433,7 +433,7 @@ def test_weights_without_a_head_or_of_other_channels_predict_nothing(vit, model,
 def test_a_place_that_takes_nothing_is_named_as_it_was_given(vit, weights, photos, to):
     line = refused(vit, "convert", weights, "/proc/new", f"--to={to}")
     assert line.startswith("vit: error: cannot write /proc/new: ")
-    line = refused(vit, "predict", weights, photos, "--output=/proc/p.csv")
+    line = refused(vit, "predict", weights, photos / "a.jpg", "--output=/proc/p.csv")
     assert line.startswith("vit: error: cannot write /proc/p.csv: ")
 
 

@@ -231,11 +231,22 @@ def test_evaluators_stay_where_they_are_wherever_the_command_is_given(
     assert json.loads(capsys.readouterr().out)["knn/examples"] == 7
 
 
-def test_a_split_without_labels_is_refused(tmp_path, photos):
-    (tmp_path / "t.csv").write_text(
-        "image,label,split\n"
-        f"{photos}/train/cat/0.jpg,cat;dog,train\n{photos}/train/dog/0.jpg,,val\n"
+def test_a_split_without_labels_is_refused(tmp_path, monkeypatch):
+    (tmp_path / "published").mkdir()
+    (tmp_path / "published" / "sets.py").write_text(
+        "import numpy as np\n"
+        "class Published:\n"
+        "    classes = ['cat', 'dog']\n"
+        "    def __init__(self, split):\n"
+        "        self.split = split\n"
+        "    def __len__(self):\n"
+        "        return 4\n"
+        "    def __getitem__(self, index):\n"
+        "        label = index % 2 if self.split == 'train' else -1\n"
+        "        return {'image': np.full((8, 8, 3), index, np.uint8), 'label': label}\n"
     )
-    config = tiny_config(evaluators=f"knn('csv:{tmp_path}/t.csv', split='val')")
-    with pytest.raises(UserError, match=r"knn: csv:.*t.csv, split 'val', has no labels"):
+    monkeypatch.syspath_prepend(tmp_path)
+    config = tiny_config(evaluators="knn('published.sets:Published', split='test')")
+    said = "knn: published.sets:Published, split 'test', has no labels"
+    with pytest.raises(UserError, match=said):
         vit_jax.train(config, tmp_path / "run", devices=ONE, quiet=True)
