@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from made_images import encoded
 
+from vit_jax import cli
 from vit_jax.data.decode import decode
 from vit_jax.data.sources import facts, open_source
 from vit_jax.errors import UserError
@@ -177,6 +178,20 @@ def test_a_damaged_set_is_one_line_and_imports_nothing(name, data_dir, tmp_path,
         open_source("tfds:tiny_pets", "train")
     assert says in str(error.value)
     assert "\n" not in str(error.value)
+
+
+def test_a_damaged_set_ends_training_before_it_begins(data_dir, tmp_path, monkeypatch, capsys):
+    shutil.copytree(data_dir / "tiny_pets", tmp_path / "root" / "tiny_pets")
+    DAMAGES["cut"][0](tmp_path / "root" / "tiny_pets" / "1.2.3")
+    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "root"))
+    work = tmp_path / "work"
+    command = ("train", "--config=digits.py", "--config.data.train.source=tfds:tiny_pets")
+    assert cli.main([*command, f"--workdir={work}"]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("vit: error: ")
+    assert "is cut off" in said
+    assert said.count("\n") == 1
+    assert not work.exists()
 
 
 def test_val_is_the_split_that_means_it():

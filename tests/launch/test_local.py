@@ -158,6 +158,21 @@ def test_restarts_end_and_a_running_job_says_so(tmp_path):
     assert [line.partition("; ")[2] for line in said] == ["restart 1 of 1", f"logs: {job.logs}"]
 
 
+def test_an_abort_at_every_start_is_not_tried_again(tmp_path):
+    """As by C++ that gets no memory (std::bad_alloc)."""
+    said = []
+    job = Job("a", train(tmp_path / "run"), tmp_path / "logs", restarts=10, platform="cpu")
+    running = local.start(job, said.append)
+    pids = []
+    for _ in range(2):
+        until(lambda: running.poll() is None and running._processes[0].pid not in pids)
+        pids.append(running._processes[0].pid)
+        os.kill(pids[-1], signal.SIGABRT)
+    assert running.wait() == 2
+    assert running.restarts == 1
+    assert "aborts at every start, most likely for want of memory" in said[1]
+
+
 @pytest.mark.parametrize(
     ("visible", "fields", "wanted"),
     [

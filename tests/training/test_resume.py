@@ -169,7 +169,9 @@ def signalled(workdir, at, send, **changes):
     """(exit code, output) of a run in a process group of its own that gets `send` at a line."""
     environment = os.environ | {"XLA_FLAGS": xla_flags(), "PYTHONPATH": os.getcwd()}
     process = subprocess.Popen(
-        [sys.executable, "-c", STOPPED, str(workdir), json.dumps(changes)],
+        # As from a terminal: where these tests run under nohup, it would stay ignored.
+        ["env", "--default-signal=HUP", sys.executable, "-c", STOPPED, str(workdir),
+         json.dumps(changes)],
         stderr=subprocess.PIPE, text=True, env=environment, start_new_session=True,
     )  # fmt: skip
     for line in process.stderr:
@@ -182,8 +184,9 @@ def signalled(workdir, at, send, **changes):
 
 @pytest.mark.parametrize(
     ("number", "code", "workers"),
-    [(signal.SIGINT, 130, 0), (signal.SIGTERM, 75, 0), (signal.SIGINT, 130, 2)],
-)
+    [(signal.SIGINT, 130, 0), (signal.SIGTERM, 75, 0), (signal.SIGHUP, 75, 0),
+     (signal.SIGINT, 130, 2)],
+)  # fmt: skip
 def test_a_signal_saves_and_the_run_continues_exactly(undisturbed, tmp_path, number, code, workers):
     """Sent to the whole process group, as a terminal does; with workers they are in it."""
     returned, said = signalled(
