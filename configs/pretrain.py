@@ -18,7 +18,7 @@ are the papers', not runs of this code. `vit sweep` crosses rates and decays of 
 
 from vit_jax.config import base
 from vit_jax.errors import UserError, nearest
-from vit_jax.models.registry import find_kind, full_name, takes
+from vit_jax.models.registry import find_family, full_name, takes
 
 # epochs, lr, weight decay, schedule, end lr, dropout, clip, loss, head bias
 DATASETS = {
@@ -60,7 +60,7 @@ def get_config(arguments: str = "b16,imagenet21k"):
     for field, value in {"pre_logits": True, "dropout": dropout, "scan": True}.items():
         if takes(name, field):
             c.model[field] = value
-    if find_kind(name)[2].get("hidden_size", 0) >= 1024:
+    if find_family(name, imports=True)[1].get("hidden_size", 0) >= 1024:
         c.model.remat = "dots"
         c.mesh.data, c.mesh.fsdp = -1, -1
 

@@ -20,6 +20,7 @@ from vit_jax.errors import UserError, printable
 
 FLAG = "--trust-code"
 _imported: set[str] = set()  # the paths that this process has followed
+_files_trusted = False
 _allowed: Callable[[str], bool] | None = None  # None: all, because the user typed them
 
 
@@ -44,6 +45,18 @@ def imported(path: str, what: str) -> Any:
         raise UserError(f"{path}: {what} cannot be imported: {error}") from error
     _imported.add(path)
     return found
+
+
+def may_import(path: str) -> bool:
+    """Whether a path that a file names may be followed: the user has typed it in this process too,
+    or trusts the file (`trust_files`)."""
+    return _files_trusted or path in _imported
+
+
+def trust_files() -> None:
+    """From now on this process follows the import paths that weights name: the user said so."""
+    global _files_trusted  # noqa: PLW0603  # the one gate of the process
+    _files_trusted = True
 
 
 @contextlib.contextmanager

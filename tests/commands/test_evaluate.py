@@ -13,7 +13,7 @@ from PIL import Image
 import vit_jax
 from tests.digits_run import rows, tiny_config
 from vit_jax import cli
-from vit_jax.models.model import DataConfig
+from vit_jax.models.data_config import DataConfig
 from vit_jax.training.evaluation import measure
 from vit_jax.training.setup import set_up
 

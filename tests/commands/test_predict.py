@@ -14,7 +14,7 @@ import pytest
 import vit_jax
 from tests.made_images import encoded, smooth
 from vit_jax import cli
-from vit_jax.models.model import DataConfig
+from vit_jax.models.data_config import DataConfig
 from vit_jax.pretrained.weights import open_weights
 
 NAMES = ["roof", "tree, tall", "water"]

@@ -231,7 +231,7 @@ def test_a_new_model_answers_with_its_heads_bias():
 def test_it_is_called_as_a_vit_is():
     def called(images):
         module = Mixer(tiny().config, nnx.Rngs(params=jax.random.key(0)))
-        return module(images, return_weights=True, gather=lambda block: block)
+        return module(images, return_weights=True, gather=lambda block, stack: block)
 
     logits, out = jax.eval_shape(called, images_for(tiny()))
     assert logits.shape == (2, 3)

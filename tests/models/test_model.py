@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from tiny_vit import images_for, randomised, tiny
 
-from vit_jax.models.model import DataConfig
+from vit_jax.models.data_config import DataConfig
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vit_jax.errors import UserError
-from vit_jax.models import create_model, list_models, registry
+from vit_jax.models import create_model, list_models, registry, vit_names
 
 # Parameters with 1000 classes. Ti, S, B, L, H: as timm and torchvision count them; g and G: 1011M
 # and 1843M in arXiv 2106.04560, table 2.
@@ -121,16 +121,16 @@ def test_every_plain_vit_has_the_parameters_of_its_tables_sizes():
 
 
 def test_every_size_is_listed_lettered_and_pinned_here():
-    sizes = set(registry.SIZES) - {"so400m"}  # SigLIP's, listed with its names
+    sizes = set(vit_names.SIZES) - {"so400m"}  # SigLIP's, listed with its names
     assert {parts(name)[0] for name in plain_vits()} == sizes
-    assert set(registry.LETTERS.values()) == sizes
+    assert set(vit_names.LETTERS.values()) == sizes
     assert {parts(name)[0] for name in PARAMETERS} == sizes
     assert set(TABLES) == sizes
     assert set(PARAMETERS) <= set(list_models())
 
 
 @given(
-    size=st.sampled_from(sorted(registry.SIZES)),
+    size=st.sampled_from(sorted(vit_names.SIZES)),
     patch=st.integers(1, 64),
     grid=st.integers(1, 40),
 )

@@ -444,7 +444,7 @@ def test_it_is_called_as_a_vit_is():
     @jax.jit
     def both(key, x):
         module = ResNet(ResNetConfig(resnet_layers=(1,), num_classes=3), nnx.Rngs(params=key))
-        return module(x), module(x, key, return_weights=True, gather=lambda block: block)
+        return module(x), module(x, key, return_weights=True, gather=lambda block, stack: block)
 
     (plain, names), (logits, out) = both(jax.random.key(0), images(16, 16))
     np.testing.assert_array_equal(logits, plain)

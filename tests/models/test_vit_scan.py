@@ -100,7 +100,7 @@ def test_gather_maps_the_parameters_of_every_block_and_of_nothing_else(scan):
     params, images = randomised(model), images_for(model)
     doubled = params | {"encoder": jax.tree.map(lambda leaf: 2 * leaf, params["encoder"])}
 
-    def gather(block):
+    def gather(block, stack):
         assert block["norm1"]["scale"].shape == (8,)  # one layer's, also where they are stacked
         return jax.tree.map(lambda leaf: 2 * leaf, block)
 

@@ -6,7 +6,6 @@ import pytest
 
 from tests.digits_run import tiny_config
 from vit_jax.config import base
-from vit_jax.models.flops import train_flops
 from vit_jax.planning import hlo
 from vit_jax.training.setup import set_up
 
@@ -94,6 +93,6 @@ def test_evaluation_divides_its_work_over_all_devices_and_sums_no_activations(wh
     shown = {name: batch[name] for name in ("image", "label")}
     compiled = run.row_steps[what].lower(run.abstract_sharded_state["params"], shown).compile()
     found = hlo.costs(compiled.as_text(), run.mesh.shape)
-    forward = train_flops(run.model.config) / 3 * run.config.eval_batch_size
+    forward = 2 * run.model.macs * run.config.eval_batch_size
     assert found.flops * DEVICES == pytest.approx(forward, rel=0.01)
     assert {one.kind for one in found.collectives} == {"all-gather"}

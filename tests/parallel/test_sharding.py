@@ -5,6 +5,7 @@ import math
 import pytest
 from jax.sharding import PartitionSpec as P
 
+from vit_jax.models.vit import FAMILY
 from vit_jax.parallel.mesh import make_mesh
 from vit_jax.parallel.sharding import param_spec, tiled_size
 
@@ -20,7 +21,7 @@ G14 = {QKV: (1664, 3, 16, 104), OUT: (16, 104, 1664), FC1: (1664, 8192), FC2: (8
 
 def specs(shapes: dict, data: int, fsdp: int, tensor: int) -> list[P]:
     mesh = make_mesh((data, fsdp, tensor), data * fsdp * tensor)
-    return [param_spec(path, shape, mesh, 1) for path, shape in shapes.items()]
+    return [param_spec(FAMILY, path, shape, mesh, 1) for path, shape in shapes.items()]
 
 
 @pytest.mark.parametrize(
@@ -46,10 +47,10 @@ def test_stacked_layers_are_split_as_one_is_and_small_parameters_not_at_all():
     mesh = make_mesh((16, 16, 1), 256)
     for path, shape in H14.items():
         stacked = path.replace("block00", "block")
-        assert param_spec(stacked, (32, *shape), mesh, 1) == P(
-            None, *param_spec(path, shape, mesh, 1)
+        assert param_spec(FAMILY, stacked, (32, *shape), mesh, 1) == P(
+            None, *param_spec(FAMILY, path, shape, mesh, 1)
         )
-        assert param_spec(stacked, (32, *shape), mesh, math.prod(shape) + 1) == P()
+        assert param_spec(FAMILY, stacked, (32, *shape), mesh, math.prod(shape) + 1) == P()
 
 
 @pytest.mark.parametrize(

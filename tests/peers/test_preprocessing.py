@@ -20,7 +20,7 @@ from vit_jax import cli, create_model, load_pretrained, save_pretrained  # noqa:
 from vit_jax.data.decode import decode  # noqa: E402
 from vit_jax.data.ops import parse  # noqa: E402
 from vit_jax.errors import UserError  # noqa: E402
-from vit_jax.models.model import DataConfig  # noqa: E402
+from vit_jax.models.data_config import DataConfig  # noqa: E402
 from vit_jax.pretrained.huggingface_config import preprocessing as of_transformers  # noqa: E402
 from vit_jax.pretrained.timm_config import preprocessing as of_timm  # noqa: E402
 from vit_jax.pretrained.weights import open_weights  # noqa: E402

@@ -15,7 +15,7 @@ from safetensors.numpy import load_file, save_file
 import vit_jax
 from vit_jax import cli
 from vit_jax.errors import UserError
-from vit_jax.models.registry import IMAGENET
+from vit_jax.models.data_config import IMAGENET
 from vit_jax.pretrained.load import check_finite, order_of
 from vit_jax.pretrained.weights import open_weights
 

@@ -218,7 +218,8 @@ def test_on_a_mesh_values_are_the_same_and_shardings_those_of_the_rules(load, si
     _, whole, _ = load(scan=scan)
     model, params, _ = load(scan=scan, mesh=mesh)
     assert_same(params, whole)
-    rules = flatten(state_shardings({"params": model.abstract_params}, mesh, 2**16)["params"])
+    state = {"params": model.abstract_params}
+    rules = flatten(state_shardings(model.family, state, mesh, 2**16)["params"])
     for path, x in params.items():
         assert x.sharding == rules[path], path
     fc1 = params[f"encoder/{'block' if scan else 'block01'}/mlp/fc1/kernel"]

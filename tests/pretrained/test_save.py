@@ -9,7 +9,7 @@ import pytest
 
 import vit_jax
 from vit_jax.errors import UserError
-from vit_jax.models.model import DataConfig, crop_of
+from vit_jax.models.data_config import DataConfig, crop_of
 from vit_jax.pretrained.load import load_pretrained
 from vit_jax.pretrained.save import FORMATS, save_pretrained
 from vit_jax.pretrained.weights import open_weights

@@ -11,7 +11,7 @@ import pytest
 import vit_jax
 from vit_jax import cli
 from vit_jax.errors import UserError
-from vit_jax.models.model import DataConfig
+from vit_jax.models.data_config import DataConfig
 from vit_jax.pretrained.weights import open_weights
 
 SIZE, READ, PATCH = (22, 17), (20, 15), 5

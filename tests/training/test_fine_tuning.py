@@ -12,7 +12,7 @@ from safetensors.numpy import load_file, save_file
 import vit_jax
 from tests.digits_run import tiny_config, told
 from vit_jax.errors import UserError
-from vit_jax.models.model import DataConfig
+from vit_jax.models.data_config import DataConfig
 from vit_jax.models.position import resize_grid
 from vit_jax.pretrained.weights import open_weights
 from vit_jax.training.setup import first_state, open_origin, set_up

@@ -100,7 +100,7 @@ def test_a_pattern_that_cannot_be_meant_is_refused(pattern, says):
 @pytest.mark.parametrize("scan", [False, True])
 def test_layer_decay_is_a_power_of_the_blocks_above(scan):
     model = create_model("vit_mu_patch16_224", scan=scan, num_layers=3)
-    scales = flatten(layer_scales(model.abstract_params, 0.5))
+    scales = flatten(layer_scales(model.family, model.abstract_params, 0.5))
     wanted = {"embed": 0.5**4, "cls": 0.5**4, "pos_embed": 0.5**4, "norm": 1.0, "head": 1.0}
     for path, scale in scales.items():
         part = path.split("/")[0]
@@ -157,8 +157,9 @@ def test_one_device_and_eight_take_the_same_steps(name):
 
 
 def test_counts_say_how_many_train_and_decay():
-    params = create_model("vit_mu_patch16_224").abstract_params
-    found = counts(params, r"(?!head/).*")
+    model = create_model("vit_mu_patch16_224")
+    params = model.abstract_params
+    found = counts(model.family, params, r"(?!head/).*")
     assert found["trained"] == (2, sum(leaf.size for leaf in jax.tree.leaves(params["head"])))
     assert found["decayed"][0] == 1
     assert sum(found[key][0] for key in ("trained", "frozen")) == len(jax.tree.leaves(params))

@@ -10,7 +10,8 @@ from vit_jax.checkpoint.tree import flatten
 from vit_jax.config import base
 from vit_jax.errors import UserError
 from vit_jax.models import create_model, list_models
-from vit_jax.training.groups import DECAY_RULES, decay_mask
+from vit_jax.models.family import Family, Param
+from vit_jax.training.groups import decay_mask
 from vit_jax.training.optimizer import OWN, averaged, known, make_optimizer
 
 RNG = np.random.default_rng(0)
@@ -18,13 +19,15 @@ PARAMS = {"a/kernel": RNG.normal(size=(3, 2)), "a/bias": RNG.normal(size=(2,))}
 GRADS = [{k: RNG.normal(size=v.shape) for k, v in PARAMS.items()} for _ in range(5)]
 LR, WD, B1, B2, EPS = 0.01, 0.3, 0.8, 0.95, 1e-6
 
+TWO = Family("two", object, object, int, (Param(".*/kernel", decays=True), Param(".*/bias")))
+
 
 def ours(**settings):
     """Parameters after five updates at rate LR."""
     c = base().optimizer
     with c.unlocked():
         c.update(settings)
-    tx = make_optimizer(c)
+    tx = make_optimizer(c, TWO)
     nested = {
         "a": {"kernel": jnp.float32(PARAMS["a/kernel"]), "bias": jnp.float32(PARAMS["a/bias"])}
     }
@@ -129,12 +132,12 @@ def test_what_takes_no_mask_decays_kernels_alone():
         np.testing.assert_allclose(found["a"]["bias"], PARAMS["a/bias"], rtol=1e-5, err_msg=name)
 
 
-def updates_of(settings, params, gradients, schedule=1.0):
+def updates_of(settings, params, gradients, schedule=1.0, family=TWO):
     """The optimiser's last state and the parameters after all updates at rate LR."""
     c = base().optimizer
     with c.unlocked():
         c.update(settings)
-    tx = make_optimizer(c, schedule)
+    tx = make_optimizer(c, family, schedule)
     state = tx.init(params)
     factor = LR if schedule == 1.0 else 1.0
     for grads in gradients:
@@ -181,8 +184,9 @@ def test_muon_orthogonalises_queries_keys_and_values_apart_and_leaves_the_head_t
         jax.tree.map(lambda p: jnp.float32(rng.normal(size=p.shape)), params) for _ in range(5)
     ]
     _, found = updates_of(
-        {"name": "muon", "b1": B1, "b2": B2, "weight_decay": WD}, params, gradients
-    )
+        {"name": "muon", "b1": B1, "b2": B2, "weight_decay": WD}, params, gradients,
+        family=model.family,
+    )  # fmt: skip
     block = "encoder/block00/attention"
     start, after = flatten(jax.device_get(params)), flatten(found)
     seen = [flatten(jax.device_get(g)) for g in gradients]
@@ -251,9 +255,8 @@ def test_every_parameter_matches_exactly_one_decay_rule_and_kernels_decay(name):
         model = create_model(
             name, pool=pool, registers=2, layer_scale=0.1, qk_norm=True, pre_logits=True
         )
-        for path, decays in flatten(decay_mask(model.abstract_params)).items():
+        for path, decays in flatten(decay_mask(model.family, model.abstract_params)).items():
             assert decays == path.endswith("/kernel"), path
-    assert len(DECAY_RULES) == 3
 
 
 @pytest.mark.parametrize("name", sorted(set(known()) - set(OWN)))

@@ -22,7 +22,6 @@ from vit_jax.benching import machine
 from vit_jax.benching.timing import Row, alternate, compare, in_a_row, summary
 from vit_jax.config import flat
 from vit_jax.errors import UserError, nearest
-from vit_jax.models.flops import forward_macs
 from vit_jax.parallel.chips import peak_flops
 from vit_jax.ranges import microbatches
 from vit_jax.training.memory import step_bytes
@@ -157,7 +156,7 @@ def _measured(
     rows = compare(case, times, OURS)
     for row, work in zip(rows, works, strict=True):
         per_second = c.batch_size / row["median_s"]
-        flops = FLOPS_PER_MAC[what] * forward_macs(model.config) * per_second
+        flops = FLOPS_PER_MAC[what] * model.macs * per_second
         row |= {
             "batch_size": c.batch_size, "images_per_second": per_second, "flops_per_second": flops,
             "of_matmul": flops / (rate * run.mesh.size),

@@ -5,20 +5,17 @@ layers has `encoder/block/…` with a leading layer axis, any other `encoder/blo
 state can be restored into both.
 """
 
-import re
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from vit_jax.errors import UserError
-from vit_jax.parallel.sharding import path_of
+from vit_jax.paths import LISTED, STACKED, path_of
 
 Flat = dict[str, Any]
 
 PLACEHOLDER = (1,)  # of what Adafactor does not keep of a parameter; none of ours has that shape
-_LISTED = re.compile(r"(.*encoder/block)(\d+)(/.*)")
-_STACKED = re.compile(r"(.*encoder/block)(/.*)")
 
 
 def flatten(tree: Any) -> Flat:
@@ -45,19 +42,19 @@ def nest(flat: Flat) -> dict[str, Any]:
 
 def is_stacked(paths) -> bool:
     """Whether the encoder's layers are stacked in these paths."""
-    return any(_STACKED.fullmatch(path) for path in paths)
+    return any(STACKED.fullmatch(path) for path in paths)
 
 
 def unstack(flat: Flat) -> Flat:
     """One entry a layer in place of stacked ones. Works on arrays and on shapes."""
     result: Flat = {}
     for path, leaf in flat.items():
-        match = _STACKED.fullmatch(path)
+        match = STACKED.fullmatch(path)
         if match is None or not leaf.ndim:
             result[path] = leaf
             continue
         if leaf.shape == PLACEHOLDER:
-            layers = max(x.shape[0] for p, x in flat.items() if _STACKED.fullmatch(p) and x.ndim)
+            layers = max(x.shape[0] for p, x in flat.items() if STACKED.fullmatch(p) and x.ndim)
             for layer in range(layers):
                 result[f"{match.group(1)}{layer:02d}{match.group(2)}"] = leaf
             continue
@@ -75,7 +72,7 @@ def stack(flat: Flat) -> Flat:
     layers: dict[str, dict[int, Any]] = {}
     result: Flat = {}
     for path, leaf in flat.items():
-        match = _LISTED.fullmatch(path)
+        match = LISTED.fullmatch(path)
         if match is None:
             result[path] = leaf
         else:

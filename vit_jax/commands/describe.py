@@ -48,9 +48,7 @@ def _recipe(run) -> list[str]:
 
 
 def _gmacs(run) -> float:
-    from vit_jax.models.flops import forward_macs
-
-    return forward_macs(run.model.config) / 1e9
+    return run.model.macs / 1e9
 
 
 @dataclasses.dataclass
@@ -71,9 +69,10 @@ def _parameters(run) -> list[str]:
     from vit_jax.training.groups import decay_mask, frozen_mask, layer_scales
 
     params, c = run.abstract_state["params"], run.config.optimizer
-    specs, decays = flatten(run.shardings["params"]), flatten(decay_mask(params))
+    family = run.model.family
+    specs, decays = flatten(run.shardings["params"]), flatten(decay_mask(family, params))
     frozen = flatten(frozen_mask(params, c.freeze))
-    scales = flatten(layer_scales(params, c.layer_decay)) if c.layer_decay else {}
+    scales = flatten(layer_scales(family, params, c.layer_decay)) if c.layer_decay else {}
 
     def rate(path: str) -> str:
         scale = np.asarray(scales.get(path, 1.0))

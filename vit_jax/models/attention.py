@@ -12,7 +12,31 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Key
 
-from vit_jax.models.layers import Mlp, dropout, per_projection, xavier_uniform
+from vit_jax.models.family import BOTH, Param, under
+from vit_jax.models.layers import MLP, NORM, Mlp, dropout, per_projection, xavier_uniform
+
+# Rows of the parameters of `Attention` and of `AttentionPool`.
+_KERNEL: tuple = ("fsdp", None, BOTH, None)
+_OUT = (
+    Param("out/kernel", (BOTH, None, "fsdp"), decays=True, muon=((0, 1), (2,))),
+    Param("out/bias"),
+)
+ATTENTION = (
+    Param("qkv/kernel", _KERNEL, decays=True, muon=((0,), (2, 3))),
+    Param("qkv/bias", (None, "tensor", None)),
+    *_OUT,
+    *under("q_norm|k_norm", NORM),
+)
+ATTENTION_POOL = (
+    Param("probe"),
+    Param("q/kernel", ("fsdp", BOTH, None), decays=True, muon=((0,), (1, 2))),
+    Param("q/bias", ("tensor", None)),
+    Param("kv/kernel", _KERNEL, decays=True, muon=((0,), (2, 3))),
+    Param("kv/bias", (None, "tensor", None)),
+    *_OUT,
+    *under("norm", NORM),
+    *under("mlp", MLP),
+)
 
 
 @jax.custom_jvp

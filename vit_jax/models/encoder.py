@@ -18,12 +18,13 @@ class Encoder(nnx.Module):
     """`make_block(key)` makes a block, called as `block(z, key, drop_path_rate, return_weights)`
     and returning (z, attention weights or None).
 
-    Layer l's parameters and dropout draws are the same unrolled and stacked.
+    Layer l's parameters and dropout draws are the same unrolled and stacked. `name` is the module's
+    own in the model, by which `gather` finds the rows of its parameters.
     """
 
     def __init__(
         self, num_layers: int, make_block: Callable[[Key[Array, ""]], nnx.Module], *,
-        drop_path: float, scan: bool, remat: str, key: Key[Array, ""],
+        drop_path: float, scan: bool, remat: str, key: Key[Array, ""], name: str = "encoder",
     ):  # fmt: skip
         keys = jax.random.split(key, num_layers)
         if scan:
@@ -34,9 +35,11 @@ class Encoder(nnx.Module):
             for layer in range(num_layers):
                 setattr(self, f"block{layer:02d}", make_block(keys[layer]))
         self.num_layers, self.drop_path, self.scan, self.remat = num_layers, drop_path, scan, remat
+        self.name = name
 
     def __call__(self, z, key, *, return_weights=False, gather=None):
-        """`gather` maps one block's parameters to those it computes with (see parallel/)."""
+        """`gather(params, name)` maps one block's parameters to those it computes with
+        (parallel/sharding.py)."""
         rates = jnp.linspace(0.0, self.drop_path, self.num_layers, dtype=jnp.float32)
         keys = None if key is None else jax.random.split(key, self.num_layers)
         first = self.block if self.scan else self.block00
@@ -44,7 +47,7 @@ class Encoder(nnx.Module):
 
         def body(z, layer):
             params, key, rate = layer
-            block = nnx.merge(graph, params if gather is None else gather(params))
+            block = nnx.merge(graph, params if gather is None else gather(params, self.name))
             z, weights = block(z, key, rate, return_weights)
             return z, (z, weights)
 

@@ -13,11 +13,33 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Key
 
+from vit_jax.models.family import BOTH, CLASSES, Param
+
 GELU: dict[str, Callable[[Array], Array]] = {
     "exact": functools.partial(jax.nn.gelu, approximate=False),
     "tanh": functools.partial(jax.nn.gelu, approximate=True),
     "quick": lambda x: x * jax.nn.sigmoid(1.702 * x),  # arXiv 1606.08415, section 2; CLIP's
 }
+
+# Rows of the parts' parameters (`family.Param`).
+NORM = (Param("scale|bias"),)
+LAYER_SCALE = (Param("gamma"),)
+MLP = (
+    Param("fc1/kernel", ("fsdp", "tensor"), decays=True, muon=((0,), (1,))),
+    Param("fc1/bias", ("tensor",)),
+    Param("fc2/kernel", (BOTH, "fsdp"), decays=True, muon=((0,), (1,))),
+    Param("fc2/bias"),
+)
+SWIGLU = (
+    Param("w12/kernel", ("fsdp", None, "tensor"), decays=True, muon=((0,), (2,))),
+    Param("w12/bias", (None, "tensor")),
+    Param("w3/kernel", (BOTH, "fsdp"), decays=True, muon=((0,), (1,))),
+    Param("w3/bias"),
+)
+HEAD = (
+    Param("kernel", ("fsdp", "tensor"), decays=True, at_init=CLASSES),
+    Param("bias", at_init=CLASSES),
+)
 
 small_normal = nnx.initializers.normal(stddev=1e-6)
 xavier_uniform = nnx.initializers.xavier_uniform()
@@ -103,3 +125,13 @@ class SwiGlu(nnx.Module):
         x12 = self.w12(x)
         x = jax.nn.silu(x12[..., 0, :]) * x12[..., 1, :]
         return dropout(self.w3(dropout(x, self.dropout, inner)), self.dropout, outer)
+
+
+def make_head(
+    features: int, num_classes: int, *, bias: float, dtype: Any, rngs: nnx.Rngs
+) -> nnx.Linear:
+    """Zero-initialised: a fresh head leaves the pre-trained features alone (section 3.2)."""
+    return nnx.Linear(
+        features, num_classes, kernel_init=nnx.initializers.zeros,
+        bias_init=nnx.initializers.constant(bias), dtype=dtype, rngs=rngs,
+    )  # fmt: skip

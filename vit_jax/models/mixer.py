@@ -5,6 +5,7 @@ positions need no embedding.
 """
 
 import dataclasses
+import re
 from typing import Any
 
 import jax
@@ -13,43 +14,50 @@ from flax import nnx
 from jaxtyping import Array, Float, Key
 
 from vit_jax.models.encoder import REMAT, Encoder
-from vit_jax.models.fields import check, check_choices, check_counts, check_patches
-from vit_jax.models.layers import GELU, Mlp, drop_path
-from vit_jax.models.vit import PatchEmbed
+from vit_jax.models.family import (
+    BLOCK,
+    COUNT,
+    NATURAL,
+    POSITIVE,
+    RATE,
+    Family,
+    Names,
+    check_fields,
+    check_patches,
+    field,
+    one_of,
+    under,
+)
+from vit_jax.models.layers import GELU, HEAD, MLP, NORM, Mlp, drop_path, make_head
+from vit_jax.models.vit import PATCHES, PatchEmbed
 
-CHOICES = {"gelu": tuple(GELU), "remat": REMAT, "dtype": ("float32", "bfloat16")}
+# Table 1: (hidden_size, num_layers, tokens_mlp_dim, mlp_dim).
+SIZES = {"s": (512, 8, 256, 2048), "b": (768, 12, 384, 3072), "l": (1024, 24, 512, 4096)}
 
 
 @dataclasses.dataclass(frozen=True)
 class MixerConfig:
     """Everything that decides a Mixer's parameters and arithmetic. Sizes as in table 1."""
 
-    hidden_size: int = 768  # C
-    num_layers: int = 12
-    patch_size: int = 16  # P
-    tokens_mlp_dim: int = 384  # D_S
-    mlp_dim: int = 3072  # D_C, of the channels' MLP
-    image_size: tuple[int, int] = (224, 224)  # (H, W)
-    channels: int = 3
-    num_classes: int = 1000  # 0: no head, logits are the pre-logits
-    head_bias: float = 0.0  # negative for sigmoid losses
-    dropout: float = 0.0
-    drop_path: float = 0.0  # of the last block; grows linearly from 0 at the first
-    gelu: str = "tanh"  # tanh | exact | quick
-    layernorm_eps: float = 1e-6
-    scan: bool = False  # one compiled block over stacked layers
-    remat: str = "none"  # none | full | dots
-    dtype: str = "float32"  # of the arithmetic; parameters are float32
+    hidden_size: int = field(768, "C, of a token", COUNT)
+    num_layers: int = field(12, "blocks", COUNT)
+    patch_size: int = field(16, "P, pixels", COUNT)
+    tokens_mlp_dim: int = field(384, "D_S, hidden width of the MLP over tokens", COUNT)
+    mlp_dim: int = field(3072, "D_C, hidden width of the MLP over channels", COUNT)
+    image_size: tuple[int, int] = field((224, 224), "(height, width)")
+    channels: int = field(3, "of an image", COUNT)
+    num_classes: int = field(1000, "0: no head, logits are the pre-logits", NATURAL)
+    head_bias: float = field(0.0, "initial; negative for sigmoid losses")
+    dropout: float = field(0.0, "in both MLPs of every block", RATE)
+    drop_path: float = field(0.0, "of the last block; grows linearly from 0", RATE)
+    gelu: str = field("tanh", "", one_of(*GELU))
+    layernorm_eps: float = field(1e-6, "added to the variance", POSITIVE)
+    scan: bool = field(False, "compile one block and loop over stacked layers")
+    remat: str = field("none", "what the backward pass computes again", one_of(*REMAT))
+    dtype: str = field("float32", "of the arithmetic", one_of("float32", "bfloat16"))
 
     def __post_init__(self):
-        check_counts(
-            self, "hidden_size", "num_layers", "patch_size", "tokens_mlp_dim", "mlp_dim", "channels"
-        )
-        check(self, "num_classes", int, lambda n: n >= 0, "a whole number of at least 0")
-        for field in ("dropout", "drop_path"):
-            check(self, field, float, lambda rate: 0 <= rate < 1, "a number in [0, 1)")
-        check(self, "layernorm_eps", float, lambda eps: eps > 0, "a positive number")
-        check_choices(self, CHOICES)
+        check_fields(self)
         check_patches(self.image_size, self.patch_size)
 
     @property
@@ -104,11 +112,7 @@ class Mixer(nnx.Module):
         )  # fmt: skip
         self.norm = nnx.LayerNorm(width, epsilon=c.layernorm_eps, dtype=dtype, rngs=rngs)
         if c.num_classes:
-            constant = nnx.initializers.constant(c.head_bias)
-            self.head = nnx.Linear(
-                width, c.num_classes, kernel_init=nnx.initializers.zeros, bias_init=constant,
-                dtype=dtype, rngs=rngs,
-            )  # fmt: skip
+            self.head = make_head(width, c.num_classes, bias=c.head_bias, dtype=dtype, rngs=rngs)
 
     def __call__(
         self,
@@ -134,3 +138,31 @@ def forward_macs(c: MixerConfig) -> int:
     embed = n * c.patch_size**2 * c.channels * d
     block = 2 * n * d * (c.tokens_mlp_dim + c.mlp_dim)
     return embed + c.num_layers * block + d * c.num_classes
+
+
+FAMILY = Family(
+    "mixer", MixerConfig, Mixer, forward_macs,
+    params=(
+        *PATCHES,
+        *under("encoder/block/norm[12]", NORM, BLOCK),
+        *under("encoder/block/(token|channel)_mixing", MLP, BLOCK),
+        *under("norm", NORM),
+        *under("head", HEAD),
+    ),
+    names=(
+        Names(
+            rf"mixer_(?P<size>{'|'.join(SIZES)})(?P<patch>\d+)_(?P<side>\d+)",
+            lambda of: dict(
+                zip(("hidden_size", "num_layers", "tokens_mlp_dim", "mlp_dim"),
+                    SIZES[of["size"]], strict=True),
+                patch_size=int(of["patch"]), image_size=int(of["side"]),
+            ),
+            tuple(f"mixer_{size}{patch}_224" for size in SIZES for patch in (32, 16)),
+            # The resolution is that of the grid that the weights are for.
+            full=lambda short, side: (
+                f"{short.lower()}_224" if re.fullmatch(r"mixer_[sbl]\d+", short.lower()) else None
+            ),
+            shorts=("mixer_b16",),
+        ),
+    ),
+)  # fmt: skip

@@ -8,6 +8,7 @@ convolutions (arXiv 1903.10520), so that an image's features do not depend on it
 
 import dataclasses
 import math
+import re
 from typing import Any
 
 import jax
@@ -15,7 +16,22 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Key
 
-from vit_jax.models.fields import check, check_choices, check_counts
+from vit_jax.models.data_config import SQUASHED
+from vit_jax.models.family import (
+    BEFORE,
+    CHANNELS,
+    COUNT,
+    NATURAL,
+    POSITIVE,
+    Family,
+    Names,
+    Param,
+    check_fields,
+    field,
+    one_of,
+    under,
+)
+from vit_jax.models.layers import HEAD, NORM, make_head
 
 GROUPS = 32
 STEM = 64  # channels of the root at width factor 1, and inside the first stage's units
@@ -27,41 +43,46 @@ STANDARDIZATION = {
     "timm": lambda variance: jnp.sqrt(variance + 1e-8),  # timm's, of both
 }
 
-CHOICES = {
-    "standardization": tuple(STANDARDIZATION),
-    "remat": ("none", "full"),
-    "dtype": ("float32", "bfloat16"),
-}
+# Convolutions compute on all their channels: their kernels are split over `fsdp` alone.
+_CONV = Param(
+    "kernel", (None, None, None, "fsdp"), decays=True, muon=((0, 1, 2), (3,)), depth=BEFORE
+)
+BACKBONE = (
+    dataclasses.replace(_CONV, path="root/conv/kernel", at_init=CHANNELS),
+    dataclasses.replace(_CONV, path=r"stage\d+/unit\d+/(conv\d|proj)/kernel"),
+    *under(r"root/norm|stage\d+/unit\d+/(norm[123]|proj_norm)", NORM),
+)
+
+# BiT (arXiv 1912.11370): units of each stage; the widths that were published.
+RESNETS = {50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
+BIT_WIDTHS = {50: (1, 3), 101: (1, 3), 152: (2, 4)}
 
 
 @dataclasses.dataclass(frozen=True)
 class ResNetConfig:
     """Everything that decides a BiT ResNet's parameters and arithmetic."""
 
-    resnet_layers: tuple[int, ...] = (3, 4, 6, 3)  # units of each stage
-    width_factor: int = 1
-    image_size: tuple[int, int] = (224, 224)  # (H, W), any
-    channels: int = 3  # C
-    num_classes: int = 1000  # 0: no head, logits are the pooled features
-    head_bias: float = 0.0  # negative for sigmoid losses
-    groupnorm_eps: float = 1e-5
-    standardization: str = "bit"  # bit | google | timm
-    remat: str = "none"  # none | full
-    dtype: str = "float32"  # of the arithmetic; parameters are float32
+    resnet_layers: tuple[int, ...] = field((3, 4, 6, 3), "units of each stage")
+    width_factor: int = field(1, "of the channels", COUNT)
+    image_size: tuple[int, int] = field((224, 224), "(height, width), any")
+    channels: int = field(3, "of an image", COUNT)
+    num_classes: int = field(1000, "0: no head, logits are the pooled features", NATURAL)
+    head_bias: float = field(0.0, "initial; negative for sigmoid losses")
+    groupnorm_eps: float = field(1e-5, "added to the variance", POSITIVE)
+    standardization: str = field("bit", "of the convolutions", one_of(*STANDARDIZATION))
+    remat: str = field("none", "what the backward pass computes again", one_of("none", "full"))
+    dtype: str = field("float32", "of the arithmetic", one_of("float32", "bfloat16"))
 
     def __post_init__(self):
-        check_counts(self, "width_factor", "channels")
-        check(self, "num_classes", int, lambda n: n >= 0, "a whole number of at least 0")
-        check(self, "groupnorm_eps", float, lambda eps: eps > 0, "a positive number")
-        check_choices(self, CHOICES)
-        for field, fits, wanted in (
+        check_fields(self)
+        for name, fits, wanted in (
             ("resnet_layers", lambda n: n >= 1, "the units of each stage, such as (3, 4, 6, 3)"),
             ("image_size", lambda n: n == 2, "(height, width), such as (224, 224)"),
         ):
-            sizes = getattr(self, field)
+            sizes = getattr(self, name)
             listed = isinstance(sizes, tuple | list) and fits(len(sizes))
             if not listed or not all(type(n) is int and n >= 1 for n in sizes):
-                raise ValueError(f"{field} is {wanted}, not {sizes!r}")
+                raise ValueError(f"{name} is {wanted}, not {sizes!r}")
 
     @property
     def hidden_size(self) -> int:
@@ -231,10 +252,9 @@ class ResNet(nnx.Module):
         )  # fmt: skip
         self.norm = group_norm(c.hidden_size, c.groupnorm_eps, dtype=dtype, rngs=rngs)
         if c.num_classes:
-            self.head = nnx.Linear(
-                c.hidden_size, c.num_classes, kernel_init=nnx.initializers.zeros,
-                bias_init=nnx.initializers.constant(c.head_bias), dtype=dtype, rngs=rngs,
-            )  # fmt: skip
+            self.head = make_head(
+                c.hidden_size, c.num_classes, bias=c.head_bias, dtype=dtype, rngs=rngs
+            )
 
     def __call__(
         self,
@@ -297,3 +317,28 @@ def hybrid_macs(
     backbone = backbone_macs(layers, 1, image_size, channels)
     embedded = math.prod(side // patch for side in image_size) * (patch // stride_of(layers)) ** 2
     return backbone + embedded * features_of(layers, 1) * width
+
+
+FAMILY = Family(
+    "resnetv2", ResNetConfig, ResNet, forward_macs,
+    params=(
+        *under("backbone", BACKBONE, BEFORE), *under("norm", NORM), *under("head", HEAD),
+    ),
+    names=(
+        Names(
+            r"resnetv2_(?P<depth>50|101|152)x(?P<width>\d+)_bit(_(?P<side>\d+))?",
+            lambda of: {
+                "resnet_layers": RESNETS[int(of["depth"])], "width_factor": int(of["width"]),
+                "image_size": int(of["side"] or 224),
+            },
+            tuple(f"resnetv2_{d}x{w}_bit" for d, widths in BIT_WIDTHS.items() for w in widths),
+            SQUASHED,
+            lambda short, side: (
+                f"resnetv2_{short.lower().removeprefix('bit_')}_bit_{side}"
+                if re.fullmatch(r"bit_\d+x\d+", short.lower()) else None
+            ),
+            ("bit_50x1",),
+        ),
+    ),
+    parts=("resnet_layers",),
+)  # fmt: skip

@@ -8,80 +8,108 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Key
 
-from vit_jax.models.attention import Attention, AttentionPool
+from vit_jax.models.attention import ATTENTION, ATTENTION_POOL, Attention, AttentionPool
 from vit_jax.models.encoder import REMAT, Encoder
-from vit_jax.models.fields import check, check_choices, check_counts, check_patches
-from vit_jax.models.layers import GELU, LayerScale, Mlp, SwiGlu, drop_path, dropout
+from vit_jax.models.family import (
+    BEFORE,
+    BLOCK,
+    CHANNELS,
+    COUNT,
+    FRESH,
+    NATURAL,
+    NOT_NEGATIVE,
+    POSITIVE,
+    RATE,
+    RESIZED,
+    Family,
+    Param,
+    check_fields,
+    check_patches,
+    field,
+    one_of,
+    under,
+)
+from vit_jax.models.layers import (
+    GELU,
+    HEAD,
+    LAYER_SCALE,
+    MLP,
+    NORM,
+    SWIGLU,
+    LayerScale,
+    Mlp,
+    SwiGlu,
+    drop_path,
+    dropout,
+    make_head,
+)
 from vit_jax.models.position import RESIZE_RULES, LearnedPositions, sincos2d
-from vit_jax.models.resnet import STANDARDIZATION, Backbone, stride_of
+from vit_jax.models.resnet import BACKBONE, STANDARDIZATION, Backbone, hybrid_macs, stride_of
+from vit_jax.models.vit_names import NAMES
 
-CHOICES = {
-    "pool": ("cls", "gap", "map", "cls_gap"),
-    "posemb": ("learned", "sincos2d"),
-    "posemb_resize": RESIZE_RULES,
-    "prefix_positions": ("none", "class", "all"),
-    "mlp": ("dense", "swiglu"),
-    "gelu": tuple(GELU),
-    "standardization": tuple(STANDARDIZATION),
-    "remat": REMAT,
-    "attention": ("auto", "xla", "cudnn"),
-    "dtype": ("float32", "bfloat16"),
-}
+PATCHES = (
+    Param("embed/kernel", (None, None, None, "fsdp"), decays=True, depth=BEFORE, at_init=CHANNELS),
+    Param("embed/bias", depth=BEFORE),
+)
 
 
 @dataclasses.dataclass(frozen=True)
 class ViTConfig:
     """Everything that decides a ViT's parameters and arithmetic. Sizes as in table 1."""
 
-    hidden_size: int = 768  # D
-    num_layers: int = 12  # L
-    num_heads: int = 12
-    mlp_dim: int = 3072
-    patch_size: int = 16  # P, pixels of the image, of hybrids too
-    image_size: tuple[int, int] = (224, 224)  # (H, W); whole patches of it are read
-    channels: int = 3  # C
-    num_classes: int = 1000  # 0: no head, logits are the pre-logits
-    pool: str = "cls"  # cls | gap | map | cls_gap: class token and mean side by side
-    posemb: str = "learned"  # learned | sincos2d
-    posemb_resize: str = "timm"  # the interpolation that the weights were made for (position.py)
-    prefix_positions: str = "class"  # prefix tokens that have positions: none | class | all
-    idle_class_token: bool = False  # a class token although `pool` does not read it
-    distilled: bool = False  # DeiT's distillation token and its head (arXiv 2012.12877)
-    registers: int = 0  # extra tokens (arXiv 2309.16588)
-    resnet_layers: tuple[int, ...] | None = None  # hybrid: units of each stage; (): the stem alone
-    groupnorm_eps: float = 1e-6  # of the hybrid's ResNet
-    standardization: str = "google"  # of the hybrid's convolutions: google | timm
-    pre_norm: bool = False  # LayerNorm before the encoder, as in CLIP
-    embed_bias: bool = True
-    qkv_bias: bool = True
-    qk_norm: bool = False
-    mlp: str = "dense"  # dense | swiglu
-    gelu: str = "tanh"  # tanh | exact | quick
-    layernorm_eps: float = 1e-6
-    layer_scale: float = 0.0  # initial value; 0 leaves it out
-    norm_after_pool: bool = False  # the last LayerNorm follows the pooling
-    pre_logits: bool = False  # the hidden tanh layer of the pre-training head
-    head_bias: float = 0.0  # negative for sigmoid losses
-    dropout: float = 0.0
-    attention_dropout: float = 0.0
-    drop_path: float = 0.0  # of the last block; grows linearly from 0 at the first
-    scan: bool = False  # one compiled block over stacked layers
-    remat: str = "none"  # none | full | dots
-    attention: str = "auto"  # auto (cuDNN's where it can) | xla | cudnn
-    dtype: str = "float32"  # of the arithmetic; parameters are float32
+    hidden_size: int = field(768, "D, of a token", COUNT)
+    num_layers: int = field(12, "L, blocks of the encoder", COUNT)
+    num_heads: int = field(12, "of attention; they divide hidden_size", COUNT)
+    mlp_dim: int = field(3072, "hidden width of a block's MLP", COUNT)
+    patch_size: int = field(16, "P, pixels of the image, of hybrids too", COUNT)
+    image_size: tuple[int, int] = field(
+        (224, 224), "a number or (height, width); whole patches of it are read"
+    )
+    channels: int = field(3, "of an image", COUNT)
+    num_classes: int = field(1000, "0: no head, logits are the pre-logits", NATURAL)
+    pool: str = field(
+        "cls", "what the head reads; cls_gap: class token and mean side by side",
+        one_of("cls", "gap", "map", "cls_gap"),
+    )  # fmt: skip
+    posemb: str = field("learned", "positions", one_of("learned", "sincos2d"))
+    posemb_resize: str = field(
+        "timm", "the interpolation of positions that the weights were made for",
+        one_of(*RESIZE_RULES),
+    )  # fmt: skip
+    prefix_positions: str = field(
+        "class", "tokens before the patches that have a position", one_of("none", "class", "all")
+    )
+    idle_class_token: bool = field(False, "a class token although `pool` does not read it")
+    distilled: bool = field(False, "DeiT's second token and head (arXiv 2012.12877)")
+    registers: int = field(0, "extra tokens (arXiv 2309.16588)", NATURAL)
+    resnet_layers: tuple[int, ...] | None = field(
+        None, "of a hybrid: units of each stage of its ResNet; (): the stem alone"
+    )
+    groupnorm_eps: float = field(1e-6, "added to the variance, in the hybrid's ResNet", POSITIVE)
+    standardization: str = field("google", "of the hybrid's convolutions", one_of(*STANDARDIZATION))
+    pre_norm: bool = field(False, "LayerNorm before the encoder, as in CLIP")
+    embed_bias: bool = field(True, "of the patches' projection")
+    qkv_bias: bool = field(True, "of queries, keys and values")
+    qk_norm: bool = field(False, "LayerNorm of queries and keys")
+    mlp: str = field("dense", "of a block", one_of("dense", "swiglu"))
+    gelu: str = field("tanh", "", one_of(*GELU))
+    layernorm_eps: float = field(1e-6, "added to the variance", POSITIVE)
+    layer_scale: float = field(0.0, "initial value; 0 leaves it out", NOT_NEGATIVE)
+    norm_after_pool: bool = field(False, "the last LayerNorm follows the pooling")
+    pre_logits: bool = field(False, "hidden tanh layer in the head, of pre-training")
+    head_bias: float = field(0.0, "initial; negative for sigmoid losses with many classes")
+    dropout: float = field(0.0, "after the positions and in both branches of every block", RATE)
+    attention_dropout: float = field(0.0, "of attention weights", RATE)
+    drop_path: float = field(0.0, "of the last block's branches; grows linearly from 0", RATE)
+    scan: bool = field(False, "compile one block and loop over stacked layers")
+    remat: str = field("none", "what the backward pass computes again", one_of(*REMAT))
+    attention: str = field("auto", "auto: cuDNN's where it can", one_of("auto", "xla", "cudnn"))
+    dtype: str = field(
+        "float32", "of the arithmetic; parameters are float32", one_of("float32", "bfloat16")
+    )
 
     def __post_init__(self):
-        check_counts(
-            self, "hidden_size", "num_layers", "num_heads", "mlp_dim", "patch_size", "channels"
-        )
-        for field in ("num_classes", "registers"):
-            check(self, field, int, lambda n: n >= 0, "a whole number of at least 0")
-        for field in ("dropout", "attention_dropout", "drop_path"):
-            check(self, field, float, lambda rate: 0 <= rate < 1, "a number in [0, 1)")
-        check(self, "layer_scale", float, lambda init: init >= 0, "a number of at least 0")
-        for field in ("layernorm_eps", "groupnorm_eps"):
-            check(self, field, float, lambda eps: eps > 0, "a positive number")
-        check_choices(self, CHOICES)
+        check_fields(self)
         # A ResNet's features pad where patches cut, so only tiled images have a known meaning.
         hybrid = self.resnet_layers is not None
         check_patches(self.image_size, self.patch_size, remainder=not hybrid)
@@ -247,17 +275,12 @@ class ViT(nnx.Module):
         if c.pre_logits:
             self.pre_logits = nnx.Linear(c.num_features, width, dtype=dtype, rngs=rngs)
         if c.num_classes:
-            self.head = self._make_head(width if c.pre_logits else c.num_features, rngs)
+            features = width if c.pre_logits else c.num_features
+            self.head = make_head(features, c.num_classes, bias=c.head_bias, dtype=dtype, rngs=rngs)
         if c.num_classes and c.distilled:
-            self.head_dist = self._make_head(width, rngs)
-
-    def _make_head(self, features: int, rngs: nnx.Rngs) -> nnx.Linear:
-        """Zero-initialised: a fresh head leaves the pre-trained features alone (section 3.2)."""
-        c = self.config
-        return nnx.Linear(
-            features, c.num_classes, kernel_init=nnx.initializers.zeros,
-            bias_init=nnx.initializers.constant(c.head_bias), dtype=jnp.dtype(c.dtype), rngs=rngs,
-        )  # fmt: skip
+            self.head_dist = make_head(
+                width, c.num_classes, bias=c.head_bias, dtype=dtype, rngs=rngs
+            )
 
     def __call__(
         self,
@@ -322,3 +345,43 @@ class ViT(nnx.Module):
             return self.pool(patches)
         parts = {"cls": lambda: x[:, 0], "gap": lambda: patches.mean(axis=1)}
         return jnp.concatenate([parts[part]() for part in c.pool.split("_")], axis=-1)
+
+
+def forward_macs(c: ViTConfig) -> int:
+    """Multiply-accumulates of one image through a ViT or a hybrid."""
+    n, d = c.num_tokens, c.hidden_size
+    patches = c.grid[0] * c.grid[1]
+    embed = patches * c.patch_size**2 * c.channels * d
+    if c.resnet_layers is not None:
+        embed = hybrid_macs(c.resnet_layers, c.image_size, c.channels, c.patch_size, d)
+    mlp = (3 if c.mlp == "swiglu" else 2) * d * c.mlp_dim
+    block = n * d * 4 * d + 2 * n * n * d + n * mlp  # qkv+out, q·kᵀ and ·v, MLP
+    pool = 0
+    if c.pool == "map":
+        pool = patches * 2 * d * d + 2 * d * d + 2 * patches * d + 2 * d * c.mlp_dim
+    pre_logits = c.num_features * d if c.pre_logits else 0
+    head = (d if c.pre_logits else c.num_features) * c.num_classes * (1 + c.distilled)
+    return embed + c.num_layers * block + pool + pre_logits + head
+
+
+FAMILY = Family(
+    "vit", ViTConfig, ViT, forward_macs,
+    params=(
+        *PATCHES,
+        Param("cls|dist|registers|pos_embed/prefix", depth=BEFORE),
+        Param("pos_embed/grid", (None, None, "fsdp"), depth=BEFORE, at_init=RESIZED),
+        *under("pre_norm", NORM, BEFORE),
+        *under("backbone", BACKBONE, BEFORE),
+        *under("encoder/block/norm[12]", NORM, BLOCK),
+        *under("encoder/block/attention", ATTENTION, BLOCK),
+        *under("encoder/block/mlp", (*MLP, *SWIGLU), BLOCK),
+        *under("encoder/block/scale[12]", LAYER_SCALE, BLOCK),
+        *under("norm", NORM),
+        *under("pool", ATTENTION_POOL),
+        Param("pre_logits/kernel", ("fsdp", None), True, ((0,), (1,)), at_init=FRESH),
+        Param("pre_logits/bias", at_init=FRESH),
+        *under("head|head_dist", HEAD),
+    ),
+    names=NAMES,
+    parts=("resnet_layers", "distilled", "registers", "mlp", "pre_norm"),
+)  # fmt: skip

@@ -1,11 +1,8 @@
-"""Which device holds which part of each array: rules on names, printed and tested.
-
-A parameter's path is `encoder/block03/mlp/fc1/kernel`, or `encoder/block/mlp/fc1/kernel` with a
-leading layer axis when layers are stacked. One rule serves both.
-"""
+"""Which device holds which part of each array. The axes of each parameter stand in its family's
+rows (models/family.py); one row serves stacked and listed layers."""
 
 import math
-import re
+from collections.abc import Callable
 from functools import partial
 from itertools import permutations
 from typing import Any
@@ -14,90 +11,37 @@ import jax
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from vit_jax.models.family import BOTH, Family
+from vit_jax.paths import is_stacked, path_of
+
 BATCH = P(("data", "fsdp"))  # of every array with a leading batch axis
 
-MLP = r"(encoder/block|pool)/(mlp|token_mixing|channel_mixing)"
-RESNET = r"backbone/(root|stage\d+/unit\d+)"
-BOTH = ("tensor", "fsdp")  # one dimension over both
-NORM = r"(norm|norm1|norm2|norm3|pre_norm|proj_norm|q_norm|k_norm)"
 
-# (pattern of the logical path, axes of a single layer's parameter). Every parameter must match
-# exactly one. Kernels are split over `fsdp` along one dimension, and over `tensor` along heads or
-# the MLP's hidden one (Megatron-LM's layout: one reduction after `out`, one after `fc2`). Where a
-# rule names `fsdp` for several dimensions, the one whose parts pad least in a TPU's tiles takes it.
-PARAM_RULES: tuple[tuple[str, tuple], ...] = (
-    (r"embed/kernel", (None, None, None, "fsdp")),
-    (r"pos_embed/grid", (None, None, "fsdp")),
-    (r"(encoder/block|pool)/(attention/)?(qkv|kv)/kernel", ("fsdp", None, BOTH, None)),
-    (r"(encoder/block|pool)/(attention/)?(qkv|kv)/bias", (None, "tensor", None)),
-    (r"pool/q/kernel", ("fsdp", BOTH, None)),
-    (r"pool/q/bias", ("tensor", None)),
-    (r"(encoder/block|pool)/(attention/)?out/kernel", (BOTH, None, "fsdp")),
-    (rf"{MLP}/fc1/kernel", ("fsdp", "tensor")),
-    (rf"{MLP}/fc1/bias", ("tensor",)),
-    (rf"{MLP}/w12/kernel", ("fsdp", None, "tensor")),
-    (rf"{MLP}/w12/bias", (None, "tensor")),
-    (rf"{MLP}/(fc2|w3)/kernel", (BOTH, "fsdp")),
-    (r"pre_logits/kernel", ("fsdp", None)),
-    (r"(head|head_dist)/kernel", ("fsdp", "tensor")),
-    # A ResNet's convolutions compute on all their channels: split over `fsdp` alone.
-    (rf"{RESNET}/(conv\d?|proj)/kernel", (None, None, None, "fsdp")),
-    # Small ones, the same everywhere.
-    (rf"((encoder/block|pool)/(attention/)?out|{MLP}/(fc2|w3))/bias", ()),
-    (r"(embed|pre_logits|head|head_dist)/bias", ()),
-    (rf"({RESNET}/)?((encoder/block|pool)/(attention/)?)?{NORM}/(scale|bias)", ()),
-    (r"encoder/block/(scale1|scale2)/gamma", ()),
-    (r"cls|dist|registers|pos_embed/prefix|pool/probe", ()),
-)
-
-
-def path_of(keys: tuple) -> str:
-    """The path of a pytree key, as in `encoder/block03/mlp/fc1/kernel`."""
-    return jax.tree_util.keystr(keys, simple=True, separator="/")
-
-
-def logical(path: str) -> str:
-    """The layer's number taken out: one name for stacked and listed layers."""
-    return re.sub(r"(^|/)encoder/block\d+/", r"\1encoder/block/", path)
-
-
-def match_one(rules: tuple, path: str, what: str) -> Any:
-    """The value of the only rule whose pattern is the whole logical path.
-
-    Raises ValueError where none or several match: a table that does not decide is a bug in it.
-    """
-    found = [value for pattern, value in rules if re.fullmatch(pattern, logical(path))]
-    if len(found) != 1:
-        raise ValueError(f"parameter {path!r} matches {len(found)} of the {what} rules, not one")
-    return found[0]
-
-
-def param_spec(path: str, shape: tuple[int, ...], mesh: Mesh, min_size: int) -> P:
-    """The partition of one parameter: its rule, less the axes that do not divide it.
+def param_spec(family: Family, path: str, shape: tuple[int, ...], mesh: Mesh, min_size: int) -> P:
+    """The partition of one parameter: the axes of its row, less those that do not divide it.
 
     Parameters of fewer than `min_size` elements (of one layer) are replicated.
     """
-    rule = match_one(PARAM_RULES, path, "sharding")
-    stacked = "encoder/block/" in f"{path}/"
+    stacked = is_stacked(path)
     layer = shape[1:] if stacked else shape
     if math.prod(layer) < min_size:
         return P()
-    spec = [None] * stacked + _placed(rule, layer, mesh)
+    spec = [None] * stacked + _placed(family.row(path).axes, layer, mesh)
     while spec and spec[-1] is None:
         spec.pop()
     return P(*spec)
 
 
-def _placed(rule: tuple, shape: tuple[int, ...], mesh: Mesh) -> list:
+def _placed(wanted: tuple, shape: tuple[int, ...], mesh: Mesh) -> list:
     """What splits each dimension of `shape`: an axis, several or None. `tensor` splits where the
-    rule says, `fsdp` that one of its dimensions whose parts pad least (the first of equals);
+    row says, `fsdp` that one of its dimensions whose parts pad least (the first of equals);
     neither what it does not divide."""
     spec: list = [None] * len(shape)
     held = list(shape)
 
     def dimensions(axis: str) -> list[int]:
         size = mesh.shape[axis]
-        named = [i for i, axes in enumerate(rule[: len(shape)]) if axes and axis in axes]
+        named = [i for i, axes in enumerate(wanted[: len(shape)]) if axes and axis in axes]
         return [i for i in named if size > 1 and held[i] % size == 0]
 
     for i in dimensions("tensor"):
@@ -128,7 +72,7 @@ def tiled_size(shape: tuple[int, ...]) -> int:
     )
 
 
-def state_shardings(state: Any, mesh: Mesh, min_size: int) -> Any:
+def state_shardings(family: Family, state: Any, mesh: Mesh, min_size: int) -> Any:
     """Shardings of a whole training state `{params, opt, step, …}`.
 
     A leaf of the optimiser takes the partition of the parameter whose path ends its own and whose
@@ -145,7 +89,7 @@ def state_shardings(state: Any, mesh: Mesh, min_size: int) -> Any:
         name = next((p for p in _suffixes(path) if p in params), None)
         if name is None:
             return P()
-        full = param_spec(name, params[name], mesh, min_size)
+        full = param_spec(family, name, params[name], mesh, min_size)
         if leaf.shape == params[name]:
             return full
         return _derived(full, params[name], leaf.shape)
@@ -177,8 +121,11 @@ def _derived(spec: P, shape: tuple[int, ...], smaller: tuple[int, ...]) -> P:
     return P(*axes)
 
 
-def gather_block(mesh: Mesh, min_size: int, dtype):
-    """For `Model.apply`: one block's parameters cast to `dtype`, then gathered over `fsdp`; their
+def gather_block(
+    family: Family, mesh: Mesh, min_size: int, dtype: Any
+) -> Callable[[Any, str], Any] | None:
+    """For `Model.apply`: a function of one block's parameters and the name of its stack. They are
+    cast to `dtype`, then gathered over `fsdp`; their
     gradients scattered again (ZeRO's third stage, arXiv 1910.02054).
 
     Casting first halves the bytes that travel when the arithmetic is bfloat16. Placed inside the
@@ -188,15 +135,15 @@ def gather_block(mesh: Mesh, min_size: int, dtype):
     if mesh.shape["fsdp"] == 1:
         return None
 
-    def one(keys, leaf):
-        path = "encoder/block00/" + path_of(keys)
-        spec = param_spec(path, leaf.shape, mesh, min_size)
+    def one(stack, keys, leaf):
+        path = f"{stack}/block00/{path_of(keys)}"
+        spec = param_spec(family, path, leaf.shape, mesh, min_size)
         if not any(spec):
             return leaf
         kept = P(*("tensor" if "tensor" in (axes or ()) else None for axes in spec))
         return _gathered(leaf.astype(dtype), NamedSharding(mesh, kept), NamedSharding(mesh, spec))
 
-    return lambda block: jax.tree_util.tree_map_with_path(one, block)
+    return lambda block, stack: jax.tree_util.tree_map_with_path(partial(one, stack), block)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(1, 2))

@@ -13,9 +13,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from vit_jax.models.flops import forward_macs
 from vit_jax.models.model import Model
-from vit_jax.parallel.sharding import BATCH, path_of
+from vit_jax.parallel.sharding import BATCH
+from vit_jax.paths import in_block, path_of
 from vit_jax.planning.hlo import Collective, Costs
 from vit_jax.training.groups import trainable
 from vit_jax.training.run import Run
@@ -108,7 +108,7 @@ def temporaries(run: Run, kept: float) -> float:
 def costs(run: Run, activations: Activations) -> Costs:
     """Of one step on one device, of activations as without rematerialisation."""
     c, shape, devices = run.config, run.mesh.shape, run.mesh.size
-    forward = 2 * forward_macs(run.model.config) * c.batch_size / devices
+    forward = 2 * run.model.macs * c.batch_size / devices
     recomputed = forward * _recomputed(run)
     passes = c.batch_size // c.microbatch
     itemsize = jnp.dtype(c.model.dtype).itemsize
@@ -133,7 +133,7 @@ def _recomputed(run: Run) -> float:
     if remat == "full":
         return 1.0
     scores = 2 * c.num_tokens**2 * c.hidden_size * c.num_layers
-    return scores / forward_macs(c)
+    return scores / run.model.macs
 
 
 def _collectives(run: Run, passes: int, itemsize: int) -> list[Collective]:
@@ -148,7 +148,7 @@ def _collectives(run: Run, passes: int, itemsize: int) -> list[Collective]:
         axes = jax.tree.leaves(tuple(where.spec))  # a dimension may be split by several
         size /= tensor if "tensor" in axes else 1
         if "fsdp" in axes:
-            split += size * (passes if "encoder/block" in path_of(keys) else 1)
+            split += size * (passes if in_block(path_of(keys)) else 1)
         else:
             whole += size
     found = [

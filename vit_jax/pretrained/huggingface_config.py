@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from vit_jax.errors import UserError, printable
-from vit_jax.models.model import DataConfig, Model, crop_of
-from vit_jax.models.registry import IMAGENET, SQUASHED
+from vit_jax.models.data_config import IMAGENET, SQUASHED, DataConfig, crop_of
+from vit_jax.models.model import Model
 from vit_jax.models.vit import ViTConfig
 from vit_jax.pretrained.layout import SHOWN_BY, some
 from vit_jax.pretrained.stated import brief, check_classes, check_keys, read_object

@@ -9,7 +9,9 @@ from typing import Any
 import numpy as np
 
 from vit_jax.errors import UserError, printable
-from vit_jax.models.model import Config, DataConfig, Model
+from vit_jax.models.data_config import DataConfig
+from vit_jax.models.family import Config
+from vit_jax.models.model import Model
 from vit_jax.models.vit import ViTConfig
 from vit_jax.pretrained.files import Tensors
 from vit_jax.pretrained.rows import Row, Shape

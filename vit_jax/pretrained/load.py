@@ -6,7 +6,6 @@ the rules below do not allow is an error.
 
 import dataclasses
 import math
-import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,9 @@ from jax.sharding import Mesh, Sharding, SingleDeviceSharding
 
 from vit_jax.checkpoint.tree import Flat, flatten, is_stacked, nest, unstack
 from vit_jax.errors import UserError, nearest, printable
-from vit_jax.models.model import DataConfig, Model, Params
+from vit_jax.models.data_config import DataConfig
+from vit_jax.models.family import CHANNELS, CLASSES, FRESH, OF_THE_RUN, RESIZED
+from vit_jax.models.model import Model, Params
 from vit_jax.models.position import resize_grid
 from vit_jax.models.registry import check_tiled, create_model, make_config
 from vit_jax.parallel.sharding import state_shardings
@@ -26,20 +27,6 @@ from vit_jax.pretrained.catalog import CATALOG
 from vit_jax.pretrained.download import fetch
 from vit_jax.pretrained.layout import some
 from vit_jax.pretrained.weights import EMA, Weights, listed_params, open_weights
-
-# What may happen to a parameter that the weights lack or have in another shape.
-HEAD = r"(head|head_dist|pre_logits)/.*"
-OUTPUTS = r"(head|head_dist)/.*"  # whose last axis is the classes
-RESIZES = r"pos_embed/grid"
-ADAPTS = r"embed/kernel|backbone/root/conv/kernel"  # the layer that reads the image's channels
-
-# Fields of a model that its run decides; all others come with the weights, and to change one of
-# them changes what the weights compute.
-OF_THE_RUN = (
-    "num_classes", "image_size", "channels", "head_bias", "pre_logits", "dropout",
-    "attention_dropout", "drop_path", "scan", "remat", "attention", "dtype",
-)  # fmt: skip
-
 
 MANY = 12  # tensors of one fate that are told one by one
 
@@ -122,7 +109,9 @@ def load_pretrained(
     keep = num_classes in (None, 0, weights.model.config.num_classes)
     shardings = None
     if mesh is not None:
-        shardings = state_shardings({"params": model.abstract_params}, mesh, 2**16)["params"]
+        shardings = state_shardings(model.family, {"params": model.abstract_params}, mesh, 2**16)[
+            "params"
+        ]
     params, report = fill(weights, model, shardings, keep_head=keep, seed=seed)
     for line in report.lines() if say else ():
         say(line)  # type: ignore[misc]
@@ -202,10 +191,10 @@ def fill(
     Raises UserError listing every parameter that nothing explains, or those that hold values that
       are no numbers.
     """
-    wanted = listed_params(model)
+    wanted, family = listed_params(model), model.family
     stacked = flatten(model.abstract_params) if getattr(model.config, "scan", False) else wanted
     _check_sizes(weights, model)
-    fates = _fates(weights, wanted, keep_head)
+    fates = _fates(weights, model, wanted, keep_head)
     where: Flat = dict.fromkeys(stacked, SingleDeviceSharding(jax.local_devices()[0]))
     if shardings is not None:
         where = flatten(shardings)
@@ -219,7 +208,7 @@ def fill(
             x = x.astype(np.float32, copy=False)
         if not np.isfinite(x).all():
             not_finite.append(path)
-        if order is not None and re.fullmatch(OUTPUTS, path):
+        if order is not None and family.at_init(path) == CLASSES:
             fates[path] = "loaded (classes in another order)"
             return x[..., order]
         return x
@@ -271,7 +260,7 @@ def _check_sizes(weights: Weights, model: Model) -> None:
     """One sentence for weights of another model, whose tensors would all be of other shapes."""
     theirs, ours = vars(weights.model.config), vars(model.config)
     shapes = {path: leaf.shape for path, leaf in listed_params(model).items()}
-    body = {p for p in shapes if not re.fullmatch(f"{HEAD}|{RESIZES}|{ADAPTS}", p)}
+    body = {path for path in shapes if model.family.at_init(path) is None}
     other = [f for f in ours if f not in OF_THE_RUN and ours[f] != theirs.get(f)]
     if other and any(weights.shapes.get(path) != shapes[path] for path in body):
         sizes = ", ".join(f"{f} {theirs.get(f)} (the model here: {ours[f]})" for f in other)
@@ -282,25 +271,28 @@ def _check_sizes(weights: Weights, model: Model) -> None:
         raise UserError(f"{weights.path} has {sizes}: {fits} would fit")
 
 
-def _fates(weights: Weights, wanted: dict[str, Any], keep_head: bool) -> dict[str, str]:
+def _fates(
+    weights: Weights, model: Model, wanted: dict[str, Any], keep_head: bool
+) -> dict[str, str]:
     fates, wrong = {}, []
     for path, leaf in wanted.items():
         theirs, shape = weights.shapes.get(path), tuple(leaf.shape)
-        if re.fullmatch(HEAD, path) and not (keep_head and theirs == shape):
+        may = model.family.at_init(path)
+        if may in (FRESH, CLASSES) and not (keep_head and theirs == shape):
             why = "other classes" if theirs else "not in the weights"
             fates[path] = f"re-initialised ({why})"
         elif theirs == shape:
             fates[path] = "loaded"
-        elif theirs and re.fullmatch(RESIZES, path) and theirs[2:] == shape[2:]:
+        elif theirs and may == RESIZED and theirs[2:] == shape[2:]:
             rule = getattr(weights.model.config, "posemb_resize", "timm")
             fates[path] = f"resized ({theirs[0]} x {theirs[1]} to {shape[0]} x {shape[1]}, {rule})"
-        elif theirs and re.fullmatch(ADAPTS, path) and _same_but_channels(theirs, shape):
+        elif theirs and may == CHANNELS and _same_but_channels(theirs, shape):
             fates[path] = f"adapted ({theirs[2]} to {shape[2]} channels)"
         else:
             has = f"have it as {list(theirs)}" if theirs is not None else "lack it"
             wrong.append(f"  {path} {list(shape)}: the weights {has}")
     for path, theirs in weights.shapes.items():
-        if path not in wanted and re.fullmatch(HEAD, path):
+        if path not in wanted and model.family.at_init(path) in (FRESH, CLASSES):
             fates[path] = "unused (another head)"
         elif path not in wanted:
             wrong.append(f"  {path} {list(theirs)}: only in the weights")
@@ -322,7 +314,7 @@ def _shaped(weights: Weights, path: str, x: np.ndarray, shape: tuple[int, ...]) 
     if x.shape == shape:
         return x
     x = x.astype(np.float32)
-    if re.fullmatch(RESIZES, path):
+    if weights.model.family.at_init(path) == RESIZED:
         rule = getattr(weights.model.config, "posemb_resize", "timm")
         return resize_grid(x, (shape[0], shape[1]), rule)
     old, new = x.shape[2], shape[2]

@@ -19,7 +19,8 @@ from vit_jax.config import base, flat
 from vit_jax.data import ops
 from vit_jax.errors import UserError, nearest
 from vit_jax.files import whole
-from vit_jax.models.model import Config, Model, Params
+from vit_jax.models.family import Config
+from vit_jax.models.model import Model, Params
 from vit_jax.models.position import sincos2d
 from vit_jax.models.vit import ViTConfig
 from vit_jax.pretrained.files import write_npz, write_safetensors
@@ -145,7 +146,7 @@ def _canonical(config: Config, listed: Flat, layout: Layout) -> tuple[Config, Fl
     listed, wanted = dict(listed), layout.positions(config)
     if config.posemb == "sincos2d" and layout.name != "big_vision":
         config = dataclasses.replace(config, posemb="learned", prefix_positions="none")
-        listed["pos_embed/grid"] = sincos2d(*config.grid, config.hidden_size)
+        listed["pos_embed/grid"] = sincos2d(config.grid[0], config.grid[1], config.hidden_size)
         wanted = layout.positions(config)
     tokens = [token for token in ("cls", "dist") if token in listed]
     if config.posemb != "learned" or not tokens:

@@ -18,7 +18,9 @@ from typing import Any
 from vit_jax.data.ops import FILTERS
 from vit_jax.data.stored import MAX_PIXELS
 from vit_jax.errors import UserError, nearest, printable
-from vit_jax.models.model import ACTIVATIONS, FAMILIES, Config, DataConfig
+from vit_jax.models.data_config import DataConfig
+from vit_jax.models.family import Config
+from vit_jax.models.model import ACTIVATIONS, FAMILIES
 
 MOST_BYTES = 2**24  # of a JSON file; the names of ImageNet-21k's classes take one
 MOST_SIDE = 2**14  # pixels
@@ -139,7 +141,7 @@ def check_metadata(where: Any, metadata: dict[str, Any]) -> None:
 
 def check_config(where: Any, config: Config | dict[str, Any], family: type) -> None:
     """Refuses fields of a model that are none of their kind or out of all proportion."""
-    _check(where, _hints(family), config if isinstance(config, dict) else vars(config))
+    _check(where, _hints(family), dict(config if isinstance(config, dict) else vars(config)))
 
 
 def check_data(where: Any, data: DataConfig | dict[str, Any]) -> None:

@@ -7,9 +7,11 @@ import re
 from typing import Any
 
 from vit_jax.errors import UserError, printable
+from vit_jax.models.data_config import IMAGENET, DataConfig
+from vit_jax.models.family import Config
 from vit_jax.models.mixer import MixerConfig
-from vit_jax.models.model import Config, DataConfig, Model
-from vit_jax.models.registry import IMAGENET, create_model, find_kind, list_models
+from vit_jax.models.model import Model
+from vit_jax.models.registry import create_model, find_family, list_models
 from vit_jax.models.resnet import ResNetConfig
 from vit_jax.pretrained.layout import SHOWN_BY
 from vit_jax.pretrained.stated import brief
@@ -58,7 +60,7 @@ def said_by(config: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
         if re.fullmatch(pattern, architecture):
             said |= fields
     try:
-        _, _, fields = find_kind(architecture)
+        _, fields, _ = find_family(architecture)
         said |= {key: fields[key] for key in ("num_heads",) if key in fields}
     except UserError:  # an architecture of timm's that has no name here: shapes decide
         pass

@@ -17,15 +17,10 @@ import numpy as np
 from vit_jax.checkpoint import checksums, manager, steps
 from vit_jax.checkpoint.tree import flatten, unstack
 from vit_jax.errors import UserError, printable
-from vit_jax.models.model import Config, DataConfig, Model, crop_of
-from vit_jax.models.registry import (
-    IMAGENET,
-    SQUASHED,
-    create_model,
-    find_kind,
-    make_config,
-    name_of,
-)  # fmt: skip
+from vit_jax.models.data_config import IMAGENET, SQUASHED, DataConfig, crop_of
+from vit_jax.models.family import Config
+from vit_jax.models.model import Model
+from vit_jax.models.registry import create_model, find_family, make_config, name_of
 from vit_jax.pretrained.files import Tensors, open_tensors
 from vit_jax.pretrained.google import BIG_VISION, GOOGLE
 from vit_jax.pretrained.huggingface import HUGGINGFACE
@@ -383,7 +378,7 @@ def _described(checkpoint: Path, about: Any) -> tuple[Model, dict[str, Any]]:
         if key.startswith("model.") and value is not None
     }
     name = fields.pop("name")
-    _, family, _ = find_kind(name)
+    family = find_family(name)[0].config
     check_config(checkpoint, fields, family)
     check_classes(checkpoint, about["classes"])
     model = create_model(name, remainder=True, **fields)

@@ -9,29 +9,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from vit_jax.errors import UserError
-from vit_jax.parallel.sharding import logical, match_one, path_of
-
-# Which parameters decay: kernels alone (vision_transformer and AugReg). Each matches exactly one.
-DECAY_RULES: tuple[tuple[str, bool], ...] = (
-    (r".*/kernel", True),
-    (r".*/(bias|scale|gamma)", False),
-    (r"cls|dist|registers|pos_embed/(grid|prefix)|pool/probe", False),
-)
-
-# Where a parameter stands for layer-wise decay, as in BEiT (arXiv 2106.08254, appendix): before the
-# blocks, in one of them, or behind. Each matches exactly one.
-BEFORE, BLOCK, BEHIND = "before", "block", "behind"
-DEPTH_RULES: tuple[tuple[str, str], ...] = (
-    (r"(embed|pos_embed|pre_norm|backbone)/.*|cls|dist|registers", BEFORE),
-    (r"encoder/block/.*", BLOCK),
-    (r"(norm|proj_norm|pool|pre_logits|head|head_dist)/.*", BEHIND),
-)
+from vit_jax.models.family import BEHIND, BLOCK, Family
+from vit_jax.paths import STACKED, is_stacked, layer_of, logical, path_of
 
 
-def decay_mask(params: Any) -> Any:
+def decay_mask(family: Family, params: Any) -> Any:
     """True for every parameter that weight decay applies to."""
     return jax.tree_util.tree_map_with_path(
-        lambda keys, _: match_one(DECAY_RULES, path_of(keys), "decay"), params
+        lambda keys, _: family.row(path_of(keys)).decays, params
     )
 
 
@@ -52,8 +37,8 @@ def frozen_mask(params: Any, pattern: str | None) -> Any:
     def one(keys: tuple, leaf: Any) -> bool:
         path = path_of(keys)
         names = [path]
-        if "encoder/block/" in path:
-            names = [path.replace("/block/", f"/block{i:02d}/") for i in range(leaf.shape[0])]
+        if stack := STACKED.fullmatch(path):
+            names = [f"{stack[1]}{i:02d}{stack[2]}" for i in range(leaf.shape[0])]
         found = {bool(match(name) or match(logical(name))) for name in names}
         if len(found) > 1:
             raise UserError(
@@ -88,17 +73,18 @@ def merged(trained: Any, params: Any) -> Any:
     )
 
 
-def layer_scales(params: Any, decay: float) -> Any:
+def layer_scales(family: Family, params: Any, decay: float) -> Any:
     """The share of the learning rate of each parameter: decay ** (number of blocks above it), and
     1 behind the last block (arXiv 2106.08254). Of stacked layers, an array with their leading axis.
 
     Raises UserError where there are no blocks.
     """
-    paths = [path_of(keys) for keys, _ in jax.tree_util.tree_leaves_with_path(params)]
-    stacked = [leaf.shape[0] for keys, leaf in jax.tree_util.tree_leaves_with_path(params)
-               if "encoder/block/" in path_of(keys)]  # fmt: skip
-    listed = {found[1] for path in paths if (found := re.search(r"encoder/block(\d+)/", path))}
-    depth = stacked[0] if stacked else len(listed)
+    in_blocks = [
+        (path, leaf) for keys, leaf in jax.tree_util.tree_leaves_with_path(params)
+        if family.row(path := path_of(keys)).depth == BLOCK
+    ]  # fmt: skip
+    stacked = [leaf.shape[0] for path, leaf in in_blocks if is_stacked(path)]
+    depth = stacked[0] if stacked else len({layer_of(path) for path, _ in in_blocks})
     if not depth:
         raise UserError(
             "optimizer.layer_decay is set, but the model has no encoder blocks: it is for ViTs, "
@@ -107,31 +93,31 @@ def layer_scales(params: Any, decay: float) -> Any:
 
     def one(keys: tuple, leaf: Any) -> Any:
         path = path_of(keys)
-        place = match_one(DEPTH_RULES, path, "depth")
+        place = family.row(path).depth
         if place != BLOCK:
             return 1.0 if place == BEHIND else decay ** (depth + 1)
-        if number := re.search(r"encoder/block(\d+)/", path):
-            return decay ** (depth - int(number[1]))
+        if (layer := layer_of(path)) is not None:
+            return decay ** (depth - layer)
         scales = decay ** (depth - np.arange(depth, dtype=np.float32))
         return jnp.asarray(scales.reshape(depth, *[1] * (leaf.ndim - 1)))
 
     return jax.tree_util.tree_map_with_path(one, params)
 
 
-def by_layer(updates: Any, params: Any, decay: float | None) -> Any:
+def by_layer(family: Family, updates: Any, params: Any, decay: float | None) -> Any:
     """The updates of the parameters that train, at each one's share of the rate; `params` are all
     of them, which decide how many blocks there are."""
     if decay is None:
         return updates
     return jax.tree.map(
-        lambda u, scale: None if u is None else u * scale, updates, layer_scales(params, decay),
-        is_leaf=lambda x: x is None,
+        lambda u, scale: None if u is None else u * scale, updates,
+        layer_scales(family, params, decay), is_leaf=lambda x: x is None,
     )  # fmt: skip
 
 
-def counts(params: Any, pattern: str | None) -> dict[str, tuple[int, int]]:
+def counts(family: Family, params: Any, pattern: str | None) -> dict[str, tuple[int, int]]:
     """(parameters, numbers in them) that are `trained`, `frozen` and, of the trained, `decayed`."""
-    frozen, decays = frozen_mask(params, pattern), decay_mask(params)
+    frozen, decays = frozen_mask(params, pattern), decay_mask(family, params)
     found = {"trained": (0, 0), "frozen": (0, 0), "decayed": (0, 0)}
     for leaf, still, decay in zip(*map(jax.tree.leaves, (params, frozen, decays)), strict=True):
         names = ["frozen"] if still else ["trained", "decayed"] if decay else ["trained"]

@@ -7,7 +7,8 @@ the rate itself (`HOLD_RATE`) are given the schedule, and their updates are fina
 
 import inspect
 from collections.abc import Callable
-from typing import Any
+from functools import partial
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +17,8 @@ from ml_collections import ConfigDict
 from optax.contrib import MuonDimensionNumbers
 
 from vit_jax.errors import UserError, nearest
-from vit_jax.parallel.sharding import MLP, RESNET, match_one, path_of
+from vit_jax.models.family import Family
+from vit_jax.paths import is_stacked, path_of
 from vit_jax.training.groups import decay_mask
 
 # Functions of optax that are no optimisers, want more than gradients, or whose update is not the
@@ -26,22 +28,20 @@ NOT_SCALABLE = ("fromage", "lbfgs", "rprop", "scale_by_learning_rate", "scale_by
 # What scales by norms of whole parameters, of which model.scan makes one for all layers.
 NORM_OF_PARAMETER = ("lamb", "lars", "novograd")
 
-# Kernels as matrices, for Muon: (dimensions summed over, dimensions made) of a single layer's. The
-# others are several matrices: queries, keys and values. None is for Adam.
-MUON_RULES: tuple[tuple[str, tuple[tuple[int, ...], tuple[int, ...]] | None], ...] = (
-    (r"(encoder/block|pool)/(attention/)?(qkv|kv)/kernel", ((0,), (2, 3))),
-    (r"pool/q/kernel", ((0,), (1, 2))),
-    (r"(encoder/block|pool)/(attention/)?out/kernel", ((0, 1), (2,))),
-    (rf"{MLP}/(fc1|fc2|w3)/kernel|pre_logits/kernel", ((0,), (1,))),
-    (rf"{MLP}/w12/kernel", ((0,), (2,))),
-    (rf"{RESNET}/(conv\d?|proj)/kernel", ((0, 1, 2), (3,))),
-    (r"(embed|head|head_dist)/kernel", None),
-    (r".*/(bias|scale|gamma)|cls|dist|registers|pos_embed/(grid|prefix)|pool/probe", None),
-)
+
+class _For(NamedTuple):
+    """What an optimiser is made for."""
+
+    family: Family
+    decay: float  # of kernels
+    schedule: optax.Schedule | float
+
+    def mask(self, params: Any) -> Any:
+        return decay_mask(self.family, params)
 
 
 def make_optimizer(
-    c: ConfigDict, schedule: optax.Schedule | float = 1.0
+    c: ConfigDict, family: Family, schedule: optax.Schedule | float = 1.0
 ) -> optax.GradientTransformation:
     """`clip_norm`, then `c.name` of `OWN` or of optax with its arguments.
 
@@ -55,13 +55,13 @@ def make_optimizer(
     decay = c.weight_decay / (c.lr or 1.0) if c.decay_by == "schedule" else c.weight_decay
     steps = [optax.clip_by_global_norm(c.clip_norm)] if c.clip_norm else []
     try:
-        steps.append(OWN[c.name](c, decay, schedule) if c.name in OWN else _of_optax(c, decay))
+        steps.append(OWN.get(c.name, _of_optax)(c, _For(family, decay, schedule)))
     except TypeError as error:  # an argument of kwargs
         raise UserError(f"optimiser {c.name}: {error}") from error
     return optax.chain(*steps)
 
 
-def _of_optax(c: ConfigDict, decay: float) -> optax.GradientTransformation:
+def _of_optax(c: ConfigDict, of: _For) -> optax.GradientTransformation:
     """A function of optax, with the arguments that it has of ours and `kwargs`."""
     make = getattr(optax, c.name, None)
     takes = inspect.signature(make).parameters if inspect.isfunction(make) else {}
@@ -78,23 +78,23 @@ def _of_optax(c: ConfigDict, decay: float) -> optax.GradientTransformation:
             raise UserError(f"optimiser {c.name} takes no {key!r}: {nearest(key, takes)}")
     mask = next((key for key in takes if key == "mask" or key.endswith("decay_mask")), None)
     if "weight_decay" in takes and mask:
-        arguments = {"weight_decay": decay, mask: decay_mask} | arguments
+        arguments = {"weight_decay": of.decay, mask: of.mask} | arguments
         return make(learning_rate=1.0, **arguments)
     if "weight_decay" in takes:  # of everything, where kernels alone are to decay
         arguments = {"weight_decay": 0.0} | arguments
-    return _decayed(make(learning_rate=1.0, **arguments), decay)
+    return _decayed(make(learning_rate=1.0, **arguments), of)
 
 
-def _decayed(tx: optax.GradientTransformation, decay: float) -> optax.GradientTransformation:
+def _decayed(tx: optax.GradientTransformation, of: _For) -> optax.GradientTransformation:
     """The updates of `tx`, less `decay` times the kernels (arXiv 1711.05101)."""
-    return optax.chain(tx, optax.add_decayed_weights(-decay, decay_mask)) if decay else tx
+    return optax.chain(tx, optax.add_decayed_weights(-of.decay, of.mask)) if of.decay else tx
 
 
-def _sgd(c: ConfigDict, decay: float, _) -> optax.GradientTransformation:
-    return _decayed(optax.sgd(1.0, momentum=c.momentum or None, **c.kwargs.to_dict()), decay)
+def _sgd(c: ConfigDict, of: _For) -> optax.GradientTransformation:
+    return _decayed(optax.sgd(1.0, momentum=c.momentum or None, **c.kwargs.to_dict()), of)
 
 
-def _adafactor(c: ConfigDict, decay: float, _) -> optax.GradientTransformation:
+def _adafactor(c: ConfigDict, of: _For) -> optax.GradientTransformation:
     """Adafactor as Scaling Vision Transformers has it (arXiv 2106.04560, section 3.4): a factored
     second moment of decay 0.999 at most, a first moment in half precision, no relative steps."""
 
@@ -103,40 +103,40 @@ def _adafactor(c: ConfigDict, decay: float, _) -> optax.GradientTransformation:
 
     scaled = optax.scale_by_factored_rms(min_dim_size_to_factor=64, decay_rate_fn=second)
     averaged = optax.ema(c.b1, debias=False, accumulator_dtype=c.mu_dtype or "bfloat16")
-    return _decayed(optax.chain(scaled, averaged, optax.scale(-1.0)), decay)
+    return _decayed(optax.chain(scaled, averaged, optax.scale(-1.0)), of)
 
 
-def muon_dimensions(params: Any) -> Any:
+def muon_dimensions(family: Family, params: Any) -> Any:
     """How Muon reads each parameter as matrices; None for those that Adam updates."""
 
     def one(keys: tuple, _) -> MuonDimensionNumbers | None:
         path = path_of(keys)
-        rule = match_one(MUON_RULES, path, "Muon")
-        first = "encoder/block/" in f"{path}/"  # the axis of stacked layers
-        return rule and MuonDimensionNumbers(*(tuple(i + first for i in axes) for axes in rule))
+        kernel, first = family.row(path).muon, is_stacked(path)  # the first axis: of layers
+        return kernel and MuonDimensionNumbers(*(tuple(i + first for i in axes) for axes in kernel))
 
     return jax.tree_util.tree_map_with_path(one, params)
 
 
-def _muon(c: ConfigDict, decay: float, _) -> optax.GradientTransformation:
+def _muon(c: ConfigDict, of: _For) -> optax.GradientTransformation:
     """Muon for the kernels inside the model, Adam for all else (optax.contrib.muon)."""
     return _decayed(
         optax.contrib.muon(
             1.0, mu_dtype=c.mu_dtype, adam_b1=c.b1, adam_b2=c.b2, weight_decay=0.0,
-            muon_weight_dimension_numbers=muon_dimensions, **c.kwargs.to_dict(),
+            muon_weight_dimension_numbers=partial(muon_dimensions, of.family),
+            **c.kwargs.to_dict(),
         ),
-        decay,
+        of,
     )  # fmt: skip
 
 
-def _schedule_free(c: ConfigDict, decay: float, schedule) -> optax.GradientTransformation:
+def _schedule_free(c: ConfigDict, of: _For) -> optax.GradientTransformation:
     """Schedule-free AdamW (arXiv 2405.15682); evaluated at its averaged weights."""
     base = optax.chain(
         optax.scale_by_adam(b1=0.0, b2=c.b2, eps=c.eps),
-        optax.add_decayed_weights(decay, decay_mask),
-        optax.scale_by_learning_rate(schedule),
+        optax.add_decayed_weights(of.decay, of.mask),
+        optax.scale_by_learning_rate(of.schedule),
     )
-    return optax.contrib.schedule_free(base, schedule, b1=c.b1)
+    return optax.contrib.schedule_free(base, of.schedule, b1=c.b1)
 
 
 OWN: dict[str, Callable[..., optax.GradientTransformation]] = {
@@ -154,10 +154,10 @@ def averaged(name: str, opt: Any, params: Any) -> Any | None:
     return optax.contrib.schedule_free_eval_params(own, params)
 
 
-def check_updates(c: ConfigDict, params: Any) -> None:
+def check_updates(c: ConfigDict, family: Family, params: Any) -> None:
     """Raises UserError where an optimiser cannot update such parameters, for its arguments or
     because it wants more than gradients; nothing is computed."""
-    tx = make_optimizer(c)
+    tx = make_optimizer(c, family)
     try:
         jax.eval_shape(lambda p: tx.update(p, tx.init(p), p), params)
     except Exception as error:  # whatever optax makes of them

@@ -17,7 +17,6 @@ import jax
 from vit_jax import records
 from vit_jax.errors import NON_FINITE, Stopped, UserError, cannot_write, printable_lines
 from vit_jax.files import read_bytes, write_text
-from vit_jax.models.flops import train_flops
 from vit_jax.parallel.chips import peak_flops
 from vit_jax.parallel.runtime import everyones, process
 from vit_jax.training.goodput import TRAINING, Ledger
@@ -134,7 +133,7 @@ class Progress:
         self._config, self._devices = run.config, run.mesh.size
         self._epoch = run.config.batch_size / run.train_examples
         peak = peak_flops(run.mesh.devices.flat[0].device_kind, run.config.model.dtype)
-        self._flops = train_flops(run.model.config)
+        self._flops = 6 * run.model.macs
         self._peak = peak * self._devices if peak else None
         self._rows = MetricRows(workdir / "metrics.jsonl", start.step, first)
         self._writers: list[MetricWriter] = (

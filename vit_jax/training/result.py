@@ -13,7 +13,7 @@ import vit_jax
 from vit_jax.config import config_hash, flat
 from vit_jax.errors import printable
 from vit_jax.files import write_json, write_text
-from vit_jax.models.model import Config
+from vit_jax.models.family import Config
 from vit_jax.parallel.runtime import process
 from vit_jax.training.progress import Progress
 from vit_jax.training.run import Run

@@ -55,7 +55,7 @@ class Run:
         seen = c.total_steps * c.batch_size
         share = c.batch_size // (c.mesh.data * c.mesh.fsdp)
         passes = c.batch_size // c.microbatch
-        found = counts(self.abstract_state["params"], o.freeze)
+        found = counts(self.model.family, self.abstract_state["params"], o.freeze)
         told = {name: f"{leaves:,} parameters ({numbers:,} numbers)"
                 for name, (leaves, numbers) in found.items()}  # fmt: skip
         decay = f"{o.weight_decay:g} by the {o.decay_by} on {told['decayed']}"
@@ -96,7 +96,9 @@ class Run:
 
     @functools.cached_property
     def shardings(self) -> Any:
-        where = state_shardings(self.abstract_state, self.mesh, self.config.mesh.min_shard_size)
+        where = state_shardings(
+            self.model.family, self.abstract_state, self.mesh, self.config.mesh.min_shard_size
+        )
         if self.config.optimizer.offload:
             where["opt"] = jax.tree.map(in_host_memory, self.abstract_state["opt"], where["opt"])
         return where
@@ -173,7 +175,9 @@ class Run:
     def row_steps(self) -> dict[str, Any]:
         """What is said of each row of a batch, by what evaluators read; every process has all."""
         c = self.config
-        gather = gather_block(self.mesh, c.mesh.min_shard_size, jnp.dtype(c.model.dtype))
+        gather = gather_block(
+            self.model.family, self.mesh, c.mesh.min_shard_size, jnp.dtype(c.model.dtype)
+        )
         steps = {
             "rows": make_eval_step(self.model, gather=gather),
             "scores": make_eval_step(self.model, scores=True, gather=gather),
@@ -229,4 +233,5 @@ class Run:
         if params is None:
             return jax.jit(make_init(self.model, self.config), out_shardings=where)()
         others = {key: where[key] for key in where if key != "params"}
-        return {"params": params} | jax.jit(make_rest(self.config), out_shardings=others)(params)
+        rest = jax.jit(make_rest(self.model, self.config), out_shardings=others)
+        return {"params": params} | rest(params)

@@ -17,11 +17,12 @@ from vit_jax.errors import UserError
 from vit_jax.evaluators.named import parse
 from vit_jax.models import Model, create_model
 from vit_jax.models.attention import cudnn_refuses
-from vit_jax.models.model import DataConfig
-from vit_jax.models.registry import find_kind, takes
+from vit_jax.models.data_config import DataConfig
+from vit_jax.models.family import OF_THE_RUN
+from vit_jax.models.registry import find_family, takes
 from vit_jax.parallel.mesh import make_mesh
 from vit_jax.parallel.runtime import everyones, share, together
-from vit_jax.pretrained.load import OF_THE_RUN, fetch_weights, fill, order_of
+from vit_jax.pretrained.load import fetch_weights, fill, order_of
 from vit_jax.pretrained.weights import Weights, open_weights
 from vit_jax.resolution import Sizes, resolve
 from vit_jax.training.distillation import open_teacher
@@ -117,7 +118,7 @@ def _check_parts(config: ConfigDict, model: Model, max_labels: int) -> None:
             f"{config.data.train.source} has up to {max_labels} labels an example, loss=softmax "
             "takes one: --config.loss=sigmoid"
         )
-    check_updates(config.optimizer, model.abstract_params)
+    check_updates(config.optimizer, model.family, model.abstract_params)
     parse(config.evaluators)
     if config.optimizer.name in NORM_OF_PARAMETER and getattr(model.config, "scan", False):
         raise UserError(
@@ -126,7 +127,7 @@ def _check_parts(config: ConfigDict, model: Model, max_labels: int) -> None:
         )
     frozen_mask(model.abstract_params, config.optimizer.freeze)
     if config.optimizer.layer_decay is not None:
-        layer_scales(model.abstract_params, config.optimizer.layer_decay)
+        layer_scales(model.family, model.abstract_params, config.optimizer.layer_decay)
     _check_class_weights(config)
 
 
@@ -180,7 +181,7 @@ def _give_way(config: ConfigDict, named: list[str]) -> list[str]:
     if "model.name" not in named:
         return []
     name = config.model.name
-    _, _, by_name = find_kind(name)
+    _, by_name, _ = find_family(name, imports=True)
     lines = []
     with config.unlocked():
         for field, value in config.model.to_dict().items():
@@ -197,14 +198,14 @@ def _inherit(config: ConfigDict, weights: Weights) -> list[str]:
     """Gives the config what it leaves open and the weights decide; says what differs by that from
     the model's name. Raises UserError where the weights are of another family."""
     name = config.model.name
-    _, family, by_name = find_kind(name)
+    family, by_name, _ = find_family(name, imports=True)
     theirs = weights.model.config
-    if type(theirs) is not family:
+    if weights.model.family is not family:
         raise UserError(
             f"{weights.path} holds a {type(theirs).__name__.removesuffix('Config')} "
             f"({weights.model.name}), but model.name is {name}"
         )
-    usual = {field.name: field.default for field in dataclasses.fields(family)} | by_name
+    usual = {name: field.default for name, field in family.fields.items()} | by_name
     lines = []
     with config.unlocked():
         for field, value in dataclasses.asdict(theirs).items():

@@ -22,10 +22,10 @@ from vit_jax.training.schedules import make_schedule
 State = dict[str, Any]
 
 
-def make_rest(config: ConfigDict) -> Callable[[Any], State]:
+def make_rest(model: Model, config: ConfigDict) -> Callable[[Any], State]:
     """A pure function from parameters to the rest of the state of step 0."""
     schedule = make_schedule(config.schedule, config.optimizer.lr, config.total_steps)
-    tx = make_optimizer(config.optimizer, schedule)
+    tx = make_optimizer(config.optimizer, model.family, schedule)
 
     def rest(params: Any) -> State:
         trained = trainable(params, config.optimizer.freeze)
@@ -42,7 +42,7 @@ def make_init(model: Model, config: ConfigDict) -> Callable[[], State]:
 
     def init() -> State:
         params = model.init_fn(jax.random.key(config.seed))
-        return {"params": params} | make_rest(config)(params)
+        return {"params": params} | make_rest(model, config)(params)
 
     return init
 

@@ -34,7 +34,10 @@ def make_gradients(
     """
     c = config
     loss_of = make_loss(
-        model, c, gather_block(mesh, c.mesh.min_shard_size, jnp.dtype(c.model.dtype)), teacher
+        model,
+        c,
+        gather_block(model.family, mesh, c.mesh.min_shard_size, jnp.dtype(c.model.dtype)),
+        teacher,
     )
     passes = c.batch_size // c.microbatch
     rows = NamedSharding(mesh, P(None, *BATCH))
@@ -78,7 +81,7 @@ def make_train_step(
     """
     c = config
     schedule = make_schedule(c.schedule, c.optimizer.lr, c.total_steps)
-    tx = make_optimizer(c.optimizer, schedule)
+    tx = make_optimizer(c.optimizer, model.family, schedule)
     gradients = make_gradients(model, c, mesh, teacher)
 
     def train_step(
@@ -92,7 +95,7 @@ def make_train_step(
         rate = schedule(step)
         factor = 1.0 if c.optimizer.name in HOLD_RATE else rate
         updates, opt = tx.update(grads, state["opt"], trained)
-        updates = by_layer(updates, state["params"], c.optimizer.layer_decay)
+        updates = by_layer(model.family, updates, state["params"], c.optimizer.layer_decay)
         moved = jax.tree.map(lambda p, u: p + factor * u, trained, updates)
         made = {"params": merged(moved, state["params"]), "opt": opt}
         if c.ema:

@@ -1,4 +1,4 @@
-"""`forward_macs` counts what the traced model multiplies, and what others publish."""
+"""`Model.macs` counts what the traced model multiplies, and what others publish."""
 
 import jax
 import numpy as np
@@ -7,7 +7,6 @@ from jaxpr_walk import macs
 from tiny_vit import tiny
 
 from vit_jax.models import create_model
-from vit_jax.models.flops import forward_macs, train_flops
 
 # 10^9 multiply-accumulates: torchvision's model pages, and DeiT's table (Ti, S: one decimal).
 PUBLISHED = {
@@ -45,19 +44,19 @@ def traced_macs(model):
 )
 def test_the_count_from_sizes_is_that_of_the_traced_model(fields):
     model = tiny(**fields)
-    assert forward_macs(model.config) == traced_macs(model)
+    assert model.macs == traced_macs(model)
 
 
 def test_the_count_from_sizes_is_that_of_a_real_model_traced():
     model = create_model("vit_large_patch16_384", scan=True)
-    assert forward_macs(model.config) == traced_macs(model)
+    assert model.macs == traced_macs(model)
 
 
 @pytest.mark.parametrize(("name", "side"), PUBLISHED)
 def test_published_counts_are_met_to_their_last_digit(name, side):
     published = PUBLISHED[name, side]
     decimals = len(published.partition(".")[2])
-    counted = forward_macs(create_model(name, image_size=side).config)
+    counted = create_model(name, image_size=side).macs
     assert f"{counted / 1e9:.{decimals}f}" == published
 
 
@@ -68,4 +67,4 @@ def test_the_backward_pass_costs_two_forward_passes():
     gradient = jax.grad(lambda p, x: model.apply(p, x)[0].sum())
     traced = 2 * macs(jax.make_jaxpr(gradient)(model.abstract_params, image))
     embed = model.config.grid[0] * model.config.grid[1] * 4 * 4 * 3 * 8
-    assert train_flops(model.config) == traced + 2 * embed
+    assert 6 * model.macs == traced + 2 * embed

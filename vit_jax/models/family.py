@@ -1,0 +1,179 @@
+"""What a family of models states about itself: one `Family`, at the end of the family's file.
+
+Everything that the rest of the house wants to know of an architecture is asked here: its fields
+(which become the config keys `model.FIELD`), its names, its multiply-adds, and one row for each of
+its parameters. A family of your own is a `Family` too; `model.name` names it by its import path,
+`my_package.my_module:MY_FAMILY`.
+"""
+
+import dataclasses
+import functools
+import re
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from flax import nnx
+
+from vit_jax.models.data_config import DataConfig
+from vit_jax.paths import logical
+
+# -- fields ----------------------------------------------------------------------------------------
+
+
+class Fits(NamedTuple):
+    """What a field may hold: a kind of value, a test, and the test in words."""
+
+    kind: type
+    test: Callable[[Any], bool]
+    words: str
+
+
+COUNT = Fits(int, lambda n: n >= 1, "a whole number of at least 1")
+NATURAL = Fits(int, lambda n: n >= 0, "a whole number of at least 0")
+RATE = Fits(float, lambda rate: 0 <= rate < 1, "a number in [0, 1)")
+POSITIVE = Fits(float, lambda value: value > 0, "a positive number")
+NOT_NEGATIVE = Fits(float, lambda value: value >= 0, "a number of at least 0")
+
+
+def one_of(*words: str) -> Fits:
+    """One of a few words."""
+    return Fits(str, words.__contains__, f"one of {', '.join(words)}")
+
+
+def field(default: Any, says: str, fits: Fits | None = None) -> Any:
+    """A field of a family's config, with what it means and what it may hold. It is written here
+    once: the config key, `vit describe` and the refusal of a wrong value are made from it."""
+    return dataclasses.field(default=default, metadata={"says": says, "fits": fits})
+
+
+def check_fields(config: Any) -> None:
+    """Refuses a field that is not of its kind or does not fit.
+
+    Raises ValueError: `FIELD is WORDS, not VALUE`.
+    """
+    for row in dataclasses.fields(config):
+        fits, value = row.metadata.get("fits"), getattr(config, row.name)
+        if fits is None:
+            continue
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        right = fits.kind is str or (number and (fits.kind is float or value == int(value)))
+        if not right or not fits.test(value):
+            raise ValueError(f"{row.name} is {fits.words}, not {value!r}")
+
+
+def check_patches(image_size: tuple[int, int], patch_size: int, *, remainder: bool = False) -> None:
+    """Images that patches tile, or with `remainder` images of at least one patch each way.
+
+    Raises ValueError with the sizes that would work.
+    """
+    if any(side < patch_size or (side % patch_size and not remainder) for side in image_size):
+        down = tuple(max(1, side // patch_size) * patch_size for side in image_size)
+        up = tuple(max(1, -(-side // patch_size)) * patch_size for side in image_size)
+        raise ValueError(
+            f"image_size {tuple(image_size)} is not divisible by patch_size {patch_size}; "
+            f"{' or '.join(map(str, sorted({down, up})))} would work"
+        )
+
+
+# A family's config: a frozen dataclass of fields that `field` makes, among them at least
+# image_size, channels, num_classes and dtype. Each family has more of its own.
+Config = Any
+
+# Fields that a run decides, in every family that has them. All others come with the weights, and to
+# change one of them changes what the weights compute.
+OF_THE_RUN = (
+    "num_classes", "image_size", "channels", "head_bias", "pre_logits", "dropout",
+    "attention_dropout", "drop_path", "scan", "remat", "attention", "dtype",
+)  # fmt: skip
+
+# -- parameters ------------------------------------------------------------------------------------
+
+BOTH = ("tensor", "fsdp")  # one dimension over both axes of the mesh
+
+# Where a parameter stands for layer-wise rates, as in BEiT (arXiv 2106.08254, appendix).
+BEFORE, BLOCK, BEHIND = "before the blocks", "in a block", "behind the blocks"
+
+# What may happen to a parameter at `init` that the weights lack, or have in another shape.
+FRESH = "made anew"
+CLASSES = "made anew, or its last axis permuted: the classes"
+RESIZED = "interpolated: positions"
+CHANNELS = "summed or repeated over the image's channels"
+
+
+@dataclasses.dataclass(frozen=True)
+class Param:
+    """One row: everything that is decided by a parameter's path.
+
+    A kernel is split over `fsdp` along one dimension, and over `tensor` along the heads or the
+    hidden width (Megatron-LM's layout: one reduction after `out`, one after `fc2`). Where a row
+    names `fsdp` for several dimensions, the one whose parts pad least in a TPU's tiles takes it.
+    """
+
+    path: str  # a regular expression of the whole logical path
+    axes: tuple = ()  # of the mesh, for each dimension of a single layer's parameter
+    decays: bool = False  # whether weight decay applies: kernels alone (vision_transformer, AugReg)
+    # How Muon reads it as matrices: (dimensions summed over, dimensions made); None: Adam.
+    muon: tuple[tuple[int, ...], tuple[int, ...]] | None = None
+    depth: str = BEHIND
+    at_init: str | None = None  # None: the weights must have it, in this shape
+
+
+def under(prefix: str, rows: tuple[Param, ...], depth: str = BEHIND) -> tuple[Param, ...]:
+    """The rows of a part, below the path of the part."""
+    return tuple(
+        dataclasses.replace(row, path=f"({prefix})/({row.path})", depth=depth) for row in rows
+    )
+
+
+# -- names -----------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class Names:
+    """Names of one form: what they mean, which of them are listed, how images are shown."""
+
+    pattern: str
+    fields: Callable[[dict[str, str]], dict[str, Any]]  # of the pattern's groups; KeyError: no name
+    listed: tuple[str, ...] = ()
+    data: DataConfig = dataclasses.field(default_factory=DataConfig)
+    # The full name of a recipe's short one (`b16`) at a resolution; None where it is not of these.
+    full: Callable[[str, int], str | None] = lambda short, side: None
+    shorts: tuple[str, ...] = ()  # examples of short names, for messages
+
+
+@dataclasses.dataclass(frozen=True)
+class Family:
+    """A family of models."""
+
+    name: str  # of the model whose sizes are all given as fields
+    config: type  # a frozen dataclass: all that decides parameters and arithmetic
+    module: Callable[[Any, nnx.Rngs], nnx.Module]  # called as `Model.apply` says
+    macs: Callable[[Any], int]  # multiply-adds of one image through the model
+    params: tuple[Param, ...]
+    names: tuple[Names, ...] = ()
+    parts: tuple[str, ...] = ()  # fields that set kinds of the family apart: names.name_of
+
+    @property
+    def fields(self) -> dict[str, dataclasses.Field]:
+        """The fields of its config, by name."""
+        return {row.name: row for row in dataclasses.fields(self.config)}
+
+    def row(self, path: str) -> Param:
+        """The row of a parameter, by its path with or without the layer's number.
+
+        Raises ValueError where none or several match: a table that does not decide is a bug in it.
+        """
+        return _row(self.params, logical(path))
+
+    def at_init(self, path: str) -> str | None:
+        """What may happen at `init` to a parameter, or to a tensor that is none of the family's."""
+        rows = [row for row in self.params if re.fullmatch(row.path, logical(path))]
+        return rows[0].at_init if rows else None
+
+
+@functools.lru_cache(maxsize=4096)
+def _row(params: tuple[Param, ...], path: str) -> Param:
+    rows = [row for row in params if re.fullmatch(row.path, path)]
+    if len(rows) != 1:
+        raise ValueError(f"parameter {path!r} matches {len(rows)} rows of its family, not one")
+    return rows[0]
