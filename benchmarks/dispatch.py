@@ -20,7 +20,7 @@ import numpy as np
 from linen_vit import LinenViT, make_linen_step
 
 from vit_jax.config import base
-from vit_jax.training.setup import Run, set_up
+from vit_jax.training.run import Run, run_of
 from vit_jax.training.step import make_train_step
 
 OURS = "vit_jax, scanned"
@@ -52,7 +52,7 @@ def calls(layers: int) -> dict[str, tuple]:
     for scan, name in ((True, OURS), (False, "vit_jax, unrolled")):
         run = our_run(layers, scan)
         _, batch = next(run.train_batches(0, 1))
-        plain = make_train_step(run.model, run.config, run.mesh)
+        plain = make_train_step(run.task, run.config, run.mesh)
         jitted = jax.jit(plain, donate_argnums=0, out_shardings=(run.shardings, None))
         made[name] = (run.compile_train_step(), run.init_state(), batch)
         made[f"{name}, jax.jit"] = (jitted, run.init_state(), batch)
@@ -88,7 +88,7 @@ def our_run(layers: int, scan: bool) -> Run:
     c.data.train.source = f"synthetic:examples={BATCH},size={SIZES['image_size']}"
     c.data.train.pipeline, c.data.eval.split = "decode", ""
     c.schedule.name = "constant"
-    return set_up(c, devices=jax.devices()[:1])
+    return run_of(c, devices=jax.devices()[:1])
 
 
 def call(step: Callable, state: Any, batch: Any, done: list[float]) -> harness.Side:

@@ -64,12 +64,13 @@ def ours(root: Path, text: str, threads: int, workers: int) -> Iterator[Any]:
     """Batches of our pipeline on the host."""
     from vit_jax.data import ops, pipeline
     from vit_jax.data.sources import open_source
+    from vit_jax.tasks.classification import Labels
 
     source = open_source(f"folder:{root}", "train")
     shape = (SIZE, SIZE, 3)
     return iter(
         pipeline.train_batches(
-            source, ops.parse(text, shape[:2]), shape, seed=0, batch_size=BATCH,
+            source, ops.parse(text, shape[:2]), shape, Labels(1, 1), seed=0, batch_size=BATCH,
             rows=np.arange(BATCH), examples_seen=0, steps=ENDLESS, threads=threads, workers=workers,
         )
     )  # fmt: skip

@@ -75,7 +75,8 @@ def plain_run(name: str, options: argparse.Namespace, **fields: Any) -> Run:
     others of the model."""
     import jax
 
-    from vit_jax.training.setup import set_up
+    from vit_jax.training.resolve import known
+    from vit_jax.training.run import run_of
 
     c = base()
     c.batch_size, c.total_steps = options.batch, 1_000_000
@@ -92,7 +93,7 @@ def plain_run(name: str, options: argparse.Namespace, **fields: Any) -> Run:
     c.data.train.pipeline, c.data.eval.split = "decode", ""
     c.optimizer.weight_decay = 1e-4
     c.schedule.name = "constant"
-    return set_up(c, devices=jax.devices()[:1], open_data=False)
+    return run_of(c, devices=jax.devices()[:1], data=known)
 
 
 if __name__ == "__main__":

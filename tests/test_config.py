@@ -11,16 +11,22 @@ from ml_collections import ConfigDict
 
 from vit_jax import config, recipe
 from vit_jax.config import READ_BY, base, differences, flat, keys, leaves
+from vit_jax.data.source import Facts
 from vit_jax.errors import UserError
 from vit_jax.models.model import FAMILIES
-from vit_jax.resolution import Sizes, resolve
+from vit_jax.resolution import resolve
+from vit_jax.tasks.classification import Classification
 
-SIZES = Sizes(train_examples=1000, num_classes=10, channels=3)
+DATA = Facts(num_examples=1000, num_classes=10, channels=3)
 
 
-def resolved(sizes=SIZES, **changes):
+def resolved(data=DATA, devices=1, **changes):
     """The resolved tree; keys of `changes` have __ for the dot."""
-    return resolve(tree(**changes), sizes)[0]
+    return final(tree(**changes), data, devices)[0]
+
+
+def final(c, data=DATA, devices=1, named=()):
+    return resolve(c, data, devices, Classification.outputs, named)
 
 
 def tree(**changes):
@@ -55,7 +61,7 @@ def test_every_key_says_on_its_line_what_it_is():
 
 
 def test_the_number_of_keys_stays_one_that_a_person_can_read():
-    assert len(keys()) <= 108
+    assert len(keys()) <= 110
 
 
 def test_the_tree_is_locked():
@@ -90,7 +96,7 @@ def test_an_unknown_key_is_answered_with_the_nearest():
     with pytest.raises(
         UserError, match=r"'optimizer.weight_decy': did you mean optimizer.weight_d"
     ):
-        resolve(c, SIZES)
+        final(c)
 
 
 def test_a_missing_key_is_named():
@@ -98,7 +104,7 @@ def test_a_missing_key_is_named():
     with c.unlocked():
         del c.schedule["end_lr"]
     with pytest.raises(UserError, match=r"'schedule.end_lr' is missing"):
-        resolve(c, SIZES)
+        final(c)
 
 
 def test_a_value_of_another_type_is_refused():
@@ -109,7 +115,7 @@ def test_a_value_of_another_type_is_refused():
 def test_resolving_leaves_the_given_tree_as_it_was():
     c = tree(total_epochs=3.0, total_steps=None)
     before = dict(leaves(c))
-    resolve(c, SIZES)
+    final(c)
     assert dict(leaves(c)) == before
 
 
@@ -141,7 +147,7 @@ PAIRS = [
 @pytest.mark.parametrize(("component", "name", "key"), [p[:3] for p in PAIRS if p[3]])
 def test_a_key_that_the_chosen_component_reads_is_taken(component, name, key):
     c = tree(**{f"{component}__name": name, f"{component}__{key}": VALUES[key]})
-    got = resolve(c, SIZES)[0][component][key]
+    got = final(c)[0][component][key]
     assert (got.to_dict() if isinstance(got, ConfigDict) else got) == VALUES[key]
 
 
@@ -149,7 +155,7 @@ def test_a_key_that_the_chosen_component_reads_is_taken(component, name, key):
 def test_a_key_that_the_chosen_component_does_not_read_is_refused(component, name, key):
     c = tree(**{f"{component}__name": name, f"{component}__{key}": VALUES[key]})
     with pytest.raises(UserError, match=f"{component}.{key} is set, but") as error:
-        resolve(c, SIZES)
+        final(c)
     assert f"{component}.name={name!r} does not read it" in str(error.value)
 
 
@@ -166,9 +172,9 @@ def test_the_refusal_says_who_reads_the_key_and_what_the_chosen_one_reads():
 def test_an_unread_key_given_its_default_on_the_command_line_is_refused_too():
     c = tree()
     named = recipe.override(c, {"optimizer.momentum": "0.9"})
-    resolve(c, SIZES)  # the value is the default: a recipe cannot be blamed for it
+    final(c)  # the value is the default: a recipe cannot be blamed for it
     with pytest.raises(UserError, match=r"optimizer.momentum is set"):
-        resolve(c, SIZES, named)
+        final(c, named=named)
 
 
 @pytest.mark.parametrize(
@@ -215,11 +221,11 @@ def test_fewer_classes_than_the_data_set_has_are_refused():
 
 def test_a_training_split_without_examples_is_refused():
     with pytest.raises(UserError, match=r"data.train digits has no examples"):
-        resolved(Sizes(train_examples=0, num_classes=10, channels=3))
+        resolved(Facts(num_examples=0, num_classes=10, channels=3))
 
 
 def test_what_is_left_empty_comes_from_the_data():
-    c = resolved(Sizes(train_examples=1000, num_classes=7, channels=1))
+    c = resolved(Facts(num_examples=1000, num_classes=7, channels=1))
     assert (c.model.channels, c.model.num_classes) == (1, 7)
     assert c.data.eval.source == c.data.train.source
 
@@ -235,14 +241,20 @@ FREE = {
 
 
 def test_what_does_not_change_a_steps_numbers_may_differ_on_resume():
-    eight = dataclasses.replace(SIZES, devices=8)
-    old, new = resolved(eight), resolved(eight, **FREE)
+    old, new = resolved(devices=8), resolved(devices=8, **FREE)
     changed = {key for key in flat(old) if flat(old)[key] != flat(new)[key]}
     assert changed >= {key.replace("__", ".") for key in FREE} | {"mesh.data"}
     assert differences(flat(old), flat(new)) == []
-    assert (
-        differences(flat(old), flat(resolved(eight, **FREE | {"init": None, "resume": "b"}))) == []
-    )
+    resumed = resolved(devices=8, **FREE | {"init": None, "resume": "b"})
+    assert differences(flat(old), flat(resumed)) == []
+
+
+def test_a_run_from_before_a_key_was_is_the_same_run():
+    now = flat(resolved())
+    before = {key: value for key, value in now.items() if key != "task"}
+    assert differences(before, now) == []
+    assert config.config_hash(before) == config.config_hash(now)
+    assert differences(before, now | {"task": "a.b:C"}) == ["task: 'classification' -> 'a.b:C'"]
 
 
 def test_everything_else_that_differs_is_named_with_both_values():

@@ -10,14 +10,16 @@ from hypothesis import strategies as st
 
 from vit_jax import recipe
 from vit_jax.config import DURATIONS, base, leaves
+from vit_jax.data.source import Facts
 from vit_jax.errors import UserError
 from vit_jax.ranges import mesh_sizes
-from vit_jax.resolution import Sizes, resolve
+from vit_jax.resolution import resolve
+from vit_jax.tasks.classification import Classification
 
 
 def resolved(examples=1000, devices=1, **changes):
     """(config, what is said); keys of `changes` have __ for the dot."""
-    return resolve(tree(**changes), Sizes(examples, 10, 3, devices))
+    return resolve(tree(**changes), Facts(examples, 10, 3), devices, Classification.outputs)
 
 
 def tree(**changes):

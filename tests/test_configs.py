@@ -8,7 +8,8 @@ import vit_jax
 from vit_jax import recipe
 from vit_jax.config import flat
 from vit_jax.errors import UserError
-from vit_jax.training.setup import set_up
+from vit_jax.training.resolve import known
+from vit_jax.training.run import run_of
 
 SIZES = ["ti16", "s16", "s32", "b16", "b32", "l16", "l32", "h14", "g14", "G14"]
 PATCH_14 = ["h14", "g14", "G14"]
@@ -42,7 +43,7 @@ def resolved(spec, **overrides):
     """The resolved config of a recipe on the tests' eight devices, as a flat dict."""
     c = recipe.load(spec)
     named = recipe.override(c, {key.replace("__", "."): v for key, v in overrides.items()})
-    return flat(set_up(c, named, open_data=False).config)
+    return flat(run_of(c, named, data=known).config)
 
 
 # -- every argument -----------------------------------------------------------------------

@@ -12,7 +12,7 @@ from made_images import encoded, folder_of_images, smooth
 
 import vit_jax
 from vit_jax import recipe
-from vit_jax.training.setup import set_up
+from vit_jax.training.run import run_of
 
 TINY = {"model.name": "vit_mu_patch16_224", "model.image_size": "32", "model.dtype": "float32"}
 CLASSES_21K = 21_843
@@ -60,7 +60,7 @@ def config(spec, source=None, **changes):
 
 def one_step(c, devices):
     """(run, state before, state after, metrics) of the first step, from random parameters."""
-    run = set_up(c, devices=jax.devices()[:devices])
+    run = run_of(c, devices=jax.devices()[:devices])
     rng = np.random.default_rng(0)
     state = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), run.abstract_state)
     state["params"] = jax.tree.map(

@@ -2,12 +2,13 @@
 keys that nothing would read are refused. `resolution.py` turns it into final numbers.
 """
 
+import copy
 import hashlib
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from ml_collections import ConfigDict
+from ml_collections import ConfigDict, FrozenConfigDict
 from ml_collections.config_dict import placeholder
 
 from vit_jax.errors import UserError, nearest
@@ -16,6 +17,7 @@ from vit_jax.errors import UserError, nearest
 def base() -> ConfigDict:  # noqa: PLR0915
     """All keys with their defaults. A key without a value takes what its comment says."""
     c = ConfigDict()
+    c.task = "classification"  # or one of your own, my_package.my_module:MyTask
     c.seed = 0  # of parameters, order of examples, augmentation, dropout
     c.batch_size = 128  # examples a step, over all devices
     c.microbatch = placeholder(object)  # examples a pass; fewer than batch_size accumulates | auto
@@ -180,6 +182,10 @@ FREE_ON_RESUME = (
 )  # fmt: skip
 
 
+# Keys that came after runs had been written without them: what such a run means by their absence.
+LATER = {"task": "classification"}
+
+
 def leaves(config: ConfigDict, prefix: str = "") -> Iterator[tuple[str, Any]]:
     """(dotted key, value) of every leaf, in the order of the tree."""
     for key in config:
@@ -191,6 +197,13 @@ def leaves(config: ConfigDict, prefix: str = "") -> Iterator[tuple[str, Any]]:
                 yield from leaves(value, f"{prefix}{key}.")
         else:
             yield prefix + key, value
+
+
+def changed(config: ConfigDict, values: Mapping[str, Any]) -> FrozenConfigDict:
+    """A config with other values of some dotted keys."""
+    c = copy.deepcopy(ConfigDict(config)).unlock()
+    c.update_from_flattened_dict(dict(values))
+    return FrozenConfigDict(c)
 
 
 def keys() -> list[str]:
@@ -236,6 +249,7 @@ def check_read(config: ConfigDict, user_keys: set[str]) -> None:
 
 def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
     """`key: old -> new` for every resolved key that decides a run's numbers and differs."""
+    old, new = LATER | old, LATER | new
     return [
         f"{key}: {old.get(key)!r} -> {new.get(key)!r}"
         for key in sorted(old.keys() | new.keys())
@@ -249,5 +263,6 @@ def flat(config: ConfigDict) -> dict[str, Any]:
 
 
 def config_hash(config: dict[str, Any]) -> str:
-    """A short hash of a flat config's keys and values."""
+    """A short hash of a flat config's keys and values, the same as before a key of `LATER` was."""
+    config = {key: v for key, v in config.items() if key not in LATER or v != LATER[key]}
     return hashlib.sha1(json.dumps(config, sort_keys=True).encode()).hexdigest()[:12]

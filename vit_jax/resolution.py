@@ -3,10 +3,10 @@ paths from the root.
 """
 
 import copy
-import dataclasses
 import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ml_collections import ConfigDict
 
@@ -23,25 +23,24 @@ from vit_jax.config import (
 from vit_jax.errors import UserError
 from vit_jax.ranges import AUTO, at_least_one, check_ranges, divides, mesh_sizes, microbatches
 
-
-@dataclasses.dataclass(frozen=True)
-class Sizes:
-    """What the data and the machine decide."""
-
-    train_examples: int
-    num_classes: int
-    channels: int
-    devices: int = 1
+if TYPE_CHECKING:  # launchers import this module, and know no data
+    from vit_jax.data.source import Facts
 
 
 def resolve(
-    config: ConfigDict, sizes: Sizes, named: Iterable[str] = ()
+    config: ConfigDict,
+    data: "Facts",
+    devices: int,
+    outputs: Callable[[ConfigDict, "Facts"], int],
+    named: Iterable[str] = (),
 ) -> tuple[ConfigDict, list[str]]:
-    """The config with every number final, and what has to be said about it aloud.
+    """A copy of the config with every number final, and what has to be said about it aloud.
 
     Args:
       config: a tree made from `base()`.
-      sizes: of the data sets and the machine.
+      data: the number of examples, channels and classes of the training data.
+      devices: how many there are.
+      outputs: the task's width of the model's head.
       named: keys that the user gave explicitly, for the check of unread ones.
 
     Raises:
@@ -62,21 +61,21 @@ def resolve(
     for key in of_evaluation if not config.data.eval.split else ():
         if dict(leaves(config))[key]:
             raise UserError(f"{key} is set, but data.eval.split is empty: there is no evaluation")
-    c = copy.deepcopy(config).unlock()
+    c = copy.deepcopy(ConfigDict(config)).unlock()
     said: list[str] = []
     check_ranges(c)
-    total = _steps(c, "total", sizes)
+    total = _steps(c, "total", data)
     if total is None:
         options = ", ".join(DURATIONS["total"])
         raise UserError(f"the run has no length: set one of {options}")
     c.total_steps = total
-    c.schedule.warmup_steps = _steps(c, "warm-up", sizes) or 0
+    c.schedule.warmup_steps = _steps(c, "warm-up", data) or 0
     if c.schedule.warmup_steps > total:
         said.append(
             f"warm-up of {c.schedule.warmup_steps} steps is longer than the run: shortened to "
             f"{total} steps"
         )
-    c.eval_every_steps = _steps(c, "evaluation", sizes) or total
+    c.eval_every_steps = _steps(c, "evaluation", data) or total
     said += _scale_rate(c)
     for names in DURATIONS.values():
         for key in names[1:]:
@@ -85,7 +84,7 @@ def resolve(
         c.checkpoint.every_steps = max(1, total // 10)
     at_least_one(c, "checkpoint.every_steps")
 
-    c.mesh.data, c.mesh.fsdp, c.mesh.tensor = mesh_sizes(c.mesh, sizes.devices)
+    c.mesh.data, c.mesh.fsdp, c.mesh.tensor = mesh_sizes(c.mesh, devices)
     rows = c.mesh.data * c.mesh.fsdp
     c.eval_batch_size = c.eval_batch_size or -(-c.batch_size // rows) * rows
     # What `auto` is, the compiled step decides (training/memory.py); the whole batch until then.
@@ -98,24 +97,18 @@ def resolve(
             f"microbatch {c.microbatch} does not divide batch_size {c.batch_size} into multiples "
             f"of mesh.data x mesh.fsdp = {rows}; {', '.join(map(str, fitting[-8:]))} would work"
         )
-    if sizes.train_examples < 1:
+    if data.num_examples < 1:
         raise UserError(f"data.train {c.data.train.source} has no examples")
 
-    if c.model.num_classes is None:
-        c.model.num_classes = sizes.num_classes
-    elif c.model.num_classes < sizes.num_classes:
-        raise UserError(
-            f"model.num_classes is {c.model.num_classes}, but {c.data.train.source} has "
-            f"{sizes.num_classes} classes: leave the key out, or raise it"
-        )
-    c.model.channels = c.model.channels or sizes.channels
-    if c.batch_size > sizes.train_examples:
+    c.model.num_classes = outputs(c, data)
+    c.model.channels = c.model.channels or data.channels
+    if c.batch_size > data.num_examples:
         said.append(
-            f"batch_size {c.batch_size} is more than the {sizes.train_examples} training examples: "
+            f"batch_size {c.batch_size} is more than the {data.num_examples} training examples: "
             "a batch holds some of them twice"
         )
     _absolute_paths(c)
-    return c.lock(), said
+    return c, said
 
 
 def _scale_rate(c: ConfigDict) -> list[str]:
@@ -130,7 +123,7 @@ def _scale_rate(c: ConfigDict) -> list[str]:
     ]
 
 
-def _steps(c: ConfigDict, duration: str, sizes: Sizes) -> int | None:
+def _steps(c: ConfigDict, duration: str, data: "Facts") -> int | None:
     """A duration in steps, whatever its unit; None where it is not given."""
     given = {key: value for key, value in leaves(c) if key in DURATIONS[duration] and value}
     if len(given) > 1:
@@ -140,7 +133,7 @@ def _steps(c: ConfigDict, duration: str, sizes: Sizes) -> int | None:
             raise UserError(f"{key} must be positive, not {value}")
         if key.endswith("steps"):
             return int(value)
-        examples = value * sizes.train_examples if key.endswith("epochs") else value
+        examples = value * data.num_examples if key.endswith("epochs") else value
         return max(1, round(examples / c.batch_size))
     return None
 

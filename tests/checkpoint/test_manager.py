@@ -15,7 +15,8 @@ from vit_jax.checkpoint import manager
 from vit_jax.checkpoint.manager import Checkpoints
 from vit_jax.checkpoint.tree import flatten, stack, unstack
 from vit_jax.errors import UserError
-from vit_jax.training.setup import first_state, set_up
+from vit_jax.training.run import run_of
+from vit_jax.training.start import first_state
 
 DEVICES = jax.devices()
 SMALL = {"mesh__min_shard_size": 64, "mesh__data": 1, "mesh__fsdp": -1}
@@ -33,7 +34,7 @@ def written_on_eight(tmp_path_factory):
 
 
 def restored(workdir, devices, **changes):
-    run = set_up(tiny_config(**SMALL | changes), devices=DEVICES[:devices])
+    run = run_of(tiny_config(**SMALL | changes), devices=DEVICES[:devices])
     return first_state(run, workdir).state
 
 

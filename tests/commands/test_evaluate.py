@@ -15,7 +15,7 @@ from tests.digits_run import rows, tiny_config
 from vit_jax import cli
 from vit_jax.models.data_config import DataConfig
 from vit_jax.training.evaluation import measure
-from vit_jax.training.setup import set_up
+from vit_jax.training.run import run_of
 
 ONE = jax.devices()[:1]
 
@@ -49,7 +49,7 @@ def test_metrics_do_not_depend_on_batch_size_or_devices(batch_size):
     reference = None
     for devices in (1, 8):
         config = tiny_config(eval_batch_size=batch_size)
-        run = set_up(config, devices=jax.devices()[:devices])
+        run = run_of(config, devices=jax.devices()[:devices])
         params = run.init_state()["params"]
         head = np.random.default_rng(0).normal(size=params["head"]["kernel"].shape)
         params["head"]["kernel"] = jax.device_put(head.astype(np.float32))
@@ -77,7 +77,7 @@ def measure_by_hand(run, params):
 
 
 def test_constant_logits_score_no_accuracy():
-    run = set_up(tiny_config(), devices=ONE)
+    run = run_of(tiny_config(), devices=ONE)
     assert measure(run, run.init_state()["params"], print)["accuracy"] == 0.0
 
 
@@ -109,7 +109,7 @@ def test_doctor_names_versions_and_devices(capsys):
 
 
 def test_logits_that_are_not_numbers_score_nothing():
-    run = set_up(tiny_config(), devices=ONE)
+    run = run_of(tiny_config(), devices=ONE)
     params = run.init_state()["params"]
     params["head"]["kernel"] = params["head"]["kernel"].at[:, 3].set(jnp.nan)
     found = measure(run, params, print)

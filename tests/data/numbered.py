@@ -5,6 +5,7 @@ from made_images import smooth
 
 from vit_jax.data import ops, pipeline
 from vit_jax.data.memory import Arrays
+from vit_jax.tasks.classification import Labels
 
 SHAPE = (8, 8, 3)
 EXAMPLES = 37  # a prime, which no batch divides
@@ -21,11 +22,12 @@ def training(source=None, *, text="decode|shift(1)|rotate(20)", seed=0, batch_si
              seen=0, steps=5, threads=1, workers=0, shape=SHAPE):  # fmt: skip
     """The batches of a run's next steps, as a list."""
     rows = np.arange(batch_size) if rows is None else rows
+    source = numbered() if source is None else source
     return list(
         pipeline.train_batches(
-            numbered() if source is None else source, ops.parse(text, shape[:2], imports=True),
-            shape, seed=seed, batch_size=batch_size, rows=rows, examples_seen=seen, steps=steps,
-            threads=threads, workers=workers,
+            source, ops.parse(text, shape[:2], imports=True), shape, labels_of(source), seed=seed,
+            batch_size=batch_size, rows=rows, examples_seen=seen, steps=steps, threads=threads,
+            workers=workers,
         )
     )  # fmt: skip
 
@@ -33,12 +35,18 @@ def training(source=None, *, text="decode|shift(1)|rotate(20)", seed=0, batch_si
 def evaluation(source=None, *, text="decode", batch_size=8, rows=None, threads=1):
     """The batches of one evaluation, as a list."""
     rows = np.arange(batch_size) if rows is None else rows
+    source = numbered() if source is None else source
     return list(
         pipeline.eval_batches(
-            numbered() if source is None else source, ops.parse(text, SHAPE[:2]), SHAPE,
+            source, ops.parse(text, SHAPE[:2]), SHAPE, labels_of(source),
             batch_size=batch_size, rows=rows, threads=threads,
         )
     )  # fmt: skip
+
+
+def labels_of(source):
+    """What a classifier keeps of a source's examples."""
+    return Labels(source.max_labels, len(source.classes))
 
 
 def joined(batches, name="id"):

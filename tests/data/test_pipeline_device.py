@@ -9,7 +9,7 @@ import jax
 import numpy as np
 import pytest
 from jax.sharding import NamedSharding
-from numbered import SHAPE, numbered, training
+from numbered import SHAPE, labels_of, numbered, training
 
 from vit_jax.data import ops, pipeline
 from vit_jax.errors import Stopped
@@ -20,7 +20,7 @@ from vit_jax.parallel.sharding import BATCH
 def on_device(steps=5, *, sizes=(8, 1, 1), prefetch=2, text="decode|rotate(20)", workers=0):
     sharding = NamedSharding(make_mesh(sizes), BATCH)
     dataset = pipeline.train_batches(
-        numbered(), ops.parse(text, SHAPE[:2]), SHAPE, seed=0, batch_size=8,
+        numbered(), ops.parse(text, SHAPE[:2]), SHAPE, labels_of(numbered()), seed=0, batch_size=8,
         rows=pipeline.rows_of_process(sharding, 8), examples_seen=0, steps=steps, threads=2,
         workers=workers,
     )  # fmt: skip

@@ -12,6 +12,7 @@ import contextlib, sys
 import numpy as np
 from vit_jax.data import ops, pipeline
 from vit_jax.data.sources import open_source
+from vit_jax.tasks.classification import Labels
 
 def resident():
     lines = open("/proc/self/status").read().splitlines()
@@ -22,8 +23,8 @@ if __name__ == "__main__":
     source = open_source(f"folder:{sys.argv[1]}", "train")
     text = ops.parse("decode|inception_crop|flip_lr|randaug(2,15)", shape[:2])
     batches = pipeline.train_batches(
-        source, text, shape, seed=0, batch_size=16, rows=np.arange(16), examples_seen=0,
-        steps=4 * len(source) // 16, threads=2, workers=int(sys.argv[2]),
+        source, text, shape, Labels(1, 1), seed=0, batch_size=16, rows=np.arange(16),
+        examples_seen=0, steps=4 * len(source) // 16, threads=2, workers=int(sys.argv[2]),
     )
     with contextlib.closing(batches):
         for step, _ in enumerate(batches, 1):

@@ -16,7 +16,7 @@ from vit_jax.checkpoint import manager
 from vit_jax.errors import UserError
 from vit_jax.evaluators.named import parse
 from vit_jax.training.evaluation import measure, measured
-from vit_jax.training.setup import set_up
+from vit_jax.training.run import run_of
 
 ONE = jax.devices()[:1]
 
@@ -83,7 +83,7 @@ def test_without_a_moving_average_there_is_none_to_measure(tmp_path, capsys):
 def test_the_average_is_named_as_weights(trained, tmp_path):
     workdir, config, result = trained
     model, params, _ = vit_jax.load_pretrained(workdir / "ema", say=None)
-    run = set_up(config, devices=ONE)
+    run = run_of(config, devices=ONE)
     assert model.config == run.model.config
     loss = measure(run, params, print)["loss"]
     assert loss == pytest.approx(result["eval/val_ema/loss"], rel=1e-5)
@@ -119,7 +119,7 @@ def test_schedule_free_training_is_measured_at_its_average(tmp_path, capsys):
     assert cli.main(["evaluate", f"--workdir={tmp_path}", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)["loss"]
     assert found == pytest.approx(result["eval/val/loss"], rel=1e-5)
-    run = set_up(config, devices=ONE)
+    run = run_of(config, devices=ONE)
     state = manager.restore(manager.find(tmp_path), run.abstract_state, run.shardings)
     plain = dict(measured(run, run.evaluators, state, print))["val"]["loss"]
     assert plain == pytest.approx(found, rel=1e-5)

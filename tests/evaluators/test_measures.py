@@ -10,7 +10,7 @@ from tests.digits_run import tiny_config
 from vit_jax.evaluators import classification, frozen
 from vit_jax.evaluators.named import first_of_each
 from vit_jax.training.evaluation import measure
-from vit_jax.training.setup import set_up
+from vit_jax.training.run import run_of
 
 RNG = np.random.default_rng(0)
 
@@ -35,7 +35,7 @@ def test_1003_images_have_the_same_metrics_at_every_batch_size_and_number_of_dev
                 eval_batch_size=batch_size, data__train__pipeline="decode", model__channels=1,
                 data__train__source="synthetic:examples=1003,classes=10,size=8,channels=1",
             )  # fmt: skip
-            run = set_up(config, devices=jax.devices()[:devices])
+            run = run_of(config, devices=jax.devices()[:devices])
             params = run.init_state()["params"]
             head = np.random.default_rng(1).normal(size=params["head"]["kernel"].shape)
             params["head"]["kernel"] = jax.device_put(head.astype(np.float32))

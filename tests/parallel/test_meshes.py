@@ -7,7 +7,8 @@ import pytest
 from tests.digits_run import tiny_config
 from vit_jax.config import base
 from vit_jax.planning import hlo
-from vit_jax.training.setup import set_up
+from vit_jax.training.resolve import known
+from vit_jax.training.run import run_of
 
 DEVICES = 8
 
@@ -18,7 +19,7 @@ def losses(steps, mesh, devices, **changes):
         mesh__data=data, mesh__fsdp=fsdp, mesh__tensor=tensor, mesh__min_shard_size=64,
         batch_size=32, microbatch=16, **changes,
     )  # fmt: skip
-    run = set_up(config, devices=jax.devices()[:devices])
+    run = run_of(config, devices=jax.devices()[:devices])
     step, state = run.compile_train_step(), run.init_state()
     batches = run.train_batches(0, steps)
     found = []
@@ -57,7 +58,7 @@ def s16(fsdp):
     c.model.scan = True
     c.data.train.source = "synthetic:size=224,classes=1000"
     c.mesh.data, c.mesh.fsdp = DEVICES // fsdp, fsdp
-    return set_up(c, open_data=False)
+    return run_of(c, data=known)
 
 
 def test_fsdp_step_gathers_weights_and_holds_a_sixth_of_the_arguments_at_most():
@@ -77,7 +78,7 @@ def test_fsdp_step_gathers_weights_and_holds_a_sixth_of_the_arguments_at_most():
 @pytest.mark.parametrize("fsdp", [2, 4, 8])
 def test_the_state_that_a_device_holds_falls_as_one_over_fsdp(fsdp):
     config = tiny_config(mesh__data=8 // fsdp, mesh__fsdp=fsdp, mesh__min_shard_size=64)
-    state = set_up(config).init_state()
+    state = run_of(config).init_state()
     leaves = [leaf for part in ("params", "opt") for leaf in jax.tree.leaves(state[part])]
     held = sum(leaf.addressable_shards[0].data.nbytes for leaf in leaves)
     kernels = sum(leaf.nbytes for leaf in leaves if leaf.ndim > 1)

@@ -15,7 +15,8 @@ import peer_sides
 
 from vit_jax.benching import steps
 from vit_jax.config import base
-from vit_jax.training.setup import set_up
+from vit_jax.training.resolve import known
+from vit_jax.training.run import run_of
 
 BATCH = 4
 
@@ -28,7 +29,7 @@ def run():
         "hidden_size": 32, "num_layers": 2, "num_heads": 2, "mlp_dim": 64, "image_size": 32,
     })  # fmt: skip
     c.data.train.source, c.data.eval.split = "synthetic:examples=8,classes=5,size=32", ""
-    return set_up(c, devices=1, open_data=False)
+    return run_of(c, devices=1, data=known)
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ from jax.sharding import PartitionSpec as P
 
 from tests.digits_run import tiny_config
 from vit_jax.planning import hlo
-from vit_jax.training.setup import set_up
+from vit_jax.training.run import run_of
 
 ONE = {"data": 1}
 SMALL = {"batch_size": 32, "model__num_layers": 3, "mesh__min_shard_size": 1}
@@ -122,7 +122,7 @@ def test_an_array_that_is_sliced_or_updated_in_a_loop_moves_its_part_alone():
 ])  # fmt: skip
 def test_a_whole_step_has_six_flops_for_each_multiply_accumulate(changes):
     config = tiny_config(**SMALL | changes)
-    run = set_up(config)
+    run = run_of(config)
     found = hlo.costs(run.compiled_step.as_text(), run.mesh.shape)
     whole = found.flops * run.mesh.size
     assert whole == pytest.approx(6 * run.model.macs * 32, rel=0.05)

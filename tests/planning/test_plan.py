@@ -15,7 +15,8 @@ from vit_jax.planning.hlo import Collective
 from vit_jax.planning.plan import as_json, by_formula, make_plan
 from vit_jax.planning.roofline import seconds
 from vit_jax.planning.search import search
-from vit_jax.training.setup import set_up
+from vit_jax.training.resolve import known
+from vit_jax.training.run import run_of
 
 H14 = "pretrain.py:h14,imagenet21k"
 
@@ -61,7 +62,7 @@ def test_activations_kept_grow_with_the_microbatch_and_shrink_with_rematerialisa
 
     def saved(remat, microbatch):
         config = tiny_config(batch_size=64, microbatch=microbatch, model__remat=remat)
-        return by_formula(set_up(config, devices=8, open_data=False), target).memory.saved
+        return by_formula(run_of(config, devices=8, data=known), target).memory.saved
 
     assert saved("none", 64) == 2 * saved("none", 32)
     assert saved("full", 64) < saved("dots", 64) < saved("none", 64)
@@ -73,7 +74,7 @@ def test_by_formula_rematerialisation_saves_memory_and_costs_time():
     plans = {}
     for remat in ("none", "dots", "full"):
         config = tiny_config(batch_size=64, model__remat=remat)
-        plans[remat] = by_formula(set_up(config, devices=8, open_data=False), target)
+        plans[remat] = by_formula(run_of(config, devices=8, data=known), target)
     saved = [plan.memory.saved for plan in plans.values()]
     assert saved == sorted(saved, reverse=True)
     moved = [plan.costs.bytes for plan in plans.values()]
@@ -86,14 +87,14 @@ def test_a_tensor_axis_splits_what_is_kept_but_for_the_residual_path():
     saved = {}
     for tensor in (1, 2):
         config = tiny_config(batch_size=64, mesh__tensor=tensor)
-        saved[tensor] = by_formula(set_up(config, devices=8, open_data=False), target).memory.saved
+        saved[tensor] = by_formula(run_of(config, devices=8, data=known), target).memory.saved
     assert saved[1] < saved[2] < 2 * saved[1]  # half as many rows, twice as many each
 
 
 def test_an_h100_multiplies_float32_at_half_the_rate():
     peak = {
         dtype: by_formula(
-            set_up(tiny_config(model__dtype=dtype), devices=1, open_data=False),
+            run_of(tiny_config(model__dtype=dtype), devices=1, data=known),
             topologies.find("gpu:h100x1"),
         ).roofline.compute_s
         for dtype in ("float32", "bfloat16")

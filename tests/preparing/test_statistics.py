@@ -15,7 +15,7 @@ from vit_jax.errors import UserError
 from vit_jax.preparing.check import check
 from vit_jax.preparing.check import lines as of_check
 from vit_jax.preparing.statistics import Tally, lines
-from vit_jax.training.setup import set_up
+from vit_jax.training.run import run_of
 
 RNG = np.random.default_rng(0)
 IMAGES = [RNG.gamma(2, scale, (n + 9, 11, 3)) * [1, 1.5, 2] for n, scale in enumerate([90, 200])]
@@ -132,7 +132,7 @@ def config_on(source, train="decode", evaluation="decode"):
 
 
 def warned(config):
-    return [line for line in set_up(config).said if line.startswith("warning")]
+    return [line for line in run_of(config).said if line.startswith("warning")]
 
 
 def test_a_run_warns_where_decoding_keeps_little_of_the_values(dim):
@@ -156,7 +156,7 @@ def test_a_run_warns_where_decoding_keeps_little_of_the_values(dim):
 )
 def test_ranges_that_do_not_fit_are_refused_before_a_run_starts(dim, train, evaluation, says):
     with pytest.raises(UserError, match="decode") as error:
-        set_up(config_on(dim, train, evaluation))
+        run_of(config_on(dim, train, evaluation))
     assert says in str(error.value)
 
 
@@ -165,7 +165,7 @@ def test_floats_without_a_range_are_refused_before_a_run_starts(tmp_path):
         (tmp_path / f"p/{split}/a").mkdir(parents=True)
         np.save(tmp_path / f"p/{split}/a/1.npy", RNG.random((8, 8)))
     with pytest.raises(UserError, match=r"1\.npy: its pixels are floats .*decode\(low, high\)"):
-        set_up(config_on(f"folder:{tmp_path}/p"))
+        run_of(config_on(f"folder:{tmp_path}/p"))
     assert warned(config_on(f"folder:{tmp_path}/p", "decode(0, 1)", "decode(0, 1)")) == []
 
 
@@ -178,10 +178,10 @@ def test_a_mean_or_std_that_makes_no_numbers_is_refused_by_its_key(key, value):
     with config.unlocked():
         config.data[key] = value
     with pytest.raises(UserError, match=f"data.{key} is a"):
-        set_up(config)
+        run_of(config)
 
 
 def test_the_range_of_a_runs_evaluation_is_what_its_weights_are_shown_with(dim):
-    model = set_up(config_on(dim, "decode(0, 300)", "decode(0, 300)")).model
+    model = run_of(config_on(dim, "decode(0, 300)", "decode(0, 300)")).model
     assert model.data_config.pipeline((8, 8)).startswith("decode(0, 300)|")
     assert decode(np.full((2, 2, 1), 300, np.uint16), 1, Levels.between(0, 300)).max() == 255

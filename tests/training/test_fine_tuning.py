@@ -15,7 +15,8 @@ from vit_jax.errors import UserError
 from vit_jax.models.data_config import DataConfig
 from vit_jax.models.position import resize_grid
 from vit_jax.pretrained.weights import open_weights
-from vit_jax.training.setup import first_state, open_origin, set_up
+from vit_jax.training.run import run_of
+from vit_jax.training.start import first_state, open_origin
 
 ONE = jax.devices()[:1]
 
@@ -25,12 +26,12 @@ def pretrained(tmp_path_factory):
     workdir = tmp_path_factory.mktemp("pretrained")
     config = tiny_config(model__pre_logits=True, total_steps=5)
     vit_jax.train(config, workdir, devices=ONE, quiet=True)
-    return workdir, first_state(set_up(config, devices=ONE), workdir).state["params"]
+    return workdir, first_state(run_of(config, devices=ONE), workdir).state["params"]
 
 
 def start(tmp_path, pretrained, **changes):
     config = tiny_config(init=str(pretrained), **changes)
-    run = set_up(config, devices=ONE)
+    run = run_of(config, devices=ONE)
     return run, first_state(run, tmp_path)
 
 
@@ -62,7 +63,7 @@ def test_another_head_and_resolution_take_over_the_encoder(pretrained, tmp_path)
 
 
 def test_other_classes_of_the_same_number_take_a_fresh_head(pretrained, tmp_path):
-    run = set_up(tiny_config(init=str(pretrained[0]), model__pre_logits=True), devices=ONE)
+    run = run_of(tiny_config(init=str(pretrained[0]), model__pre_logits=True), devices=ONE)
     same = first_state(run, tmp_path)
     assert np.any(same.state["params"]["head"]["kernel"])
     others = dataclasses.replace(run, classes=[f"other {i}" for i in range(10)])
@@ -73,7 +74,7 @@ def test_other_classes_of_the_same_number_take_a_fresh_head(pretrained, tmp_path
 
 def test_the_same_classes_in_another_order_take_the_head_over_in_theirs(pretrained, tmp_path):
     workdir, old = pretrained
-    run = set_up(tiny_config(init=str(workdir), model__pre_logits=True), devices=ONE)
+    run = run_of(tiny_config(init=str(workdir), model__pre_logits=True), devices=ONE)
     turned = dataclasses.replace(run, classes=[*run.classes[3:], *run.classes[:3]])
     begun = first_state(turned, tmp_path)
     columns = np.roll(np.arange(10), -3)
@@ -106,7 +107,7 @@ def test_registers_that_the_checkpoint_lacks_are_refused(pretrained, tmp_path):
 
 def test_resume_takes_the_whole_state_of_another_work_folder(pretrained, tmp_path):
     config = tiny_config(model__pre_logits=True, resume=str(pretrained[0]))
-    run = set_up(config, devices=ONE)
+    run = run_of(config, devices=ONE)
     begun = first_state(run, tmp_path)
     assert begun.step == 5
     assert begun.examples_seen == 5 * 32
@@ -138,7 +139,7 @@ def tune(path, workdir, devices=ONE, **changes):
 def test_the_arithmetic_and_the_value_range_of_the_weights_come_with_them(foreign, tmp_path):
     path, params = foreign
     config = tiny_config(init=str(path), data__train__source="synthetic:size=8")
-    run = set_up(config, devices=ONE, weights=open_origin(config, tmp_path))
+    run = run_of(config, devices=ONE, weights=open_origin(config, tmp_path))
     c = run.model.config
     assert (c.gelu, c.layernorm_eps, c.posemb_resize) == ("exact", 1e-5, "huggingface")
     assert c.dropout == 0.1  # the run's own
@@ -158,7 +159,7 @@ def test_a_key_goes_before_the_weights_and_the_table_warns_of_it(foreign, tmp_pa
     config = tiny_config(
         init=str(foreign[0]), data__train__source="synthetic:size=8", model__gelu="tanh"
     )
-    run = set_up(config, devices=ONE, weights=open_origin(config, tmp_path))
+    run = run_of(config, devices=ONE, weights=open_origin(config, tmp_path))
     assert run.model.config.gelu == "tanh"
     said = "\n".join(first_state(run, tmp_path).said)
     assert "warning: gelu is 'tanh', the weights were trained with 'exact'" in said
@@ -177,7 +178,7 @@ def test_a_normalisation_that_no_file_states_is_said_unless_the_run_states_it(fo
             init=str(path), data__train__source="synthetic:size=8", model__num_heads=2, **changes
         )
         weights = open_weights(path, num_heads=2)
-        run = set_up(config, devices=ONE, weights=weights)
+        run = run_of(config, devices=ONE, weights=weights)
         said = "\n".join(run.said)
         assert ("does not say how images were shown" in said) == bool(guessed)
         assert guessed in said
@@ -206,7 +207,7 @@ def test_a_wrong_value_range_is_refused(tmp_path):
         config = tiny_config(data__train__source="synthetic:size=8")
         config.data.mean, config.data.std = mean, std
         with pytest.raises(UserError, match=says):
-            set_up(config, devices=ONE)
+            run_of(config, devices=ONE)
 
 
 def test_a_run_goes_on_when_its_init_is_gone_also_where_a_tilde_names_its_work_folder(

@@ -18,7 +18,8 @@ from vit_jax.parallel.watchdog import Watchdog
 from vit_jax.training.goodput import PARTS, Ledger
 from vit_jax.training.loop import fit
 from vit_jax.training.progress import Progress
-from vit_jax.training.setup import first_state, set_up
+from vit_jax.training.run import run_of
+from vit_jax.training.start import first_state
 
 ONE = jax.devices()[:1]
 
@@ -102,7 +103,7 @@ def config(**changes):
 @pytest.fixture(scope="module")
 def slow():
     """A run of slow steps, and its compiled step."""
-    run = set_up(config(data__eval__split=""), devices=ONE)
+    run = run_of(config(data__eval__split=""), devices=ONE)
     return run, run.compile_train_step()
 
 
@@ -149,7 +150,7 @@ def test_a_source_that_sleeps_less_than_a_step_takes_is_not_waited_for(slow, tmp
 
 
 def test_a_slow_evaluator_is_evaluation_and_the_steps_before_it_are_not(slow, tmp_path):
-    run, (_, step) = set_up(config(), devices=ONE), slow
+    run, (_, step) = run_of(config(), devices=ONE), slow
     spent(run, step, tmp_path / "compiles")
     run.evaluators[0] = dataclasses.replace(
         run.evaluators[0], evaluator=SleepingEvaluator(name="val", seconds=1.0)

@@ -14,14 +14,14 @@ from vit_jax.data.sources import open_source
 from vit_jax.errors import UserError
 from vit_jax.models import create_model
 from vit_jax.training.groups import counts, frozen_mask, layer_scales
-from vit_jax.training.setup import set_up
+from vit_jax.training.run import run_of
 
 ONE = jax.devices()[:1]
 
 
 def states(count=3, devices=1, **changes):
     """The states before and after each of some steps of the digits."""
-    run = set_up(tiny_config(**changes), devices=jax.devices()[:devices])
+    run = run_of(tiny_config(**changes), devices=jax.devices()[:devices])
     step, state = run.compile_train_step(), run.init_state()
     found = [jax.device_get(state)]
     batches = run.train_batches(0, count)
@@ -94,7 +94,7 @@ def test_stacked_layers_freeze_together_or_not_at_all():
 )
 def test_a_pattern_that_cannot_be_meant_is_refused(pattern, says):
     with pytest.raises(UserError, match=says):
-        set_up(tiny_config(optimizer__freeze=pattern), devices=ONE)
+        run_of(tiny_config(optimizer__freeze=pattern), devices=ONE)
 
 
 @pytest.mark.parametrize("scan", [False, True])
@@ -140,7 +140,7 @@ def test_a_model_without_blocks_has_no_layer_decay():
         config.model[key] = None
     config.model.image_size = 32
     with pytest.raises(UserError, match="the model has no encoder blocks"):
-        set_up(config, devices=ONE)
+        run_of(config, devices=ONE)
 
 
 @pytest.mark.parametrize("name", ["adamw", "muon", "adafactor", "sgd", "schedule_free"])

@@ -9,7 +9,7 @@ from PIL import Image
 from tests.digits_run import rows, tiny_config, told
 from vit_jax.errors import UserError
 from vit_jax.training.loop import train
-from vit_jax.training.setup import set_up
+from vit_jax.training.run import run_of
 
 
 @pytest.fixture
@@ -43,7 +43,7 @@ def test_several_labels_train_and_are_measured_by_the_definition(several_labels,
     assert row["eval/val/examples"] == 8
     from vit_jax.checkpoint import manager
 
-    run = set_up(config)
+    run = run_of(config)
     source = manager.find(tmp_path / "run")
     params = manager.restore(
         source, run.abstract_state["params"], run.shardings["params"], part="params"
@@ -68,7 +68,7 @@ def test_several_labels_train_and_are_measured_by_the_definition(several_labels,
 
 def test_several_labels_and_softmax_do_not_go_together(several_labels):
     with pytest.raises(UserError, match=r"up to 3 labels an example, loss=softmax takes one: --"):
-        set_up(config_on(several_labels, loss__name="softmax"))
+        run_of(config_on(several_labels, loss__name="softmax"))
 
 
 def test_a_run_with_mixup_and_cutmix_continues_bit_for_bit(tmp_path):
@@ -101,7 +101,7 @@ def test_six_channels_train(tmp_path):
     (tmp_path / "t.csv").write_text("\n".join(lines))
     config = config_on(f"csv:{tmp_path}/t.csv", loss__name="softmax")
     train(config, tmp_path / "run", quiet=True)
-    assert set_up(config).model.config.channels == 6
+    assert run_of(config).model.config.channels == 6
 
 
 @pytest.mark.parametrize(
@@ -112,7 +112,7 @@ def test_a_pipelines_end_says_how_images_are_shown(end, low, high):
     config = tiny_config(
         data__train__pipeline=f"decode|shift(1)|{end}", data__eval__pipeline=f"decode|{end}"
     )
-    shown = set_up(config).model.data_config.normalise(np.array([[[[0], [255]]]], np.uint8))
+    shown = run_of(config).model.data_config.normalise(np.array([[[[0], [255]]]], np.uint8))
     np.testing.assert_allclose(np.asarray(shown).ravel(), [low, high], atol=1e-6)
 
 
@@ -130,4 +130,4 @@ def test_two_sayings_of_it_are_refused(train_end, eval_end, named, told_):
         data__train__pipeline=f"decode{train_end}", data__eval__pipeline=f"decode{eval_end}"
     )
     with pytest.raises(UserError, match=told_):
-        set_up(config, named)
+        run_of(config, named)

@@ -15,7 +15,8 @@ from vit_jax.parallel.preemption import StopSignals
 from vit_jax.parallel.watchdog import Watchdog
 from vit_jax.training.loop import fit
 from vit_jax.training.progress import Progress
-from vit_jax.training.setup import first_state, set_up
+from vit_jax.training.run import run_of
+from vit_jax.training.start import first_state
 
 ONE = jax.devices()[:1]
 
@@ -42,7 +43,7 @@ class Guarded:
 def test_no_metric_is_read_before_the_next_interval(tmp_path):
     config = tiny_config(log_every_steps=4, total_steps=12, data__eval__split="",
                          checkpoint__every_steps=100)  # fmt: skip
-    run = set_up(config, devices=ONE)
+    run = run_of(config, devices=ONE)
     compiled = run.compile_train_step()
 
     def step(state, batch):
@@ -62,7 +63,7 @@ def test_no_metric_is_read_before_the_next_interval(tmp_path):
 
 
 def test_a_non_finite_step_keeps_the_whole_state_and_is_counted():
-    run = set_up(tiny_config(mixup=0.0), devices=ONE)
+    run = run_of(tiny_config(mixup=0.0), devices=ONE)
     step, state = run.compile_train_step(), run.init_state()
     batches = run.train_batches(0, 2)
     _, batch = next(batches)

@@ -12,8 +12,8 @@ import vit_jax
 from tests.digits_run import rows, tiny_config, told
 from vit_jax.errors import UserError
 from vit_jax.resolution import with_paths
+from vit_jax.training.run import run_of
 from vit_jax.training.same_run import check_same_run
-from vit_jax.training.setup import set_up
 
 ONE = jax.devices()[:1]
 
@@ -49,7 +49,7 @@ KINDS = {
 
 
 def check(config, workdir):
-    return check_same_run(set_up(config, devices=ONE), workdir / "checkpoints" / "2")
+    return check_same_run(run_of(config, devices=ONE), workdir / "checkpoints" / "2")
 
 
 def of(source, **changes):
@@ -196,11 +196,11 @@ def make(split, names_hash=None):
 
 def test_a_source_of_ones_own_is_compared_by_its_names_hash_if_it_has_one():
     place = "tests.training.test_moved_data:make"
-    held = [set_up(of(place + rest), devices=ONE).held["data.train.source"]
+    held = [run_of(of(place + rest), devices=ONE).held["data.train.source"]
             for rest in ("", ":abc")]  # fmt: skip
     assert held == [{"examples": 12, "names": None}, {"examples": 12, "names": "abc"}]
     with pytest.raises(UserError, match="its names_hash is 3, not a text or None"):
-        set_up(of(f"{place}:number"), devices=ONE)
+        run_of(of(f"{place}:number"), devices=ONE)
 
 
 @pytest.mark.parametrize(

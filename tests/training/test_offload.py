@@ -5,7 +5,7 @@ import pytest
 
 import vit_jax
 from tests.digits_run import rows, tiny_config
-from vit_jax.training.setup import set_up
+from vit_jax.training.run import run_of
 
 KEYS = {
     "total_steps": 6, "mesh__data": 2, "mesh__fsdp": 4, "mesh__min_shard_size": 1,
@@ -25,7 +25,7 @@ def plain(tmp_path_factory):
 
 
 def test_the_state_lies_in_the_hosts_memory_before_and_after_a_step():
-    run = set_up(tiny_config(**KEYS, optimizer__offload=True))
+    run = run_of(tiny_config(**KEYS, optimizer__offload=True))
     state = run.init_state()
     _, batch = next(run.train_batches(0, 1))
     after, _ = run.compiled_step(state, batch)

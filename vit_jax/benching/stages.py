@@ -20,7 +20,7 @@ def stages(run: Run, seconds: float) -> Iterator[Row]:
     source: Any = run.train_source
     config, size = run.model.config, run.config.batch_size
     rng = np.random.default_rng(0)
-    pipeline, stages = run.train_pipeline, {"read": 0.0}
+    pipeline, stages = run.resolved.pipelines[0], {"read": 0.0}
     images, began = 0, time.perf_counter()
     while time.perf_counter() - began < seconds:
         at = time.perf_counter()

@@ -109,13 +109,8 @@ def _halved(run: Run) -> Run:
             f"not even a batch of {run.config.batch_size} fits into memory: a smaller model, "
             "--config.model.remat=full, or --config.mesh.fsdp=-1 over more devices"
         )
-    config = run.config.copy_and_resolve_references()
-    with config.unlocked():
-        config.batch_size = size
-        config.microbatch = max(
-            m for m in microbatches(size, shards) if m <= max(config.microbatch, shards)
-        )
-    return dataclasses.replace(run, config=config)
+    passes = [m for m in microbatches(size, shards) if m <= max(run.config.microbatch, shards)]
+    return run.changed({"batch_size": size, "microbatch": max(passes)})
 
 
 def _measured(

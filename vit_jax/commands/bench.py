@@ -94,10 +94,12 @@ def _set_up(options: argparse.Namespace, data: bool, devices: Any = None) -> Any
     named = recipe.override(config, options.overrides)
     config.preflight = False  # what does not fit is halved here, not refused
     from vit_jax.training.memory import fitting
-    from vit_jax.training.setup import set_up
+    from vit_jax.training.resolve import known, opened
+    from vit_jax.training.run import run_of
 
-    opened = data or bool(config.distill)  # a teacher's classes are checked against the data's
-    return fitting(set_up(config, named, devices, open_data=opened), config)
+    # A teacher's classes are checked against the data's.
+    what = opened if data or config.distill else known
+    return fitting(run_of(config, named, devices, data=what), config)[0]
 
 
 def _steps(options: argparse.Namespace) -> list[dict[str, Any]]:

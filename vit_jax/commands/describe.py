@@ -26,9 +26,10 @@ def run(options: argparse.Namespace) -> int:
     """Does it; returns the exit code."""
     config = recipe.load(options.config)
     named = recipe.override(config, options.overrides)
-    from vit_jax.training.setup import set_up
+    from vit_jax.training.resolve import known, opened
+    from vit_jax.training.run import run_of
 
-    run = set_up(config, named, open_data=bool(options.batch))
+    run = run_of(config, named, data=opened if options.batch else known)
     for section in (_recipe, _parameters, _optimizer_state, _rates):
         print("\n".join(section(run)) + "\n")
     for line in run.said:

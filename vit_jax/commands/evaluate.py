@@ -78,8 +78,8 @@ def _measured(options: argparse.Namespace, checkpoint: Path, about: dict[str, An
     from vit_jax.checkpoint import manager, steps
     from vit_jax.commands.report import write_report
     from vit_jax.training.evaluation import measure_one
-    from vit_jax.training.progress import in_words
-    from vit_jax.training.setup import set_up
+    from vit_jax.training.resolve import of_trained
+    from vit_jax.training.run import run_of
 
     with manager.readable(checkpoint):
         config = stored_config(about["config"])
@@ -95,11 +95,14 @@ def _measured(options: argparse.Namespace, checkpoint: Path, about: dict[str, An
         config.data.eval.split = options.split
     if not config.data.eval.split and not config.evaluators:
         raise UserError("the run has no evaluation split: give --split")
-    run = runtime.together(lambda: set_up(config, named, classes=about["classes"]))
+    run = runtime.together(lambda: run_of(config, named, data=of_trained(about["classes"])))
     params = _weights(run, checkpoint, stored, options.weights)
 
     def say(line: str) -> None:
         print(line, file=sys.stderr)
+
+    def told(metrics: dict[str, float], of: str = "") -> str:
+        return f"{run.task.in_words(metrics)}  ({metrics['examples']} examples{of})"
 
     result: dict[str, Any] = {"checkpoint": str(checkpoint), "step": steps.number(checkpoint.name)}
     lines, of_split = [], None
@@ -108,11 +111,11 @@ def _measured(options: argparse.Namespace, checkpoint: Path, about: dict[str, An
         if one.name == config.data.eval.split:
             result |= {"split": one.name, **found}
             of = f" of {config.data.eval.source} {one.name}"
-            lines.append(f"{checkpoint}: {in_words(found, of)}")
+            lines.append(f"{checkpoint}: {told(found, of)}")
             of_split = rows
         else:
             result |= {f"{one.name}/{key}": value for key, value in found.items()}
-            lines.append(f"{one.name}: {in_words(found)}")
+            lines.append(f"{one.name}: {told(found)}")
     if options.report and of_split is None:
         raise UserError("--report is of the evaluation split: give --split")
     if runtime.process() == 0:

@@ -44,8 +44,9 @@ def run(options: argparse.Namespace) -> int:
     runtime.stop()
     if runtime.process():
         return 0
-    accuracy = result["accuracy"]
-    reached = f"held-out accuracy {accuracy:.2%}, " if accuracy is not None else ""
+    metric, best = next(iter(result.items()))  # the task's own comes first
+    shown = f"{best:.2%}" if metric == "accuracy" and best is not None else f"{best}"
+    reached = f"held-out {metric} {shown}, " if best is not None else ""
     print(
         f"done: {reached}{result['steps']} steps in {result['train_seconds']:.1f} s of training "
         f"({result['images_per_second']:.0f} images/s); {options.workdir}/result.json"

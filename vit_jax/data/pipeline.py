@@ -6,6 +6,7 @@ continues exactly from `examples_seen`, with any number of threads, workers or p
 """
 
 import dataclasses
+import functools
 import itertools
 import multiprocessing
 import os
@@ -13,7 +14,7 @@ import signal
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, Protocol
 
 import grain
 import jax
@@ -24,7 +25,7 @@ from jax.sharding import NamedSharding
 from vit_jax.data.decode import values_of
 from vit_jax.data.levels import DamagedImage, NeedsRange, eight_bits, unused
 from vit_jax.data.ops import Pipeline
-from vit_jax.data.source import NO_LABEL, PADDING, Source
+from vit_jax.data.source import Source
 from vit_jax.data.sources import Mixture
 from vit_jax.errors import RESTART, Stopped, UserError
 
@@ -33,6 +34,17 @@ MAX_DAMAGED = 100  # in a row
 SAMPLE = 32  # images whose values are looked at before training
 PART = 8  # rows that a thread fills at a time
 POLL = 0.001  # seconds between two looks at the devices while no batch is there
+
+
+class Entries(Protocol):
+    """What a task keeps of an example beside its image (tasks/task.py)."""
+
+    @property
+    def filler(self) -> dict[str, np.ndarray]:
+        """Entry -> what stands in a row that counts for nothing, of every row's shape and dtype."""
+
+    def row(self, example: dict[str, Any], name: Callable[[], str]) -> dict[str, Any]:
+        """The entries of an example of the source, which `name` names in messages."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,6 +58,7 @@ class Prepare(grain.transforms.RandomMap):
     source: Source
     pipeline: Pipeline
     shape: tuple[int, int, int]
+    entries: Entries
     training: bool
 
     def random_map(self, element: int, rng: np.random.Generator | None) -> Batch:
@@ -68,8 +81,8 @@ class Prepare(grain.transforms.RandomMap):
                     f"{list(image.shape)}, but the model takes {list(self.shape)}"
                 )
             return {
-                "image": image, "label": self._labels(example["label"], index),
-                "id": np.int64(index), "damaged": np.int64(damaged),
+                "image": image, "id": np.int64(index), "damaged": np.int64(damaged),
+                **self.entries.row(example, functools.partial(self.source.describe, index)),
             }  # fmt: skip
         raise UserError(
             f"{MAX_DAMAGED} images in a row are damaged, from "
@@ -82,37 +95,15 @@ class Prepare(grain.transforms.RandomMap):
         except UserError as error:
             raise UserError(f"{self.source.describe(index)}: {error}") from error
 
-    def _labels(self, label: Any, index: int) -> np.ndarray | np.int32:
-        """int32 [], or [max_labels] filled up with NO_LABEL. Raises UserError for what is none."""
-        most, last = self.source.max_labels, len(self.source.classes) - 1
-        if most == 1 and isinstance(label, int) and 0 <= label <= last:
-            return np.int32(label)
-        try:
-            labels = np.atleast_1d(np.asarray(label, np.float64))  # of which NaN is in no range
-        except (TypeError, ValueError):
-            labels = np.array([np.nan])
-        whole = (labels >= 0) & (labels <= last) & (labels == np.round(labels))
-        if not whole.all() or len(labels) > most or (most == 1 and not len(labels)):
-            number = f", {most} of them at most" if len(labels) != 1 else ""
-            raise UserError(
-                f"{self.source.describe(index)} has the label {label!r}: labels are whole numbers "
-                f"from 0 to {last}{number}"
-            )
-        if most == 1:
-            return np.int32(labels[0])
-        return np.pad(labels.astype(np.int32), (0, most - len(labels)), constant_values=NO_LABEL)
-
     def map(self, element: int) -> Batch:
         """Without randomness, for evaluation."""
         return self.random_map(element, None)
 
     def filler(self) -> Batch:
         """What stands in a row that counts for nothing."""
-        labels = self.source.max_labels if self.source.max_labels > 1 else ()
-        return {
-            "image": np.zeros(self.shape, np.uint8), "label": np.full(labels, PADDING, np.int32),
-            "id": np.int64(-1), "damaged": np.int64(-1),
-        }  # fmt: skip
+        image = np.zeros(self.shape, np.uint8)
+        counts = {"id": np.int64(-1), "damaged": np.int64(-1)}
+        return {"image": image, **self.entries.filler, **counts}
 
 
 def check_depth(source: Source, pipeline: Pipeline, channels: int) -> str:
@@ -219,15 +210,15 @@ def rows_of_process(sharding: NamedSharding, batch_size: int) -> np.ndarray:
 
 
 def train_batches(
-    source: Source, pipeline: Pipeline, shape: tuple[int, int, int], *, seed: int, batch_size: int,
-    rows: np.ndarray, examples_seen: int, steps: int, threads: int, workers: int,
+    source: Source, pipeline: Pipeline, shape: tuple[int, int, int], entries: Entries, *, seed: int,
+    batch_size: int, rows: np.ndarray, examples_seen: int, steps: int, threads: int, workers: int,
 ) -> Batches:  # fmt: skip
     """Batches of the next `steps` steps of a run that has seen `examples_seen` examples.
 
     Every epoch has each example once, in an order of its own. A batch has `image` uint8
-    [rows, H, W, C], `label` int32 [rows], `id` and `damaged` int64 [rows].
+    [rows, H, W, C], `id` and `damaged` int64 [rows], and the task's entries.
     """
-    prepare = Prepare(source, pipeline, shape, training=True)
+    prepare = Prepare(source, pipeline, shape, entries, training=True)
     return Batches(
         _order(source, seed).random_map(prepare), prepare.filler(), rows, batch_size,
         steps=steps, first=examples_seen, threads=threads, workers=workers,
@@ -248,13 +239,14 @@ def _order(source: Source, seed: int) -> grain.MapDataset:
 
 
 def eval_batches(
-    source: Source, pipeline: Pipeline, shape: tuple[int, int, int], *, batch_size: int,
-    rows: np.ndarray, threads: int, workers: int = 0,
+    source: Source, pipeline: Pipeline, shape: tuple[int, int, int], entries: Entries, *,
+    batch_size: int, rows: np.ndarray, threads: int, workers: int = 0,
 ) -> Batches:  # fmt: skip
-    """Batches that hold every example once, in order; the last one is padded with label -1."""
+    """Batches that hold every example once, in order; the last one is filled up with rows
+    of id -1."""
     if pipeline.random:
         raise UserError(f"data.eval.pipeline {pipeline.text!r} is random: evaluation is not")
-    prepare = Prepare(source, pipeline, shape, training=False)
+    prepare = Prepare(source, pipeline, shape, entries, training=False)
     return Batches(
         grain.MapDataset.range(len(source)).map(prepare.map), prepare.filler(), rows, batch_size,
         steps=-(-len(source) // batch_size), limit=len(source), threads=threads, workers=workers,

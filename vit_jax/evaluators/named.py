@@ -13,6 +13,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from vit_jax import calls
+from vit_jax.data.source import Source
 from vit_jax.errors import UserError
 from vit_jax.evaluators import classification, frozen
 from vit_jax.evaluators.classification import Rows
@@ -23,7 +24,10 @@ REAL_NUMBER = re.compile(r"_val_0*(\d+)")  # of a validation image of ImageNet, 
 @dataclasses.dataclass(frozen=True)
 class Evaluator:
     """What all of them take: the data (that of `data.eval`, where not given), how its images are
-    prepared, how often to measure, and a name for the metrics, `eval/NAME/METRIC`."""
+    prepared, how often to measure, and a name for the metrics, `eval/NAME/METRIC`.
+
+    Each has `measure(rows, names)`: the metrics of a split's rows; `names` are the examples', where
+    it wants them (`named`)."""
 
     source: str | None = None
     split: str | None = None
@@ -35,8 +39,8 @@ class Evaluator:
     kind: ClassVar[str]
     named: ClassVar[bool] = False  # whether it wants the examples' names
 
-    def reads(self, max_labels: int) -> str:
-        """Which compiled step it reads: that of `rows`, with their `scores`, or of `features`."""
+    def reads(self, source: Source) -> str:
+        """Which of the task's compiled steps it reads of a source's examples (`Task.judge`)."""
         return "rows"
 
     def __post_init__(self) -> None:
@@ -53,6 +57,21 @@ class Evaluator:
 
 
 @dataclasses.dataclass(frozen=True)
+class Means(Evaluator):
+    """The mean of each number that the task says of a row: a task's evaluation, where it has no
+    other."""
+
+    kind = "means"
+
+    def measure(self, rows: Rows, names: list[str]) -> dict[str, float]:
+        found = {
+            name: float(values.astype(np.float64).mean())
+            for name, values in rows.items() if name not in ("id", "index")
+        }  # fmt: skip
+        return found | {"examples": len(rows["index"])}
+
+
+@dataclasses.dataclass(frozen=True)
 class Classification(Evaluator):
     """Accuracy, top-5, per class, calibration and loss, and mean average precision of several
     labels. With `subset` the model may choose among the split's classes alone."""
@@ -60,8 +79,8 @@ class Classification(Evaluator):
     subset: bool = False
     kind = "classification"
 
-    def reads(self, max_labels: int) -> str:
-        return "scores" if self.subset or max_labels > 1 else "rows"
+    def reads(self, source: Source) -> str:
+        return "scores" if self.subset or source.max_labels > 1 else "rows"
 
     def measure(self, rows: Rows, names: list[str]) -> dict[str, float]:
         if self.subset and rows["label"].ndim == 1 and len(rows["label"]):
@@ -107,11 +126,12 @@ class Real(Evaluator):
 
 @dataclasses.dataclass(frozen=True)
 class OfFeatures(Evaluator):
-    """On the frozen representation of a data set with classes of its own."""
+    """On the frozen representation of a data set with classes of its own. It measures two splits:
+    `measure(train, test, num_classes)`."""
 
     train_split: str = "train"
 
-    def reads(self, max_labels: int) -> str:
+    def reads(self, source: Source) -> str:
         return "features"
 
     def shots(self) -> int | None:
@@ -204,14 +224,14 @@ def first_of_each(labels: np.ndarray, count: int) -> np.ndarray:
     return np.sort(order[rank < count])
 
 
-def parse(text: str | None) -> list[Evaluator]:
-    """The evaluators that a string names, joined by `|`.
+def parse(text: str | None, kinds: dict[str, type[Evaluator]] = KINDS) -> list[Evaluator]:
+    """The evaluators that a string names, joined by `|`; a task has its own `kinds`.
 
     Raises UserError: no such evaluator (with the nearest), arguments that it does not take, two of
     one name.
     """
     hint = "write them as fewshot('folder:PATH')|knn('folder:PATH', every_steps=500)"
-    asked = calls.made(text, KINDS, "evaluator", hint) if text else []
+    asked = calls.made(text, kinds, "evaluator", hint) if text else []
     found = [dataclasses.replace(one, name=one.name or one.kind) for one in asked]
     names = [str(one.name) for one in found]
     for name in names:

@@ -13,13 +13,15 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from vit_jax.config import changed
 from vit_jax.models.model import Model
 from vit_jax.parallel.sharding import BATCH
 from vit_jax.paths import in_block, path_of
 from vit_jax.planning.hlo import Collective, Costs
+from vit_jax.tasks import find_task
 from vit_jax.training.groups import trainable
 from vit_jax.training.run import Run
-from vit_jax.training.step import make_loss
+from vit_jax.training.step import entries_of, make_loss
 
 TRACED = 11  # examples of the trace: no other dimension has this size
 # How often memory moves what the backward pass would keep without rematerialisation: that is
@@ -70,21 +72,20 @@ def trace(run: Run) -> Trace:
 
 
 def _activations(run: Run, model: Model) -> Activations:
-    config = run.config.copy_and_resolve_references()
-    with config.unlocked():
-        config.mixup = config.cutmix = 0.0
-        config.distill = None
-    loss = make_loss(model, config, None, None)
+    config = changed(run.config, {"mixup": 0.0, "cutmix": 0.0, "distill": None})
+    loss = make_loss(find_task(config)(config, model, run.task.facts))
     params = run.abstract_state["params"]
     trained = jax.eval_shape(lambda p: trainable(p, config.optimizer.freeze), params)
     batch = {
-        name: jax.ShapeDtypeStruct((TRACED, *leaf.shape[1:]), leaf.dtype)
-        for name, leaf in run.abstract_batch(TRACED).items()
-        if name in ("image", "label")
+        name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)
+        for name, leaf in entries_of(run.abstract_batch(TRACED)).items()
     }
 
     def kept(trained, params, batch):
-        return jax.vjp(lambda t: loss(t, params, None, batch, jax.random.key(0)), trained)[1]
+        def total(t):
+            return loss(t, params, None, batch, jax.random.key(0))[0]
+
+        return jax.vjp(total, trained)[1]
 
     leaves = jax.tree.leaves(jax.eval_shape(kept, trained, params, batch))
     width = getattr(model.config, "hidden_size", None)

@@ -13,8 +13,8 @@ from vit_jax.planning import analytic, hlo
 from vit_jax.planning.roofline import Roofline, roofline
 from vit_jax.planning.topologies import Target
 from vit_jax.training.memory import step_bytes
-from vit_jax.training.run import Run
-from vit_jax.training.setup import set_up
+from vit_jax.training.resolve import known
+from vit_jax.training.run import Run, run_of
 
 GIB = 2**30
 
@@ -95,7 +95,7 @@ def make_plan(
     if target.shape and config.model.attention in (None, "auto"):
         with config.unlocked():
             config.model.attention = "xla"  # whatever GPU the machine has that plans for TPUs
-    run = set_up(config, named, target.devices, open_data=False)
+    run = run_of(config, named, target.devices, data=known)
     if isinstance(target.devices, int):
         return by_formula(run, target)
     return by_compiler(run, target, evaluation)
@@ -104,8 +104,8 @@ def make_plan(
 def by_formula(run: Run, target: Target, trace: analytic.Trace | None = None) -> Plan:
     """The plan that the analytic model makes; the loss is traced unless its trace is given."""
     trace = trace or analytic.trace(run)
-    known = _known(run, target, trace)
-    memory = dataclasses.replace(known, total=known.arguments + known.temporaries)
+    exact = _known(run, target, trace)
+    memory = dataclasses.replace(exact, total=exact.arguments + exact.temporaries)
     return _finish(run, target, "analytic", memory, analytic.costs(run, trace.made))
 
 
@@ -164,9 +164,8 @@ def _asked(error: Exception, least: float) -> float:
 def _evaluation_bytes(run: Run, limit: float) -> float:
     params = run.abstract_sharded_state["params"]
     batch = run.abstract_batch(run.config.eval_batch_size)
-    shown = {name: batch[name] for name in ("image", "label")}
     try:
-        return float(step_bytes(run.row_steps["rows"].lower(params, shown).compile()))
+        return float(step_bytes(run.row_steps["rows"].lower(params, batch).compile()))
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise

@@ -4,7 +4,6 @@ Every combination is judged by the analytic model; the most promising ones are c
 first, until one fits and no other that is left is promised to be faster.
 """
 
-import copy
 import dataclasses
 import itertools
 import operator
@@ -13,13 +12,15 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from vit_jax.config import changed
 from vit_jax.errors import UserError
 from vit_jax.parallel.mesh import make_mesh
 from vit_jax.planning import analytic
 from vit_jax.planning.plan import GIB, Plan, by_formula, make_plan
 from vit_jax.planning.topologies import Target
 from vit_jax.ranges import AUTO
-from vit_jax.training.setup import set_up
+from vit_jax.training.resolve import known
+from vit_jax.training.run import run_of
 
 REMATS = ("none", "dots", "full")
 COMPILED = 6  # combinations at most
@@ -42,21 +43,19 @@ class Choice:
 
     @property
     def overrides(self) -> list[str]:
-        return [
-            f"--config.mesh.data={self.data}", f"--config.mesh.fsdp={self.fsdp}",
-            f"--config.mesh.tensor={self.tensor}", f"--config.microbatch={self.microbatch}",
-            f"--config.model.remat={self.remat}",
-        ]  # fmt: skip
+        return [f"--config.{key}={value}" for key, value in self.keys.items()]
+
+    @property
+    def keys(self) -> dict[str, Any]:
+        """The config keys of this choice."""
+        return {
+            "mesh.data": self.data, "mesh.fsdp": self.fsdp, "mesh.tensor": self.tensor,
+            "microbatch": self.microbatch, "model.remat": self.remat,
+        }  # fmt: skip
 
     def of(self, config: ConfigDict) -> ConfigDict:
         """The config with this choice in it."""
-        changed = copy.deepcopy(config)
-        with changed.unlocked():
-            changed.mesh.data, changed.mesh.fsdp, changed.mesh.tensor = (
-                self.data, self.fsdp, self.tensor,
-            )  # fmt: skip
-            changed.microbatch, changed.model.remat = self.microbatch, self.remat
-        return changed
+        return changed(config, self.keys)
 
 
 def search(
@@ -120,7 +119,7 @@ def _judged(config: ConfigDict, named: list[str], target: Target) -> Iterator[tu
     for remat in REMATS:
         start = Choice(1, 1, 1, size, remat)
         try:
-            run = set_up(start.of(config), named, 1, open_data=False)
+            run = run_of(start.of(config), named, 1, data=known)
         except UserError:  # a model without rematerialisation
             if remat != REMATS[0]:
                 continue
@@ -134,7 +133,7 @@ def _judged(config: ConfigDict, named: list[str], target: Target) -> Iterator[tu
             mesh = make_mesh((rows // fsdp, fsdp, tensor), count)
             for microbatch in _halves(size, rows):
                 choice = Choice(rows // fsdp, fsdp, tensor, microbatch, remat)
-                laid = run.laid(mesh, choice.of(run.config))
+                laid = run.changed(choice.keys, mesh)
                 yield choice, by_formula(laid, target, trace)
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
-from vit_jax.checkpoint.manager import METRIC, Checkpoints
+from vit_jax.checkpoint.manager import Checkpoints
 from vit_jax.config import flat
 from vit_jax.errors import Stopped
 from vit_jax.parallel.preemption import StopSignals
@@ -21,7 +21,8 @@ from vit_jax.training.goodput import Ledger
 from vit_jax.training.memory import fitting
 from vit_jax.training.progress import Progress
 from vit_jax.training.result import write_result
-from vit_jax.training.setup import Run, Start, first_state, open_origin, set_up
+from vit_jax.training.run import Run, run_of
+from vit_jax.training.start import Start, first_state, open_origin
 from vit_jax.training.workdir import WorkFolder
 from vit_jax.training.writers import MetricWriter
 from vit_jax.user_code import signature
@@ -47,9 +48,9 @@ def train(
     its state saved (Ctrl-C, SIGTERM), or after too many non-finite steps.
     """
     ledger, workdir = Ledger({}, time.monotonic()), Path(workdir).expanduser().absolute()
-    run = together(lambda: set_up(config, named, devices, weights=open_origin(config, workdir)))
+    run = together(lambda: run_of(config, named, devices, weights=open_origin(config, workdir)))
     with ledger.spent("compile"):  # where the devices' memory is known, the step is compiled here
-        run = fitting(run, config)
+        run, fitted = fitting(run, config)
     watchdog = Watchdog(run.config.step_timeout, at_once=share()[1] > 1)
     with WorkFolder(workdir) as folder, StopSignals() as stop, watchdog:
         start = first_state(run, folder.path)
@@ -57,7 +58,7 @@ def train(
         checkpoints = Checkpoints(folder.path / "checkpoints", **run.config.checkpoint)
         progress = Progress(folder.path, run, start, writers, quiet, ledger)
         try:
-            progress.say("\n".join([*run.said, *start.said, *run.in_numbers]))
+            progress.say("\n".join([*run.said, *fitted, *start.said, *run.in_numbers]))
             began = time.monotonic()
             with progress.spent("compile"):
                 train_step = run.compile_train_step()
@@ -75,7 +76,8 @@ def fit(
 ) -> None:  # fmt: skip
     """Steps from `start` to the end: batch, step, tell, evaluate, save; in this order."""
     c, state, examples_seen = run.config, start.state, start.examples_seen
-    total, best = c.total_steps, progress.best(f"eval/{run.config.data.eval.split}/{METRIC}")
+    total, (metric, best_of) = c.total_steps, run.task.best
+    best = progress.best(f"eval/{c.data.eval.split}/{metric}")
     in_flight: deque[Any] = deque()
     batches = run.train_batches(examples_seen, total - start.step)
     with contextlib.ExitStack() as at_end:
@@ -109,8 +111,10 @@ def fit(
                     for name, told in measured(run, evaluators, state, progress.say):
                         progress.evaluation(step, name, told)
                         found = told if name == c.data.eval.split else found
-            better = c.checkpoint.keep_best and found and found[METRIC] > best
-            best = max(best, found[METRIC]) if found else best
+            before = best
+            if found:
+                best = found[metric] if best is None else best_of(best, found[metric])
+            better = c.checkpoint.keep_best and best != before
 
             if last or better or stop.code or checkpoints.due(step, progress.told == step):
                 finish_queued(state, metrics, progress)

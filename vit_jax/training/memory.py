@@ -1,7 +1,6 @@
 """What a compiled step takes of a device's memory, and the largest passes that fit."""
 
 import bisect
-import dataclasses
 import math
 from typing import Any
 
@@ -36,9 +35,9 @@ def device_bytes(device: jax.Device) -> int | None:
     return stats.get("bytes_limit")
 
 
-def fitting(run: Run, asked: ConfigDict) -> Run:
-    """The run, where `microbatch=auto` was asked for with what fits its devices; with `preflight`,
-    one that does not fit them is refused."""
+def fitting(run: Run, asked: ConfigDict) -> tuple[Run, list[str]]:
+    """The run, where `microbatch=auto` was asked for with what fits its devices, and a line on
+    that; with `preflight`, a run that does not fit them is refused."""
     mine = device_bytes(run.mesh.local_devices[0])
     told = [int(limit) for limit in everyones(str(mine or "")) if limit]
     limit = min(told) if told else None
@@ -46,7 +45,7 @@ def fitting(run: Run, asked: ConfigDict) -> Run:
         return within(run, limit)
     if asked.preflight and limit:
         check_fits(run, limit)
-    return run
+    return run, []
 
 
 def check_fits(run: Run, limit: int) -> None:
@@ -61,24 +60,20 @@ def check_fits(run: Run, limit: int) -> None:
         )
 
 
-def within(run: Run, limit: int | None) -> Run:
+def within(run: Run, limit: int | None) -> tuple[Run, list[str]]:
     """The run with the largest microbatch whose step takes at most `limit` bytes a device, its step
-    compiled; where nothing is known of the limit, as it is.
+    compiled, and a line on it; where nothing is known of the limit, the run as it is.
 
     Raises UserError where even the smallest takes more.
     """
     c = run.config
     if limit is None:
-        said = [*run.said, f"microbatch {c.microbatch}: the devices do not tell their memory"]
-        return dataclasses.replace(run, said=said)
+        return run, [f"microbatch {c.microbatch}: the devices do not tell their memory"]
     sizes = microbatches(c.batch_size, c.mesh.data * c.mesh.fsdp)
     runs: dict[int, Run] = {}
 
     def needed(size: int) -> float:
-        config = c.copy_and_resolve_references()
-        with config.unlocked():
-            config.microbatch = size
-        runs[size] = dataclasses.replace(run, config=config)
+        runs[size] = run.changed({"microbatch": size})
         try:
             return step_bytes(runs[size].compiled_step)
         except jax.errors.JaxRuntimeError as error:
@@ -93,8 +88,7 @@ def within(run: Run, limit: int | None) -> Run:
     if fit:
         chosen = runs[sizes[fit - 1]]
         told = f"{step_bytes(chosen.compiled_step) / 2**30:.2f} of {limit / 2**30:.2f} GiB a device"
-        chosen.said.append(f"microbatch {sizes[fit - 1]} of {c.batch_size}: its step takes {told}")
-        return chosen
+        return chosen, [f"microbatch {sizes[fit - 1]} of {c.batch_size}: its step takes {told}"]
     smallest = needed(sizes[0])
     least = f" ({smallest / 2**30:.2f} GiB)" if smallest < math.inf else ""
     raise UserError(

@@ -22,20 +22,10 @@ from vit_jax.parallel.runtime import everyones, process
 from vit_jax.training.goodput import TRAINING, Ledger
 from vit_jax.training.profiling import Profile
 from vit_jax.training.run import Run
-from vit_jax.training.setup import Start
+from vit_jax.training.start import Start
 from vit_jax.training.writers import MetricWriter, TensorBoardWriter
 
 Row = dict[str, Any]
-
-
-def in_words(metrics: dict[str, float], of: str = "") -> str:
-    """`accuracy 99.10%  top-5 100.00%  loss 0.0412  (355 examples of …)`."""
-    formats = {"loss": ".4f", "best_c": "g", "examples": "", "damaged_images": ""}
-    told = [
-        f"{key.replace('top5_accuracy', 'top-5').replace('_', ' ')} {value:{how}}"
-        for key, value in metrics.items() if (how := formats.get(key, ".2%"))
-    ]  # fmt: skip
-    return f"{'  '.join(told)}  ({metrics['examples']} examples{of})"
 
 
 class MetricRows:
@@ -130,7 +120,7 @@ class Progress:
                  writers: Sequence[MetricWriter] = (), quiet: bool = False,
                  ledger: Ledger | None = None):  # fmt: skip
         first = process() == 0
-        self._config, self._devices = run.config, run.mesh.size
+        self._config, self._devices, self._task = run.config, run.mesh.size, run.task
         self._epoch = run.config.batch_size / run.train_examples
         peak = peak_flops(run.mesh.devices.flat[0].device_kind, run.config.model.dtype)
         self._flops = 6 * run.model.macs
@@ -209,6 +199,7 @@ class Progress:
         row = {
             "step": row["step"],
             **{name: float(told[name]) for name in ("loss", "learning_rate", "grad_norm")},
+            **{f"loss/{name}": float(part) for name, part in told["parts"].items()},
             "skipped_steps": int(skipped["total"]), "skipped_in_row": int(skipped["in_row"]),
             "last_skipped_step": int(skipped["last"]),
             "examples_hash": f"{int(told['examples_hash']):08x}",
@@ -238,7 +229,8 @@ class Progress:
     def evaluation(self, step: int, name: str, metrics: dict[str, float]) -> None:
         """Writes an evaluation's row: `eval/NAME/METRIC`."""
         self._write({"step": step} | {f"eval/{name}/{key}": v for key, v in metrics.items()})
-        self.say(f"step {step}: {name} {in_words(metrics)}")
+        words = self._task.in_words(metrics)
+        self.say(f"step {step}: {name} {words}  ({metrics['examples']} examples)")
 
     def _write(self, row: Row) -> None:
         self._rows.write(row)
@@ -263,9 +255,10 @@ class Progress:
         measured = [row for row in self._rows.rows if row["step"] == step and "loss" not in row]
         return {key: value for row in measured for key, value in row.items()}
 
-    def best(self, key: str) -> float:
-        """The highest value a metric had so far; minus infinity before the first."""
-        return max((row[key] for row in self._rows.rows if key in row), default=float("-inf"))
+    def best(self, key: str) -> float | None:
+        """The best value that a metric of the task had so far; None before the first."""
+        values = [row[key] for row in self._rows.rows if key in row]
+        return self._task.best[1](values) if values else None
 
     def times(self) -> None:
         """Tells where the time went; of several processes, which one the others waited for: it has

@@ -6,7 +6,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
 from vit_jax.checkpoint import manager
@@ -15,8 +14,9 @@ from vit_jax.checkpoint.tree import flatten
 from vit_jax.errors import UserError
 from vit_jax.ranges import AUTO
 from vit_jax.records import COUNT, read_object
+from vit_jax.training.run import run_of
 from vit_jax.training.same_run import check_same_run
-from vit_jax.training.setup import continued, open_origin, set_up
+from vit_jax.training.start import continued, open_origin
 from vit_jax.training.step import make_gradients
 
 SHOWN = 10  # gradients, the largest first
@@ -36,7 +36,7 @@ def replay(
         with config.unlocked():
             kept = read_object(workdir / "config.json", {"microbatch": COUNT})
             config.microbatch = kept["microbatch"]
-    run = set_up(config, named, weights=open_origin(config, workdir))
+    run = run_of(config, named, weights=open_origin(config, workdir))
     if not 1 <= step <= run.config.total_steps:
         raise UserError(f"--replay-step lies in 1 … {run.config.total_steps}, not {step}")
     saved = steps(workdir / "checkpoints")
@@ -51,14 +51,11 @@ def replay(
     start = continued(run, source) if source else None
     state = start.state if start else run.init_state()
     seen, first = (start.examples_seen, start.step) if start else (0, 0)
-    everywhere = NamedSharding(run.mesh, PartitionSpec())
-    teacher, params = run.teacher or (None, None)
-    params = params and jax.device_put(jax.device_get(params), everywhere)
-    gradients = make_gradients(run.model, run.config, run.mesh, teacher)
+    held, gradients = run.held_on_devices(), make_gradients(run.task, run.config, run.mesh)
 
     @jax.jit
-    def sizes(state: Any, batch: Any, params: Any) -> Any:
-        loss, grads = gradients(state, batch, params)
+    def sizes(state: Any, batch: Any, held: Any) -> Any:
+        (loss, _), grads = gradients(state, batch, held)
         return loss, jax.tree.map(jnp.linalg.norm, grads)
 
     train_step, batches = run.compile_train_step(), run.train_batches(seen, step - first)
@@ -68,7 +65,7 @@ def replay(
         host, batch = next(batches)
     finally:
         batches.close()
-    loss, norms = jax.device_get(sizes(state, batch, params))
+    loss, norms = jax.device_get(sizes(state, batch, held))
     _, metrics = train_step(state, batch)
     told = jax.device_get(metrics)
     skipped = " and skipped" if int(told["skipped"]["last"]) == step else ""

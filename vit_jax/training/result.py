@@ -17,17 +17,17 @@ from vit_jax.models.family import Config
 from vit_jax.parallel.runtime import process
 from vit_jax.training.progress import Progress
 from vit_jax.training.run import Run
-from vit_jax.training.setup import Start
+from vit_jax.training.start import Start
 
 
 def write_result(workdir: Path, run: Run, start: Start, progress: Progress) -> dict[str, Any]:
-    """Writes `result.json` and `model_card.md`; returns the former: accuracy, steps, times, and
-    every final metric."""
+    """Writes `result.json` and `model_card.md`; returns the former: the task's best metric,
+    steps, times, and every final metric."""
     c = run.config
     trained, evaluated = progress.last("loss"), progress.evaluated(c.total_steps)
-    examples = c.total_steps * c.batch_size
+    examples, metric = c.total_steps * c.batch_size, run.task.best[0]
     result = {
-        "accuracy": evaluated.get(f"eval/{c.data.eval.split}/accuracy"),
+        metric: evaluated.get(f"eval/{c.data.eval.split}/{metric}"),
         "steps": c.total_steps,
         "examples_seen": examples,
         "train_seconds": round(trained.get("seconds", 0.0), 3),
@@ -86,10 +86,11 @@ def model_card(run: Run, origin: str, result: dict[str, Any]) -> str:
         "Time": f"{result['train_seconds']:.0f} s of training on "
         f"{run.mesh.size} × {run.mesh.devices.flat[0].device_kind}",
     }
-    if result["accuracy"] is not None:
+    prefix = f"eval/{split}/"
+    measured = {k.removeprefix(prefix): v for k, v in result.items() if k.startswith(prefix)}
+    if measured:
         facts["Held out"] = (
-            f"accuracy {result['accuracy']:.2%}, top-5 {result[f'eval/{split}/top5_accuracy']:.2%} "
-            f"on {result[f'eval/{split}/examples']:,} images of "
+            f"{run.task.in_words(measured)} on {measured['examples']:,} images of "
             f"{_code(c.data.eval.source or c.data.train.source)} {_markdown(split)}"
         )
     facts["Made with"] = ", ".join(

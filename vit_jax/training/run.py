@@ -1,9 +1,9 @@
-"""A resolved run: its model, mesh and data, the shapes of its state, its compiled steps."""
+"""A resolved run on its devices: the shapes of its state, its shardings, its compiled steps."""
 
 import dataclasses
 import functools
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -13,34 +13,74 @@ from ml_collections import ConfigDict
 
 from vit_jax.checkpoint.tree import flatten
 from vit_jax.data import ops, pipeline
-from vit_jax.data.sources import Source
-from vit_jax.evaluators.classification import make_eval_step
-from vit_jax.evaluators.frozen import make_feature_step
+from vit_jax.data.source import Source
+from vit_jax.evaluators.opened import Opened
 from vit_jax.models import Model
-from vit_jax.models.model import Params
+from vit_jax.parallel.mesh import make_mesh
 from vit_jax.parallel.sharding import BATCH, gather_block, in_host_memory, state_shardings
 from vit_jax.pretrained.weights import Weights
-from vit_jax.training.evaluation import Opened
+from vit_jax.tasks import Task
 from vit_jax.training.groups import counts
+from vit_jax.training.resolve import Data, Resolved, opened, resolve
 from vit_jax.training.state import State, abstract_state, make_init, make_rest
-from vit_jax.training.step import make_train_step
+from vit_jax.training.step import entries_of, make_train_step
+
+
+def run_of(
+    config: ConfigDict,
+    named: Iterable[str] = (),
+    devices: Sequence[jax.Device] | int | None = None,
+    *,
+    data: Callable[[ConfigDict], Data] = opened,
+    weights: Weights | None = None,
+) -> "Run":
+    """The run of a config: `resolve` with its arguments, on a mesh of those devices."""
+    resolved = resolve(config, named, devices, data=data, weights=weights)
+    mesh = resolved.config.mesh
+    shapes = abstract_state(resolved.model, resolved.config)
+    return Run(resolved, make_mesh((mesh.data, mesh.fsdp, mesh.tensor), devices), shapes)
 
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """A resolved run. Sources are None where only its shape was asked for."""
+    """A resolved run on a mesh."""
 
-    config: ConfigDict
-    said: list[str]
-    model: Model
+    resolved: Resolved
     mesh: Mesh
-    classes: list[str]
-    train_source: Source | None
-    evaluators: list[Opened]  # that of `data.eval` first
-    train_examples: int
-    max_labels: int = 1  # of an example
-    weights: Weights | None = None  # those of `init`
-    teacher: tuple[Model, Params] | None = None
+    abstract_state: State  # shapes and dtypes
+
+    @property
+    def config(self) -> ConfigDict:
+        return self.resolved.config
+
+    @property
+    def said(self) -> tuple[str, ...]:
+        return self.resolved.said
+
+    @property
+    def model(self) -> Model:
+        return self.resolved.model
+
+    @property
+    def task(self) -> Task:
+        return self.resolved.task
+
+    @property
+    def classes(self) -> list[str]:
+        return self.resolved.data.classes
+
+    @property
+    def train_source(self) -> Source | None:
+        return self.resolved.data.train
+
+    @property
+    def evaluators(self) -> tuple[Opened, ...]:
+        """That of `data.eval` first."""
+        return self.resolved.evaluators
+
+    @property
+    def train_examples(self) -> int:
+        return self.resolved.data.facts.num_examples
 
     @property
     def summary(self) -> str:
@@ -83,16 +123,12 @@ class Run:
             key: {"examples": len(source), "names": getattr(source, "names_hash", None)}
             for key, source in sources.items() if source is not None
         }  # fmt: skip
-        if self.teacher:
+        if self.task.held is not None:
             digest = hashlib.blake2b(digest_size=16)
-            for path, leaf in sorted(flatten(self.teacher[1]).items()):
+            for path, leaf in sorted(flatten(self.task.held).items()):
                 digest.update(path.encode() + jax.device_get(leaf).tobytes())
             found["distill"] = {"examples": None, "names": digest.hexdigest()}
         return found
-
-    @functools.cached_property
-    def abstract_state(self) -> State:
-        return abstract_state(self.model, self.config)
 
     @functools.cached_property
     def shardings(self) -> Any:
@@ -103,11 +139,12 @@ class Run:
             where["opt"] = jax.tree.map(in_host_memory, self.abstract_state["opt"], where["opt"])
         return where
 
-    def laid(self, mesh: Mesh, config: ConfigDict) -> "Run":
-        """The same run over another mesh, with other microbatches: its state's shapes are known."""
-        run = dataclasses.replace(self, mesh=mesh, config=config)
-        vars(run)["abstract_state"] = self.abstract_state
-        return run
+    def changed(self, keys: Mapping[str, Any], mesh: Mesh | None = None) -> "Run":
+        """The same run with other values of some keys that leave the shapes of its state as they
+        are (`microbatch`), or on another mesh."""
+        return dataclasses.replace(
+            self, resolved=self.resolved.changed(keys), mesh=mesh or self.mesh
+        )
 
     @property
     def abstract_sharded_state(self) -> State:
@@ -124,13 +161,15 @@ class Run:
     def abstract_batch(self, size: int) -> dict[str, jax.ShapeDtypeStruct]:
         """Shapes of a batch on the devices."""
         c, where = self.model.config, self.batch_sharding
-        shape = (size, *c.image_size, c.channels)
-        labels = (size,) if self.max_labels == 1 else (size, self.max_labels)
+        filler = self.task.entries(*self.resolved.data.kinds).filler
+        shapes: dict[str, tuple[tuple[int, ...], Any]] = {
+            "image": ((*c.image_size, c.channels), jnp.uint8), "id": ((), jnp.int32),
+            "damaged": ((), jnp.int32),
+        }  # fmt: skip
+        shapes |= {name: (value.shape, value.dtype) for name, value in filler.items()}
         return {
-            "image": jax.ShapeDtypeStruct(shape, jnp.uint8, sharding=where),
-            "label": jax.ShapeDtypeStruct(labels, jnp.int32, sharding=where),
-            "id": jax.ShapeDtypeStruct((size,), jnp.int32, sharding=where),
-            "damaged": jax.ShapeDtypeStruct((size,), jnp.int32, sharding=where),
+            name: jax.ShapeDtypeStruct((size, *shape), dtype, sharding=where)
+            for name, (shape, dtype) in shapes.items()
         }
 
     @property
@@ -143,18 +182,25 @@ class Run:
     @property
     def jitted_step(self) -> tuple[Any, list[Any]]:
         """The training step to be compiled, and the shapes that it is compiled for."""
-        model, params = self.teacher or (None, None)
         everywhere = NamedSharding(self.mesh, PartitionSpec())  # so that every process reads them
         jitted = jax.jit(
-            make_train_step(self.model, self.config, self.mesh, model), donate_argnums=0,
+            make_train_step(self.task, self.config, self.mesh), donate_argnums=0,
             out_shardings=(self.shardings, everywhere), compiler_options=self.compiler_options,
         )  # fmt: skip
         arguments = [self.abstract_sharded_state, self.abstract_batch(self.config.batch_size)]
-        if self.teacher:
+        if self.task.held is not None:
             arguments.append(jax.tree.map(
-                lambda p: jax.ShapeDtypeStruct(p.shape, p.dtype, sharding=everywhere), params
+                lambda p: jax.ShapeDtypeStruct(p.shape, p.dtype, sharding=everywhere),
+                self.task.held,
             ))  # fmt: skip
         return jitted, arguments
+
+    def held_on_devices(self) -> Any:
+        """What the task holds, on every device; None where it holds nothing."""
+        if self.task.held is None:
+            return None
+        everywhere = NamedSharding(self.mesh, PartitionSpec())
+        return jax.device_put(jax.device_get(self.task.held), everywhere)
 
     @functools.cached_property
     def compiled_step(self) -> Any:
@@ -164,12 +210,8 @@ class Run:
 
     def compile_train_step(self) -> Callable:
         """(state, batch) -> (state, metrics), compiled; the old state is gone afterwards."""
-        step = self.compiled_step
-        if not self.teacher:
-            return step
-        everywhere = NamedSharding(self.mesh, PartitionSpec())
-        params = jax.device_put(jax.device_get(self.teacher[1]), everywhere)
-        return lambda state, batch: step(state, batch, params)
+        step, held = self.compiled_step, self.held_on_devices()
+        return step if held is None else lambda state, batch: step(state, batch, held)
 
     @functools.cached_property
     def row_steps(self) -> dict[str, Any]:
@@ -178,25 +220,20 @@ class Run:
         gather = gather_block(
             self.model.family, self.mesh, c.mesh.min_shard_size, jnp.dtype(c.model.dtype)
         )
-        steps = {
-            "rows": make_eval_step(self.model, gather=gather),
-            "scores": make_eval_step(self.model, scores=True, gather=gather),
-            "features": make_feature_step(self.model, gather=gather),
-        }
         everywhere = NamedSharding(self.mesh, PartitionSpec())
-        return {
-            name: jax.jit(step, out_shardings=everywhere, compiler_options=self.compiler_options)
-            for name, step in steps.items()
-        }
 
-    @property
-    def train_pipeline(self) -> ops.Pipeline:
-        return ops.parse(
-            self.config.data.train.pipeline, self.model.config.image_size, imports=True
-        )
+        def compiled(step: Callable) -> Any:
+            def with_id(params: Any, batch: Any) -> Any:
+                return step(params, entries_of(batch)) | {"id": batch["id"]}
 
-    def _dataset_sizes(self, batch_size: int) -> dict[str, Any]:
+            options = self.compiler_options
+            return jax.jit(with_id, out_shardings=everywhere, compiler_options=options)
+
+        return {name: compiled(step) for name, step in self.task.judge(gather).items()}
+
+    def _dataset_sizes(self, batch_size: int, source: Source) -> dict[str, Any]:
         return {
+            "entries": self.task.entries(source.max_labels, len(source.classes)),
             "shape": (*self.model.config.image_size, self.model.config.channels),
             "batch_size": batch_size,
             "rows": pipeline.rows_of_process(self.batch_sharding, batch_size),
@@ -208,9 +245,9 @@ class Run:
         """The batches of the next `steps` steps, the rows of this process."""
         assert self.train_source is not None
         return pipeline.train_batches(
-            self.train_source, self.train_pipeline, seed=self.config.seed,
+            self.train_source, self.resolved.pipelines[0], seed=self.config.seed,
             examples_seen=examples_seen, steps=steps,
-            **self._dataset_sizes(self.config.batch_size),
+            **self._dataset_sizes(self.config.batch_size, self.train_source),
         )  # fmt: skip
 
     def train_batches(self, examples_seen: int, steps: int) -> pipeline.OnDevice:
@@ -223,7 +260,7 @@ class Run:
         host = pipeline.eval_batches(
             source,
             ops.parse(text, self.model.config.image_size, imports=True),
-            **self._dataset_sizes(self.config.eval_batch_size) | {"workers": 0},
+            **self._dataset_sizes(self.config.eval_batch_size, source) | {"workers": 0},
         )
         return pipeline.OnDevice(host, self.batch_sharding)
 

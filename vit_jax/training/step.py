@@ -2,6 +2,7 @@
 device."""
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -11,12 +12,9 @@ from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Int
 from ml_collections import ConfigDict
 
-from vit_jax.data.mixing import mix_images, mix_targets, partners
-from vit_jax.models import Model
 from vit_jax.parallel.sharding import BATCH, gather_block
-from vit_jax.training.distillation import parse
+from vit_jax.tasks import Task
 from vit_jax.training.groups import by_layer, merged, trainable
-from vit_jax.training.losses import LOSSES, targets, weighted
 from vit_jax.training.optimizer import HOLD_RATE, make_optimizer
 from vit_jax.training.schedules import make_schedule
 from vit_jax.training.state import State, moved_average
@@ -24,21 +22,16 @@ from vit_jax.training.state import State, moved_average
 Metrics = dict[str, Array]
 
 
-def make_gradients(
-    model: Model, config: ConfigDict, mesh: Mesh, teacher: Model | None = None
-) -> Callable:
-    """(state, batch, teacher's parameters) -> (loss, gradients of what trains) of a whole batch.
+def make_gradients(task: Task, config: ConfigDict, mesh: Mesh) -> Callable:
+    """(state, batch, what the task holds) -> ((loss, its parts), gradients of what trains) of a
+    whole batch.
 
     With `microbatch` m < batch_size B, gradients are the mean over k = B/m passes, of which pass j
     takes rows j::k (so that rows stay on their device).
     """
-    c = config
-    loss_of = make_loss(
-        model,
-        c,
-        gather_block(model.family, mesh, c.mesh.min_shard_size, jnp.dtype(c.model.dtype)),
-        teacher,
-    )
+    c, family = config, task.model.family
+    gather = gather_block(family, mesh, c.mesh.min_shard_size, jnp.dtype(c.model.dtype))
+    loss_of = make_loss(task, gather)
     passes = c.batch_size // c.microbatch
     rows = NamedSharding(mesh, P(None, *BATCH))
 
@@ -46,56 +39,57 @@ def make_gradients(
         x = x.reshape(c.microbatch, passes, *x.shape[1:]).swapaxes(0, 1)
         return jax.lax.with_sharding_constraint(x, rows)
 
-    def gradients(state: State, batch: dict[str, Array], teacher_params=None):
+    def gradients(state: State, batch: dict[str, Array], held=None):
         trained = trainable(state["params"], c.optimizer.freeze)
         of_step = jax.random.fold_in(jax.random.key(c.seed), state["step"])
-        mixup_key, key = jax.random.split(of_step)
-        shown = {name: batch[name] for name in ("image", "label")}
-        if c.mixup or c.cutmix:
-            shown = partners(shown, c.mixup, c.cutmix, c.mix_each, mixup_key)
-        both = jax.value_and_grad(loss_of)
+        of_batch, key = jax.random.split(of_step)
+        seen = task.prepared(entries_of(batch), of_batch)
+        both = jax.value_and_grad(loss_of, has_aux=True)
         if passes == 1:
-            return both(trained, state["params"], teacher_params, shown, key)
+            return both(trained, state["params"], held, seen, key)
 
         def one(total, microbatch_and_key):
-            new = both(trained, state["params"], teacher_params, *microbatch_and_key)
+            new = both(trained, state["params"], held, *microbatch_and_key)
             return jax.tree.map(jnp.add, total, new), None
 
-        zero = (jnp.zeros(()), jax.tree.map(jnp.zeros_like, trained))
-        parts = (jax.tree.map(split, shown), jax.random.split(key, passes))
+        parts = (jax.tree.map(split, seen), jax.random.split(key, passes))
+        first = jax.tree.map(lambda x: x[0], parts)
+        shapes = jax.eval_shape(lambda: both(trained, state["params"], held, *first))
+        zero = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
         total, _ = jax.lax.scan(one, zero, parts)
         return jax.tree.map(lambda x: x / passes, total)
 
     return gradients
 
 
-def make_train_step(
-    model: Model, config: ConfigDict, mesh: Mesh, teacher: Model | None = None
-) -> Callable:
-    """(state, batch, teacher's parameters) -> (state, metrics), of a batch with `image` uint8
-    [B, H, W, C], `label` int32 [B] or [B, labels], and `id` and `damaged` int32 [B].
+def entries_of(batch: dict[str, Any]) -> dict[str, Any]:
+    """What a task sees of a batch: all but which examples they are."""
+    return {name: rows for name, rows in batch.items() if name not in ("id", "damaged")}
+
+
+def make_train_step(task: Task, config: ConfigDict, mesh: Mesh) -> Callable:
+    """(state, batch, what the task holds) -> (state, metrics), of a batch with `image` uint8
+    [B, H, W, C], the task's entries, and `id` and `damaged` int32 [B].
 
     A step whose loss or gradient is not finite, or whose gradient's norm is above
     `optimizer.skip_norm`, keeps parameters and optimiser as they were; `step` advances all the
     same.
     """
-    c = config
+    c, family = config, task.model.family
     schedule = make_schedule(c.schedule, c.optimizer.lr, c.total_steps)
-    tx = make_optimizer(c.optimizer, model.family, schedule)
-    gradients = make_gradients(model, c, mesh, teacher)
+    tx = make_optimizer(c.optimizer, family, schedule)
+    gradients = make_gradients(task, c, mesh)
 
-    def train_step(
-        state: State, batch: dict[str, Array], teacher_params=None
-    ) -> tuple[State, Metrics]:
+    def train_step(state: State, batch: dict[str, Array], held=None) -> tuple[State, Metrics]:
         step, trained = state["step"], trainable(state["params"], c.optimizer.freeze)
         if c.optimizer.offload:
             state = state | {"opt": jax.device_put(state["opt"], jax.memory.Space.Device)}
-        loss, grads = gradients(state, batch, teacher_params)
+        (loss, parts), grads = gradients(state, batch, held)
         norm = optax.tree.norm(grads)
         rate = schedule(step)
         factor = 1.0 if c.optimizer.name in HOLD_RATE else rate
         updates, opt = tx.update(grads, state["opt"], trained)
-        updates = by_layer(model.family, updates, state["params"], c.optimizer.layer_decay)
+        updates = by_layer(family, updates, state["params"], c.optimizer.layer_decay)
         moved = jax.tree.map(lambda p, u: p + factor * u, trained, updates)
         made = {"params": merged(moved, state["params"]), "opt": opt}
         if c.ema:
@@ -115,8 +109,9 @@ def make_train_step(
             "damaged": state["damaged"] + jnp.sum(batch["damaged"] >= 0, dtype=jnp.int32),
         }
         return new, {
-            "loss": loss, "grad_norm": norm, "learning_rate": rate, "skipped": new["skipped"],
-            "damaged_images": new["damaged"], "examples_hash": examples_hash(batch["id"]),
+            "loss": loss, "parts": parts, "grad_norm": norm, "learning_rate": rate,
+            "skipped": new["skipped"], "damaged_images": new["damaged"],
+            "examples_hash": examples_hash(batch["id"]),
         }  # fmt: skip
 
     return train_step
@@ -132,38 +127,12 @@ def examples_hash(ids: Int[Array, " batch"]) -> Array:
     return jnp.sum(x * (2 * jnp.arange(len(ids), dtype=jnp.uint32) + 1), dtype=jnp.uint32)
 
 
-def make_loss(
-    model: Model, config: ConfigDict, gather: Callable | None, teacher: Model | None
-) -> Callable:
-    """(trained parameters, all of them, the teacher's, batch, key) -> mean loss of a batch that
-    `partners` has mixed where it is to be."""
-    c = config
-    loss_fn = weighted(LOSSES[c.loss.name], c.loss.class_weights)
-    mixes = c.mixup or c.cutmix
-    distill = parse(c.distill)
+def make_loss(task: Task, gather: Any = None) -> Callable:
+    """(trained parameters, all of them, what the task holds, batch, key) -> (mean loss of a batch
+    that the task has prepared, its parts)."""
 
-    def pixels(model, batch):
-        """Images as a model wants to be shown them, mixed where the batch says so."""
-        images = model.data_config.normalise(batch["image"])
-        if not mixes:
-            return images
-        return mix_images(images, model.data_config.normalise(batch["image2"]), batch)
-
-    def loss_of(trained, params, teacher_params, batch, key):
-        """Mean loss over one microbatch."""
-        wanted = targets(batch["label"], c.model.num_classes, c.loss.label_smoothing)
-        if mixes:
-            other = targets(batch["label2"], c.model.num_classes, c.loss.label_smoothing)
-            wanted = mix_targets(wanted, other, batch)
-        params = merged(trained, params)
-        logits, out = model.apply(params, pixels(model, batch), train=True, key=key, gather=gather)
-        if distill is None:
-            return loss_fn(logits, wanted).mean()
-        # DeiT's second token learns from the teacher, the class token from the labels.
-        student, logits = out.get("logits_dist", logits), out.get("logits_cls", logits)
-        taught, _ = teacher.apply(teacher_params, pixels(teacher, batch))
-        part = distill.weight * distill.loss(student, taught)
-        return ((1 - distill.weight) * loss_fn(logits, wanted) + part).mean()
+    def loss_of(trained, params, held, batch, key):
+        return task.loss(merged(trained, params), batch, key, gather=gather, held=held)
 
     return loss_of
 

@@ -4,8 +4,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vit_jax.data.mixing import partners
-from vit_jax.training.losses import sigmoid_cross_entropy, softmax_cross_entropy, targets
+from vit_jax.tasks.losses import sigmoid_cross_entropy, softmax_cross_entropy, targets
+from vit_jax.tasks.mixing import partners
 
 RNG = np.random.default_rng(0)
 LOGITS = RNG.normal(0, 3, (5, 7))

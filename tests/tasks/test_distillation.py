@@ -11,10 +11,10 @@ import vit_jax
 from tests.digits_run import tiny_config
 from vit_jax.checkpoint import manager
 from vit_jax.errors import UserError
-from vit_jax.training.distillation import Hard, Soft
-from vit_jax.training.losses import sigmoid_cross_entropy, softmax_cross_entropy, weighted
+from vit_jax.tasks.distillation import Hard, Soft
+from vit_jax.tasks.losses import sigmoid_cross_entropy, softmax_cross_entropy, weighted
+from vit_jax.training.run import run_of
 from vit_jax.training.same_run import check_same_run
-from vit_jax.training.setup import set_up
 
 RNG = np.random.default_rng(0)
 LOGITS, TEACHER = RNG.normal(size=(2, 6, 4))
@@ -69,7 +69,7 @@ def test_the_loss_of_a_step_is_the_mix_of_both(teacher, kind, weight):
              "model__attention_dropout": 0.0, "seed": 3}  # fmt: skip
     temperature = ", temperature=2.0" if kind == "soft" else ""
     config = tiny_config(distill=f"{kind}('{teacher}', weight={weight}{temperature})", **plain)
-    run = set_up(config, devices=ONE)
+    run = run_of(config, devices=ONE)
     state = run.init_state()
     rng = np.random.default_rng(5)
     state["params"]["head"]["kernel"] = jnp.float32(
@@ -80,7 +80,7 @@ def test_the_loss_of_a_step_is_the_mix_of_both(teacher, kind, weight):
     batches.close()
     images = run.model.data_config.normalise(batch["image"])
     logits = np.asarray(run.model.apply(state["params"], images)[0], np.float64)
-    taught_model, taught_params = run.teacher
+    taught_model, taught_params = run.task.teacher, run.task.held
     taught = np.asarray(taught_model.apply(taught_params, images)[0], np.float64)
     label = np.asarray(batch["label"])
     _, metrics = run.compile_train_step()(state, batch)
@@ -98,7 +98,7 @@ def test_a_distilled_vit_learns_from_the_teacher_with_its_second_token(teacher):
         distill=f"hard('{teacher}', weight=1.0)",
         model__distilled=True, mixup=0.0,
     )  # fmt: skip
-    run = set_up(config, devices=ONE)
+    run = run_of(config, devices=ONE)
     step, state = run.compile_train_step(), run.init_state()
     batches = run.train_batches(0, 2)
     before = jax.device_get(state["params"])
@@ -178,15 +178,15 @@ def test_a_distilled_run_is_measured_when_its_teacher_is_gone(teacher, tmp_path,
 
 
 def test_a_rate_for_another_batch_size_is_scaled_aloud():
-    run = set_up(tiny_config(optimizer__lr=1e-3, optimizer__lr_per=256), devices=ONE)
+    run = run_of(tiny_config(optimizer__lr=1e-3, optimizer__lr_per=256), devices=ONE)
     assert run.config.optimizer.lr == pytest.approx(1e-3 * 32 / 256)
     assert any("learning rate 0.001 for batches of 256 is 0.000125" in line for line in run.said)
-    assert set_up(tiny_config(optimizer__lr=1e-3), devices=ONE).config.optimizer.lr == 1e-3
+    assert run_of(tiny_config(optimizer__lr=1e-3), devices=ONE).config.optimizer.lr == 1e-3
 
 
 def test_a_teacher_may_lie_elsewhere_when_the_run_goes_on_but_be_no_other_one(teacher, tmp_path):
     def run(weights):
-        return set_up(tiny_config(distill=f"hard('{weights}')", total_steps=1), devices=ONE)
+        return run_of(tiny_config(distill=f"hard('{weights}')", total_steps=1), devices=ONE)
 
     first = shutil.copytree(teacher, tmp_path / "first")
     config = tiny_config(distill=f"hard('{first}')", total_steps=1)

@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vit_jax.data.mixing import mix_images, mix_targets, partners
-from vit_jax.training.losses import targets
+from vit_jax.tasks.losses import targets
+from vit_jax.tasks.mixing import mix_images, mix_targets, partners
 
 ROWS, SIDE, CLASSES = 16, 20, 5
 KINDS = [(0.2, 0.0), (0.0, 1.0), (0.8, 1.0)]

@@ -1,0 +1,144 @@
+"""One class of an image, or several: softmax or sigmoid cross-entropy on one-hot targets."""
+
+import dataclasses
+import math
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+import numpy as np
+from jaxtyping import Array
+from ml_collections import ConfigDict
+
+from vit_jax.data.source import NO_LABEL, PADDING, Facts
+from vit_jax.errors import UserError
+from vit_jax.evaluators import named
+from vit_jax.evaluators.classification import make_eval_step
+from vit_jax.evaluators.frozen import make_feature_step
+from vit_jax.models import Model
+from vit_jax.tasks.losses import LOSSES, targets, weighted
+from vit_jax.tasks.mixing import mix_images, mix_targets, partners
+from vit_jax.tasks.task import Batch, Entries, Task
+
+FORMATS = {"loss": ".4f", "best_c": "g", "examples": "", "damaged_images": ""}
+
+
+@dataclasses.dataclass(frozen=True)
+class Labels(Entries):
+    """`label`: int32 [], or [max_labels] of an example that may have several."""
+
+    max_labels: int
+    num_classes: int
+
+    @property
+    def filler(self) -> dict[str, np.ndarray]:
+        shape = self.max_labels if self.max_labels > 1 else ()
+        return {"label": np.full(shape, PADDING, np.int32)}
+
+    def row(self, example: dict[str, Any], name: Callable[[], str]) -> dict[str, Any]:
+        """The example's labels, filled up with NO_LABEL. Raises UserError for what is none."""
+        label, most, last = example["label"], self.max_labels, self.num_classes - 1
+        if most == 1 and isinstance(label, int) and 0 <= label <= last:
+            return {"label": np.int32(label)}
+        try:
+            labels = np.atleast_1d(np.asarray(label, np.float64))  # of which NaN is in no range
+        except (TypeError, ValueError):
+            labels = np.array([np.nan])
+        whole = (labels >= 0) & (labels <= last) & (labels == np.round(labels))
+        if not whole.all() or len(labels) > most or (most == 1 and not len(labels)):
+            number = f", {most} of them at most" if len(labels) != 1 else ""
+            raise UserError(
+                f"{name()} has the label {label!r}: labels are whole numbers from 0 to "
+                f"{last}{number}"
+            )
+        if most == 1:
+            return {"label": np.int32(labels[0])}
+        padding = (0, most - len(labels))
+        return {"label": np.pad(labels.astype(np.int32), padding, constant_values=NO_LABEL)}
+
+
+class Classification(Task):
+    """Learns the labels, mixed where `mixup` or `cutmix` say so."""
+
+    best = ("accuracy", max)
+    evaluation = named.Classification
+    evaluators: ClassVar = named.KINDS
+
+    def __init__(self, config: ConfigDict, model: Model, facts: Facts):
+        super().__init__(config, model, facts)
+        self.loss_of = weighted(LOSSES[config.loss.name], config.loss.class_weights)
+        self.mixes = bool(config.mixup or config.cutmix)
+        if facts.max_labels > 1 and config.loss.name == "softmax":
+            raise UserError(
+                f"{config.data.train.source} has up to {facts.max_labels} labels an example, "
+                "loss=softmax takes one: --config.loss=sigmoid"
+            )
+        _check_class_weights(config)
+
+    @staticmethod
+    def outputs(config: ConfigDict, facts: Facts) -> int:
+        asked = config.model.num_classes
+        if asked is not None and asked < facts.num_classes:
+            raise UserError(
+                f"model.num_classes is {asked}, but {config.data.train.source} has "
+                f"{facts.num_classes} classes: leave the key out, or raise it"
+            )
+        return facts.num_classes if asked is None else asked
+
+    def entries(self, max_labels: int, num_classes: int) -> Entries:
+        return Labels(max_labels, num_classes)
+
+    def prepared(self, batch: Batch, key: Array) -> Batch:
+        c = self.config
+        return partners(batch, c.mixup, c.cutmix, c.mix_each, key) if self.mixes else batch
+
+    def shown(self, model: Model, batch: Batch) -> Array:
+        """Images as a model wants to be shown them, mixed where the batch says so."""
+        images = model.data_config.normalise(batch["image"])
+        if not self.mixes:
+            return images
+        return mix_images(images, model.data_config.normalise(batch["image2"]), batch)
+
+    def wanted(self, batch: Batch) -> Array:
+        """The targets [B, classes], mixed as the images are."""
+        c = self.config
+        classes, smoothing = c.model.num_classes, c.loss.label_smoothing
+        wanted = targets(batch["label"], classes, smoothing)
+        if not self.mixes:
+            return wanted
+        return mix_targets(wanted, targets(batch["label2"], classes, smoothing), batch)
+
+    def loss(
+        self, params: Any, batch: Batch, key: Array, *, gather: Any = None, held: Any = None
+    ) -> tuple[Array, dict[str, Array]]:
+        wanted = self.wanted(batch)
+        images = self.shown(self.model, batch)
+        logits, _ = self.model.apply(params, images, train=True, key=key, gather=gather)
+        return self.loss_of(logits, wanted).mean(), {}
+
+    def judge(self, gather: Any = None) -> dict[str, Callable[[Any, Batch], dict[str, Array]]]:
+        return {
+            "rows": make_eval_step(self.model, gather=gather),
+            "scores": make_eval_step(self.model, scores=True, gather=gather),
+            "features": make_feature_step(self.model, gather=gather),
+        }
+
+    def in_words(self, metrics: dict[str, float]) -> str:
+        """`accuracy 99.10%  top-5 100.00%  loss 0.0412`."""
+        return "  ".join(
+            f"{key.replace('top5_accuracy', 'top-5').replace('_', ' ')} {value:{how}}"
+            for key, value in metrics.items() if (how := FORMATS.get(key, ".2%"))
+        )  # fmt: skip
+
+
+def _check_class_weights(config: ConfigDict) -> None:
+    weights = config.loss.class_weights
+    if weights is None:
+        return
+    numbers = isinstance(weights, list | tuple) and all(
+        isinstance(one, int | float) and 0 <= one < math.inf for one in weights
+    )
+    if not numbers or len(weights) != config.model.num_classes or not sum(weights):
+        raise UserError(
+            f"loss.class_weights is a number, 0 or more, for each of the "
+            f"{config.model.num_classes} classes (not all 0), not {weights!r}"
+        )
