@@ -31,7 +31,6 @@ from vit_jax.parallel.runtime import first_says
 from vit_jax.records import COUNT, LIST_OF_TEXTS, OBJECT, OBJECT_OF_NUMBERS, TEXT, Kind, read_object
 
 POLL = 0.01  # seconds between two looks at a save that others have a part in
-METRIC = "accuracy"  # what "best" means
 
 CONFIG: Kind = (
     "an object with at least model.name",
@@ -224,20 +223,23 @@ class Checkpoints:
     An error of a background save is raised by the next call of `check`, `save` or `close`.
     """
 
-    def __init__(self, folder: Path, keep: int, keep_best: bool, every_steps: int = 1,
-                 every_minutes: float | None = None):  # fmt: skip
+    def __init__(
+        self, folder: Path, keep: int, keep_best: bool, every_steps: int = 1,
+        every_minutes: float | None = None, *, best: tuple[str, Callable] = ("accuracy", max),
+    ):  # fmt: skip
+        """`best`: the metric that decides which one is best, and whether its max or its min is."""
         self._every_steps, self._every_minutes = every_steps, every_minutes
         self._saved = time.monotonic()
 
         json_leak.spare()
 
         def metric(metrics: dict[str, float]) -> float:
-            return metrics[METRIC]
+            return metrics[best[0]] * (1 if best[1] is max else -1)  # the highest is kept
 
         policies: list[Any] = [LastOfBothTiers(keep, every_steps)]
         if keep_best:
-            best = BestN(get_metric_fn=metric, n=1, keep_checkpoints_without_metrics=False)
-            policies.append(best)
+            one = BestN(get_metric_fn=metric, n=1, keep_checkpoints_without_metrics=False)
+            policies.append(one)
         self._manager = _Manager(
             folder.absolute(),
             options=ocp.CheckpointManagerOptions(

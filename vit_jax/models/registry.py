@@ -56,7 +56,7 @@ def find_family(name: str, *, imports: bool = False) -> tuple[Family, dict[str, 
     Raises UserError with the three nearest names.
     """
     if isinstance(name, str) and ":" in name:
-        return _own(name, imports), {"image_size": 224}, DataConfig()
+        return _own(name, imports), {}, DataConfig()
     for family in FAMILIES.values():
         if name == family.name:
             return family, {"image_size": 224}, DataConfig()
@@ -116,7 +116,8 @@ def create_model(name: str, *, remainder: bool = False, **fields: Any) -> Model:
 def make_config(family: type, fields: dict[str, Any], what: str) -> Config:
     """The config of a family from its fields. Raises UserError where they do not fit each other."""
     try:
-        fields = dict(fields, image_size=_two_sides(fields["image_size"]))
+        if "image_size" in fields:
+            fields = dict(fields, image_size=_two_sides(fields["image_size"]))
         if fields.get("resnet_layers") is not None:
             fields["resnet_layers"] = tuple(fields["resnet_layers"])
         return family(**fields)

@@ -62,6 +62,7 @@ class Classification(Task):
     best = ("accuracy", max)
     evaluation = named.Classification
     evaluators: ClassVar = named.KINDS
+    outputs_are_classes = True
 
     def __init__(self, config: ConfigDict, model: Model, facts: Facts):
         super().__init__(config, model, facts)

@@ -45,6 +45,7 @@ class Task:
     best: ClassVar[tuple[str, Callable]] = ("loss", min)  # metric of `data.eval`, and which is best
     evaluation: ClassVar[type[Evaluator]] = Means  # that of `data.eval`
     evaluators: ClassVar[dict[str, type[Evaluator]]] = {}  # others, by name
+    outputs_are_classes: ClassVar[bool] = False  # whether the data's classes name the outputs
     held: Any = None  # arrays that the loss reads and that do not train
 
     def __init__(self, config: ConfigDict, model: Model, facts: Facts):

@@ -55,7 +55,8 @@ def train(
     with WorkFolder(workdir) as folder, StopSignals() as stop, watchdog:
         start = first_state(run, folder.path)
         folder.keep(flat(run.config), run.classes)
-        checkpoints = Checkpoints(folder.path / "checkpoints", **run.config.checkpoint)
+        where, best = folder.path / "checkpoints", run.task.best
+        checkpoints = Checkpoints(where, **run.config.checkpoint, best=best)
         progress = Progress(folder.path, run, start, writers, quiet, ledger)
         try:
             progress.say("\n".join([*run.said, *fitted, *start.said, *run.in_numbers]))

@@ -60,8 +60,8 @@ def of_trained(classes: list[str]) -> Callable[[ConfigDict], Data]:
     """The data of a run that measures a trained model, which knows these classes."""
 
     def data(c: ConfigDict) -> Data:
-        source = _evaluation(c, classes)
-        if source and not classes and len(source.classes) != c.model.num_classes:
+        source, named = _evaluation(c, classes), find_task(c).outputs_are_classes
+        if source and named and not classes and len(source.classes) != c.model.num_classes:
             raise UserError(
                 f"{c.data.eval.source or c.data.train.source} has {len(source.classes)} classes, "
                 f"the weights {c.model.num_classes} without names: they cannot be told apart"

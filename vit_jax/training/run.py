@@ -67,7 +67,8 @@ class Run:
 
     @property
     def classes(self) -> list[str]:
-        return self.resolved.data.classes
+        """Names of the model's outputs; empty where they have none."""
+        return self.resolved.data.classes if self.task.outputs_are_classes else []
 
     @property
     def train_source(self) -> Source | None:

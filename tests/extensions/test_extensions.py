@@ -1,0 +1,100 @@
+"""A family and a task of one's own, each in one file beside this one, through public seams alone:
+trained, resumed bit for bit, planned, and evaluated on eight devices."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+
+import vit_jax
+from tests.digits_run import rows, told
+from vit_jax import cli
+from vit_jax.checkpoint import manager
+from vit_jax.config import base
+from vit_jax.errors import UserError
+
+OWN = {
+    "family": {"model.name": "tests.extensions.toy_family:FAMILY"},
+    "task": {"task": "tests.extensions.toy_task:Quadrants", "model.name": "vit_mu_patch4_8"},
+}
+EXTENSIONS = {"family": OWN["family"], "task": OWN["task"], "both": OWN["task"] | OWN["family"]}
+METRIC = {"family": "accuracy", "task": "error", "both": "error"}
+
+
+def config(name, **changes):
+    c = base()
+    tree = {
+        "batch_size": 128, "total_steps": 10, "log_every_steps": 1, "eval_every_steps": 5,
+        "checkpoint.every_steps": 5, "data.train.pipeline": "decode|shift(1)",
+        "data.eval.pipeline": "decode", "optimizer.lr": 0.003, "optimizer.weight_decay": 0.1,
+        "optimizer.layer_decay": 0.8, "mesh.fsdp": 2, "mesh.min_shard_size": 1,
+    }  # fmt: skip
+    with c.unlocked():
+        for key, value in (tree | EXTENSIONS[name] | changes).items():
+            c.update_from_flattened_dict({key: value})
+    return c
+
+
+@pytest.fixture(scope="module", params=EXTENSIONS)
+def trained(request, tmp_path_factory):
+    """(name, work folder, result) of a run that ended by itself."""
+    workdir = tmp_path_factory.mktemp(request.param)
+    return request.param, workdir, vit_jax.train(config(request.param), workdir, quiet=True)
+
+
+def test_it_trains_and_its_own_metric_is_the_best(trained):
+    name, workdir, result = trained
+    losses = [row["loss"] for row in rows(workdir) if "loss" in row]
+    assert min(losses[5:]) < losses[0]
+    assert next(iter(result)) == METRIC[name]
+    evaluated = [row for row in rows(workdir) if f"eval/val/{METRIC[name]}" in row]
+    assert [row["step"] for row in evaluated] == [5, 10]
+    assert result[METRIC[name]] == evaluated[-1][f"eval/val/{METRIC[name]}"]
+    assert ("loss/top" in result) == (METRIC[name] == "error")
+
+
+def test_it_resumes_bit_for_bit(trained, tmp_path):
+    name = trained[0]
+    vit_jax.train(config(name, **{"total_steps": 5, "schedule.name": "constant"}), tmp_path / "a",
+                  quiet=True)  # fmt: skip
+    vit_jax.train(config(name, **{"total_steps": 10, "schedule.name": "constant"}), tmp_path / "a",
+                  quiet=True)  # fmt: skip
+    vit_jax.train(config(name, **{"schedule.name": "constant"}), tmp_path / "b", quiet=True)
+    assert told(tmp_path / "a") == told(tmp_path / "b")
+
+
+def test_it_is_evaluated_from_its_checkpoint_on_eight_devices(trained, capsys):
+    name, workdir, result = trained
+    assert len(jax.devices()) == 8
+    assert cli.main(["evaluate", f"--workdir={workdir}", "--json"]) == 0
+    measured = json.loads(capsys.readouterr().out)
+    assert measured["examples"] == 355
+    np.testing.assert_allclose(measured[METRIC[name]], result[METRIC[name]], rtol=1e-5)
+
+
+def test_it_is_planned(trained, tmp_path, capsys):
+    name, _, _ = trained
+    recipe = tmp_path / "recipe.py"
+    recipe.write_text(
+        "from tests.extensions.test_extensions import config\n"
+        f"def get_config():\n    return config({name!r})\n"
+    )
+    assert cli.main(["plan", f"--config={recipe}", "--topology=local"]) == 0
+    assert "mesh data 4 × fsdp 2" in capsys.readouterr().out
+
+
+def test_a_family_that_a_file_names_is_not_imported(trained, tmp_path, capsys, monkeypatch):
+    """A work folder from elsewhere is data."""
+    name, workdir, _ = trained
+    if name == "task":
+        return
+    (tmp_path / "elsewhere.py").write_text("raise SystemExit('it was imported')")
+    monkeypatch.chdir(tmp_path)
+    checkpoint = manager.find(workdir)
+    about = json.loads((checkpoint / manager.ABOUT).read_text())
+    about["config"]["model.name"] = "elsewhere:FAMILY"
+    from vit_jax.pretrained.weights import described
+
+    with pytest.raises(UserError, match=r"'elsewhere:FAMILY' comes from a file"):
+        described(checkpoint, about)
