@@ -136,9 +136,11 @@ def test_slow_steps_are_steps_however_often_a_run_saves(slow, tmp_path):
 def test_a_slow_source_is_data_less_the_time_in_which_steps_are_still_queued(slow, tmp_path):
     run, step = slow
     source = SleepingSource(run.train_source, 0.4)
+    began = time.monotonic()
     told, busy = spent(dataclasses.replace(run, train_source=source), step, tmp_path)
+    took = time.monotonic() - began  # a machine that does much else adds to the waiting for data
     assert told["step"] == pytest.approx(busy, rel=0.3)
-    assert told["data"] == pytest.approx(source.slept - busy, rel=0.3)
+    assert 0.7 * (source.slept - busy) < told["data"] < took - 0.7 * busy
 
 
 def test_a_source_that_sleeps_less_than_a_step_takes_is_not_waited_for(slow, tmp_path):
