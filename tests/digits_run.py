@@ -1,5 +1,6 @@
 """A run that takes seconds: a two-layer ViT on the digits, with dropout, mixup and accumulation."""
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -44,3 +45,9 @@ def told(workdir: Path) -> dict[int, tuple]:
     """step -> what a run of the same numbers must tell again: loss, norm, rate and examples."""
     keys = ("loss", "grad_norm", "learning_rate", "examples_hash")
     return {row["step"]: tuple(row[k] for k in keys) for row in rows(workdir) if "loss" in row}
+
+
+def with_data(run: Any, **changes: Any) -> Any:
+    """The run with other sources or classes."""
+    data = dataclasses.replace(run.resolved.data, **changes)
+    return dataclasses.replace(run, resolved=dataclasses.replace(run.resolved, data=data))

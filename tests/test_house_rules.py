@@ -180,3 +180,29 @@ def test_each_rule_finds_what_it_forbids(rule, source):
 )
 def test_each_rule_lets_the_rest_pass(rule, source):
     assert list(rule(ast.parse(source))) == []
+
+
+# Rooms that know no task: an image's labels are the business of `tasks`, `evaluators` and the sources.
+KNOW_NO_TASK = (
+    "data/pipeline.py", "data/ops.py", "data/augment.py", "training", "checkpoint", "parallel",
+    "planning",
+)  # fmt: skip
+# Words that other things are called by, and what a run says of changed data.
+OTHER_LABELS = (
+    "dim_labels",
+    "labels[",
+    "for number, label",
+    "index(label)",
+    "other names or labels",
+)
+
+
+def test_step_loop_pipeline_checkpoint_and_planner_know_no_labels():
+    said = []
+    for place in KNOW_NO_TASK:
+        path = ROOT / "vit_jax" / place
+        for file in [path] if path.is_file() else sorted(path.rglob("*.py")):
+            for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), 1):
+                if "label" in line.lower() and not any(word in line for word in OTHER_LABELS):
+                    said.append(f"{file.relative_to(ROOT)}, line {number}: {line.strip()}")
+    assert said == []

@@ -10,7 +10,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 import vit_jax
-from tests.digits_run import tiny_config, told
+from tests.digits_run import tiny_config, told, with_data
 from vit_jax.errors import UserError
 from vit_jax.models.data_config import DataConfig
 from vit_jax.models.position import resize_grid
@@ -66,7 +66,7 @@ def test_other_classes_of_the_same_number_take_a_fresh_head(pretrained, tmp_path
     run = run_of(tiny_config(init=str(pretrained[0]), model__pre_logits=True), devices=ONE)
     same = first_state(run, tmp_path)
     assert np.any(same.state["params"]["head"]["kernel"])
-    others = dataclasses.replace(run, classes=[f"other {i}" for i in range(10)])
+    others = with_data(run, classes=[f"other {i}" for i in range(10)])
     begun = first_state(others, tmp_path)
     assert not np.any(begun.state["params"]["head"]["kernel"])
     assert "re-initialised (other classes): head/kernel" in "\n".join(begun.said)
@@ -75,7 +75,7 @@ def test_other_classes_of_the_same_number_take_a_fresh_head(pretrained, tmp_path
 def test_the_same_classes_in_another_order_take_the_head_over_in_theirs(pretrained, tmp_path):
     workdir, old = pretrained
     run = run_of(tiny_config(init=str(workdir), model__pre_logits=True), devices=ONE)
-    turned = dataclasses.replace(run, classes=[*run.classes[3:], *run.classes[:3]])
+    turned = with_data(run, classes=[*run.classes[3:], *run.classes[:3]])
     begun = first_state(turned, tmp_path)
     columns = np.roll(np.arange(10), -3)
     for part in ("kernel", "bias"):
@@ -143,7 +143,7 @@ def test_the_arithmetic_and_the_value_range_of_the_weights_come_with_them(foreig
     c = run.model.config
     assert (c.gelu, c.layernorm_eps, c.posemb_resize) == ("exact", 1e-5, "huggingface")
     assert c.dropout == 0.1  # the run's own
-    assert run.config.data.mean == [0.4, 0.5, 0.6]
+    assert list(run.config.data.mean) == [0.4, 0.5, 0.6]
     assert run.model.data_config.std == (0.2, 0.2, 0.4)
     assert any("model.gelu=exact comes with" in line for line in run.said)
     begun = first_state(run, tmp_path)

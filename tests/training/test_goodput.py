@@ -9,7 +9,7 @@ import jax
 import pytest
 
 import vit_jax
-from tests.digits_run import tiny_config
+from tests.digits_run import tiny_config, with_data
 from vit_jax.benching import saving
 from vit_jax.checkpoint.manager import Checkpoints
 from vit_jax.evaluators.named import Classification
@@ -137,7 +137,7 @@ def test_a_slow_source_is_data_less_the_time_in_which_steps_are_still_queued(slo
     run, step = slow
     source = SleepingSource(run.train_source, 0.4)
     began = time.monotonic()
-    told, busy = spent(dataclasses.replace(run, train_source=source), step, tmp_path)
+    told, busy = spent(with_data(run, train=source), step, tmp_path)
     took = time.monotonic() - began  # a machine that does much else adds to the waiting for data
     assert told["step"] == pytest.approx(busy, rel=0.3)
     assert 0.7 * (source.slept - busy) < told["data"] < took - 0.7 * busy
@@ -145,7 +145,7 @@ def test_a_slow_source_is_data_less_the_time_in_which_steps_are_still_queued(slo
 
 def test_a_source_that_sleeps_less_than_a_step_takes_is_not_waited_for(slow, tmp_path):
     run, step = slow
-    run = dataclasses.replace(run, train_source=SleepingSource(run.train_source, 0.03))
+    run = with_data(run, train=SleepingSource(run.train_source, 0.03))
     told, busy = spent(run, step, tmp_path)
     assert told["step"] == pytest.approx(busy, rel=0.3)
     assert share(told, "data") < 0.25
@@ -154,8 +154,10 @@ def test_a_source_that_sleeps_less_than_a_step_takes_is_not_waited_for(slow, tmp
 def test_a_slow_evaluator_is_evaluation_and_the_steps_before_it_are_not(slow, tmp_path):
     run, (_, step) = run_of(config(), devices=ONE), slow
     spent(run, step, tmp_path / "compiles")
-    run.evaluators[0] = dataclasses.replace(
-        run.evaluators[0], evaluator=SleepingEvaluator(name="val", seconds=1.0)
+    sleeping = SleepingEvaluator(name="val", seconds=1.0)
+    slow_one = dataclasses.replace(run.evaluators[0], evaluator=sleeping)
+    run = dataclasses.replace(
+        run, resolved=dataclasses.replace(run.resolved, evaluators=(slow_one,))
     )
     told, busy = spent(run, step, tmp_path / "measured")
     assert told["evaluate"] == pytest.approx(2 * 1.0, rel=0.3)

@@ -39,6 +39,11 @@ class Facts:
     channels: int = 3
     max_labels: int = 1
 
+    @classmethod
+    def of(cls, source: Source) -> "Facts":
+        """Those of a source that is here."""
+        return cls(len(source), len(source.classes), source.channels, source.max_labels)
+
 
 class Subset:
     """Some examples of a source, by number."""

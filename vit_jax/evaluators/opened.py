@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 
 from vit_jax.data import ops
 from vit_jax.data.pipeline import Entries, Prepare
-from vit_jax.data.source import Source, Subset
+from vit_jax.data.source import Facts, Source, Subset
 from vit_jax.data.sources import open_source
 from vit_jax.errors import UserError
 from vit_jax.evaluators.named import Evaluator, OfFeatures
@@ -72,7 +72,7 @@ def open_evaluators(
 
 
 def check_evaluators(
-    opened: list[Opened], shape: tuple[int, int, int], entries: Callable[[int, int], Entries]
+    opened: list[Opened], shape: tuple[int, int, int], entries: Callable[[Facts], Entries]
 ) -> None:
     """Refuses an evaluator whose pipeline does not make the model's images of its first example, or
     whose example is none of the task's.
@@ -84,7 +84,7 @@ def check_evaluators(
         if parsed.random:
             raise UserError(f"evaluator {one.name}: its pipeline {one.pipeline!r} is random")
         for source in filter(None, (one.test, one.train)):
-            kept = entries(source.max_labels, len(source.classes))
+            kept = entries(Facts.of(source))
             Prepare(source, parsed, shape, kept, training=False).map(0)
 
 

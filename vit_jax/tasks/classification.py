@@ -85,8 +85,8 @@ class Classification(Task):
             )
         return facts.num_classes if asked is None else asked
 
-    def entries(self, max_labels: int, num_classes: int) -> Entries:
-        return Labels(max_labels, num_classes)
+    def entries(self, facts: Facts) -> Entries:
+        return Labels(facts.max_labels, facts.num_classes)
 
     def prepared(self, batch: Batch, key: Array) -> Batch:
         c = self.config

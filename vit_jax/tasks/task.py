@@ -59,8 +59,8 @@ class Task:
     def open(self, classes: list[str], say: Callable[[str], object]) -> None:
         """Reads what the task needs before training (`held`). `say` takes lines for the user."""
 
-    def entries(self, max_labels: int, num_classes: int) -> Entries:
-        """What batches of a source hold beside images."""
+    def entries(self, facts: Facts) -> Entries:
+        """What batches of a source hold beside images, by what is known of the source."""
         return Entries()
 
     def prepared(self, batch: Batch, key: Array) -> Batch:

@@ -38,17 +38,13 @@ class Data:
     train: Source | None = None
     evaluation: Source | None = None
 
-    @property
-    def kinds(self) -> tuple[int, int]:
-        """(labels of an example at most, classes): what decides the shapes of a batch."""
-        return self.facts.max_labels, self.facts.num_classes
-
 
 def opened(c: ConfigDict) -> Data:
     """The data of a run that trains."""
     train = open_source(c.data.train.source, c.data.train.split)
-    known = Facts(len(train), len(train.classes), train.channels, train.max_labels)
-    return Data(known, train.classes, train=train, evaluation=_evaluation(c, train.classes))
+    return Data(
+        Facts.of(train), train.classes, train=train, evaluation=_evaluation(c, train.classes)
+    )
 
 
 def known(c: ConfigDict) -> Data:

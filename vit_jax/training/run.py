@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 
 from vit_jax.checkpoint.tree import flatten
 from vit_jax.data import ops, pipeline
-from vit_jax.data.source import Source
+from vit_jax.data.source import Facts, Source
 from vit_jax.evaluators.opened import Opened
 from vit_jax.models import Model
 from vit_jax.parallel.mesh import make_mesh
@@ -115,8 +115,8 @@ class Run:
     @functools.cached_property
     def held(self) -> dict[str, dict[str, Any]]:
         """What the sources hold, by the keys that name them, as checkpoints keep it: the number of
-        examples, and a hash of their names and labels in order (None where a source has no names);
-        of a teacher, a hash of its parameters."""
+        examples, and a hash of their names and classes in order (None where a source has no
+        names); of what the task holds, a hash of it."""
         sources: dict[str, Any] = {"data.train.source": self.train_source}
         if self.config.data.eval.split and self.evaluators:
             sources["data.eval.source"] = self.evaluators[0].test
@@ -162,7 +162,7 @@ class Run:
     def abstract_batch(self, size: int) -> dict[str, jax.ShapeDtypeStruct]:
         """Shapes of a batch on the devices."""
         c, where = self.model.config, self.batch_sharding
-        filler = self.task.entries(*self.resolved.data.kinds).filler
+        filler = self.task.entries(self.resolved.data.facts).filler
         shapes: dict[str, tuple[tuple[int, ...], Any]] = {
             "image": ((*c.image_size, c.channels), jnp.uint8), "id": ((), jnp.int32),
             "damaged": ((), jnp.int32),
@@ -210,9 +210,17 @@ class Run:
         return jitted.lower(*arguments).compile()
 
     def compile_train_step(self) -> Callable:
-        """(state, batch) -> (state, metrics), compiled; the old state is gone afterwards."""
+        """(state, batch) -> (state, metrics), compiled; the old state is gone afterwards. Arrays
+        that are not on the devices yet are an error: a hidden transfer would make every step wait.
+        """
         step, held = self.compiled_step, self.held_on_devices()
-        return step if held is None else lambda state, batch: step(state, batch, held)
+        more = () if held is None else (held,)
+
+        def guarded(state: State, batch: Any) -> Any:
+            with jax.transfer_guard("disallow"):
+                return step(state, batch, *more)
+
+        return guarded
 
     @functools.cached_property
     def row_steps(self) -> dict[str, Any]:
@@ -234,7 +242,7 @@ class Run:
 
     def _dataset_sizes(self, batch_size: int, source: Source) -> dict[str, Any]:
         return {
-            "entries": self.task.entries(source.max_labels, len(source.classes)),
+            "entries": self.task.entries(Facts.of(source)),
             "shape": (*self.model.config.image_size, self.model.config.channels),
             "batch_size": batch_size,
             "rows": pipeline.rows_of_process(self.batch_sharding, batch_size),
