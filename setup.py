@@ -23,7 +23,7 @@ setup(
         "vit_jax.launch",
     ],
     package_data={
-        "vit_jax.preparing": ["synsets.txt.xz"],
+        "vit_jax.data": ["synsets.txt.xz"],
         "vit_jax.pretrained": ["catalog.csv"],
     },
     package_dir={"vit_jax.configs": "configs", "vit_jax.launch": "launch"},

@@ -6,6 +6,7 @@ many examples and classes it has. Sources are named `digits`, `folder:PATH`, `cs
 `0.7*folder:A + 0.3*tfds:B`. The kinds stand in `memory.py`, `files.py` and `libraries.py`.
 """
 
+import functools
 import hashlib
 import math
 import re
@@ -14,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from vit_jax.data import files, libraries, memory
+from vit_jax.data import archives, files, libraries, memory
 from vit_jax.data.decode import DamagedImage
 from vit_jax.data.source import Facts, Source
 from vit_jax.data.splits import choose
@@ -34,7 +35,7 @@ KNOWN = {
 }
 
 
-def open_source(spec: str, split: str, classes: list[str] | None = None) -> Source:
+def open_source(spec: str, split: str, classes: list[str] | None = None, **options: Any) -> Source:
     """The split of a source.
 
     Args:
@@ -42,6 +43,7 @@ def open_source(spec: str, split: str, classes: list[str] | None = None) -> Sour
       split: `train`, `val`, …
       classes: the names that labels count in, where they are known already (the training
         split's); a class that is none of them is refused.
+      options: those of the source's class, such as `labels` of `archives.Archive`.
 
     Raises UserError: no such source, folder, split or class, saying what would work.
     """
@@ -52,7 +54,7 @@ def open_source(spec: str, split: str, classes: list[str] | None = None) -> Sour
     else:
         kind, _, rest = spec.partition(":")
         if kind in OPENERS:
-            source = OPENERS[kind](rest, split, classes)
+            source = OPENERS[kind](rest, split, classes, **options)
         elif "." in kind:
             source = _by_import_path(spec, split)
         else:
@@ -71,7 +73,8 @@ def split_names(spec: str) -> list[str]:
     may have. Raises UserError as `open_source` does."""
     kind, _, rest = spec.partition(":")
     if kind in SPLITS and len(_parts(spec)) == 1:
-        return SPLITS[kind](rest)
+        splits = SPLITS[kind]
+        return list(splits(rest) if callable(splits) else splits)
     return ["train", "val", "test"] if " + " in spec else ["train", "val", "validation", "test"]
 
 
@@ -229,13 +232,16 @@ OPENERS: dict[str, Callable[..., Source]] = {
     "synthetic": memory.Synthetic,
     "tfds": libraries.Tfds,
     "hf": libraries.HuggingFace,
+    **{kind: functools.partial(archives.Archive, kind) for kind in archives.RELEASES},
 }
 
-SPLITS: dict[str, Callable[[str], list[str]]] = {
+# The splits of a kind of source, or a function that finds them.
+SPLITS: dict[str, Sequence[str] | Callable[[str], Sequence[str]]] = {
     "folder": files.folder_splits,
     "csv": files.table_splits,
     "tfds": libraries.tfds_splits,
     "hf": libraries.hugging_face_splits,
-    "digits": lambda _: ["train", "val"],
-    "synthetic": lambda _: ["train", "val"],
+    "digits": ("train", "val"),
+    "synthetic": ("train", "val"),
+    **{kind: release.splits for kind, release in archives.RELEASES.items()},
 }

@@ -3,6 +3,7 @@
 import os
 import zlib
 from collections.abc import Iterable, Sequence
+from hashlib import blake2b
 
 import numpy as np
 
@@ -97,6 +98,16 @@ def held_out(names: Sequence[str]) -> np.ndarray:
     count = max(1, len(distinct) // 10) if len(distinct) > 1 else 0
     chosen = {distinct[place] for place in np.argsort(hashes, kind="stable")[:count]}
     return np.array([name in chosen for name in names], bool)
+
+
+def name_hashes(names: Iterable[str], count: int, salt: str) -> np.ndarray:
+    """uint64 [count]: hashes that give an order of files which depends on their names alone."""
+    start, hashes = blake2b(f"{salt}/".encode(), digest_size=8), np.empty(count, np.uint64)
+    for place, name in enumerate(names):
+        named = start.copy()
+        named.update(os.fsencode(name))
+        hashes[place] = int.from_bytes(named.digest(), "little")
+    return hashes
 
 
 def too_few(what: str, count: int, remedy: str) -> list[str]:

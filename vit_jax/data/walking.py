@@ -7,13 +7,16 @@ many links lead to it.
 
 import os
 import stat
+import sys
 from collections import Counter
+from collections.abc import Iterable, Iterator
 from pathlib import Path, PurePath
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from vit_jax.data.formats import FORMAT_OF, HEAD, format_of
 from vit_jax.errors import UserError, printable
 
+T = TypeVar("T")
 _LONGEST_ENDING = 12  # of what is taken for an ending in a message
 
 
@@ -116,6 +119,17 @@ def told(left_out: Counter[str]) -> str:
     if kinds[5:]:
         parts.append(f"{sum(count for _, count in kinds[5:]):,} others")
     return f"{total:,} file{' is' if total == 1 else 's are'} left out: {', '.join(parts)}"
+
+
+def with_progress(items: Iterable[T], total: int | None, title: str) -> Iterator[T]:
+    """The items, with a progress bar on a terminal and nothing in a log."""
+    if not sys.stderr.isatty():
+        yield from items
+        return
+    from rich.console import Console
+    from rich.progress import track
+
+    yield from track(items, title, total, console=Console(stderr=True), transient=True)
 
 
 def _is_folder(entry: os.DirEntry) -> bool:
