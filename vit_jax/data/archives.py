@@ -21,6 +21,7 @@ import numpy as np
 
 from vit_jax.data.files import Names
 from vit_jax.data.formats import HEAD, format_of, named_as_image
+from vit_jax.data.source import Source
 from vit_jax.data.splits import NoSplit, choose, name_hashes
 from vit_jax.data.walking import images_below, left_out_as_named, told, with_progress
 from vit_jax.errors import UserError, nearest, printable
@@ -83,15 +84,13 @@ class Index:
             os.close(handle)
 
 
-class Archive:
+class Archive(Source):
     """`imagenet2012:FOLDER` or `imagenet21k:FOLDER`: one split of what image-net.org hands out.
 
     Args:
       labels: a label map (see `label_map`); images of other synsets are left out.
       val: images of ImageNet-21k to hold out as `val`, chosen by a hash of their names.
     """
-
-    channels, max_labels = 3, 1
 
     def __init__(
         self, kind: str, rest: str, split: str, classes: list[str] | None, *,
@@ -117,6 +116,7 @@ class Archive:
         self._rows = np.flatnonzero(self._labels >= 0)
         if "val" in release.splits:
             self._rows = self._without_held_out(split == "val", val)
+        self.names_hash = f"{index.names.hash(self._labels)} {split} {len(self)}"
 
     def _check(self) -> tuple[str, ...]:
         """Notes on empty classes and on what is left out. Raises UserError if nothing is left."""
@@ -152,11 +152,6 @@ class Archive:
             raise NoSplit(f"{self._index.root}: no images are held out as 'val' (--val=0)")
         chosen = np.argsort(name_hashes(map(self.name, range(total)), total, "val"))[:count]
         return self._rows[chosen] if val else np.delete(self._rows, chosen)
-
-    @property
-    def names_hash(self) -> str:
-        """A hash of all file names and labels, in order, and what the split takes of them."""
-        return f"{self._index.names.hash(self._labels)} {self._split} {len(self)}"
 
     def name(self, index: int) -> str:
         """The name of the image's file, such as `n01440764_10026.JPEG`."""
