@@ -14,7 +14,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from typing import IO
+from typing import IO, Protocol
 
 from vit_jax.errors import INTERRUPTED, USER_ERROR, UserError, cannot_write
 
@@ -36,7 +36,20 @@ def start(job: Job, say: Callable[[str], None] | None = None) -> "Running":
     return Running(job, say or (lambda line: print(f"vit: {line}", file=sys.stderr, flush=True)))
 
 
-class Running:
+class Started(Protocol):
+    """A job that was started, here or elsewhere."""
+
+    def poll(self) -> int | None:
+        """The job's exit code; None while it runs."""
+
+    def wait(self) -> int:
+        """Polls until the job has ended, and returns its exit code."""
+        while (code := self.poll()) is None:
+            time.sleep(TICK)
+        return code
+
+
+class Running(Started):
     """A job that runs here. It restarts and stops processes only when it is polled. Its processes
     save and end when the thread that started them has ended."""
 
@@ -84,12 +97,6 @@ class Running:
         if code and not self._stopped:
             self._say(f"{self.job.name}: {in_words(ended)}; logs: {self.job.logs}")
         self._code = code
-        return code
-
-    def wait(self) -> int:
-        """Polls until the job has ended, and returns its exit code."""
-        while (code := self.poll()) is None:
-            time.sleep(TICK)
         return code
 
     def stop(self, number: int = signal.SIGTERM) -> None:

@@ -23,7 +23,7 @@ from vit_jax.errors import RESTART, UserError, cannot_write, printable
 
 from . import names
 from .job import AGAIN, PYTHON, Job, cpu_devices, in_words, job_hash, verdict
-from .local import TICK, ends_with_its_parent
+from .local import Started, ends_with_its_parent
 
 SAVE = 120  # seconds before the time limit at which SLURM sends its signal
 CODES = "codes"  # the folder of exit codes, in the folder of logs
@@ -88,7 +88,7 @@ def script(jobs: Sequence[Job], options: Mapping[str, Any], at_once: int = 256) 
     return "\n".join([_batch_script(jobs, options, at_once), "# what the tasks run", *lines])
 
 
-class Running:
+class Running(Started):
     """A submitted job."""
 
     def __init__(self, job: Job, number: str):
@@ -106,12 +106,6 @@ class Running:
             if self._code is None and waits == []:
                 self._code = RESTART
         return self._code
-
-    def wait(self) -> int:
-        """Waits until the job has ended, and returns its exit code."""
-        while (code := self.poll()) is None:
-            time.sleep(TICK)
-        return code
 
     def stop(self) -> None:
         """Cancels the job. If it runs, it has SLURM's KillWait to save."""
@@ -237,7 +231,10 @@ def _environment(job: Job) -> dict[str, str]:
 
 
 def _ask(*line: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(line, check=False, capture_output=True, text=True)
+    """Runs a command of SLURM. A job that is submitted from within an array must not inherit its
+    number."""
+    clean = {k: v for k, v in os.environ.items() if not k.startswith("SLURM_ARRAY_")}
+    return subprocess.run(line, check=False, capture_output=True, text=True, env=clean)
 
 
 def _queued(which: str) -> list[str] | None:

@@ -120,9 +120,11 @@ def _check_on_volume(options: argparse.Namespace, path: Path) -> None:
 def _local(options: argparse.Namespace, jobs: list[Any]) -> int:
     from vit_jax.launch import local
 
-    if not options.dry_run:
-        return local.run(jobs[0])
-    print("\n".join(local.shown(jobs[0])))
+    return local.run(jobs[0]) if not options.dry_run else _shown("\n".join(local.shown(jobs[0])))
+
+
+def _shown(text: str) -> int:
+    print(text.rstrip("\n"))
     return 0
 
 
@@ -135,8 +137,7 @@ def _slurm(options: argparse.Namespace, jobs: list[Any]) -> int:
         logs = jobs[0].logs.parent / slurm.array_name(jobs)
         jobs = [dataclasses.replace(job, logs=logs) for job in jobs]
     if options.dry_run:
-        print(slurm.script(jobs, sbatch, options.at_once))
-        return 0
+        return _shown(slurm.script(jobs, sbatch, options.at_once))
     running = slurm.start(jobs, sbatch, options.at_once)
     for one in running:
         print(f"{one.job.name}: job {one.number}; logs: {one.logs[0]}", flush=True)
@@ -150,8 +151,7 @@ def _kubernetes(options: argparse.Namespace, jobs: list[Any]) -> int:
         jobs[0], namespace=options.namespace, nodes=dict(options.node), tpu=options.tpu,
         jobset=options.jobset, slices=options.slices,
     )  # fmt: skip
-    print(kubernetes.as_yaml(made) if options.dry_run else f"{kubernetes.apply(made)}\n", end="")
-    return 0
+    return _shown(kubernetes.as_yaml(made) if options.dry_run else kubernetes.apply(made))
 
 
 def _tpu(options: argparse.Namespace, jobs: list[Any]) -> int:
@@ -161,13 +161,13 @@ def _tpu(options: argparse.Namespace, jobs: list[Any]) -> int:
         jobs[0], accelerator=options.accelerator, zone=options.zone, project=options.project,
         runtime=options.runtime, spot=options.spot, setup=options.setup,
     )  # fmt: skip
-    if not options.dry_run:
-        return tpu.run(text)
-    print(text, end="")
-    return 0
+    return _shown(text) if options.dry_run else tpu.run(text)
 
 
 # -- options -----------------------------------------------------------------------------------
+Options = dict[str, dict[str, Any]]
+
+
 def _pairs(separator: str, metavar: str, example: str = "", **settings: Any) -> dict[str, Any]:
     """Settings of an option that may be given several times, each with a pair of texts."""
 
@@ -180,55 +180,55 @@ def _pairs(separator: str, metavar: str, example: str = "", **settings: Any) -> 
     return settings | {"action": "append", "default": [], "type": parse, "metavar": metavar}
 
 
-def _containers(source: str) -> dict[str, dict[str, Any]]:
+def _containers(source: str) -> Options:
+    where = "what is mounted, and where; runs go to the first one"
+    example = ", such as runs:/runs"
     return {
-        "--image": {"required": True, "help": "a container with vit_jax in it"},
-        "--volume": _pairs(":", f"{source}:PATH", ", such as runs:/runs", dest="volumes",
-                           help="what is mounted, and where; runs go to the first one"),
-    }  # fmt: skip
+        "--image": dict(required=True, help="a container with vit_jax in it"),
+        "--volume": _pairs(":", f"{source}:PATH", example, dest="volumes", help=where),
+    }
 
 
-OF_ALL: dict[str, dict[str, Any]] = {
-    "--dir": {"help": "folder of runs without a --workdir (runs)"},
-    "--dry-run": {"action": "store_true", "help": "print what would be started"},
-    "--restarts": {"type": int, "default": 10, "metavar": "N",
-                   "help": "number of restarts after saves, lost processes and kills (10)"},
+OF_ALL: Options = {
+    "--dir": dict(help="folder of runs without a --workdir (runs)"),
+    "--dry-run": dict(action="store_true", help="print what would be started"),
+    "--restarts": dict(type=int, default=10, metavar="N",
+                       help="number of restarts after saves, lost processes and kills (10)"),
 }  # fmt: skip
-SIZES: dict[str, dict[str, Any]] = {
-    "--processes": {"type": int, "metavar": "N", "help": "processes (one, or one per node)"},
-    "--devices": {"type": int, "metavar": "M", "help": "devices per process"},
-    "--platform": {"choices": ("cpu", "gpu")},
-    "--time-limit": {"type": float, "metavar": "MINUTES"},
-}  # fmt: skip
-CLUSTER: dict[str, dict[str, Any]] = {
-    "--cpus": {"type": int, "metavar": "N", "help": "CPUs per process"},
-    "--memory": {"metavar": "64G", "help": "memory per process"},
+SIZES: Options = {
+    "--processes": dict(type=int, metavar="N", help="processes (one, or one per node)"),
+    "--devices": dict(type=int, metavar="M", help="devices per process"),
+    "--platform": dict(choices=("cpu", "gpu")),
+    "--time-limit": dict(type=float, metavar="MINUTES"),
 }
-SLURM: dict[str, dict[str, Any]] = {
-    "--nodes": {"type": int, "default": 1, "metavar": "N"},
+CLUSTER: Options = {
+    "--cpus": dict(type=int, metavar="N", help="CPUs per process"),
+    "--memory": dict(metavar="64G", help="memory per process"),
+}
+SLURM: Options = {
+    "--nodes": dict(type=int, default=1, metavar="N"),
     "--partition": {},
     "--sbatch": _pairs("=", "OPTION=VALUE", ", such as qos=high", help="another option of sbatch"),
-    "--at-once": {"type": int, "default": 256, "metavar": "N",
-                  "help": "jobs of an array that run at the same time"},
-    "--wait": {"action": "store_true", "help": "wait until the job has ended"},
-}  # fmt: skip
-KUBERNETES: dict[str, dict[str, Any]] = {
-    "--namespace": {"default": "default"},
-    "--node": _pairs("=", "LABEL=VALUE", help="a label that the nodes must have"),
-    "--tpu": {"metavar": "TYPE:TOPOLOGY", "help": "GKE's TPU node pool, such as v5e:4x4"},
-    "--jobset": {"action": "store_true", "help": "a JobSet instead of an Indexed Job"},
-    "--slices": {"type": int, "default": 1, "metavar": "N", "help": "TPU slices, as a JobSet"},
+    "--at-once": dict(type=int, default=256, metavar="N", help="jobs of an array at the same time"),
+    "--wait": dict(action="store_true", help="wait until the job has ended"),
 }
-TPU: dict[str, dict[str, Any]] = {
-    "--accelerator": {"required": True, "metavar": "TYPE", "help": "such as v5litepod-16"},
-    "--zone": {"required": True},
+KUBERNETES: Options = {
+    "--namespace": dict(default="default"),
+    "--node": _pairs("=", "LABEL=VALUE", help="a label that the nodes must have"),
+    "--tpu": dict(metavar="TYPE:TOPOLOGY", help="GKE's TPU node pool, such as v5e:4x4"),
+    "--jobset": dict(action="store_true", help="a JobSet instead of an Indexed Job"),
+    "--slices": dict(type=int, default=1, metavar="N", help="TPU slices, as a JobSet"),
+}
+TPU: Options = {
+    "--accelerator": dict(required=True, metavar="TYPE", help="such as v5litepod-16"),
+    "--zone": dict(required=True),
     "--project": {},
-    "--runtime": {"metavar": "VERSION", "help": "the accelerator's own by default"},
-    "--spot": {"action": "store_true"},
-    "--setup": {"metavar": "COMMAND", "help": "that every host runs first, such as a mount"},
+    "--runtime": dict(metavar="VERSION", help="the accelerator's own by default"),
+    "--spot": dict(action="store_true"),
+    "--setup": dict(metavar="COMMAND", help="that every host runs first, such as a mount"),
 }
 # Name: (description, options, function that starts it).
-BACKENDS: dict[str, tuple[str, dict[str, dict[str, Any]], Callable]] = {
+BACKENDS: dict[str, tuple[str, Options, Callable[[argparse.Namespace, list[Any]], int]]] = {
     "local": ("on this host: several processes, with several devices each", SIZES, _local),
     "slurm": ("on SLURM; several commands, each behind its own --, are one array",
               SIZES | CLUSTER | SLURM, _slurm),

@@ -112,10 +112,10 @@ def tfds_splits(rest: str) -> list[str]:
     return ["train"] if builder is None else in_order(builder.info.splits)
 
 
-def prepared_builder(rest: str, root: Path | None = None) -> Any:
+def prepared_builder(rest: str) -> Any:
     """TFDS's builder of a data set on this machine; None of another one. Raises UserError: it is
     damaged, or names features that are not TFDS's own."""
-    folder = prepared_folder(rest, root)
+    folder = prepared_folder(rest)
     own = rest.partition(".")[0] if names_builder(rest) else ""
     return None if folder is None else open_builder(f"tfds:{rest}", folder, own)
 
@@ -131,26 +131,19 @@ def names_builder(rest: str) -> bool:
     return last.partition("/")[0].isidentifier()
 
 
-def own_builder(rest: str, **options: Any) -> Any:
-    """Makes a builder from its import path, `my_package.my_module:Builder[/CONFIG]`.
-
-    Raises UserError: it cannot be imported or made.
-    """
+def expected_folder(rest: str, root: Path | None = None) -> Path:
+    """The folder for NAME[/CONFIG][:VERSION], or for the data set of a builder. Raises UserError:
+    the builder cannot be imported or made."""
+    root = root or tfds_root()
+    if not names_builder(rest):
+        name, _, version = rest.partition(":")
+        return root / name / (version or "VERSION")
     path, _, config = rest.partition("/")
     make = imported(path, "a TFDS builder")
     try:
-        return make(config=config or None, **options)
+        return Path(make(config=config or None, data_dir=str(root)).data_path)
     except Exception as error:  # a builder may raise anything
         raise UserError(f"tfds:{rest} cannot be made: {reason(error)}") from error
-
-
-def expected_folder(rest: str, root: Path | None = None) -> Path:
-    """The folder that holds NAME[/CONFIG][:VERSION], or the data set of a builder."""
-    root = root or tfds_root()
-    if names_builder(rest):
-        return Path(own_builder(rest, data_dir=str(root)).data_path)
-    name, _, version = rest.partition(":")
-    return root / name / (version or "VERSION")
 
 
 def prepared_folder(rest: str, root: Path | None = None) -> Path | None:

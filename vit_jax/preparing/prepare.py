@@ -71,6 +71,8 @@ def prepare(spec: str, options: Options, say: Say = print) -> Path:
         if value is not None and option in LEAST and value < LEAST[option]:
             raise UserError(f"--{option}={value} must be {LEAST[option]} or more")
     root = (Path(options.output).expanduser() if options.output else tfds_root()).absolute()
+    if rest and options.source and kind != "tfds":
+        raise UserError(f"{spec} names its folder already: leave --from out")
     if kind == "tfds":
         target, fill = builders.plan(rest, root, options.source, options.shards)
     else:

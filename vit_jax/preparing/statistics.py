@@ -27,15 +27,13 @@ class Statistics:
         self.counts = np.zeros((channels, BINS), np.int64)
         self.least, self.most = np.full(channels, np.inf), np.full(channels, -np.inf)
         self._mean, self._squares = np.zeros(channels), np.zeros(channels)
-        self._lock = threading.Lock()
 
     def add(self, values: np.ndarray) -> None:
-        """Counts an image [H, W, channels]. Threads may call it at the same time."""
-        with self._lock:
-            self.images += 1
-            for rows in blocks(values):
-                for channel in range(values.shape[-1]):
-                    self._add(channel, values[rows, :, channel].ravel())
+        """Counts an image [H, W, channels]."""
+        self.images += 1
+        for rows in blocks(values):
+            for channel in range(values.shape[-1]):
+                self._add(channel, values[rows, :, channel].ravel())
 
     def _add(self, channel: int, values: np.ndarray) -> None:
         exact = values.astype(np.float64)
@@ -128,11 +126,12 @@ class Tally:
         self._lock = threading.Lock()
 
     def add(self, values: np.ndarray) -> None:
-        """Counts an image."""
+        """Counts an image [H, W, channels]. Threads may call it at the same time."""
         with self._lock:
-            new = Statistics(values.dtype, values.shape[-1])
-            of_type = self.types.setdefault(str(values.dtype), new)
-        of_type.add(values)
+            kind = str(values.dtype)
+            if kind not in self.types:
+                self.types[kind] = Statistics(values.dtype, values.shape[-1])
+            self.types[kind].add(values)
 
     def report(self) -> dict[str, Any]:
         """`values`: `images`, `not_finite` and `channels` of each type. `decode`: the range (low,
