@@ -165,7 +165,8 @@ def _tpu(text: str) -> tuple[int, int, dict[str, str]]:
 def as_yaml(made: Sequence[Manifest]) -> str:
     """The manifests as one stream, for `kubectl apply -f -`."""
     plain = json.loads(json.dumps(made))  # without aliases for shared parts
-    return "".join("---\n" + yaml.safe_dump(one, sort_keys=False, width=1000) for one in plain)
+    texts = [yaml.safe_dump(manifest, sort_keys=False, width=1000) for manifest in plain]
+    return "".join(f"---\n{text}" for text in texts)
 
 
 def apply(made: Sequence[Manifest]) -> str:
@@ -188,8 +189,8 @@ def apply(made: Sequence[Manifest]) -> str:
         config.load_config()
         cluster = dynamic.DynamicClient(client.ApiClient())
 
-        def kind_of(one: Manifest) -> Any:
-            return cluster.resources.get(api_version=one["apiVersion"], kind=one["kind"])
+        def kind_of(manifest: Manifest) -> Any:
+            return cluster.resources.get(api_version=manifest["apiVersion"], kind=manifest["kind"])
 
         if not _removed(kind_of(job), name, namespace):
             return f"{name} runs already"

@@ -193,8 +193,8 @@ def _environment(job: Job, number: int) -> dict[str, str]:
                 f"{job.processes * (count or 1)}, this host has {len(gpus)}: fewer --processes or "
                 "--devices, or --platform=cpu"
             )
-        mine = gpus[number * count : (number + 1) * count]
-        environment["CUDA_VISIBLE_DEVICES"] = ",".join(mine)
+        own = gpus[number * count : (number + 1) * count]
+        environment["CUDA_VISIBLE_DEVICES"] = ",".join(own)
     elif job.platform == "gpu":
         raise UserError("this host has no NVIDIA GPU that can be seen: --platform=cpu")
     elif job.platform == "cpu" or job.devices or job.processes > 1:

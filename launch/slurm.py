@@ -169,12 +169,12 @@ def _batch_script(jobs: Sequence[Job], options: Mapping[str, Any], at_once: int)
     job, name = jobs[0], array_name(jobs)
     if at_once < 1:
         raise UserError(f"--at-once is 1 or more, not {at_once}")
-    if other := [f for f in SAME if len({getattr(one, f) for one in jobs}) > 1]:
+    if other := [f for f in SAME if len({getattr(each, f) for each in jobs}) > 1]:
         raise UserError(f"jobs of one array have the same {', '.join(other)}")
-    for one in jobs:
-        names.one_line("the job's name", one.name)
-        names.one_line("the folder of logs (--dir, --workdir)", str(one.logs))
-        for argument in one.arguments:
+    for each in jobs:
+        names.one_line("the job's name", each.name)
+        names.one_line("the folder of logs (--dir, --workdir)", str(each.logs))
+        for argument in each.arguments:
             names.one_line("the argument", argument)
     for option, value in options.items():
         names.one_line(f"--sbatch={names.checked('--sbatch', option)}", str(value))
@@ -199,8 +199,8 @@ def _batch_script(jobs: Sequence[Job], options: Mapping[str, Any], at_once: int)
     cpus = [f"--cpus-per-task={job.cpus}"] if job.cpus else []
     srun = ["srun", "--unbuffered", "--output", log, "--kill-on-bad-exit=0", *cpus]
     module, logs = ["-m", "vit_jax.launch.slurm"], str(job.logs)
-    tasks = [json.dumps({field: getattr(one, field) for field in OF_PROCESS}, default=dict)
-             for one in jobs]  # fmt: skip
+    tasks = [json.dumps({field: getattr(each, field) for field in OF_PROCESS}, default=dict)
+             for each in jobs]  # fmt: skip
     return SCRIPT.format(
         parameters="\n".join(
             f"#SBATCH --{option}" + (f"={shlex.quote(str(value))}" if value is not True else "")

@@ -64,9 +64,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     actions = parser.add_subparsers(dest="action", required=True, metavar="|".join(ACTIONS))
     raw = argparse.RawDescriptionHelpFormatter
     for name, (text, options) in ACTIONS.items():
-        one = actions.add_parser(name, description=text, formatter_class=raw, allow_abbrev=False)
+        action = actions.add_parser(name, description=text, formatter_class=raw, allow_abbrev=False)
         for option, settings in options.items():
-            one.add_argument(option, **settings)
+            action.add_argument(option, **settings)
 
 
 def run(options: argparse.Namespace) -> int:

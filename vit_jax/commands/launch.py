@@ -31,9 +31,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command's options."""
     backends = parser.add_subparsers(dest="backend", required=True, metavar="BACKEND")
     for name, (text, options, _) in BACKENDS.items():
-        one = backends.add_parser(name, help=text, description=text, allow_abbrev=False)
+        backend = backends.add_parser(name, help=text, description=text, allow_abbrev=False)
         for option, settings in (OF_ALL | options).items():
-            one.add_argument(option, **settings)
+            backend.add_argument(option, **settings)
 
 
 def run(options: argparse.Namespace) -> int:
@@ -139,9 +139,9 @@ def _slurm(options: argparse.Namespace, jobs: list[Any]) -> int:
     if options.dry_run:
         return _shown(slurm.script(jobs, sbatch, options.at_once))
     running = slurm.start(jobs, sbatch, options.at_once)
-    for one in running:
-        print(f"{one.job.name}: job {one.number}; logs: {one.logs[0]}", flush=True)
-    return verdict([one.wait() for one in running]) if options.wait else 0
+    for job in running:
+        print(f"{job.job.name}: job {job.number}; logs: {job.logs[0]}", flush=True)
+    return verdict([job.wait() for job in running]) if options.wait else 0
 
 
 def _kubernetes(options: argparse.Namespace, jobs: list[Any]) -> int:

@@ -23,7 +23,7 @@ from vit_jax.data.files import Names
 from vit_jax.data.formats import HEAD, format_of, named_as_image
 from vit_jax.data.source import Source
 from vit_jax.data.splits import NoSplit, choose, name_hashes
-from vit_jax.data.walking import images_below, left_out_as_named, told, with_progress
+from vit_jax.data.walking import images_below, left_out_as_named, left_out_text, with_progress
 from vit_jax.errors import UserError, nearest, printable
 from vit_jax.files import MOST_BYTES, NotAFile, read_bytes
 
@@ -134,7 +134,7 @@ class Archive(Source):
                 f"does not have ({', '.join(unknown[:3])}{' …' if unknown[3:] else ''})"
             )
         if index.left_out:
-            notes.append(told(index.left_out))
+            notes.append(left_out_text(index.left_out))
         return tuple(f"{index.root}: {note}" for note in notes)
 
     def _without_held_out(self, val: bool, count: int | None) -> np.ndarray:

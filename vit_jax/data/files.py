@@ -26,7 +26,7 @@ from vit_jax.data.splits import (
     too_few,
 )
 from vit_jax.data.stored import numpy_header
-from vit_jax.data.walking import files_in, first_bytes, folders_in, images_below, told
+from vit_jax.data.walking import files_in, first_bytes, folders_in, images_below, left_out_text
 from vit_jax.errors import UserError, printable
 from vit_jax.files import read_bytes
 
@@ -93,7 +93,7 @@ class Files(Source):
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         label = self._labels[index]
-        several = [int(one) for one in label if one >= 0] if label.ndim else int(label)
+        several = [int(number) for number in label if number >= 0] if label.ndim else int(label)
         return {"image": read_bytes(os.path.join(self.root, self._names[index])), "label": several}
 
     def describe(self, index: int) -> str:
@@ -143,13 +143,13 @@ class Folder(Files):
         if not len(names):
             raise UserError(
                 f"{shown} holds no images (.jpg, .jpeg, .png, .bmp …) in folders of their classes"
-                + (f"; {told(every)}" if every else "")
+                + (f"; {left_out_text(every)}" if every else "")
             )
         if place.trains and (odd := [name for name in empty if name in left_out]):
             raise UserError(
                 f"{printable(root / odd[0])} is the folder of a class and holds no image: "
-                f"{told(left_out[odd[0]])}; convert these to one of {formats.NAMES}, or take the "
-                "folder away"
+                f"{left_out_text(left_out[odd[0]])}; convert these to one of {formats.NAMES}, or "
+                "take the folder away"
             )
         super().__init__(root, names, np.concatenate(labels), classes)
         notes = list(place.notes)
@@ -158,11 +158,13 @@ class Folder(Files):
         if len(classes) == 1:
             notes.append(f"{shown} holds one class alone, {classes[0]!r}")
         if len(left_out) > MOST_NOTES:
-            notes.append(f"{shown}, {len(left_out):,} of its classes: {told(every)}")
+            notes.append(f"{shown}, {len(left_out):,} of its classes: {left_out_text(every)}")
         else:
-            notes += [f"{shown}/{printable(name)}: {told(of)}" for name, of in left_out.items()]
+            notes += [
+                f"{shown}/{printable(name)}: {left_out_text(of)}" for name, of in left_out.items()
+            ]
         if beside := files_in(root):
-            notes.append(f"{shown}, beside the folders of classes: {told(beside)}")
+            notes.append(f"{shown}, beside the folders of classes: {left_out_text(beside)}")
         if not place.named and place.split == "val":
             remedy = "choose more yourself, as the folders train/CLASS and val/CLASS"
             notes += too_few(shown, len(names), remedy)

@@ -89,7 +89,7 @@ class Tfds(Source):
     def __getitem__(self, index: int) -> dict[str, Any]:
         example = self._read(index)
         label = example[self._label]
-        labels = [int(one) for one in label] if self._several else int(label)
+        labels = [int(number) for number in label] if self._several else int(label)
         return {"image": example["image"], "label": labels}
 
     def _read(self, index: int) -> dict[str, Any]:
@@ -212,12 +212,12 @@ class HuggingFace(Source):
         """Raises UserError at the first label that is empty or not the number of a class."""
         column = self._data.select_columns([self._label]).with_format("arrow")[:][self._label]
         for index, label in enumerate(column.to_pylist()):
-            for one in label if self._several and label is not None else [label]:
-                if one is None or (isinstance(one, str) and not one.strip()):
+            for value in label if self._several and label is not None else [label]:
+                if value is None or (isinstance(value, str) and not value.strip()):
                     raise UserError(f"{self.describe(index)} has no label: label it or take it out")
-                if self._number is None and not 0 <= one < len(self.classes):
+                if self._number is None and not 0 <= value < len(self.classes):
                     raise UserError(
-                        f"{self.describe(index)} has the label {one}: labels are whole numbers "
+                        f"{self.describe(index)} has the label {value}: labels are whole numbers "
                         f"from 0 to {len(self.classes) - 1}"
                     )
 

@@ -146,7 +146,7 @@ class Mixture(Source):
         example, numbers = self.sources[which][inside], self._labels[which]
         label = example["label"]
         several = isinstance(label, Sequence | np.ndarray)
-        return example | {"label": [numbers[one] for one in label] if several else numbers[label]}
+        return example | {"label": [numbers[own] for own in label] if several else numbers[label]}
 
     def describe(self, index: int) -> str:
         which, inside = self._find(index)

@@ -155,9 +155,9 @@ def _deep(image: Image.Image, tile: tuple, data: bytes, kind: str) -> np.ndarray
         order = [2, 1, 0, 3][: values.shape[-1]]  # OpenCV has the colours in reverse
         values = values[..., order][..., : upper.shape[-1]]
     if values is not None and values.dtype == np.uint16 and values.shape == upper.shape:
-        mine = values if upper.dtype == np.uint16 else values >> (bits - 8)
-        theirs = upper >> (16 - bits) if upper.dtype == np.uint16 else upper
-        if np.abs(mine.astype(np.int32) - theirs).max() <= (kind == "JPEG2000"):  # it rounds
+        exact = values if upper.dtype == np.uint16 else values >> (bits - 8)
+        checked = upper >> (16 - bits) if upper.dtype == np.uint16 else upper
+        if np.abs(exact.astype(np.int32) - checked).max() <= (kind == "JPEG2000"):  # it rounds
             return values[..., :3] if image.mode == "RGBX" else values
     raise DamagedImage(
         f"its {bits} bits ({image.mode}) cannot be read whole: save it as a PNG of 16 bits or a "

@@ -111,7 +111,7 @@ def first_bytes(path: str | os.PathLike, count: int = HEAD) -> bytes:
         os.close(file)
 
 
-def told(left_out: Counter[str]) -> str:
+def left_out_text(left_out: Counter[str]) -> str:
     """`3 files are left out: 2 .txt, 1 without an ending`."""
     total = left_out.total()
     kinds = sorted(left_out.items(), key=lambda kind: (-kind[1], kind[0]))

@@ -76,17 +76,18 @@ def check(
         tally = Tally() if statistics else None
         ends: dict[np.dtype, tuple[np.ndarray, np.ndarray]] = {}
         read, title = partial(_examine, source, tally), f"checking {name}"
-        for index, one in enumerate(read_ahead(read, range(len(source)), threads or 8, title)):
-            digest[index] = one.digest
-            label[index] = label_sets.setdefault(one.labels, len(label_sets))
-            counts[list(one.labels)] += 1
-            sides[index] = sorted(one.size or (0, 0))
-            kinds.update(one.kinds)
-            if one.ends:
-                least, most = ends.setdefault(one.ends[0].dtype, one.ends)
-                ends[least.dtype] = np.minimum(least, one.ends[0]), np.maximum(most, one.ends[1])
-            if one.problem:
-                problems.append(_problem(name, source.describe(index), one.problem))
+        for index, example in enumerate(read_ahead(read, range(len(source)), threads or 8, title)):
+            digest[index] = example.digest
+            label[index] = label_sets.setdefault(example.labels, len(label_sets))
+            counts[list(example.labels)] += 1
+            sides[index] = sorted(example.size or (0, 0))
+            kinds.update(example.kinds)
+            if example.ends:
+                least, most = example.ends
+                before = ends.setdefault(least.dtype, example.ends)
+                ends[least.dtype] = np.minimum(before[0], least), np.maximum(before[1], most)
+            if example.problem:
+                problems.append(_problem(name, source.describe(index), example.problem))
         if not splits and not counts.all():  # a held-out split may well lack a class
             empty = [repr(source.classes[place]) for place in np.flatnonzero(counts == 0)]
             more = f" and {len(empty) - 3:,} more" if empty[3:] else ""
@@ -154,9 +155,10 @@ def _examine(source: Source, tally: Tally | None, index: int) -> Example:
     image, label = example["image"], example["label"]
     encoded, last = isinstance(image, bytes), len(source.classes) - 1
     numbers = tuple(label if isinstance(label, list | tuple | np.ndarray) else [label])
-    for one in numbers:
-        if not isinstance(one, int | float | np.number) or not 0 <= one <= last or one != int(one):
-            return Example(problem=f"label {one!r} is no whole number from 0 to {last}")
+    for number in numbers:
+        real = isinstance(number, int | float | np.number)
+        if not real or not 0 <= number <= last or number != int(number):
+            return Example(problem=f"label {number!r} is no whole number from 0 to {last}")
     labels = tuple(sorted(map(int, numbers)))
     digest = int.from_bytes(
         blake2b(image if encoded else image.tobytes(), digest_size=8).digest(), "little"
@@ -236,7 +238,8 @@ def _doubles(
         (split, path), (first_split, first_path) = locate(this), locate(first)
         text = f"the same bytes as {first_path}"
         if label[this] != label[first]:
-            classes = [sources[first_split].classes[one] for one in label_sets[label[first]]]
+            names_of = sources[first_split].classes
+            classes = [names_of[number] for number in label_sets[label[first]]]
             text += f", which is labelled {', '.join(map(repr, classes)) or 'nothing'}"
         if split != first_split:
             text += f", which is in {first_split!r}"

@@ -136,22 +136,26 @@ class Tally:
     def report(self) -> dict[str, Any]:
         """`values`: `images`, `not_finite` and `channels` of each type. `decode`: the range (low,
         high) to write, if values have more than 8 bits. `mean` and `std` of pixels in 0 … 1."""
-        deep = [one for one in self.types.values() if one.dtype != np.uint8]
+        deep = [each for each in self.types.values() if each.dtype != np.uint8]
         range_ = deep[0].range() if len(deep) == 1 else None
         values = {
-            name: {"images": one.images, "not_finite": one.not_finite, "channels": one.channels()}
-            for name, one in self.types.items()
+            kind: {
+                "images": each.images,
+                "not_finite": each.not_finite,
+                "channels": each.channels(),
+            }
+            for kind, each in self.types.items()
         }
         ends = range_ and [_short(range_.low), _short(range_.high)]
         report: dict[str, Any] = {"values": values, "decode": ends, "mean": None, "std": None}
         if not self.types or (deep and range_ is None):
             return report
-        levels = np.sum([one.levels(range_) for one in self.types.values()], axis=0)
+        levels = np.sum([each.levels(range_) for each in self.types.values()], axis=0)
         share, level = levels / levels.sum(axis=1, keepdims=True), np.arange(256) / 255
         mean = share @ level
         std = np.sqrt((share * np.square(level - mean[:, None])).sum(axis=1))
         rounded = [[float(f"{v:.4f}") for v in each] for each in (mean, std)]
-        alike = all(one.alike for one in self.types.values()) and not (range_ and range_.low[1:])
+        alike = all(each.alike for each in self.types.values()) and not (range_ and range_.low[1:])
         if min(rounded[1]) > 0:
             report["mean"], report["std"] = (v[:1] if alike else v for v in rounded)
         return report
@@ -164,16 +168,16 @@ def _short(ends: tuple[float, ...]) -> list[float]:
 def lines(split: str, report: dict[str, Any], *, propose: bool = True) -> list[str]:
     """The report of a split as text, with `propose` also the options to write to train with it."""
     text = []
-    for kind, one in report["values"].items():
-        for number, channel in enumerate(one["channels"], 1):
-            which = f"channel {number}" if one["channels"][1:] else "all channels"
+    for kind, facts in report["values"].items():
+        for number, channel in enumerate(facts["channels"], 1):
+            which = f"channel {number}" if facts["channels"][1:] else "all channels"
             numbers = ", ".join(
                 f"{name.replace('percentile_', '')}{'%' * ('_' in name)} {value:,.6g}"
                 for name, value in channel.items()
             )
-            text.append(f"{one['images']:,} images of {kind}, {which}: {numbers}")
-        if one["not_finite"]:
-            text.append(f"{one['not_finite']:,} values of {kind} are NaN or infinite")
+            text.append(f"{facts['images']:,} images of {kind}, {which}: {numbers}")
+        if facts["not_finite"]:
+            text.append(f"{facts['not_finite']:,} values of {kind} are NaN or infinite")
     if propose and (range_ := report["decode"]):
         low, high = (ends[0] if len(ends) == 1 else tuple(ends) for ends in range_)
         text += [f"to write: --config.data.{part}.pipeline='decode({low}, {high})|…'"
