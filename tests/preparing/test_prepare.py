@@ -526,6 +526,7 @@ def bad_places(tmp_path):
         ("digits", "cannot prepare 'digits'"),
         ("imagenet2012", "imagenet2012 is made from --from=FOLDER"),
         ("imagenet2012 --from={tmp}/none", "there is no folder {tmp}/none"),
+        ("imagenet2012:{tmp}/d --from={tmp}/d", "names its folder already: leave --from out"),
         ("imagenet2012 --from={tmp}/empty", "neither ILSVRC2012_img_val.tar nor val/"),
         ("imagenet2012 --from={tmp}/d --val=3", "--val is not for imagenet2012"),
         ("imagenet2012 --from={tmp}/d --labels=2k", "--labels=2k is no file and no label map"),

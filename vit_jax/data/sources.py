@@ -52,13 +52,13 @@ def open_source(spec: str, split: str, classes: list[str] | None = None, **optio
     if len(parts) > 1:
         opened = [open_source(part, split) for _, part in parts]
         source: Source = Mixture(spec, opened, [weight for weight, _ in parts], classes)
-    elif kind in OPENERS:
-        source = OPENERS[kind](rest, split, classes, **options)
+    elif kind in KINDS:
+        source = KINDS[kind][0](rest, split, classes, **options)
     elif "." in kind:
         source = ByImportPath(spec, split)
     else:
         own = "; one of your own is my_package.my_module:NAME" if rest.isidentifier() else ""
-        raise UserError(f"unknown data source {spec!r}: {nearest(kind, OPENERS)}{own}")
+        raise UserError(f"unknown data source {spec!r}: {nearest(kind, KINDS)}{own}")
     if classes is not None and source.classes != classes:
         raise UserError(
             f"{spec} has other classes ({len(source.classes)}) than the training data "
@@ -71,8 +71,8 @@ def split_names(spec: str) -> list[str]:
     """The splits of a source, that of training first. If the source does not know them, those that
     it may have. Raises UserError as `open_source` does."""
     kind, _, rest = spec.partition(":")
-    if kind in SPLITS and len(_parts(spec)) == 1:
-        splits = SPLITS[kind]
+    if kind in KINDS and len(_parts(spec)) == 1:
+        splits = KINDS[kind][1]
         return list(splits(rest) if callable(splits) else splits)
     return ["train", "val", "test"] if " + " in spec else ["train", "val", "validation", "test"]
 
@@ -215,23 +215,19 @@ class ByImportPath(Source):
         return own(index) if own else super().describe(index)
 
 
-OPENERS: dict[str, Callable[..., Source]] = {
-    "digits": memory.digits,
-    "folder": files.Folder,
-    "csv": files.Table,
-    "synthetic": memory.Synthetic,
-    "tfds": libraries.Tfds,
-    "hf": libraries.HuggingFace,
-    **{kind: functools.partial(archives.Archive, kind) for kind in archives.RELEASES},
-}
+Splits = Sequence[str] | Callable[[str], Sequence[str]]
+TRAIN_VAL = ("train", "val")
 
-# The splits of a kind of source, or a function that finds them.
-SPLITS: dict[str, Sequence[str] | Callable[[str], Sequence[str]]] = {
-    "folder": files.folder_splits,
-    "csv": files.table_splits,
-    "tfds": libraries.tfds_splits,
-    "hf": libraries.hugging_face_splits,
-    "digits": ("train", "val"),
-    "synthetic": ("train", "val"),
-    **{kind: release.splits for kind, release in archives.RELEASES.items()},
+# Kind of source: the function that opens a split of it; its splits, or a function that finds them.
+KINDS: dict[str, tuple[Callable[..., Source], Splits]] = {
+    "digits": (memory.digits, TRAIN_VAL),
+    "folder": (files.Folder, files.folder_splits),
+    "csv": (files.Table, files.table_splits),
+    "synthetic": (memory.Synthetic, TRAIN_VAL),
+    "tfds": (libraries.Tfds, libraries.tfds_splits),
+    "hf": (libraries.HuggingFace, libraries.hugging_face_splits),
+    **{
+        kind: (functools.partial(archives.Archive, kind), release.splits)
+        for kind, release in archives.RELEASES.items()
+    },
 }
