@@ -23,7 +23,8 @@ setup(
         "vit_jax.launch",
     ],
     package_data={
-        "vit_jax.preparing": ["synsets.txt.xz"],
+        "vit_jax.data": ["synsets.txt.xz"],
+        "vit_jax.launch": ["kubernetes.yaml"],
         "vit_jax.pretrained": ["catalog.csv"],
     },
     package_dir={"vit_jax.configs": "configs", "vit_jax.launch": "launch"},
@@ -60,13 +61,13 @@ setup(
         "hf": ["datasets>=3"],
         "weights": ["torch>=2.6"],
         "sweep": ["optuna>=4,<6"],
-        "slurm": ["submitit>=1.5.4,<1.6"],
+        "slurm": [],  # nothing any more: for those who still ask for it
         "kubernetes": ["kubernetes>=37,<38"],
         "plots": ["matplotlib>=3.10"],
         "dev": [
             "hypothesis>=6", "import-linter>=2", "kubernetes>=37,<38", "kubernetes-validate>=1.37",
             "matplotlib>=3.10", "mypy>=1.15", "optuna>=4,<6", "pytest>=8", "pytest-xdist>=3",
-            "ruff>=0.9", "submitit>=1.5.4,<1.6",
+            "ruff>=0.9",
         ],
         "peers": [
             "datasets>=3", "timm>=1.0.15", "torch>=2.6", "torchvision>=0.21", "transformers>=5",

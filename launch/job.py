@@ -1,6 +1,6 @@
-"""What a job is, whoever runs it, and what the exit codes of its processes mean together.
+"""What a job is, and what the exit codes of its processes mean together.
 
-A launcher is a module that starts a Job. What is done with a code is decided here alone.
+A launcher is a module that starts a Job. Only this module decides what an exit code means.
 """
 
 import dataclasses
@@ -17,34 +17,39 @@ from vit_jax.config import config_hash
 from vit_jax.errors import INTERRUPTED, RESTART, WATCHDOG, UserError
 from vit_jax.resolution import run_hash
 
-AGAIN = (RESTART, WATCHDOG)  # codes of `vit` after which the same command continues
-ABORTED = (-signal.SIGABRT, 128 + signal.SIGABRT)  # by itself: no memory for C++, a failed check
-PORT = 8476  # where process 0 listens, where nothing else decides it
+AGAIN = (RESTART, WATCHDOG)  # exit codes of `vit` after which the same command continues the run
+# Codes after which a container is started again: also those of SIGABRT, SIGKILL, SIGSEGV, SIGTERM.
+RESTART_CODES = [*AGAIN, *(128 + number for number in (6, 9, 11, 15))]
+ABORTED = (
+    -signal.SIGABRT,
+    128 + signal.SIGABRT,
+)  # such as by C++ that got no memory
+PORT = 8476  # of process 0, if nothing else decides it
 PLATFORMS = ("cpu", "gpu", "tpu")
-# -P: without it `-m` finds modules in the current folder first, so that a queue.py there would be
-# run in place of the standard library's.
+# Without -P, `-m` looks for modules in the current folder first: a queue.py there would replace the
+# standard library's.
 PYTHON = (sys.executable, "-P")
 
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-    """A command of `vit` on `processes` processes. A launcher leaves what it has no use for."""
+    """A command of `vit` on `processes` processes. A launcher ignores fields of others."""
 
     name: str
     arguments: tuple[str, ...]  # of vit: ("train", "--config=digits.py", "--workdir=runs/a")
-    logs: Path  # folder for what each process says
+    logs: Path  # folder of the output of each process
     processes: int = 1
-    devices: int | None = None  # of each process; None: what there is, divided
-    platform: str | None = None  # one of PLATFORMS; None: GPUs where there are some
-    restarts: int = 10  # after AGAIN or a kill; not after an error
+    devices: int | None = None  # per process; None: all devices, divided
+    platform: str | None = None  # one of PLATFORMS; None: GPUs if there are some
+    restarts: int = 10  # after AGAIN or a kill, not after an error
     time_limit: float | None = None  # minutes
     environment: Mapping[str, str] = dataclasses.field(default_factory=dict)
-    # Of clusters:
+    # For clusters:
     nodes: int = 1
-    cpus: int | None = None  # of each process
-    memory: str | None = None  # of each process, such as 64G
+    cpus: int | None = None  # per process
+    memory: str | None = None  # per process, such as 64G
     image: str | None = None  # of containers
-    volumes: tuple[tuple[str, str], ...] = ()  # (what is mounted, where)
+    volumes: tuple[tuple[str, str], ...] = ()  # (source, path in the container)
 
     def __post_init__(self) -> None:
         least = {"processes": 1, "devices": 1, "restarts": 0, "nodes": 1, "cpus": 1}
@@ -68,55 +73,55 @@ class Job:
 
     @property
     def command(self) -> list[str]:
-        """The line that each process is, with this Python."""
+        """The command line of each process, with this Python."""
         return [*PYTHON, "-m", "vit_jax.cli", *self.arguments]
 
 
 def run_name(spec: str, config: ConfigDict) -> str:
-    """`digits-1a2b3c4d5e6f`: the recipe's name, which says nothing to a program, and the hash of
-    its config with the overrides."""
+    """`digits-1a2b3c4d5e6f`: the recipe's name, for people, and a hash of its config with the
+    overrides."""
     stem = Path(spec.partition(":")[0]).stem
     plain = "".join(c if c.isascii() and c.isalnum() else "-" for c in stem.lower()).strip("-")
-    # Kubernetes wants names that begin with a letter.
+    # In Kubernetes a name begins with a letter.
     letter = plain if plain[:1].isalpha() else f"run-{plain}".rstrip("-")
     return f"{letter[:30]}-{run_hash(config)}"
 
 
 def job_hash(command: str, arguments: Sequence[str]) -> str:
-    """The name of a job that is no run: `evaluate-1a2b3c4d5e6f`."""
+    """The name of a job that is not a training run: `evaluate-1a2b3c4d5e6f`."""
     return f"{command}-{config_hash({'arguments': list(arguments)})}"
 
 
 def cpu_devices(environment: Mapping[str, str], count: int) -> dict[str, str]:
-    """What an environment needs for so many virtual devices of the CPU."""
+    """Environment variables that give a process `count` virtual devices of the CPU."""
     flag = "--xla_force_host_platform_device_count"
     others = re.sub(rf"{flag}=\d+", "", environment.get("XLA_FLAGS", ""))
     return {"XLA_FLAGS": f"{others} {flag}={count}".strip(), "JAX_PLATFORMS": "cpu"}
 
 
 def shipped(job: Job, folder: str) -> tuple[Path | None, tuple[str, ...]]:
-    """(the recipe, where it is a file of the user's own, the arguments that find it in `folder` of
-    a container). Recipes of the package are in the container."""
-    found, arguments, after = None, [], ""
+    """(recipe, arguments): the recipe if it is the user's own file, and the arguments that find it
+    in a `folder` of a container. The container has the recipes of the package."""
+    recipe, arguments, before = None, [], ""
     for argument in job.arguments:
-        spec = argument.removeprefix("--config=") if after != "--config" else argument
+        spec = argument.removeprefix("--config=") if before != "--config" else argument
         path, colon, rest = spec.partition(":")
-        if (after == "--config" or spec != argument) and Path(path).is_file():
-            found = Path(path)
-            argument = f"{argument.removesuffix(spec)}{folder}/{found.name}{colon}{rest}"
+        if (before == "--config" or spec != argument) and Path(path).is_file():
+            recipe = Path(path)
+            argument = f"{argument.removesuffix(spec)}{folder}/{recipe.name}{colon}{rest}"
         arguments.append(argument)
-        after = argument
-    return found, tuple(arguments)
+        before = argument
+    return recipe, tuple(arguments)
 
 
 def killed(code: int) -> bool:
-    """Whether a signal ended a process, as Python tells it or as shells and containers do."""
+    """Whether a signal ended a process. Python gives a negative code, a shell 128 and more."""
     return code < 0 or (code > 128 and code != INTERRUPTED)
 
 
 def verdict(codes: Iterable[int]) -> int:
-    """The exit code of a whole job: 0 where all are; a code after which the same would only happen
-    again, where there is one; else one of AGAIN."""
+    """The exit code of a whole job: 0 if all are 0; else the highest code of an error that would
+    only come again; else one of AGAIN."""
     ended = [code for code in codes if code]
     if final := [code for code in ended if code not in AGAIN and not killed(code)]:
         return max(final)
@@ -124,7 +129,8 @@ def verdict(codes: Iterable[int]) -> int:
 
 
 def in_words(codes: Iterable[int]) -> str:
-    """`process 1 was killed (signal 9), process 0 ended with 75`: the cause first."""
+    """`process 1 was killed (signal 9), process 0 ended with 75`: kills come first, because they
+    are the cause."""
     numbered = [(not killed(code), i, code) for i, code in enumerate(codes) if code]
     return ", ".join(
         f"process {i} ended with {code}" if by_itself

@@ -1,8 +1,8 @@
-"""A job on Kubernetes: an Indexed Job with a headless Service, or a JobSet, as data structures that
-are printed as YAML or applied with the `kubernetes` client.
+"""A job on Kubernetes: an Indexed Job with a headless Service, or a JobSet. The manifests (their
+template is kubernetes.yaml) are printed as YAML, or applied with the `kubernetes` client.
 
-Every pod runs the same `vit` line. Process 0 is the pod of index 0, found by its host name; on TPU
-node pools GKE tells the processes of each other.
+Every pod runs the same `vit` command. Process 0 is the pod of index 0, found by its host name. On
+TPU node pools GKE tells the processes about each other.
 """
 
 import json
@@ -13,41 +13,49 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from vit_jax.errors import RESTART, WATCHDOG, UserError, printable
+import yaml
+
+from vit_jax.errors import UserError, printable
 
 from . import names
-from .job import PORT, Job, cpu_devices, shipped
+from .job import PORT, RESTART_CODES, Job, cpu_devices, shipped
 from .names import checked
 
 Manifest = dict[str, Any]
 
-# type: the label of GKE's node pools. Four chips a host, or as many as the topology has.
+# Type: the label of GKE's node pools. A host has four chips, or as many as the topology has.
 TPUS = {
     "v4": "tpu-v4-podslice", "v5e": "tpu-v5-lite-podslice", "v5p": "tpu-v5p-slice",
     "v6e": "tpu-v6e-slice",
 }  # fmt: skip
 CHIPS = 4
-# After these a pod's job goes on: `vit` asks for it, or a signal ended it (of the system, mostly).
-AGAIN = [RESTART, WATCHDOG, *(128 + number for number in (6, 9, 11, 15))]
+# A node pool of TPUs is one slice, so each replica of a JobSet gets a pool of its own.
+ONE_POOL = {"alpha.jobset.sigs.k8s.io/exclusive-topology": "cloud.google.com/gke-nodepool"}
 SAVE = 300  # seconds between SIGTERM and SIGKILL
-RECIPES = "/recipe"  # where a recipe of the user's own is in the container
+RECIPES = "/recipe"  # folder of the user's own recipe in the container
 MOST = 2**20  # bytes of a ConfigMap
-WAIT = 60.0  # seconds for an old job to be gone
-FIELD_MANAGER = "vit-launch"
+WAIT = 60.0  # seconds until an old job must be gone
+ENDED = {"Complete", "Completed", "Failed"}  # conditions of a job or a JobSet
 
 
 def manifests(
     job: Job, *, namespace: str = "default", nodes: Mapping[str, str] | None = None,
     tpu: str | None = None, jobset: bool = False, slices: int = 1,
 ) -> list[Manifest]:  # fmt: skip
-    """What the job is made of, the job itself last.
+    """The manifests that make up the job. The job itself is the last one.
 
     `nodes` are labels that its nodes must have. `tpu` is TYPE:TOPOLOGY, such as v5e:4x4, and
-    decides the number of processes; `slices` such slices are one JobSet. Raises UserError.
+    decides the number of processes. `slices` of them are one JobSet. Raises UserError.
     """
-    _check(job, namespace, nodes or {}, slices)
-    labels = {"app.kubernetes.io/name": "vit-jax", "app.kubernetes.io/instance": job.name}
-    about = {"name": job.name, "namespace": namespace, "labels": labels}
+    for what, value in [
+        ("the job's name", job.name), ("--namespace", namespace), ("--image", str(job.image)),
+        *(("--volume", claim) for claim, _ in job.volumes),
+        *(("--node", label) for label in nodes or ()),
+        *(("the value of --node", value) for value in (nodes or {}).values()),
+    ]:  # fmt: skip
+        checked(what, value)
+    if slices < 1:
+        raise UserError(f"--slices is 1 or more, not {slices}")
     if not jobset and slices > 1:
         raise UserError("several slices are one job as a JobSet alone: --jobset")
     if slices > 1 and tpu is None:
@@ -58,93 +66,73 @@ def manifests(
     env = dict(job.environment)
     if chips is None and job.processes > 1:
         env["JAX_COORDINATOR_ADDRESS"] = f"{first}.{job.name}:{PORT}"
-        env["JAX_NUM_PROCESSES"] = str(job.processes)  # which one: JOB_COMPLETION_INDEX
+        env["JAX_NUM_PROCESSES"] = str(
+            job.processes
+        )  # JOB_COMPLETION_INDEX is the process's number
     if chips is None and (job.platform == "cpu" or not job.devices):
         env |= cpu_devices(env, job.devices or 1)
-    devices = {"google.com/tpu": chips} if chips else (
-        {"nvidia.com/gpu": job.devices} if job.devices and job.platform != "cpu" else {}
-    )  # fmt: skip
+    gpus = None if chips or job.platform == "cpu" else job.devices
+    devices = {"google.com/tpu": chips, "nvidia.com/gpu": gpus}
     sizes = {"cpu": job.cpus, "memory": job.memory} | devices
-    resources = {key: str(value) for key, value in sizes.items() if value is not None}
-    mounts = [(f"claim-{i}", {"persistentVolumeClaim": {"claimName": claim}},
-               names.place("PATH of --volume", path))
-              for i, (claim, path) in enumerate(job.volumes)]  # fmt: skip
-    # Data workers and NCCL share memory through it; the default is 64 MiB.
-    mounts.append(("shared-memory", {"emptyDir": {"medium": "Memory"}}, "/dev/shm"))
+    labels = {"app.kubernetes.io/name": "vit-jax", "app.kubernetes.io/instance": job.name}
+    metadata = {"name": job.name, "namespace": namespace, "labels": labels}
+    mounts = _mounts(job, recipe)
+    values = {
+        "name": job.name, "metadata": metadata, "labels": labels, "image": job.image, "port": PORT,
+        "metadata_of_set": metadata | ({"annotations": ONE_POOL} if tpu else {}),
+        "recipe": recipe and {checked("the recipe's file name", recipe.name): _text_of(recipe)},
+        "restarts": job.restarts, "slices": slices, "hosts": hosts, "save": SAVE,
+        "again": RESTART_CODES,
+        # An Indexed Job replaces single pods. A JobSet starts all pods together again.
+        "retries": 0 if jobset else job.restarts * hosts,
+        "deadline": None if job.time_limit is None else math.ceil(job.time_limit * 60),
+        "nodes": {**selector, **(nodes or {})},
+        "tolerations": [{"key": k, "operator": "Exists"} for k, count in devices.items() if count],
+        "command": ["vit", *(_as_typed("the argument", argument) for argument in arguments)],
+        "env": [{"name": key, "value": _as_typed(key, value)} for key, value in env.items()],
+        "resources": {key: str(value) for key, value in sizes.items() if value is not None},
+        "mounts": [{"name": name, "mountPath": path} for name, (path, _) in mounts.items()],
+        "volumes": [{"name": name, **source} for name, (_, source) in mounts.items()],
+    }  # fmt: skip
+    templates = yaml.safe_load(Path(__file__).with_name("kubernetes.yaml").read_text("utf-8"))
+    values["job"] = _filled(templates["job"], values)
+    kinds = ["ConfigMap"] * (recipe is not None) + (["JobSet"] if jobset else ["Service", "Job"])
+    return [_filled(templates[kind], values) for kind in kinds]
+
+
+def _filled(template: Any, values: Mapping[str, Any]) -> Any:
+    """A template in which each text `$NAME` is replaced by a value. Values are not looked into."""
+    if isinstance(template, str) and template.startswith("$"):
+        return values[template[1:]]
+    if isinstance(template, list):
+        return [_filled(part, values) for part in template]
+    if isinstance(template, dict):
+        made = {key: _filled(part, values) for key, part in template.items()}
+        return {key: value for key, value in made.items() if value is not None}
+    return template
+
+
+def _mounts(job: Job, recipe: Path | None) -> dict[str, tuple[str, Manifest]]:
+    """(path in the container, source) of each volume, by name. Raises UserError: a path cannot be
+    used, or is used twice."""
+    mounts = {
+        f"claim-{i}": (names.place("PATH of --volume", path),
+                       {"persistentVolumeClaim": {"claimName": claim}})
+        for i, (claim, path) in enumerate(job.volumes)
+    }  # fmt: skip
+    # Data workers and NCCL share memory there. The default size is 64 MiB.
+    mounts["shared-memory"] = ("/dev/shm", {"emptyDir": {"medium": "Memory"}})
     if recipe is not None:
-        mounts.append(("recipe", {"configMap": {"name": job.name}}, RECIPES))
-    paths = [path for *_, path in mounts]
+        mounts["recipe"] = (RECIPES, {"configMap": {"name": job.name}})
+    paths = [path for path, _ in mounts.values()]
     if doubled := sorted({path for path in paths if paths.count(path) > 1}):
         raise UserError(f"{doubled[0]} is mounted twice: give --volume another PATH")
-    pod = {
-        "restartPolicy": "Never",
-        "subdomain": job.name,
-        "terminationGracePeriodSeconds": SAVE,
-        "nodeSelector": {**selector, **(nodes or {})},
-        "tolerations": [{"key": key, "operator": "Exists"} for key in devices],
-        "containers": [{
-            "name": "vit",
-            "image": job.image,
-            "command": ["vit", *(_as_typed("the argument", argument) for argument in arguments)],
-            "env": [{"name": key, "value": _as_typed(key, value)} for key, value in env.items()],
-            "ports": [{"containerPort": PORT}],
-            "resources": {"limits": resources, "requests": resources},
-            "volumeMounts": [{"name": name, "mountPath": path} for name, _, path in mounts],
-        }],
-        "volumes": [{"name": name, **source} for name, source, _ in mounts],
-    }  # fmt: skip
-    spec = {
-        "completionMode": "Indexed",
-        "completions": hosts,
-        "parallelism": hosts,
-        # One process that is gone ends all. A JobSet then starts all of them together again.
-        "backoffLimit": 0 if jobset else job.restarts * hosts,
-        "podFailurePolicy": {"rules": [
-            {"action": "Ignore", "onPodConditions": [{"type": "DisruptionTarget",
-                                                      "status": "True"}]},
-            {"action": "FailJob", "onExitCodes": {"containerName": "vit", "operator": "NotIn",
-                                                  "values": AGAIN}},
-        ]},
-        "template": {"metadata": {"labels": labels}, "spec": pod},
-    }  # fmt: skip
-    if job.time_limit is not None:
-        spec["activeDeadlineSeconds"] = math.ceil(job.time_limit * 60)
-    made: list[Manifest] = []
-    if recipe is not None:
-        key = checked("the recipe's file name", recipe.name)
-        made.append({"apiVersion": "v1", "kind": "ConfigMap", "metadata": about,
-                     "data": {key: _text_of(recipe)}})  # fmt: skip
-    if jobset:
-        made.append(_jobset(about, spec, slices, job.restarts, tpu is not None))
-        return made
-    made.append({
-        "apiVersion": "v1", "kind": "Service", "metadata": about,
-        # Without an address of its own, and also for pods that are still starting.
-        "spec": {"clusterIP": "None", "publishNotReadyAddresses": True,
-                 "selector": {"app.kubernetes.io/instance": job.name},
-                 "ports": [{"name": "coordinator", "port": PORT}]},
-    })  # fmt: skip
-    made.append({"apiVersion": "batch/v1", "kind": "Job", "metadata": about, "spec": spec})
-    return made
-
-
-def _check(job: Job, namespace: str, nodes: Mapping[str, str], slices: int) -> None:
-    """Refuses names that an API server would refuse."""
-    checked("the job's name", job.name)
-    checked("--namespace", namespace)
-    checked("--image", str(job.image))
-    for claim, _ in job.volumes:
-        checked("--volume", claim)
-    for label, value in nodes.items():
-        checked("--node", label)
-        checked("the value of --node", value)
-    if slices < 1:
-        raise UserError(f"--slices is 1 or more, not {slices}")
+    return mounts
 
 
 def _as_typed(what: str, value: str) -> str:
-    """A text as the container is to have it. The kubelet puts variables for `$(NAME)` in arguments
-    and environments, and `$` for `$$`."""
+    """A text that the container gets as it was typed. The kubelet replaces `$(NAME)` in arguments
+    and environments by variables, and `$$` by `$`."""
     return names.text(what, value).replace("$", "$$")
 
 
@@ -158,28 +146,8 @@ def _text_of(recipe: Path) -> str:
     return text
 
 
-def _jobset(about: Manifest, spec: Manifest, slices: int, restarts: int, tpu: bool) -> Manifest:
-    """Of one replica a slice; it makes the Service itself."""
-    # A node pool of TPUs is a slice: one replica each.
-    only = {"alpha.jobset.sigs.k8s.io/exclusive-topology": "cloud.google.com/gke-nodepool"}
-    return {
-        "apiVersion": "jobset.x-k8s.io/v1alpha2", "kind": "JobSet",
-        "metadata": about | ({"annotations": only} if tpu else {}),
-        "spec": {
-            "network": {"enableDNSHostnames": True, "subdomain": about["name"],
-                        "publishNotReadyAddresses": True},
-            "failurePolicy": {"maxRestarts": restarts, "rules": [
-                {"name": "error", "action": "FailJobSet",
-                 "onJobFailureReasons": ["PodFailurePolicy", "DeadlineExceeded"]},
-            ]},
-            "replicatedJobs": [{"name": "slice", "replicas": slices,
-                                "template": {"spec": spec}}],
-        },
-    }  # fmt: skip
-
-
 def _tpu(text: str) -> tuple[int, int, dict[str, str]]:
-    """(chips a host, hosts, labels of the nodes) of TYPE:TOPOLOGY."""
+    """(chips per host, hosts, labels of the nodes) of TYPE:TOPOLOGY."""
     kind, _, topology = text.partition(":")
     if kind not in TPUS or not re.fullmatch("[1-9][0-9]*(x[1-9][0-9]*)*", topology):
         raise UserError(
@@ -190,25 +158,22 @@ def _tpu(text: str) -> tuple[int, int, dict[str, str]]:
     chips = min(CHIPS, count)
     if count % chips:
         raise UserError(f"--tpu={text}: {count} chips are no whole hosts of {chips}")
-    return chips, count // chips, {
-        "cloud.google.com/gke-tpu-accelerator": TPUS[kind],
-        "cloud.google.com/gke-tpu-topology": topology,
-    }  # fmt: skip
+    labels = {"accelerator": TPUS[kind], "topology": topology}
+    return chips, count // chips, {f"cloud.google.com/gke-tpu-{k}": v for k, v in labels.items()}
 
 
 def as_yaml(made: Sequence[Manifest]) -> str:
     """The manifests as one stream, for `kubectl apply -f -`."""
-    import yaml
-
-    plain = json.loads(json.dumps(made))  # the parts that manifests share, written out
-    return "".join("---\n" + yaml.safe_dump(one, sort_keys=False, width=1000) for one in plain)
+    plain = json.loads(json.dumps(made))  # without aliases for shared parts
+    texts = [yaml.safe_dump(manifest, sort_keys=False, width=1000) for manifest in plain]
+    return "".join(f"---\n{text}" for text in texts)
 
 
 def apply(made: Sequence[Manifest]) -> str:
-    """Applies them to the cluster of the current context; says what was done. A job of that name
-    that runs is left alone, one that is over is replaced.
+    """Applies the manifests to the cluster of the current context, and returns what was done. A job
+    of that name that still runs is left alone; one that has ended is replaced.
 
-    Raises UserError: no client, no cluster, or what the cluster says against it.
+    Raises UserError: there is no client or no cluster, or the cluster refuses.
     """
     try:
         from kubernetes import client, config, dynamic
@@ -218,18 +183,22 @@ def apply(made: Sequence[Manifest]) -> str:
             "vit launch kubernetes needs its client: pip install 'vit_jax[kubernetes]', or "
             "vit launch kubernetes --dry-run … | kubectl apply -f -"
         ) from error
+    *parts, job = made
+    name, namespace = job["metadata"]["name"], job["metadata"]["namespace"]
     try:
         config.load_config()
         cluster = dynamic.DynamicClient(client.ApiClient())
-        *parts, job = made
-        kind = cluster.resources.get(api_version=job["apiVersion"], kind=job["kind"])
-        if not _away(kind, job["metadata"]["name"], job["metadata"]["namespace"]):
-            return f"{job['metadata']['name']} runs already"
+
+        def kind_of(manifest: Manifest) -> Any:
+            return cluster.resources.get(api_version=manifest["apiVersion"], kind=manifest["kind"])
+
+        if not _removed(kind_of(job), name, namespace):
+            return f"{name} runs already"
         for part in parts:
-            of = cluster.resources.get(api_version=part["apiVersion"], kind=part["kind"])
-            of.server_side_apply(body=part, namespace=part["metadata"]["namespace"],
-                                 field_manager=FIELD_MANAGER)  # fmt: skip
-        kind.create(body=job, namespace=job["metadata"]["namespace"])
+            kind_of(part).server_side_apply(
+                body=part, namespace=namespace, field_manager="vit-launch"
+            )
+        kind_of(job).create(body=job, namespace=namespace)
     except ResourceNotFoundError as error:
         raise UserError(
             f"this cluster knows no {job['kind']} ({job['apiVersion']})"
@@ -239,29 +208,27 @@ def apply(made: Sequence[Manifest]) -> str:
         raise UserError(f"no Kubernetes cluster is configured here: {printable(error)}") from error
     except DynamicApiError as error:
         raise UserError(f"Kubernetes refused the job: {printable(error.summary())}") from error
-    except Exception as error:  # of the connection: urllib3's
+    except Exception as error:  # urllib3's, about the connection
         if "Max retries" not in str(error):
             raise
         raise UserError(
             f"the Kubernetes cluster does not answer: {printable(str(error)[:200])}"
         ) from error
-    return f"{job['metadata']['name']}: {job['kind']} created"
+    return f"{name}: {job['kind']} created"
 
 
-def _away(kind: Any, name: str, namespace: str) -> bool:
-    """Removes a job that is over; False where it still runs."""
+def _removed(kind: Any, name: str, namespace: str) -> bool:
+    """Removes a job that has ended. False if it still runs."""
     from kubernetes.dynamic.exceptions import NotFoundError
 
-    end = time.monotonic() + WAIT
-    deleted = False
+    end, deleted = time.monotonic() + WAIT, False
     while time.monotonic() < end:
         try:
-            found = kind.get(name=name, namespace=namespace).to_dict()
+            status = kind.get(name=name, namespace=namespace).to_dict().get("status", {})
         except NotFoundError:
             return True
-        over = {"Complete", "Completed", "Failed"}
-        if not any(c["type"] in over and c["status"] == "True"
-                   for c in found.get("status", {}).get("conditions") or ()):  # fmt: skip
+        if not any(c["type"] in ENDED and c["status"] == "True"
+                   for c in status.get("conditions") or ()):  # fmt: skip
             return False
         if not deleted:
             kind.delete(name=name, namespace=namespace, body={"propagationPolicy": "Background"})

@@ -1,7 +1,7 @@
-"""A job on this host: so many processes with so many devices each, CPUs or GPUs.
+"""A job on this host: several processes with several devices each, CPUs or GPUs.
 
-They are started together and end together: where one dies, the others are stopped, and all start
-again where that is of use. There are no threads: whoever holds a Running polls it.
+The processes start together and end together: if one dies, the others are stopped, and all start
+again if that helps. There are no threads: the owner of a Running polls it.
 """
 
 import ctypes
@@ -14,30 +14,44 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from typing import IO
+from typing import IO, Protocol
 
 from vit_jax.errors import INTERRUPTED, USER_ERROR, UserError, cannot_write
 
 from . import names
 from .job import ABORTED, AGAIN, Job, cpu_devices, in_words, verdict
 
-GRACE = 30.0  # seconds to end by themselves: others after the first has
-SAVE = 300.0  # and all after a stop, for their save
-EARLY = 120.0  # seconds from a start in which an abort that comes twice will come again
+GRACE = 30.0  # seconds that the others have to end by themselves after the first one has ended
+SAVE = 300.0  # seconds that all have to save after a stop
+EARLY = 120.0  # seconds after a start; an abort within it that comes twice will come again
 TICK = 0.1
 
 
 def start(job: Job, say: Callable[[str], None] | None = None) -> "Running":
-    """Starts the job's processes. `say` is told of restarts; by default they are said on stderr.
+    """Starts the job's processes. `say` is called with a line for each restart; by default the line
+    goes to stderr.
 
-    Raises UserError: more GPUs wanted than there are, or logs that cannot be written.
+    Raises UserError: there are too few GPUs, or the logs cannot be written.
     """
     return Running(job, say or (lambda line: print(f"vit: {line}", file=sys.stderr, flush=True)))
 
 
-class Running:
-    """A job that runs here. It moves on (restarts, stops what is left) only where it is polled,
-    and its processes end with a save when the thread that started it is gone."""
+class Started(Protocol):
+    """A job that was started, here or elsewhere."""
+
+    def poll(self) -> int | None:
+        """The job's exit code; None while it runs."""
+
+    def wait(self) -> int:
+        """Polls until the job has ended, and returns its exit code."""
+        while (code := self.poll()) is None:
+            time.sleep(TICK)
+        return code
+
+
+class Running(Started):
+    """A job that runs here. It restarts and stops processes only when it is polled. Its processes
+    save and end when the thread that started them has ended."""
 
     def __init__(self, job: Job, say: Callable[[str], None]):
         self.job, self._say = job, say
@@ -49,7 +63,7 @@ class Running:
         limit = job.time_limit
         self._stop_at = time.monotonic() + limit * 60 if limit is not None else None
         self._environments = [_environment(job, number) for number in range(job.processes)]
-        # What earlier starts of the job have said stays in its logs.
+        # The logs keep the output of earlier starts of the job.
         self.log_starts = self.logs[0].stat().st_size if self.logs[0].is_file() else 0
         self._begin()
 
@@ -85,15 +99,9 @@ class Running:
         self._code = code
         return code
 
-    def wait(self) -> int:
-        """Polls to the end; the job's exit code."""
-        while (code := self.poll()) is None:
-            time.sleep(TICK)
-        return code
-
     def stop(self, number: int = signal.SIGTERM) -> None:
-        """Asks the processes to save and leave; whoever has not after SAVE seconds is killed. It is
-        not started again. Returns at once."""
+        """Asks the processes to save and end; those that have not after SAVE seconds are killed.
+        The job is not started again. Returns at once."""
         self._stopped, self._stop_at = True, None
         self._kill_at = self._kill_at or time.monotonic() + SAVE
         self._send(number)
@@ -114,7 +122,7 @@ class Running:
             for log, environment in zip(self.logs, self._environments, strict=True):
                 environment["JAX_COORDINATOR_ADDRESS"] = f"127.0.0.1:{port}"
                 with log.open("ab") as file:
-                    # A group of its own: Ctrl-C at a terminal reaches the launcher alone.
+                    # In a group of its own, so that Ctrl-C at a terminal reaches only the launcher.
                     self._processes.append(subprocess.Popen(
                         self.job.command, env=environment, stdin=subprocess.DEVNULL, stdout=file,
                         stderr=file, process_group=0, preexec_fn=ends_with_its_parent,  # noqa: PLW1509
@@ -122,13 +130,13 @@ class Running:
         except OSError as error:
             self.kill()
             raise cannot_write(self.job.logs, error) from error
-        if self._stopped:  # by a signal, in the meantime
+        if self._stopped:  # by a signal that came in the meantime
             self._send(signal.SIGTERM)
 
 
 def run(job: Job) -> int:
-    """The job in the foreground: what process 0 says is shown, SIGTERM and Ctrl-C are passed on (a
-    second Ctrl-C ends all at once). Returns its exit code."""
+    """Runs the job in the foreground and returns its exit code. Shows the output of process 0, and
+    passes on SIGTERM and Ctrl-C; a second Ctrl-C ends all processes at once."""
     running = start(job)
     interrupts = 0
 
@@ -152,15 +160,15 @@ def run(job: Job) -> int:
 
 
 def shown(job: Job) -> list[str]:
-    """What would be started, as lines for a shell."""
+    """The commands of the processes, as lines for a shell."""
     keys = ("XLA_FLAGS", "JAX_PLATFORMS", "CUDA_VISIBLE_DEVICES", "JAX_NUM_PROCESSES",
             "JAX_PROCESS_ID", *job.environment)  # fmt: skip
     lines = []
     for number in range(job.processes):
         environment = _environment(job, number) | {"JAX_COORDINATOR_ADDRESS": "127.0.0.1:PORT"}
-        given = [f"{key}={environment[key]}" for key in (*keys, "JAX_COORDINATOR_ADDRESS")
-                 if key in environment]  # fmt: skip
-        words = ["env", *given, *job.command]
+        changes = [f"{key}={environment[key]}" for key in (*keys, "JAX_COORDINATOR_ADDRESS")
+                   if key in environment]  # fmt: skip
+        words = ["env", *changes, *job.command]
         lines.append(shlex.join(names.text("the argument", word) for word in words))
     return lines
 
@@ -171,7 +179,7 @@ def _show(log: IO[bytes]) -> None:
 
 
 def _environment(job: Job, number: int) -> dict[str, str]:
-    """Of one process: which of the job it is, and its devices."""
+    """The environment of one process: its number, and its devices."""
     environment = dict(os.environ) | {
         "JAX_NUM_PROCESSES": str(job.processes), "JAX_PROCESS_ID": str(number),
         "PYTHONUNBUFFERED": "1",
@@ -185,8 +193,8 @@ def _environment(job: Job, number: int) -> dict[str, str]:
                 f"{job.processes * (count or 1)}, this host has {len(gpus)}: fewer --processes or "
                 "--devices, or --platform=cpu"
             )
-        mine = gpus[number * count : (number + 1) * count]
-        environment["CUDA_VISIBLE_DEVICES"] = ",".join(mine)
+        own = gpus[number * count : (number + 1) * count]
+        environment["CUDA_VISIBLE_DEVICES"] = ",".join(own)
     elif job.platform == "gpu":
         raise UserError("this host has no NVIDIA GPU that can be seen: --platform=cpu")
     elif job.platform == "cpu" or job.devices or job.processes > 1:
@@ -195,7 +203,7 @@ def _environment(job: Job, number: int) -> dict[str, str]:
 
 
 def visible_gpus() -> list[str]:
-    """Those that CUDA may show, as it names them."""
+    """The names of the GPUs that CUDA may use."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is not None:
         return [name for name in visible.split(",") if name.strip() not in ("", "-1")]
@@ -212,6 +220,6 @@ _libc = ctypes.CDLL(None)
 
 
 def ends_with_its_parent() -> None:
-    """In a new process: SIGTERM, and so a save, when the launcher is gone, however it ended."""
+    """Makes a new process get SIGTERM, and so save, when its launcher has ended in any way."""
     if sys.platform == "linux":
         _libc.prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG

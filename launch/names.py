@@ -1,8 +1,7 @@
-"""What may stand in what a launcher prints: names as their providers take them, and texts that
-cannot leave their line.
+"""Checks of the names and texts that a launcher prints.
 
-A script or a manifest is run by somebody. A name that its provider would refuse is refused before
-anything is printed. Everything else is quoted where it stands.
+Somebody runs a printed script or manifest. A name that its provider would refuse is refused before
+anything is printed. All other texts are quoted where they are printed, and cannot leave their line.
 """
 
 import posixpath
@@ -22,7 +21,7 @@ _IMAGE = (
     r"(?::[A-Za-z0-9_][-.A-Za-z0-9_]{0,127})?(?:@[A-Za-z0-9]+:[0-9a-fA-F]{32,})?"
 )
 
-# what: (pattern of the whole, in words). Sources: the references of Compute Engine and Cloud TPU,
+# What: (pattern, description). Sources: the references of Compute Engine and Cloud TPU,
 # Kubernetes' "Object Names and IDs", "Labels and Selectors", "ConfigMaps", and the grammar of image
 # references of the distribution project.
 NAMES = {
@@ -49,7 +48,7 @@ NAMES = {
 
 
 def checked(what: str, name: str) -> str:
-    """The name itself, a key of NAMES says of what. Raises UserError where it can be none."""
+    """The name itself; `what` is a key of NAMES. Raises UserError: its provider would refuse it."""
     pattern, words = NAMES[what]
     if not re.fullmatch(pattern, name):
         raise UserError(f"{what} cannot be {name!r}; it is {words}")
@@ -57,24 +56,24 @@ def checked(what: str, name: str) -> str:
 
 
 def text(what: str, value: str) -> str:
-    """The value itself, to be quoted where it stands. Raises UserError where no script or manifest
-    can hold it."""
+    """The value itself, which the caller quotes. Raises UserError: no script or manifest can hold
+    it."""
     if "\0" in value or any(unicodedata.category(letter) == "Cs" for letter in value):
         raise UserError(f"{what} {value!r} is no text in UTF-8")
     return value
 
 
 def one_line(what: str, value: str) -> str:
-    """The value itself, to stand in a comment or an #SBATCH line, which a line break would end.
-    Raises UserError where it has one, or another control character."""
+    """The value itself, for a comment or an #SBATCH line, which a line break would end. Raises
+    UserError: it has a line break or another control character."""
     if any(unicodedata.category(letter) in ("Cc", "Zl", "Zp") for letter in text(what, value)):
         raise UserError(f"{what} {value!r} has a control character: write one line")
     return value
 
 
 def place(what: str, path: str) -> str:
-    """The path itself, of another machine or of a container. Raises UserError where it is not
-    absolute, goes up, or cannot be told from what stands beside it."""
+    """A path of another machine or of a container. Raises UserError: it is not absolute, or has a
+    `..` or a `:`."""
     inside = posixpath.normpath(one_line(what, path)).lstrip("/")
     if not path.startswith("/") or not inside or ".." in path.split("/") or ":" in path:
         raise UserError(f"{what} {path!r} is no absolute path without .. and :, such as /runs")

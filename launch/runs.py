@@ -1,6 +1,5 @@
-"""What the files of runs say of them, without JAX and while they run: status, last step, best
-metric, goodput. A file that is missing or half written is told of, and the rest is told all the
-same."""
+"""Status, last step, best metric and goodput of runs, read from their files without JAX, also while
+they run. A file that is missing or half written is reported, and the rest is read all the same."""
 
 import fcntl
 import os
@@ -21,22 +20,22 @@ OF_CHECKPOINT: Kinds = {"goodput": OBJECT_OF_NUMBERS}
 
 
 def find(folder: Path) -> list[Path]:
-    """The work folders in a folder, or it itself. Raises UserError where there is no folder."""
+    """The work folders below a folder, or the folder itself. Raises UserError: there is none."""
     if not folder.is_dir():
         raise UserError(f"no folder {folder}: vit runs takes one that holds runs, such as runs")
-    found = []
+    runs = []
     for path, folders, files in os.walk(folder):
         if MARKS & {*folders, *files}:
-            found.append(Path(path))
+            runs.append(Path(path))
             folders.clear()
         folders[:] = sorted(name for name in folders if not name.startswith("."))
-    return found
+    return runs
 
 
 def describe(run: Path) -> dict[str, Any]:
-    """One row: `status` (done, running, stopped: its checkpoints are there, or begun: none is),
-    `step` of `total_steps`, `metric` and its `best` value, `goodput` (the share of its time in
-    steps that count), `problems` with its files."""
+    """One row of the table: `status` (done, running, stopped: it has a checkpoint, or begun: it has
+    none), `step` of `total_steps`, `metric` and its `best` value, `goodput` (the share of its time
+    that steps took), and `problems` with its files."""
     problems: list[str] = []
     config = _json(run / "config.json", problems, OF_CONFIG)
     there = (run / "result.json").exists()
@@ -61,7 +60,7 @@ def describe(run: Path) -> dict[str, Any]:
 
 
 def table(rows: list[dict[str, Any]], folder: Path) -> Iterator[str]:
-    """Lines for a person."""
+    """The rows as lines of text."""
     cells = [("run", "status", "step", "best", "goodput", "")]
     for row in rows:
         run, best = Path(row["run"]), row["best"]
@@ -79,7 +78,7 @@ def table(rows: list[dict[str, Any]], folder: Path) -> Iterator[str]:
 
 
 def _json(file: Path, problems: list[str], may: Kinds = records.NOTHING) -> dict[str, Any]:
-    """What a file holds; nothing, and a problem more, where that cannot be read."""
+    """The content of a file. If it cannot be read, nothing, and one more problem."""
     try:
         return records.load(file, may=may)
     except FileNotFoundError:
@@ -90,7 +89,7 @@ def _json(file: Path, problems: list[str], may: Kinds = records.NOTHING) -> dict
 
 
 def _rows(file: Path, problems: list[str]) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """(the last row, all rows of evaluations)."""
+    """(The last row, all rows of evaluations.)"""
     try:
         rows, damage = records.read_rows(file, having=b'"eval/')
     except FileNotFoundError:
@@ -111,8 +110,8 @@ def _ledger(run: Path, saved: list[int], problems: list[str]) -> dict[str, float
 
 
 def locked(run: Path) -> bool:
-    """Whether a living run holds the folder, also one of another host where the file system
-    tells. The lock is let go at once; a run that starts tries more than once."""
+    """Whether a living run holds the folder, also one of another host if the file system supports
+    that. The lock is released at once, and a run that starts tries more than once."""
     try:
         lock = os.open(run / ".lock", os.O_RDONLY | os.O_NONBLOCK)
     except OSError:

@@ -1,7 +1,7 @@
-"""A job on one Cloud TPU slice, as a script of `gcloud` commands that is printed or run: the slice
-is asked for as a queued resource, waited for, and every host runs a container.
+"""A job on one Cloud TPU slice, as a script of `gcloud` commands. The script requests the slice
+as a queued resource, waits for it, and starts a container on every host.
 
-Several slices, and node pools of GKE, are for kubernetes.py.
+kubernetes.py is for several slices and for node pools of GKE.
 """
 
 import shlex
@@ -12,17 +12,17 @@ from collections.abc import Sequence
 from vit_jax.errors import UserError
 
 from . import names
-from .job import AGAIN, Job, shipped
+from .job import AGAIN, RESTART_CODES, Job, shipped
 from .names import checked
 
 RECIPES = "/tmp/recipe"  # on the hosts and in the containers
-# Of the software on a host, by the beginning of an accelerator's name.
+# Version of the software on a host, by the beginning of the accelerator's name.
 RUNTIMES = {
     "v5litepod": "v2-alpha-tpuv5-lite", "v5p": "v2-alpha-tpuv5", "v6e": "v2-alpha-tpuv6e",
     "v4": "tpu-ubuntu2204-base", "v3": "tpu-ubuntu2204-base", "v2": "tpu-ubuntu2204-base",
 }  # fmt: skip
 
-# Each {part} is a command that _gcloud has quoted, or a name that is checked.
+# Each {part} is a command that _gcloud has quoted, or a name that was checked.
 SCRIPT = """\
 #!/usr/bin/env bash
 set -euo pipefail
@@ -39,7 +39,7 @@ done
 # The slice stays, and costs, until: {delete}
 """
 
-# A host goes on by itself where that is of use; the processes then find each other again.
+# Each host restarts its container if that helps. The processes then find each other again.
 LOOP = """\
 for left in $(seq {restarts} -1 0); do
   {docker} && exit 0 || code=$?
@@ -52,12 +52,10 @@ def script(
     job: Job, *, accelerator: str, zone: str, project: str | None = None,
     runtime: str | None = None, spot: bool = False, setup: str | None = None,
 ) -> str:  # fmt: skip
-    """The script; `setup` is a command that every host runs first. Raises UserError where there
-    is no runtime known for the accelerator, and where a name can be none."""
+    """The script. `setup` is a command that every host runs first. Raises UserError: no runtime is
+    known for the accelerator, or Cloud TPU would refuse a name."""
     checked("--accelerator", accelerator)
-    runtime = runtime or next(
-        (found for prefix, found in RUNTIMES.items() if accelerator.startswith(f"{prefix}-")), None
-    )
+    runtime = runtime or RUNTIMES.get(accelerator.partition("-")[0])
     if runtime is None:
         raise UserError(
             f"no runtime known for --accelerator={accelerator}: name it with --runtime, or an "
@@ -74,7 +72,7 @@ def script(
     on_hosts = [_on_hosts(name, place, names.text("--setup", setup))] if setup else []
     if recipe is not None:
         mounts.append(f"{RECIPES}:{RECIPES}:ro")
-        # As an absolute path, which is no option whatever the file's name is.
+        # An absolute path cannot be taken for an option.
         copied = names.text("the recipe", str(recipe.absolute()))
         on_hosts += [
             _on_hosts(name, place, shlex.join(["mkdir", "-p", RECIPES])),
@@ -86,8 +84,8 @@ def script(
         *(names.text("--env", f"--env={key}={value}") for key, value in job.environment.items()),
         image, "vit", *(names.text("the argument", argument) for argument in arguments),
     ])  # fmt: skip
-    codes = [*AGAIN, *(128 + number for number in (6, 9, 11, 15))]
-    loop = LOOP.format(restarts=job.restarts, docker=docker, again="|".join(map(str, codes)))
+    again = "|".join(map(str, RESTART_CODES))
+    loop = LOOP.format(restarts=job.restarts, docker=docker, again=again)
     on_hosts.append(_on_hosts(name, place, loop))
     return SCRIPT.format(
         describe=_gcloud("queued-resources", "describe", name, *place,
@@ -103,18 +101,17 @@ def script(
 
 
 def _gcloud(*words: str) -> str:
-    """A command of `gcloud compute tpus` as a line for a shell."""
+    """A command of `gcloud compute tpus`, quoted for a shell."""
     return shlex.join(["gcloud", "compute", "tpus", *words])
 
 
 def _on_hosts(name: str, place: Sequence[str], line: str) -> str:
-    """What runs a line of a shell on every host."""
+    """The command that runs a shell line on every host."""
     return _gcloud("tpu-vm", "ssh", name, *place, "--worker=all", f"--command={line}")
 
 
 def run(text: str) -> int:
-    """Runs the script in the foreground; its exit code. Raises UserError where there is no
-    gcloud."""
+    """Runs the script and returns its exit code. Raises UserError: gcloud is not installed."""
     if shutil.which("gcloud") is None:
         raise UserError(
             "gcloud is not on the path: install the Google Cloud SDK, or see the commands with "

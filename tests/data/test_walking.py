@@ -1,4 +1,4 @@
-"""Which files below a folder are images, what is told of the others, and what is never opened."""
+"""Which files below a folder are images, what is said of the others, and what is never opened."""
 
 import os
 
@@ -6,7 +6,7 @@ import pytest
 from made_images import encoded, folder_of_images, smooth
 
 from vit_jax.data.sources import open_source
-from vit_jax.data.walking import images_below, told
+from vit_jax.data.walking import images_below, left_out_text
 from vit_jax.errors import UserError
 
 
@@ -17,7 +17,7 @@ def test_files_with_unusual_endings_are_judged_by_their_first_bytes(tmp_path):
     (tmp_path / "LICENCE").write_text("free")
     images, left_out = images_below(tmp_path)
     assert images == ["a.photo", "b", "c.jfif", "d.ppm"]
-    assert told(left_out) == "2 files are left out: 1 .txt, 1 without an ending"
+    assert left_out_text(left_out) == "2 files are left out: 1 .txt, 1 without an ending"
 
 
 def test_pipes_devices_and_broken_links_are_counted_and_not_opened(tmp_path):

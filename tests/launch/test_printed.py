@@ -1,6 +1,7 @@
 """What is printed passes on exactly the words that were given, and nothing of them is run. Scripts
 are run with stand-ins on the path that print their arguments."""
 
+import json
 import os
 import re
 import shlex
@@ -102,7 +103,8 @@ def test_a_script_for_slurm_passes_on_every_word(ran, tmp_path, folder, argument
     script = slurm.script([made], {"comment": value})
     python = shlex.quote(sys.executable)
     (srun, end) = ran(script.replace(python, "python"))  # the interpreter is a stand-in too
-    assert srun[-5:] == ["-P", "-u", "-m", "submitit.core._submit", str(logs)]
+    assert srun[-6:-1] == ["-P", "-u", "-m", "vit_jax.launch.slurm", str(logs)]
+    assert json.loads(srun[-1])["arguments"] == ["train", argument]
     assert end == ["python", "-P", "-m", "vit_jax.launch.slurm", str(logs), "1", "10"]
     assert f"#SBATCH --comment={shlex.quote(value)}" in script.splitlines()
     assert shlex.split(script.splitlines()[-1].partition(": ")[2]) == ["vit", "train", argument]

@@ -76,11 +76,12 @@ def test_plain_values_of_the_column_label_are_the_classes(tmp_path, values, clas
     source = open_source(write("whole", values), "train")
     assert source.classes == classes
     assert [source.classes[source[n]["label"]] for n in range(3)] == [str(v) for v in values]
-    for other in ([values[0], None, 1], [values[0], 1, values[0]]):
-        odd = [other[0], type(values[0])(other[1]) if other[1] is not None else None, values[0]]
-        lacking = open_source(write(f"odd{other[1]}", odd), "train", classes)
-        with pytest.raises(UserError, match=r"example 1 has the class .*, which training does not"):
-            lacking[1]
+    unknown = write("unknown", [values[0], type(values[0])(1), values[0]])
+    lacking = open_source(unknown, "train", classes)
+    with pytest.raises(UserError, match=r"example 1 has the class .*, which training does not"):
+        lacking[1]
+    with pytest.raises(UserError, match="example 1 has no label: label it or take it out"):
+        open_source(write("blank", [values[0], None, values[0]]), "train", classes)
 
 
 def test_a_set_without_splits_is_its_training_split(tmp_path):

@@ -7,7 +7,7 @@ import pytest
 import tensorflow_datasets as tfds
 from imagenet_files import devkit, downloads, picture, tar
 
-from vit_jax.preparing.archives import DEVKIT, label_map
+from vit_jax.data.archives import DEVKIT, label_map
 from vit_jax.preparing.prepare import Options, prepare
 
 needs_tensorflow = pytest.mark.skipif(

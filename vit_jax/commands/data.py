@@ -15,69 +15,62 @@ import argparse
 import inspect
 import json
 from pathlib import Path
+from typing import Any
 
-PREPARE = """Writes a TFDS data set as array_record, ROOT/NAME/VERSION, to be read as tfds:NAME.
+CHECK = """Reads every example and prints a line for each problem: damaged and empty files, names of
+another format than the bytes, the same bytes twice (with another label, in another split), classes
+without images. With --statistics it also prints the values of each channel, and the options to
+train with: the range of images of more than 8 bits, mean and std. Exits with 0 if there is no
+problem and with 1 if there are some.
+"""
+PREPARE = """Writes a TFDS data set as array_record, ROOT/NAME/VERSION, which is read as tfds:NAME.
 
 SOURCE is folder:PATH (PATH/SPLIT/CLASS/* or PATH/CLASS/*), imagenet2012 or imagenet21k with
 --from=FOLDER (their tars, or folders of synsets), or tfds:NAME[/CONFIG][:VERSION] or
-tfds:PACKAGE.MODULE:BUILDER. Images stay the bytes they are. The set appears when it is whole.
+tfds:PACKAGE.MODULE:BUILDER. Images stay the bytes that they are. The set appears when it is whole.
 """
-CHECK = """Reads every example, prints a line for each problem: damaged and empty files, names of
-another format than the bytes, the same bytes twice (with another label, in another split), classes
-without images. With --statistics, prints the values of each channel and what to write to train with
-them: the range of images of more than 8 bits, mean and std. Exits 0 where there is no problem and 1
-where there are some.
-"""
+# Action: its description and its options.
+ACTIONS: dict[str, tuple[str, dict[str, dict[str, Any]]]] = {
+    "check": (CHECK, {
+        "source": dict(metavar="SOURCE", help="folder:PATH, tfds:NAME, digits …"),
+        "--split": dict(help="one split; all by default"),
+        "--threads": dict(type=int, help="number of readers"),
+        "--statistics": dict(action="store_true", help="also print the values of each channel, "
+                             "and the range, mean and std to train with"),
+        "--json": dict(nargs="?", const="-", metavar="FILE",
+                       help="write the report as JSON, to FILE or to the terminal"),
+    }),
+    "prepare": (PREPARE, {
+        "source_spec": dict(metavar="SOURCE", help="what to prepare"),
+        "--from": dict(dest="source", metavar="FOLDER", help="ImageNet's tars, what a builder "
+                       "expects to be downloaded by hand, or the root of a set in TFRecord"),
+        "--output": dict(metavar="ROOT", help="TFDS_DATA_DIR or ~/tensorflow_datasets by default"),
+        "--name": dict(help="name of the data set; the folder's name by default"),
+        "--shards": dict(type=int, help="files per split; of about 1 GiB by default"),
+        "--seed": dict(type=int, help="of the order of the examples; 0 by default"),
+        "--labels": dict(metavar="MAP", help="which synsets are classes, in which order: 1k, 21k "
+                         "(Google's 21,843), 21k-p (11,221), found, or a file with one per line; "
+                         "the others are left out and counted"),
+        "--val": dict(type=int, metavar="N", help="images of ImageNet-21k to hold out as val; "
+                      "102400 or one in a hundred by default"),
+        "--threads": dict(type=int, help="number of readers; 8 by default"),
+    }),
+    "ops": ("Lists the operations of pipelines.", {}),
+}  # fmt: skip
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command's actions and their options."""
-    actions = parser.add_subparsers(dest="action", required=True, metavar="check|prepare|ops")
+    actions = parser.add_subparsers(dest="action", required=True, metavar="|".join(ACTIONS))
     raw = argparse.RawDescriptionHelpFormatter
-
-    check = actions.add_parser("check", description=CHECK, formatter_class=raw, allow_abbrev=False)
-    check.add_argument("source", metavar="SOURCE", help="folder:PATH, tfds:NAME, digits …")
-    check.add_argument("--split", help="one split; all of them by default")
-    check.add_argument("--threads", type=int, help="readers at a time")
-    check.add_argument(
-        "--statistics", action="store_true",
-        help="also the values of each channel, and the range, mean and std to train with",
-    )  # fmt: skip
-    check.add_argument(
-        "--json", nargs="?", const="-", metavar="FILE", help="report as JSON, to FILE or printed"
-    )
-
-    prepare = actions.add_parser(
-        "prepare", description=PREPARE, formatter_class=raw, allow_abbrev=False
-    )
-    prepare.add_argument("source_spec", metavar="SOURCE", help="what to prepare")
-    prepare.add_argument(
-        "--from", dest="source", metavar="FOLDER",
-        help="what was downloaded: ImageNet's tars, a builder's manual downloads, or the root of a "
-        "set in TFRecord",
-    )  # fmt: skip
-    prepare.add_argument(
-        "--output", metavar="ROOT", help="TFDS_DATA_DIR or ~/tensorflow_datasets by default"
-    )
-    prepare.add_argument("--name", help="of the data set; a folder's own by default")
-    prepare.add_argument("--shards", type=int, help="files a split; of about 1 GiB by default")
-    prepare.add_argument("--seed", type=int, help="of the order of the examples; 0 by default")
-    prepare.add_argument(
-        "--labels", metavar="MAP",
-        help="which synsets are classes, in which order: 1k, 21k (Google's 21,843), 21k-p "
-        "(11,221), found, or a file with one a line; the others are left out and counted",
-    )  # fmt: skip
-    prepare.add_argument(
-        "--val", type=int, metavar="N",
-        help="images of ImageNet-21k to hold out as val; 102400 or one in a hundred by default",
-    )  # fmt: skip
-    prepare.add_argument("--threads", type=int, help="readers at a time; 8 by default")
-
-    actions.add_parser("ops", description="Lists the operations of pipelines.", allow_abbrev=False)
+    for name, (text, options) in ACTIONS.items():
+        action = actions.add_parser(name, description=text, formatter_class=raw, allow_abbrev=False)
+        for option, settings in options.items():
+            action.add_argument(option, **settings)
 
 
 def run(options: argparse.Namespace) -> int:
-    """Does it; returns the exit code."""
+    """Runs the action. Returns the exit code."""
     from vit_jax.errors import UserError
 
     if options.overrides:
@@ -90,8 +83,8 @@ def _prepare(options: argparse.Namespace) -> int:
 
     from vit_jax.preparing.prepare import Options, prepare
 
-    given = Options(**{field.name: getattr(options, field.name) for field in fields(Options)})
-    prepare(options.source_spec, given)
+    chosen = {field.name: getattr(options, field.name) for field in fields(Options)}
+    prepare(options.source_spec, Options(**chosen))
     return 0
 
 

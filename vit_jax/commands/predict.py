@@ -137,7 +137,7 @@ def _images(given: list[str]) -> tuple[list[Path], list[str]]:
 
     Raises UserError where there are none."""
     from vit_jax.data.formats import NAMES
-    from vit_jax.data.walking import images_below, told
+    from vit_jax.data.walking import images_below, left_out_text
 
     found: list[Path] = []
     notes: list[str] = []
@@ -149,7 +149,7 @@ def _images(given: list[str]) -> tuple[list[Path], list[str]]:
             left_out["pipe, device or broken link"] += len(inside) - len(files)
             found += files
             if left_out := +left_out:
-                notes.append(f"{printable(path)}: {told(left_out)}")
+                notes.append(f"{printable(path)}: {left_out_text(left_out)}")
         elif path.is_file():
             found.append(path)
         elif path.exists():

@@ -1,4 +1,4 @@
-"""Images that lie on disk as files: folders of classes, and tables that name files."""
+"""Images that are files on disk: folders of classes, and tables of file names."""
 
 import csv
 import hashlib
@@ -15,6 +15,7 @@ import numpy as np
 
 from vit_jax.data import formats
 from vit_jax.data.layout import layout, refuse_crossed, refuse_no_classes
+from vit_jax.data.source import Source
 from vit_jax.data.splits import (
     NoSplit,
     choose,
@@ -24,17 +25,18 @@ from vit_jax.data.splits import (
     passed_over,
     too_few,
 )
-from vit_jax.data.walking import files_in, first_bytes, folders_in, images_below, told
+from vit_jax.data.stored import numpy_header
+from vit_jax.data.walking import files_in, first_bytes, folders_in, images_below, left_out_text
 from vit_jax.errors import UserError, printable
 from vit_jax.files import read_bytes
 
-NUMPY_HEADER = 2**14  # bytes: more than NumPy reads of one
-LONGEST_LINE = 2**20  # characters of a table's
-MOST_NOTES = 3  # classes with a line each of what they leave out
+NUMPY_HEADER = 2**14  # bytes, more than a header of NumPy has
+LONGEST_LINE = 2**20  # characters in a table
+MOST_NOTES = 3  # classes that get a line of their own for the files they leave out
 
 
 class Names:
-    """Many file names in one block of bytes: a million of them are no million objects."""
+    """Many file names in one block of bytes, because a million objects would take more memory."""
 
     def __init__(self) -> None:
         self._bytes, self._ends = bytearray(), array("q", [0])
@@ -55,50 +57,35 @@ class Names:
         return os.fsdecode(bytes(self._bytes[self._ends[index] : self._ends[index + 1]]))
 
     def hash(self, labels: np.ndarray) -> str:
-        """Of all names in order and of what belongs to each, in one pass over the block."""
+        """A hash of all names and their labels, in order."""
         digest = hashlib.blake2b(self._bytes, digest_size=16)
         digest.update(self._ends)
         digest.update(f"{labels.shape}".encode() + labels.astype("<i4").tobytes())
         return digest.hexdigest()
 
 
-class Files:
+class Files(Source):
     """Files by number, below one folder, with labels [N] or [N, max_labels] (filled with -1)."""
-
-    notes: tuple[str, ...] = ()
 
     def __init__(self, root: Path, names: Names, labels: np.ndarray, classes: list[str]):
         self.root, self.classes = root, classes
         self._names, self._labels = names, labels
         self.max_labels = labels.shape[1] if labels.ndim == 2 else 1
-        self.channels = self._channels()
-
-    def _channels(self) -> int:
-        """Three, but for NumPy files those of the first one."""
-        try:
-            start = BytesIO(first_bytes(self.path(0), NUMPY_HEADER))
-            if formats.format_of(start.getvalue()[: formats.HEAD]) != "NumPy":
-                return 3
-            old = np.lib.format.read_magic(start) == (1, 0)
-            read = (
-                np.lib.format.read_array_header_1_0 if old else np.lib.format.read_array_header_2_0
-            )
-            shape, _, _ = read(start)
-        except (OSError, ValueError, EOFError):
-            return 3
-        return shape[2] if len(shape) == 3 else 1
-
-    @property
-    def names_hash(self) -> str:
-        """Of the examples' names, in order, and their labels: the same wherever the files lie."""
-        return self._names.hash(self._labels)
+        self.names_hash = names.hash(labels)
+        try:  # NumPy files have as many channels as the first one
+            start = first_bytes(self.path(0), NUMPY_HEADER)
+            if formats.format_of(start[: formats.HEAD]) == "NumPy":
+                shape, _, _ = numpy_header(BytesIO(start))
+                self.channels = shape[2] if len(shape) == 3 else 1
+        except Exception:  # NumPy may raise anything; the file is judged when it is read
+            pass
 
     def path(self, index: int) -> Path:
         """The file of an example."""
         return self.root / self._names[index]
 
     def name(self, index: int) -> str:
-        """The file of an example, from the root."""
+        """The file of an example, relative to the root."""
         return self._names[index]
 
     def __len__(self) -> int:
@@ -106,29 +93,34 @@ class Files:
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         label = self._labels[index]
-        several = [int(one) for one in label if one >= 0] if label.ndim else int(label)
+        several = [int(number) for number in label if number >= 0] if label.ndim else int(label)
         return {"image": read_bytes(os.path.join(self.root, self._names[index])), "label": several}
 
     def describe(self, index: int) -> str:
-        """The path, as it may be shown on a terminal."""
+        """The path, safe for a terminal."""
         return printable(str(self.path(index)))
 
 
 class Folder(Files):
-    """`PATH/SPLIT/CLASS/*`, or `PATH/CLASS/*` of which a tenth of each class is held out as `val`
-    by a hash of its name. Classes are the sorted folder names."""
+    """`PATH/SPLIT/CLASS/*`; or `PATH/CLASS/*`, of which a tenth of each class is held out as `val`
+    by a hash of its name. Classes are the sorted names of the folders."""
 
     def __init__(self, rest: str, split: str, classes: list[str] | None):
         place = _place(rest, split, training=classes is None)
-        root, found = place.root, folders_in(place.root)
-        refuse_no_classes(root, found)
-        classes = found if classes is None else list(classes)
-        _refuse_unknown(root, found, classes)
+        root, shown, inside = place.root, printable(place.root), folders_in(place.root)
+        refuse_no_classes(root, inside)
+        classes = inside if classes is None else list(classes)
+        if extra := sorted(set(inside) - set(classes)):
+            raise UserError(
+                f"{shown} has the class {extra[0]!r}{_and_more(extra)}, which training does not "
+                f"know ({len(classes)} classes, such as {', '.join(map(printable, classes[:3]))}): "
+                "add it to the training split or take it out"
+            )
         names, empty, elsewhere = Names(), [], 0
         number = {name: label for label, name in enumerate(classes)}
         labels: list[np.ndarray] = []
         left_out: dict[str, Counter[str]] = {}
-        for name in found:
+        for name in inside:
             images, others = images_below(root / name)
             if others:
                 left_out[name] = others
@@ -136,55 +128,56 @@ class Folder(Files):
                 empty.append(name)
             paths = [f"{name}/{image}" for image in images]
             if not place.named:
-                mine = held_out(paths) == (place.split == "val")
-                elsewhere += int((~mine).sum())
-                paths = [path for path, take in zip(paths, mine, strict=True) if take]
+                val = held_out(paths)
+                paths = [path for path in paths if (path in val) == (place.split == "val")]
+                elsewhere += len(images) - len(paths)
             names.extend(paths)
             labels.append(np.full(len(paths), number[name], np.int32))
+        every = sum(left_out.values(), Counter[str]())
         if not len(names) and elsewhere:
             raise NoSplit(
-                f"{printable(root)} has {elsewhere} images, of which the hash of their names puts "
-                f"none in {place.split!r}: make the folders train/CLASS and val/CLASS, or leave "
-                "evaluation out with --config.data.eval.split="
+                f"{shown} has {elsewhere} images, of which the hash of their names puts none in "
+                f"{place.split!r}: make the folders train/CLASS and val/CLASS, or leave evaluation "
+                "out with --config.data.eval.split="
             )
         if not len(names):
-            held = sum(left_out.values(), Counter())
             raise UserError(
-                f"{printable(root)} holds no images (.jpg, .jpeg, .png, .bmp …) in folders of "
-                "their classes" + (f"; {told(held)}" if held else "")
+                f"{shown} holds no images (.jpg, .jpeg, .png, .bmp …) in folders of their classes"
+                + (f"; {left_out_text(every)}" if every else "")
             )
         if place.trains and (odd := [name for name in empty if name in left_out]):
             raise UserError(
                 f"{printable(root / odd[0])} is the folder of a class and holds no image: "
-                f"{told(left_out[odd[0]])}; convert these to one of {formats.NAMES}, or take the "
-                "folder away"
+                f"{left_out_text(left_out[odd[0]])}; convert these to one of {formats.NAMES}, or "
+                "take the folder away"
             )
         super().__init__(root, names, np.concatenate(labels), classes)
-        self.notes = (*place.notes, *self._notes(empty, left_out))
+        notes = list(place.notes)
+        if empty:
+            notes.append(f"{shown}: the class {empty[0]!r}{_and_more(empty)} has no images")
+        if len(classes) == 1:
+            notes.append(f"{shown} holds one class alone, {classes[0]!r}")
+        if len(left_out) > MOST_NOTES:
+            notes.append(f"{shown}, {len(left_out):,} of its classes: {left_out_text(every)}")
+        else:
+            notes += [
+                f"{shown}/{printable(name)}: {left_out_text(of)}" for name, of in left_out.items()
+            ]
+        if beside := files_in(root):
+            notes.append(f"{shown}, beside the folders of classes: {left_out_text(beside)}")
         if not place.named and place.split == "val":
             remedy = "choose more yourself, as the folders train/CLASS and val/CLASS"
-            self.notes += tuple(too_few(printable(root), len(names), remedy))
+            notes += too_few(shown, len(names), remedy)
+        self.notes = tuple(notes)
 
-    def _notes(self, empty: list[str], left_out: dict[str, Counter[str]]) -> list[str]:
-        notes, root = [], printable(self.root)
-        if empty:
-            more = f" and {len(empty) - 1} more" if len(empty) > 1 else ""
-            notes.append(f"{root}: the class {empty[0]!r}{more} has no images")
-        if len(self.classes) == 1:
-            notes.append(f"{root} holds one class alone, {self.classes[0]!r}")
-        if len(left_out) > MOST_NOTES:
-            every = sum(left_out.values(), Counter())
-            notes.append(f"{root}, {len(left_out):,} of its classes: {told(every)}")
-        else:
-            notes += [f"{root}/{printable(name)}: {told(of)}" for name, of in left_out.items()]
-        if beside := files_in(self.root):
-            notes.append(f"{root}, beside the folders of classes: {told(beside)}")
-        return notes
+
+def _and_more(names: list[str]) -> str:
+    return f" and {len(names) - 1} more" if len(names) > 1 else ""
 
 
 class _Place(NamedTuple):
-    """Where the classes of a split lie: in a folder of its name, or all in the root (`named` is
-    False then, and a hash makes the splits)."""
+    """The folder with the classes of a split. It has the split's name if `named`; otherwise it is
+    the root, and a hash makes the splits."""
 
     root: Path
     split: str
@@ -194,8 +187,8 @@ class _Place(NamedTuple):
 
 
 def _place(rest: str, split: str, training: bool) -> _Place:
-    """Finds a split in a folder. Raises UserError: there is no such folder or split, or the tree is
-    laid out in another way."""
+    """Finds a split in a folder. Raises UserError: there is no such folder or split, or its layout
+    is another one."""
     top, shown = Path(rest).expanduser(), f"folder:{printable(rest)}"
     if not rest or not top.is_dir():
         raise UserError(
@@ -217,29 +210,17 @@ def _place(rest: str, split: str, training: bool) -> _Place:
     return _Place(top / chosen, chosen, True, trains, tuple(notes))
 
 
-def _refuse_unknown(root: Path, found: list[str], classes: list[str]) -> None:
-    """Raises UserError where a folder is none of the training split's classes."""
-    extra = sorted(set(found) - set(classes))
-    if extra:
-        more = f" and {len(extra) - 1} more" if len(extra) > 1 else ""
-        raise UserError(
-            f"{printable(root)} has the class {extra[0]!r}{more}, which training does not know "
-            f"({len(classes)} classes, such as {', '.join(map(printable, classes[:3]))}): add it "
-            "to the training split or take it out"
-        )
-
-
 def folder_splits(rest: str) -> list[str]:
-    """The splits of a folder, by the names of its folders; `train` and `val` where a hash makes
-    them."""
+    """The splits of a folder: its folders that are named like splits, else `train` and `val`, which
+    a hash makes."""
     root = Path(rest).expanduser()
     return (layout(root).splits if root.is_dir() else []) or ["train", "val"]
 
 
 class Table(Files):
-    """`csv:FILE` with the columns `image` (a path, from the table's folder), `label` (a class, or
-    several separated by `;`) and, if it has one, `split`; without, a tenth of each class is held
-    out as `val`. Classes are the sorted names, by number where all are numbers."""
+    """`csv:FILE` with the columns `image` (a path, relative to the table's folder), `label` (a
+    class, or several separated by `;`) and perhaps `split`. Without it, a tenth of each class is
+    held out as `val`. Classes are the sorted names; if all are numbers, in the order of numbers."""
 
     def __init__(self, rest: str, split: str, classes: list[str] | None):
         file = Path(rest).expanduser()
@@ -247,8 +228,8 @@ class Table(Files):
         notes: list[str] = []
         if splits is None:
             chosen = choose(f"{file} (no column split)", split, ("train", "val"), classes is None)
-            held = _held_out(every)
-            rows = [row for row, out in zip(every, held, strict=True) if out == (chosen == "val")]
+            val = _held_out(every)
+            rows = [row for row in every if (row.image in val) == (chosen == "val")]
             if not rows:
                 raise NoSplit(
                     f"{file} has {len(every)} rows, of which the hash of their names puts none in "
@@ -262,22 +243,20 @@ class Table(Files):
             rows = [row for row in every if row.split == chosen]
             notes += passed_over(str(file), chosen, splits)
         if classes is None:
-            found = {name for row in rows for name in row.classes}
-            numbers = all(name.isdecimal() for name in found)
-            classes = sorted(found, key=(lambda name: (int(name), name)) if numbers else None)
+            of_rows = {name for row in rows for name in row.classes}
+            numbers = all(name.isdecimal() for name in of_rows)
+            classes = sorted(of_rows, key=(lambda name: (int(name), name)) if numbers else None)
         number = {name: label for label, name in enumerate(classes)}
         names, widest = Names(), max(len(row.classes) for row in every)
-        for row in rows:
-            names.append(row.image)
         labels = np.full((len(rows), widest), -1, np.int32)
         for place, row in enumerate(rows):
-            for column, name in enumerate(row.classes):
-                if name not in number:
-                    raise UserError(
-                        f"{file}: {printable(row.image)} has the class {name!r}, which training "
-                        "does not know"
-                    )
-                labels[place, column] = number[name]
+            names.append(row.image)
+            if unknown := [name for name in row.classes if name not in number]:
+                raise UserError(
+                    f"{file}: {printable(row.image)} has the class {unknown[0]!r}, which training "
+                    "does not know"
+                )
+            labels[place, : len(row.classes)] = [number[name] for name in row.classes]
         super().__init__(file.parent, names, labels if widest > 1 else labels[:, 0], classes)
         self.notes = tuple(notes)
 
@@ -292,15 +271,15 @@ class Row(NamedTuple):
 
 
 def table_splits(rest: str) -> list[str]:
-    """The splits of a table, by the values of its column; `train` and `val` where it has none."""
+    """The splits of a table: the values of its column, or `train` and `val` without one."""
     _, splits = _read(rest)
     return ["train", "val"] if splits is None else splits
 
 
 def _read(rest: str) -> tuple[list[Row], list[str] | None]:
-    """All rows of a table, and its splits where it has a column of them.
+    """All rows of a table, and its splits if it has a column of them.
 
-    Raises UserError: it is no table, or a row of any split cannot be used.
+    Raises UserError: the file is not a table, or a row cannot be used, whatever its split is.
     """
     file = Path(rest).expanduser()
     if not file.is_file():
@@ -311,11 +290,11 @@ def _read(rest: str) -> tuple[list[Row], list[str] | None]:
     try:
         with file.open(newline="", encoding="utf-8-sig") as lines:
             table = csv.DictReader(_bounded(lines, file))
-            missing = {"image", "label"} - set(table.fieldnames or ())
-            if missing:
+            columns = table.fieldnames or []
+            if missing := sorted({"image", "label"} - set(columns)):
                 raise UserError(
-                    f"{file} has no column {sorted(missing)[0]!r}: it has "
-                    f"{', '.join(map(printable, table.fieldnames or ['none']))}"
+                    f"{file} has no column {missing[0]!r}: it has "
+                    f"{', '.join(map(printable, columns or ['none']))}"
                 )
             rows = [_row(row, file, table.line_num) for row in table]
     except (UnicodeDecodeError, csv.Error) as error:
@@ -331,14 +310,12 @@ def _read(rest: str) -> tuple[list[Row], list[str] | None]:
             f"{file}, line {blank[0]} has no label{more}, and every other row has exactly one: "
             "label it or take it out"
         )
-    if "split" not in (table.fieldnames or ()):
-        return rows, None
-    return rows, in_order({str(row.split) for row in rows})
+    return rows, in_order({str(row.split) for row in rows}) if "split" in columns else None
 
 
 def _bounded(lines: TextIO, file: Path) -> Iterator[str]:
-    """The lines of a text file. Raises UserError at one without end, which a file without line
-    breaks would be, and fill the memory."""
+    """The lines of a text file. Raises UserError at a line of more than `LONGEST_LINE` characters,
+    so that a file without line breaks does not fill the memory."""
     number = 0
     while line := lines.readline(LONGEST_LINE):
         number += 1
@@ -350,43 +327,33 @@ def _bounded(lines: TextIO, file: Path) -> Iterator[str]:
         yield line
 
 
-def _held_out(rows: list[Row]) -> np.ndarray:
-    """bool [rows]: a tenth of each class, which is that of an image's first label."""
-    of_class: dict[str, list[str]] = {}
-    first: dict[str, str] = {}
+def _held_out(rows: list[Row]) -> set[str]:
+    """The images in `val`: a tenth of each class. An image's class is its first label."""
+    class_of: dict[str, str] = {}
     for row in rows:
-        name = row.classes[0] if row.classes else ""
-        if first.setdefault(row.image, name) == name:
-            of_class.setdefault(name, []).append(row.image)
-    out = {
-        image
-        for images in of_class.values()
-        for image, chosen in zip(images, held_out(images), strict=True)
-        if chosen
-    }
-    return np.array([row.image in out for row in rows], bool)
+        class_of.setdefault(row.image, row.classes[0] if row.classes else "")
+    of_class: dict[str, list[str]] = {}
+    for image, name in class_of.items():
+        of_class.setdefault(name, []).append(image)
+    return set().union(*map(held_out, of_class.values()))
 
 
 def _row(row: dict[str, Any], file: Path, line: int) -> Row:
-    """Raises UserError for a row that lacks a column or has more, or names no file."""
+    """Raises UserError: the row lacks a column or has more, its image is not a file name, or its
+    label is a number but not a finite one."""
     for column, value in row.items():
         if column is None or value is None or (column in ("image", "split") and not value.strip()):
             what = "more columns than the first line" if column is None else f"no {column}"
             raise UserError(f"{file}, line {line} has {what}")
     if "\0" in row["image"]:
         raise UserError(f"{file}, line {line}: {printable(row['image'])!r} is no file's name")
-    split = row.get("split")
-    return Row(row["image"], _labels(row["label"], file, line), split and split.strip(), line)
-
-
-def _labels(text: str | None, file: Path, line: int) -> list[str]:
-    """The classes of a row. Raises UserError for what is a number but names none."""
-    names = [name.strip() for name in (text or "").split(";") if name.strip()]
-    for name in names:
+    classes = [name.strip() for name in row["label"].split(";") if name.strip()]
+    for name in classes:
         try:
-            number = float(name)
+            finite = math.isfinite(float(name))
         except ValueError:
             continue
-        if not math.isfinite(number):
+        if not finite:
             raise UserError(f"{file}, line {line}: the label {name!r} is no class")
-    return names
+    split = row.get("split")
+    return Row(row["image"], classes, split and split.strip(), line)

@@ -1,11 +1,11 @@
-"""The image formats that are read, recognised by their first bytes and never by a file's name."""
+"""The image formats that are read. The first bytes of a file decide its format, never its name."""
 
 from pathlib import PurePath
 
 HEAD = 32  # bytes that decide
 
-# Format, in Pillow's words (NumPy's files are read without Pillow): usual endings of file names.
-# Pillow tries these alone, because others of its formats start programs (Ghostscript for EPS).
+# Format, as Pillow names it (NumPy's files are read without Pillow): usual endings of file names.
+# Pillow tries only these, because it starts programs for some others (Ghostscript for EPS).
 ENDINGS = {
     "JPEG": (".jpg", ".jpeg", ".jpe", ".jfif", ".jif", ".mpo"),
     "PNG": (".png", ".apng"),
@@ -29,21 +29,13 @@ _STARTS = (
     (b"\x93NUMPY", "NumPy"),
 )  # fmt: skip
 
-_BMP_HEADERS = (
-    12,
-    16,
-    40,
-    52,
-    56,
-    64,
-    108,
-    124,
-)  # their sizes; the words BMW and BMI begin so, too
+# Sizes of a BMP's second header. Its first bytes are not enough: BM also begins the word BMW.
+_BMP_HEADERS = (12, 16, 40, 52, 56, 64, 108, 124)
 _NETPBM = tuple(bytes([kind]) for kind in b"123456Ff")  # after the P, as in P6
 
 
 def format_of(head: bytes) -> str | None:
-    """The format of a file by its first `HEAD` bytes, a key of `ENDINGS`; None where it is none."""
+    """The format of a file by its first `HEAD` bytes, a key of `ENDINGS`; None if it has none."""
     for start, name in _STARTS:
         if head.startswith(start):
             return name
@@ -59,5 +51,5 @@ def format_of(head: bytes) -> str | None:
 
 
 def named_as_image(name: str) -> bool:
-    """Whether a file's name ends as images' names do."""
+    """Whether a file's name has an ending of images."""
     return PurePath(name).suffix.lower() in FORMAT_OF

@@ -1,4 +1,4 @@
-"""How a folder of images is laid out: `SPLIT/CLASS/*` or `CLASS/*`; other trees are refused."""
+"""The layout of a folder of images: `SPLIT/CLASS/*` or `CLASS/*`. Other layouts are refused."""
 
 import os
 from collections import Counter
@@ -12,27 +12,26 @@ from vit_jax.errors import UserError, printable
 
 
 class Layout(NamedTuple):
-    """A folder's splits, none where it holds classes; and its other folders."""
+    """The splits of a folder (none if it holds classes), and its other folders."""
 
     splits: list[str]
     others: list[str]
 
 
 def layout(root: Path) -> Layout:
-    """Which folders are splits: those that are named so, but for one that holds images directly, as
-    a class called `train` among other vehicles does."""
+    """Finds the splits: folders that are named like one. One that holds images directly is a class,
+    such as a `train` among other vehicles; but a stray image beside the folders of classes makes no
+    class of a split, unless other folders hold their images directly, too."""
     inside = folders_in(root)
     others = [name for name in inside if not meaning(name)]
-    splits = [name for name in inside if meaning(name) and not _is_class(root, name, others)]
+
+    def is_class(folder: Path) -> bool:
+        return _holds_images(folder) and (
+            not folders_in(folder) or any(_holds_images(root / other) for other in others)
+        )
+
+    splits = [name for name in inside if meaning(name) and not is_class(root / name)]
     return Layout(in_order(splits), [name for name in inside if name not in splits])
-
-
-def _is_class(root: Path, name: str, others: list[str]) -> bool:
-    """A stray image beside the folders of classes makes no class of a split, unless other folders
-    hold their images directly, too."""
-    if not _holds_images(root / name):
-        return False
-    return not folders_in(root / name) or any(_holds_images(root / other) for other in others)
 
 
 def _holds_images(folder: Path) -> bool:
@@ -47,20 +46,20 @@ def _holds_images(folder: Path) -> bool:
         raise unreadable(folder, error) from error
 
 
-def refuse_no_classes(root: Path, found: list[str]) -> None:
-    """Raises UserError where what would be classes are splits, by their names."""
-    if found and all(map(meaning, found)):
+def refuse_no_classes(root: Path, classes: list[str]) -> None:
+    """Raises UserError: all folders of classes are named like splits."""
+    if classes and all(map(meaning, classes)):
         raise UserError(
-            f"{printable(root)}: {_some(found)} are splits by their names and would be classes; "
+            f"{printable(root)}: {_some(classes)} are splits by their names and would be classes; "
             "images lie in SPLIT/CLASS/*, as in train/cat/1.jpg"
         )
 
 
-def refuse_crossed(root: Path, found: list[str]) -> None:
-    """Raises UserError where what would be classes hold nothing but folders of the same names:
+def refuse_crossed(root: Path, classes: list[str]) -> None:
+    """Raises UserError: the folders of classes hold nothing but folders of the same names, as in
     `fold1/cat fold1/dog fold2/cat …` or `cat/train cat/val dog/train …`."""
     inside: dict[str, list[str]] = {}
-    for name in found:
+    for name in classes:
         if _holds_images(root / name):
             return
         if folders := folders_in(root / name):
@@ -78,8 +77,7 @@ def refuse_crossed(root: Path, found: list[str]) -> None:
     shared = [name for name, count in counts.items() if count > 1]
     if not several or len(counts) == 1 or 2 * len(shared) < len(counts):
         return
-    if not all(_holds_images(root / name / shared_one) for name, folders in inside.items()
-               for shared_one in folders[:1]):  # fmt: skip
+    if not all(_holds_images(root / name / folders[0]) for name, folders in inside.items()):
         return
     train, val = list(inside)[:2]
     raise UserError(

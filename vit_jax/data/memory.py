@@ -1,4 +1,4 @@
-"""Sources that need no files: arrays, scikit-learn's digits, noise."""
+"""Sources that need no files of the user: arrays, scikit-learn's digits, noise."""
 
 import importlib.util
 from pathlib import Path
@@ -6,18 +6,16 @@ from typing import Any
 
 import numpy as np
 
+from vit_jax.data.source import Source
 from vit_jax.data.splits import choose
 from vit_jax.errors import UserError
 
 
-class Arrays:
-    """Images held in memory: uint8 [N, H, W, C] and labels [N]."""
-
-    notes: tuple[str, ...] = ()
-    max_labels = 1
+class Arrays(Source):
+    """Images in memory: uint8 [N, H, W, C] and labels [N]."""
 
     def __init__(self, name: str, images: np.ndarray, labels: np.ndarray, classes: list[str]):
-        self.name, self.images, self.labels, self.classes = name, images, labels, classes
+        self.title, self.images, self.labels, self.classes = name, images, labels, classes
         self.channels = images.shape[-1]
 
     def __len__(self) -> int:
@@ -26,17 +24,14 @@ class Arrays:
     def __getitem__(self, index: int) -> dict[str, Any]:
         return {"image": self.images[index], "label": int(self.labels[index])}
 
-    def describe(self, index: int) -> str:
-        return f"{self.name} example {index}"
-
 
 def digits(rest: str, split: str, classes: list[str] | None) -> Arrays:
-    """scikit-learn's 1,797 handwritten digits of 8 x 8 pixels; every fifth of a class is held
-    out as `val` (stratified, the same for everyone)."""
+    """scikit-learn's 1,797 handwritten digits of 8 x 8 pixels. Every fifth one of each class is
+    held out as `val`, the same ones everywhere."""
     if rest:
         raise UserError(f"digits:{rest}: there is one such set, named digits")
     split = choose("digits", split, ("train", "val"), classes is None)
-    package = importlib.util.find_spec("sklearn")  # importing it takes longer than all the rest
+    package = importlib.util.find_spec("sklearn")  # importing it takes longer than everything here
     assert package is not None
     assert package.origin
     table = np.loadtxt(Path(package.origin).parent / "datasets/data/digits.csv.gz", delimiter=",")
@@ -49,11 +44,10 @@ def digits(rest: str, split: str, classes: list[str] | None) -> Arrays:
     return Arrays("digits", images, labels[chosen], [str(label) for label in range(10)])
 
 
-class Synthetic:
+class Synthetic(Source):
     """Noise whose brightness depends on the label, made from the example's number."""
 
-    notes: tuple[str, ...] = ()
-    max_labels = 1
+    title = "synthetic"
 
     def __init__(self, rest: str, split: str, classes: list[str] | None):
         sizes = {"examples": 1024, "classes": 10, "size": 256, "channels": 3}
@@ -77,6 +71,3 @@ class Synthetic:
         low = 128 * label // len(self.classes)
         shape = (self.size, self.size, self.channels)
         return {"image": rng.integers(low, low + 128, shape, np.uint8), "label": label}
-
-    def describe(self, index: int) -> str:
-        return f"synthetic example {index}"

@@ -1,7 +1,7 @@
-"""TFDS's data sets on disk, looked at before TFDS reads them.
+"""Checks TFDS's data sets on disk before TFDS reads them.
 
 TFDS imports the modules that `features.json` names, and takes memory for the examples that
-`dataset_info.json` claims. Here files import nothing, and claims are compared with the shards.
+`dataset_info.json` claims. Here no file imports anything, and claims are compared with the shards.
 """
 
 import contextlib
@@ -15,51 +15,48 @@ from typing import Any
 from vit_jax.errors import UserError, printable
 from vit_jax.files import read_bytes
 
-MOST_METADATA = 2**27  # bytes of a file that is no shard
-_CLASS_KEYS = ("pythonClassName", "python_class_name", "type")  # the last in files of old
-_OPENED = 16  # shards at a time
+MOST_METADATA = 2**27  # bytes of a file that is not a shard
+SHARDS = (".array_record", ".tfrecord", ".riegeli")
+_CLASS_KEYS = ("pythonClassName", "python_class_name", "type")  # the last one in old files
+_OPENED = 16  # shards that are open at the same time
 
 
 class BrokenSet(UserError):
-    """The files of a data set are damaged or do not fit together: no example is to be trusted."""
+    """The files of a data set are damaged or do not fit together. No example can be trusted."""
 
 
 def open_builder(name: str, folder: Path, own: str = "") -> Any:
     """TFDS's builder of a folder.
 
     Args:
-      name: of the set, for messages.
+      name: of the data set, for messages.
       folder: NAME[/CONFIG]/VERSION.
-      own: the package of a builder that the user named; features of it may be imported.
+      own: the package of a builder that the user named; its features may be imported.
 
-    Raises BrokenSet: a file is damaged. Raises UserError: a feature is none of TFDS's own.
+    Raises BrokenSet: a file is damaged. Raises UserError: a feature is not one of TFDS's own.
     """
     import tensorflow_datasets as tfds
 
-    for file in sorted(folder.iterdir()):
-        if file.is_dir():
-            continue
-        facts = _facts(name, file)
-        shard = any(kind in file.name for kind in (".array_record", ".tfrecord", ".riegeli"))
-        if not shard and facts.st_size > MOST_METADATA:
+    for file in sorted(path for path in folder.iterdir() if not path.is_dir()):
+        size = _size(name, file)
+        if size > MOST_METADATA and not any(kind in file.name for kind in SHARDS):
             raise BrokenSet(
-                f"{name} is damaged: {printable(file)} holds {facts.st_size:,} bytes and should "
-                "be a small text file"
+                f"{name} is damaged: {printable(file)} holds {size:,} bytes and should be a small "
+                "text file"
             )
-    info = read_info(name, folder)
+    read_info(name, folder)
     _check_features(name, folder / "features.json", own)
     try:
         return tfds.builder_from_directory(folder)
-    except Exception as error:  # whatever TFDS does about files that are JSON and no more
-        wrong = "dataset_info.json or features.json" if info else "dataset_info.json"
+    except Exception as error:  # TFDS may raise anything about files of the wrong structure
         raise BrokenSet(
-            f"{name} is damaged: TFDS cannot read {printable(folder)}/{wrong} ({reason(error)}); "
-            "prepare it again"
+            f"{name} is damaged: TFDS cannot read {printable(folder)}/dataset_info.json or "
+            f"features.json ({reason(error)}); prepare it again"
         ) from error
 
 
 def read_info(name: str, folder: Path) -> dict[str, Any]:
-    """What `dataset_info.json` says. Raises BrokenSet where it is none."""
+    """The content of `dataset_info.json`. Raises BrokenSet: it names no data set with splits."""
     file = folder / "dataset_info.json"
     info = _json(name, file)
     splits = info.get("splits")
@@ -77,41 +74,38 @@ def reason(error: Exception) -> str:
 
 
 def check_shards(name: str, splits: Sequence[Any]) -> None:
-    """Opens every array_record file of some splits and compares the number of its records.
+    """Opens every array_record file of some splits, and compares the number of its records.
 
-    Raises BrokenSet: one is missing, cut off or damaged, or holds another number of examples.
+    Raises BrokenSet: a file is missing or damaged, or holds another number of examples.
     """
-    files = [
-        (Path(file), length)
-        for split in splits
-        for file, length in zip(split.filepaths, split.shard_lengths, strict=True)
-    ]
-    with ThreadPoolExecutor(min(_OPENED, len(files) or 1)) as pool:
-        for _ in pool.map(lambda shard: _check_shard(name, *shard), files):
-            pass
-
-
-def _check_shard(name: str, file: Path, length: int) -> None:
     from array_record.python.array_record_module import ArrayRecordReader
 
-    _facts(name, file)
-    reader = ArrayRecordReader(str(file))
-    whole, found = reader.ok(), reader.num_records()
-    with contextlib.suppress(RuntimeError):  # it tells once more what `ok` has told
-        reader.close()
-    if not whole:
-        raise BrokenSet(
-            f"{name} is damaged: {printable(file)} is cut off or no array_record file; fetch or "
-            "prepare it again"
-        )
-    if found != length:
-        raise BrokenSet(
-            f"{name} is damaged: {printable(file)} holds {found:,} examples, dataset_info.json "
-            f"says {length:,}"
-        )
+    def check(file: str, length: int) -> None:
+        _size(name, Path(file))
+        reader = ArrayRecordReader(file)
+        whole, count = reader.ok(), reader.num_records()
+        with contextlib.suppress(RuntimeError):  # it repeats what `ok` has said
+            reader.close()
+        if not whole:
+            raise BrokenSet(
+                f"{name} is damaged: {printable(file)} is cut off or no array_record file; fetch "
+                "or prepare it again"
+            )
+        if count != length:
+            raise BrokenSet(
+                f"{name} is damaged: {printable(file)} holds {count:,} examples, "
+                f"dataset_info.json says {length:,}"
+            )
+
+    shards: list[tuple[str, int]] = []
+    for split in splits:
+        shards += zip(map(str, split.filepaths), split.shard_lengths, strict=True)
+    with ThreadPoolExecutor(min(_OPENED, len(shards) or 1)) as pool:
+        list(pool.map(lambda shard: check(*shard), shards))
 
 
-def _facts(name: str, file: Path) -> Any:
+def _size(name: str, file: Path) -> int:
+    """The bytes of a regular file. Raises BrokenSet for another one."""
     try:
         facts = file.stat()
     except OSError as error:
@@ -120,11 +114,11 @@ def _facts(name: str, file: Path) -> Any:
         ) from error
     if not stat.S_ISREG(facts.st_mode):
         raise BrokenSet(f"{name} is damaged: {printable(file)} is a device or a pipe, not a file")
-    return facts
+    return facts.st_size
 
 
 def _json(name: str, file: Path) -> dict[str, Any]:
-    _facts(name, file)
+    _size(name, file)
     try:
         value = json.loads(read_bytes(file, MOST_METADATA))
     except (ValueError, RecursionError, OSError) as error:
@@ -137,14 +131,14 @@ def _json(name: str, file: Path) -> dict[str, Any]:
 
 
 def _check_features(name: str, file: Path, own: str) -> None:
-    import tensorflow_datasets as tfds
+    """Raises UserError: a feature is neither TFDS's own nor of the package `own`."""
+    from tensorflow_datasets import features
 
-    features = tfds.features
     shipped = {
         f"{feature.__module__}.{feature.__qualname__}"
         for feature in map(vars(features).get, dir(features))
         if isinstance(feature, type) and issubclass(feature, features.FeatureConnector)
-    } | {"tensorflow_datasets.core.features.feature.Tensor"}  # as TFDS once called it
+    } | {"tensorflow_datasets.core.features.feature.Tensor"}  # its old name
     for named in _classes(_json(name, file)):
         if named not in shipped and not (own and named.partition(".")[0] == own):
             raise UserError(
@@ -155,7 +149,7 @@ def _check_features(name: str, file: Path, own: str) -> None:
 
 
 def _classes(features: Any) -> Iterator[str]:
-    """Every class that the JSON of features names, also in JSON that it quotes."""
+    """Every class that the JSON of features names, also in JSON inside its texts."""
     left = [features]
     while left:
         value = left.pop()

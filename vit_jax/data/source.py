@@ -1,38 +1,44 @@
 """What every source of examples has."""
 
 import dataclasses
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
-PADDING = -1  # label of a row that fills a batch up
+PADDING = -1  # label of a row that only fills a batch up
 NO_LABEL = -2  # fills the places of an example that has fewer labels than others
 
 
-class Source(Protocol):
+class Source:
     """Random access to the examples of one split.
 
-    A source that knows its examples' names has a `names_hash` too: a text that is the same for the
-    same examples in the same order, wherever they lie. A run continues with the same text alone.
+    `names_hash` is a text that is the same for the same examples in the same order, wherever they
+    lie, or None if the source does not know its examples' names. A run continues only with the same
+    text.
     """
 
+    title: str  # for messages
     classes: list[str]
-    channels: int
-    max_labels: int  # of an example: 1, or more where it may have several (or none)
-    notes: tuple[str, ...]  # what the user should hear of
+    channels: int = 3
+    max_labels: int = 1  # per example; more than 1 if an example may have several labels, or none
+    notes: tuple[str, ...] = ()  # lines for the user
+    names_hash: str | None = None
 
-    def __len__(self) -> int: ...
+    def __len__(self) -> int:
+        raise NotImplementedError
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         """`{"image": bytes | uint8 [H, W, C], "label": int | list[int]}`."""
+        raise NotImplementedError
 
     def describe(self, index: int) -> str:
-        """The example's name for a message: a path where there is one."""
+        """The example's name for a message: a path if there is one."""
+        return f"{self.title} example {index}"
 
 
 @dataclasses.dataclass(frozen=True)
 class Facts:
-    """What is known of a split, whether or not its data is here."""
+    """The sizes of a split, whether or not its data is on this machine."""
 
     num_examples: int
     num_classes: int
@@ -45,7 +51,7 @@ class Facts:
         return cls(len(source), len(source.classes), source.channels, source.max_labels)
 
 
-class Subset:
+class Subset(Source):
     """Some examples of a source, by number."""
 
     def __init__(self, source: Source, indices: np.ndarray):
@@ -64,8 +70,8 @@ class Subset:
 
     @classmethod
     def of_each_class(cls, source: Source, count: int) -> "Subset":
-        """`count` examples of each class, or as many as it has, in a random order that is always
-        the same. Reads until there are enough."""
+        """`count` examples of each class, or all if there are fewer, in a random order that is
+        always the same. Reads examples until there are enough."""
         left = np.full(len(source.classes), count)
         chosen = []
         for index in np.random.default_rng(0).permutation(len(source)):

@@ -1,11 +1,12 @@
-"""Where examples come from: random access by number, and what is known about each set.
+"""Opens sources of examples by their names.
 
-A source gives `{"image": bytes or uint8 array, "label": int or ints}` for a number, and says how
-many examples and classes it has. Sources are named `digits`, `folder:PATH`, `csv:FILE`,
-`tfds:NAME`, `hf:NAME`, `synthetic`, `my_package.my_module:NAME`, and mixed as
-`0.7*folder:A + 0.3*tfds:B`. The kinds stand in `memory.py`, `files.py` and `libraries.py`.
+Names are `digits`, `folder:PATH`, `csv:FILE`, `tfds:NAME`, `hf:NAME`, `synthetic`,
+`imagenet2012:FOLDER`, `imagenet21k:FOLDER` and `my_package.my_module:NAME`. Sources are mixed as
+`0.7*folder:A + 0.3*tfds:B`. Their classes are in `memory.py`, `files.py`, `archives.py` and
+`libraries.py`.
 """
 
+import functools
 import hashlib
 import math
 import re
@@ -14,14 +15,14 @@ from typing import Any
 
 import numpy as np
 
-from vit_jax.data import files, libraries, memory
+from vit_jax.data import archives, files, libraries, memory
 from vit_jax.data.decode import DamagedImage
 from vit_jax.data.source import Facts, Source
 from vit_jax.data.splits import choose
 from vit_jax.errors import UserError, nearest
 from vit_jax.user_code import imported
 
-# TFDS-style sets by name: classes, and examples by split. ImageNet-21k (fall 2011, ViT paper
+# TFDS data sets by name: classes, and examples per split. ImageNet-21k (fall 2011, ViT paper
 # section 4.1) and JFT-300M (18,291 classes, arXiv 1707.02968; private) have no public builder.
 KNOWN = {
     "imagenet21k": (21_843, {"train": 14_197_122, "val": 102_400}),
@@ -34,30 +35,30 @@ KNOWN = {
 }
 
 
-def open_source(spec: str, split: str, classes: list[str] | None = None) -> Source:
-    """The split of a source.
+def open_source(spec: str, split: str, classes: list[str] | None = None, **options: Any) -> Source:
+    """Opens the split of a source.
 
     Args:
-      spec: the source's name, or a mixture of some: `[WEIGHT*]SOURCE + [WEIGHT*]SOURCE …`.
+      spec: the source's name, or a mixture of several: `[WEIGHT*]SOURCE + [WEIGHT*]SOURCE …`.
       split: `train`, `val`, …
-      classes: the names that labels count in, where they are known already (the training
-        split's); a class that is none of them is refused.
+      classes: the class names that labels refer to, if they are known already (those of the
+        training split); another class is refused.
+      options: those of the source's class, such as `labels` of `archives.Archive`.
 
-    Raises UserError: no such source, folder, split or class, saying what would work.
+    Raises UserError: there is no such source, folder, split or class; it says what would work.
     """
     parts = _parts(spec)
+    kind, _, rest = spec.partition(":")
     if len(parts) > 1:
         opened = [open_source(part, split) for _, part in parts]
         source: Source = Mixture(spec, opened, [weight for weight, _ in parts], classes)
+    elif kind in KINDS:
+        source = KINDS[kind][0](rest, split, classes, **options)
+    elif "." in kind:
+        source = ByImportPath(spec, split)
     else:
-        kind, _, rest = spec.partition(":")
-        if kind in OPENERS:
-            source = OPENERS[kind](rest, split, classes)
-        elif "." in kind:
-            source = _by_import_path(spec, split)
-        else:
-            own = "; one of your own is my_package.my_module:NAME" if rest.isidentifier() else ""
-            raise UserError(f"unknown data source {spec!r}: {nearest(kind, OPENERS)}{own}")
+        own = "; one of your own is my_package.my_module:NAME" if rest.isidentifier() else ""
+        raise UserError(f"unknown data source {spec!r}: {nearest(kind, KINDS)}{own}")
     if classes is not None and source.classes != classes:
         raise UserError(
             f"{spec} has other classes ({len(source.classes)}) than the training data "
@@ -67,16 +68,17 @@ def open_source(spec: str, split: str, classes: list[str] | None = None) -> Sour
 
 
 def split_names(spec: str) -> list[str]:
-    """The splits of a source, that of training first; of a source that does not say, those that it
-    may have. Raises UserError as `open_source` does."""
+    """The splits of a source, that of training first. If the source does not know them, those that
+    it may have. Raises UserError as `open_source` does."""
     kind, _, rest = spec.partition(":")
-    if kind in SPLITS and len(_parts(spec)) == 1:
-        return SPLITS[kind](rest)
+    if kind in KINDS and len(_parts(spec)) == 1:
+        splits = KINDS[kind][1]
+        return list(splits(rest) if callable(splits) else splits)
     return ["train", "val", "test"] if " + " in spec else ["train", "val", "validation", "test"]
 
 
 def facts(spec: str, split: str) -> Facts:
-    """Sizes of a split, from the data where it is here and else from what is known of the set."""
+    """The sizes of a split: from its data if that is on this machine, else from `KNOWN`."""
     kind, _, rest = spec.partition(":")
     if kind == "tfds" and rest in KNOWN and not libraries.prepared_folder(rest):
         num_classes, splits = KNOWN[rest]
@@ -88,47 +90,49 @@ def facts(spec: str, split: str) -> Facts:
 
 
 def _part_of(count: int, part: str) -> int:
-    """How many of `count` examples TFDS's `[FROM:TO]` takes; each is a number or a percentage."""
+    """How many of `count` examples TFDS's `[FROM:TO]` takes. An end is a number or a percentage."""
     match = re.fullmatch(r"\[(-?\d+%?)?:(-?\d+%?)?\]", part or "[:]")
     if match is None:
         raise UserError(f"{part} is no part of a split: write it as train[:99%] or train[:1000]")
-    ends: list[int | None] = [
-        None
-        if text is None
-        else (round(count * int(text[:-1]) / 100) if text.endswith("%") else int(text))
-        for text in match.groups()
-    ]
-    return len(range(count)[slice(*ends)])
+
+    def place(text: str | None) -> int | None:
+        if text is None or not text.endswith("%"):
+            return None if text is None else int(text)
+        return round(count * int(text[:-1]) / 100)
+
+    return len(range(count)[slice(*map(place, match.groups()))])
 
 
-class Mixture:
-    """Several sources as one, one behind the other. Their classes are one list, joined by name.
+class Mixture(Source):
+    """Several sources, one after the other. Their classes are one list, joined by name.
 
-    With weights, training draws from each source by its share (`weights` sums to 1); an epoch is as
-    long as all of them together. Without, every example is as likely as another.
+    With weights, training draws from each source by its share (`weights` sums to 1), and an epoch
+    is as long as all sources together. Without weights, all examples are equally likely.
     """
 
     def __init__(self, spec: str, sources: list[Source], weights: list[float | None],
                  classes: list[str] | None):  # fmt: skip
-        given = [weight for weight in weights if weight is not None]
-        if given and len(given) < len(weights):
+        stated = [weight for weight in weights if weight is not None]
+        if stated and len(stated) < len(weights):
             raise UserError(f"{spec}: give every source of the mixture a weight, or none")
         channels = {source.channels for source in sources}
         if len(channels) > 1:
             raise UserError(f"{spec}: the sources have {sorted(channels)} channels, not the same")
         self.sources, self.channels = sources, sources[0].channels
-        self.weights = [weight / sum(given) for weight in given]
+        self.weights = [weight / sum(stated) for weight in stated]
         self.ends = np.cumsum([len(source) for source in sources])
-        names = classes or list(dict.fromkeys(name for s in sources for name in s.classes))
-        number = {name: label for label, name in enumerate(names)}
-        for source in sources:
-            extra = [name for name in source.classes if name not in number]
-            if extra:
-                raise UserError(f"{spec} has the class {extra[0]!r}, which training does not know")
-        self.classes = list(names)
+        every = list(dict.fromkeys(name for source in sources for name in source.classes))
+        self.classes = list(classes or every)
+        number = {name: label for label, name in enumerate(self.classes)}
+        if extra := [name for name in every if name not in number]:
+            raise UserError(f"{spec} has the class {extra[0]!r}, which training does not know")
         self._labels = [[number[name] for name in source.classes] for source in sources]
         self.max_labels = max(source.max_labels for source in sources)
         self.notes = tuple(note for source in sources for note in source.notes)
+        hashes = [source.names_hash for source in sources]
+        if None not in hashes:
+            joined = " ".join(map(str, hashes)).encode()
+            self.names_hash = hashlib.blake2b(joined, digest_size=16).hexdigest()
 
     def __len__(self) -> int:
         return int(self.ends[-1])
@@ -139,18 +143,10 @@ class Mixture:
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         which, inside = self._find(index)
-        example, ours = self.sources[which][inside], self._labels[which]
+        example, numbers = self.sources[which][inside], self._labels[which]
         label = example["label"]
         several = isinstance(label, Sequence | np.ndarray)
-        return example | {"label": [ours[one] for one in label] if several else ours[label]}
-
-    @property
-    def names_hash(self) -> str | None:
-        """Of the sources' hashes, where all of them have one."""
-        each = [getattr(source, "names_hash", None) for source in self.sources]
-        if None in each:
-            return None
-        return hashlib.blake2b(" ".join(map(str, each)).encode(), digest_size=16).hexdigest()
+        return example | {"label": [numbers[own] for own in label] if several else numbers[label]}
 
     def describe(self, index: int) -> str:
         which, inside = self._find(index)
@@ -158,7 +154,7 @@ class Mixture:
 
 
 def _parts(spec: str) -> list[tuple[float | None, str]]:
-    """(weight, source) of every part of a mixture; a source alone is one part."""
+    """(weight, source) of each part of a mixture. A single source is one part."""
     if " + " not in spec:
         return [(None, spec)]
     parts: list[tuple[float | None, str]] = []
@@ -173,15 +169,26 @@ def _parts(spec: str) -> list[tuple[float | None, str]]:
     return parts
 
 
-class ByImportPath:
-    """A source of the user's own, with what it leaves out filled in."""
+class ByImportPath(Source):
+    """`my_package.my_module:NAME[:ARGUMENT]`: the source that NAME(split[, ARGUMENT]) returns. What
+    it leaves out is filled in."""
 
-    def __init__(self, spec: str, source: Any):
+    def __init__(self, spec: str, split: str):
+        module, _, rest = spec.partition(":")
+        name, _, argument = rest.partition(":")
+        make = imported(f"{module}:{name}", "a data source")
+        try:
+            source = make(split, argument) if argument else make(split)
+        except UserError:
+            raise
+        except Exception as error:
+            raise UserError(f"{spec} cannot be made: {type(error).__name__}: {error}") from error
         missing = [name for name in ("__len__", "__getitem__", "classes")
                    if not hasattr(source, name)]  # fmt: skip
         if missing:
             raise UserError(f"{spec} is no data source: it has no {', '.join(missing)}")
-        self.spec, self.source, self.classes = spec, source, [str(name) for name in source.classes]
+        self.title, self.source = spec, source
+        self.classes = [str(name) for name in source.classes]
         self.channels = getattr(source, "channels", 3)
         self.max_labels = getattr(source, "max_labels", 1)
         self.notes = tuple(getattr(source, "notes", ()))
@@ -198,44 +205,29 @@ class ByImportPath:
             return {"image": example["image"], "label": example["label"]}
         except (DamagedImage, OSError):
             raise
-        except Exception as error:  # whatever it does
+        except Exception as error:  # it may raise anything
             raise UserError(
                 f"{self.describe(index)} cannot be had: {type(error).__name__}: {error}"
             ) from error
 
     def describe(self, index: int) -> str:
-        tell = getattr(self.source, "describe", None)
-        return tell(index) if tell else f"{self.spec} example {index}"
+        own = getattr(self.source, "describe", None)
+        return own(index) if own else super().describe(index)
 
 
-def _by_import_path(spec: str, split: str) -> ByImportPath:
-    """`my_package.my_module:NAME[:ARGUMENT]`: what NAME(split[, ARGUMENT]) gives."""
-    module, _, rest = spec.partition(":")
-    name, _, argument = rest.partition(":")
-    make = imported(f"{module}:{name}", "a data source")
-    try:
-        source = make(split, argument) if argument else make(split)
-    except UserError:
-        raise
-    except Exception as error:
-        raise UserError(f"{spec} cannot be made: {type(error).__name__}: {error}") from error
-    return ByImportPath(spec, source)
+Splits = Sequence[str] | Callable[[str], Sequence[str]]
+TRAIN_VAL = ("train", "val")
 
-
-OPENERS: dict[str, Callable[..., Source]] = {
-    "digits": memory.digits,
-    "folder": files.Folder,
-    "csv": files.Table,
-    "synthetic": memory.Synthetic,
-    "tfds": libraries.Tfds,
-    "hf": libraries.HuggingFace,
-}
-
-SPLITS: dict[str, Callable[[str], list[str]]] = {
-    "folder": files.folder_splits,
-    "csv": files.table_splits,
-    "tfds": libraries.tfds_splits,
-    "hf": libraries.hugging_face_splits,
-    "digits": lambda _: ["train", "val"],
-    "synthetic": lambda _: ["train", "val"],
+# Kind of source: the function that opens a split of it; its splits, or a function that finds them.
+KINDS: dict[str, tuple[Callable[..., Source], Splits]] = {
+    "digits": (memory.digits, TRAIN_VAL),
+    "folder": (files.Folder, files.folder_splits),
+    "csv": (files.Table, files.table_splits),
+    "synthetic": (memory.Synthetic, TRAIN_VAL),
+    "tfds": (libraries.Tfds, libraries.tfds_splits),
+    "hf": (libraries.HuggingFace, libraries.hugging_face_splits),
+    **{
+        kind: (functools.partial(archives.Archive, kind), release.splits)
+        for kind, release in archives.RELEASES.items()
+    },
 }

@@ -1,30 +1,31 @@
-"""Which split a name means, and what is held out where a set has no splits."""
+"""Which split a name means, and what is held out if a data set has no splits."""
 
 import os
 import zlib
 from collections.abc import Iterable, Sequence
+from hashlib import blake2b
 
 import numpy as np
 
 from vit_jax.errors import UserError, printable
 
-# A split, as configs name it: the names that mean it, in any case.
+# A split as configs name it: the names that mean the same, in upper or lower case.
 ALIASES = {
     "train": ("train", "training"),
     "val": ("val", "valid", "validation", "dev", "eval", "evaluation"),
     "test": ("test", "testing"),
 }
 _MEANING = {alias: split for split, aliases in ALIASES.items() for alias in aliases}
-ENOUGH = 100  # held-out images, below which a choice of checkpoints is told to be noise
+ENOUGH = 100  # held-out images; with fewer, a note says that choosing a checkpoint is chance
 _LISTED = 50
 
 
 class NoSplit(UserError):
-    """The source is there, and has no such split."""
+    """The source exists, but has no such split."""
 
 
 def meaning(name: str) -> str | None:
-    """`train`, `val` or `test`, where a split's name means one of them.
+    """`train`, `val` or `test` if a split's name means one of them, else None.
 
     >>> meaning("Validation")
     'val'
@@ -33,21 +34,22 @@ def meaning(name: str) -> str | None:
 
 
 def in_order(names: Iterable[str]) -> list[str]:
-    """Splits, that of training first."""
+    """Sorts splits: that of training first, then `val`, then `test`."""
     order = list(ALIASES)
     return sorted(names, key=lambda n: (order.index(meaning(n) or order[-1]), not meaning(n), n))
 
 
 def choose(what: str, split: str, names: Iterable[str], training: bool = False,
            lacks: str = "") -> str:  # fmt: skip
-    """The split of a source that is asked for: the one of that name, else the one that means it.
+    """The split of a source with the name that is asked for, else the one that means the same.
 
     Args:
       what: the source, for messages.
-      split: the name asked for; `train`, `val` and `test` stand for all of their aliases.
-      names: the splits that there are.
-      training: whether a split of an unknown name is to be trained on.
-      lacks: what to say of a split that is not there, where that is not `WHAT has no split …`.
+      split: the name asked for. `train`, `val` and `test` stand for all their aliases.
+      names: the splits that exist.
+      training: whether a split of an unknown name is for training.
+      lacks: the beginning of the message if there is no such split; by default
+        `WHAT has no split …`.
 
     Raises NoSplit: there is none. Raises UserError: there are several.
     """
@@ -81,26 +83,35 @@ def _listed(names: Sequence[str], between: str = ", ") -> str:
 
 
 def passed_over(what: str, split: str, names: Iterable[str]) -> list[str]:
-    """A note of splits that mean the same as the one that is read, and are not read."""
+    """A note about splits that mean the same as the one that is read, but are not read."""
     means = meaning(split)
     same = [name for name in in_order(names) if means and name != split and meaning(name) == means]
     return [f"{what}: {split!r} is read, {_listed(same)} is not"] if same else []
 
 
-def held_out(names: Sequence[str]) -> np.ndarray:
-    """bool [names]: which images of a class belong to `val` where nothing says so. A tenth of the
-    distinct names does, those with the smallest hash, and at least one of two or more.
+def held_out(names: Sequence[str]) -> set[str]:
+    """The images of a class that belong to `val` if nothing else decides it: a tenth of the
+    distinct names, those with the smallest hashes, and at least one of two or more.
 
-    So it is a function of the set of names alone, and every class is there."""
+    It depends on the set of names alone, and every class has some."""
     distinct = sorted(set(names))
     hashes = np.array([zlib.crc32(os.fsencode(name)) for name in distinct], np.uint32)
     count = max(1, len(distinct) // 10) if len(distinct) > 1 else 0
-    chosen = {distinct[place] for place in np.argsort(hashes, kind="stable")[:count]}
-    return np.array([name in chosen for name in names], bool)
+    return {distinct[place] for place in np.argsort(hashes, kind="stable")[:count]}
+
+
+def name_hashes(names: Iterable[str], count: int, salt: str) -> np.ndarray:
+    """uint64 [count]: hashes that give an order of files which depends on their names alone."""
+    start, hashes = blake2b(f"{salt}/".encode(), digest_size=8), np.empty(count, np.uint64)
+    for place, name in enumerate(names):
+        named = start.copy()
+        named.update(os.fsencode(name))
+        hashes[place] = int.from_bytes(named.digest(), "little")
+    return hashes
 
 
 def too_few(what: str, count: int, remedy: str) -> list[str]:
-    """A note where so few images are held out that a choice of checkpoints is mostly chance."""
+    """A note if so few images are held out that choosing a checkpoint by them is mostly chance."""
     if count >= ENOUGH:
         return []
     images = "1 image is" if count == 1 else f"{count} images are"

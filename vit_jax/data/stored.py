@@ -1,8 +1,8 @@
-"""What an image file stores: values in the file's own depth, 8 bits or more.
+"""Reads the values that an image file stores, in the file's own depth of 8 bits or more.
 
-The bytes may be anything. A format is told by its first bytes and read by its own decoder alone,
-sizes are compared with what is allowed before pixels are made, and whatever a decoder raises
-becomes DamagedImage. Plain JPEGs are read in `decode.py`.
+The bytes may be anything. The first bytes decide the format, and only the decoder of that format
+reads the file. Sizes are compared with the limit before any pixels are made. Whatever a decoder
+raises becomes DamagedImage. `decode.py` reads plain JPEGs.
 """
 
 import io
@@ -24,11 +24,11 @@ from vit_jax.errors import UserError, printable
 Values = Num[np.ndarray, "height width channels"]
 
 MODES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}  # Pillow's, by the number of channels
-MAX_PIXELS = 2 * 89_478_485  # Pillow's own limit: more is taken for a decompression bomb
+MAX_PIXELS = 2 * 89_478_485  # Pillow's own limit, against decompression bombs
 ORIENTATION = 0x0112  # EXIF's tag; 1 is upright
-LUMA = np.array([0.299, 0.587, 0.114])  # ITU-R BT.601, as JPEG and Pillow have it
+LUMA = np.array([0.299, 0.587, 0.114])  # ITU-R BT.601, as in JPEG and Pillow
 
-# Turns an image [H, W, ...] upright, by its EXIF orientation.
+# EXIF orientation: a function that turns an image [H, W, ...] upright.
 TURNS: dict[int, Callable[[np.ndarray], np.ndarray]] = {
     2: lambda v: v[:, ::-1],
     3: lambda v: v[::-1, ::-1],
@@ -40,18 +40,18 @@ TURNS: dict[int, Callable[[np.ndarray], np.ndarray]] = {
 }
 
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
-warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")  # of odd metadata
-# OpenCV (4, or 5) is silent: what is damaged is raised here.
+warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")  # about odd metadata
+# OpenCV 4 or 5 prints nothing, because damage is raised here.
 (getattr(cv2, "setLogLevel", None) or cv2.utils.logging.setLogLevel)(0)
 
 
 def stored(data: bytes, channels: int, *, deep: bool) -> Values:
-    """The values of a file with as many channels as the model has.
+    """The values of a file, with as many channels as the model has.
 
-    uint8; with `deep`, files of more than 8 bits keep the type of their values. Without, 16
-    unsigned bits become their upper eight, and floats and other integers raise NeedsRange.
+    With `deep`, files of more than 8 bits keep the type of their values. Without, all become uint8:
+    16 unsigned bits become their upper eight, floats and other integers raise NeedsRange.
 
-    Raises DamagedImage with the reason, and UserError where a file cannot have such channels.
+    Raises DamagedImage with the reason. Raises UserError: a file cannot have such channels.
     """
     kind = format_of(data[:HEAD])
     if kind is None:
@@ -62,7 +62,7 @@ def stored(data: bytes, channels: int, *, deep: bool) -> Values:
         return values if deep else eight_bits(values, None)
     except (DamagedImage, UserError):
         raise
-    except Exception as error:  # whatever a decoder makes of such bytes
+    except Exception as error:  # a decoder may raise anything
         text = str(error).replace(repr(data[:0]), "").split("<_io")[0].strip()
         raise DamagedImage(printable(" ".join(text.split())[:300]) or type(error).__name__) from (
             error
@@ -70,7 +70,7 @@ def stored(data: bytes, channels: int, *, deep: bool) -> Values:
 
 
 def check_size(height: int, width: int, what: str = "") -> None:
-    """Raises DamagedImage where an image has more pixels than are allowed."""
+    """Raises DamagedImage: the image has more pixels than are allowed."""
     if height * width > MAX_PIXELS:
         raise DamagedImage(
             f"{what}{height} x {width} pixels are more than the {MAX_PIXELS} allowed"
@@ -89,7 +89,7 @@ def _image(data: bytes, kind: str, channels: int, deep: bool) -> Values:
     if kind == "TIFF":
         _check_tags(data)
     with Image.open(io.BytesIO(data), formats=(kind,)) as image:
-        tile = image.tile[0] if image.tile else ("", (), 0, "")  # loading it takes it away
+        tile = image.tile[0] if image.tile else ("", (), 0, "")  # loading the image removes it
         dtype = _depth(image, tile, data, kind)
         if dtype not in (np.uint8, np.uint16) and not deep:
             raise NeedsRange(dtype)
@@ -100,14 +100,14 @@ def _image(data: bytes, kind: str, channels: int, deep: bool) -> Values:
             values = TURNS.get(turn, np.asarray)(_deep(image, tile, data, kind))
             return _with_channels(values, channels)
         whole: Image.Image = ImageOps.exif_transpose(image) if turn != 1 else image
-        if whole.mode.startswith("I"):  # 16 bits, which Pillow's conversion would cut off
+        if whole.mode.startswith("I"):  # 16 bits, which Pillow's conversion would clip
             whole = Image.fromarray((np.asarray(whole) >> 8).astype(np.uint8))
         pixels = np.asarray(whole.convert(MODES[channels]))
     return pixels.reshape(*pixels.shape[:2], channels)
 
 
 def _depth(image: Image.Image, tile: tuple, data: bytes, kind: str) -> np.dtype:
-    """The type of a file's values, by what Pillow says before it reads them."""
+    """The type of a file's values, from what Pillow knows before it reads them."""
     if image.mode == "F":
         return np.dtype(np.float32)
     if image.mode.startswith("I;16"):
@@ -124,13 +124,13 @@ def _depth(image: Image.Image, tile: tuple, data: bytes, kind: str) -> np.dtype:
 
 
 def _unsigned(image: Image.Image) -> bool:
-    """Whether a TIFF's SampleFormat is that of 32 unsigned bits, which Pillow reads as signed."""
+    """Whether a TIFF holds 32 unsigned bits, which Pillow reads as signed."""
     tags = getattr(image, "tag_v2", {})
     return tags.get(339, (1,))[0] == 1 and tags.get(258, (0,))[0] == 32
 
 
 def _maximum(tile: tuple) -> int:
-    """The highest value that a PPM or PGM says it has, where Pillow stretches by it; or none."""
+    """The maximum that a PPM or PGM states if Pillow stretches the values by it; else 0."""
     return tile[3][-1] if tile[0] in ("ppm", "ppm_plain") else 0
 
 
@@ -141,23 +141,23 @@ def _precision(data: bytes) -> int:
 
 
 def _deep(image: Image.Image, tile: tuple, data: bytes, kind: str) -> np.ndarray:
-    """[H, W] or [H, W, channels] of more than 8 bits, as they are stored."""
+    """Values of more than 8 bits as they are stored: [H, W] or [H, W, channels]."""
     if kind == "PPM" and image.mode != "F":
         return _netpbm(image, tile, data)
     upper: Any = np.asarray(image)
     if kind != "JPEG2000" and upper.ndim == 2:
         return upper.view(np.uint32) if image.mode == "I" and _unsigned(image) else upper
     # Pillow cuts colours of 16 bits to their upper eight, and stretches the bits of JPEG 2000.
-    # OpenCV does not, but reads files that are cut short: so both read, and have to agree.
+    # OpenCV does neither, but also reads files that are cut short. So both read, and must agree.
     values: Any = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
     bits = _precision(data) if kind == "JPEG2000" else 16
     if values is not None and values.ndim == 3:
-        order = [2, 1, 0, 3][: values.shape[-1]]  # OpenCV's colours stand the other way round
+        order = [2, 1, 0, 3][: values.shape[-1]]  # OpenCV has the colours in reverse
         values = values[..., order][..., : upper.shape[-1]]
     if values is not None and values.dtype == np.uint16 and values.shape == upper.shape:
-        mine = values if upper.dtype == np.uint16 else values >> (bits - 8)
-        theirs = upper >> (16 - bits) if upper.dtype == np.uint16 else upper
-        if np.abs(mine.astype(np.int32) - theirs).max() <= (kind == "JPEG2000"):  # which rounds
+        exact = values if upper.dtype == np.uint16 else values >> (bits - 8)
+        checked = upper >> (16 - bits) if upper.dtype == np.uint16 else upper
+        if np.abs(exact.astype(np.int32) - checked).max() <= (kind == "JPEG2000"):  # it rounds
             return values[..., :3] if image.mode == "RGBX" else values
     raise DamagedImage(
         f"its {bits} bits ({image.mode}) cannot be read whole: save it as a PNG of 16 bits or a "
@@ -166,7 +166,7 @@ def _deep(image: Image.Image, tile: tuple, data: bytes, kind: str) -> np.ndarray
 
 
 def _netpbm(image: Image.Image, tile: tuple, data: bytes) -> np.ndarray:
-    """The values of a PPM or PGM, which Pillow stretches to a range of its own."""
+    """The values of a PPM or PGM. Pillow stretches them to a range of its own."""
     shape = (image.height, image.width, *((3,) if image.mode == "RGB" else ()))
     if tile[0] == "ppm_plain":
         if len(shape) == 3:
@@ -177,7 +177,7 @@ def _netpbm(image: Image.Image, tile: tuple, data: bytes) -> np.ndarray:
 
 
 def _with_channels(values: np.ndarray, channels: int) -> Values:
-    """Grey, grey and alpha, RGB or RGBA, of any of them; what has no alpha is opaque."""
+    """Converts between grey, grey and alpha, RGB and RGBA. Without alpha an image is opaque."""
     values = values.reshape(*values.shape[:2], -1)
     colours = values[..., : 1 if values.shape[-1] < 3 else 3]
     if channels < 3 and colours.shape[-1] == 3:
@@ -201,8 +201,8 @@ _SIZES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12
 
 
 def _check_tags(data: bytes) -> None:
-    """Refuses a directory whose tags claim more bytes, together, than there can be: each may name
-    the same ones, and a decoder copies them for each. Raises DamagedImage."""
+    """Raises DamagedImage: the tags of a directory claim more bytes than the file can hold. Several
+    tags may name the same bytes, and a decoder copies them for each."""
     order = {b"II": "<", b"MM": ">"}.get(data[:2])
     if order is None:
         return
@@ -224,17 +224,21 @@ def _check_tags(data: bytes) -> None:
 # -- NumPy's files --------------------------------------------------------------------------
 
 
+def numpy_header(file: io.BytesIO) -> tuple[tuple[int, ...], bool, np.dtype]:
+    """(shape, whether columns come first, type) of a NumPy file. Raises ValueError or KeyError."""
+    read = {
+        (1, 0): np.lib.format.read_array_header_1_0,
+        (2, 0): np.lib.format.read_array_header_2_0,
+    }[np.lib.format.read_magic(file)]
+    return read(file)
+
+
 def _array(data: bytes, _: str, channels: int, deep: bool) -> Values:
-    """[H, W] or [H, W, channels] of any numbers. The size that the head claims is compared with
-    the bytes that there are."""
+    """[H, W] or [H, W, channels] of any numbers. The size that the header claims is compared with
+    the bytes that are there."""
+    file = io.BytesIO(data)
     try:
-        file = io.BytesIO(data)
-        version = np.lib.format.read_magic(file)
-        read = {
-            (1, 0): np.lib.format.read_array_header_1_0,
-            (2, 0): np.lib.format.read_array_header_2_0,
-        }[version]
-        shape, by_column, dtype = read(file)
+        shape, by_column, dtype = numpy_header(file)
     except Exception as error:  # whatever NumPy makes of such bytes
         reason = str(error).partition("\n")[0][:200] or type(error).__name__
         raise DamagedImage(f"no whole NumPy file: {printable(reason)}") from error

@@ -1,4 +1,4 @@
-"""Where a data set is written: a folder that appears whole or not at all, and its files."""
+"""The folder that a data set is written to, which appears whole or not at all, and its files."""
 
 import contextlib
 import fcntl
@@ -13,16 +13,16 @@ from vit_jax.errors import UserError, cannot_write
 
 @contextlib.contextmanager
 def new_folder(root: Path, target: str) -> Iterator[Path]:
-    """A folder to fill, which becomes `root/target` when the block ends well and else goes.
+    """A folder to fill. It becomes `root/target` if the block ends well, and is removed otherwise.
 
-    Raises UserError: the target is there already, or another process is at it.
+    Raises UserError: the target exists already, or another process is writing it.
     """
     if re.search(r"\w+:/\w", str(root)):  # such as gs://
         raise UserError(f"{root} is no folder of this machine: prepare to one, and copy it there")
     final = root / target
     if final.exists():
         raise UserError(f"{final} is there already: delete it, or write elsewhere with --output")
-    # Not below NAME, where a reader would take it for a version.
+    # Not below NAME, because a reader would take it for a version.
     folder = root / f".{target.replace('/', '-')}.incomplete"
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -48,7 +48,7 @@ def new_folder(root: Path, target: str) -> Iterator[Path]:
 
 
 class Shard:
-    """An array_record file that is being written; it tells of errors when it is closed."""
+    """An array_record file that is being written. Its writer reports errors when it is closed."""
 
     def __init__(self, path: str):
         from array_record.python.array_record_module import ArrayRecordWriter
@@ -57,19 +57,20 @@ class Shard:
         self._writer = ArrayRecordWriter(path, "group_size:1")
 
     def write(self, data: bytes) -> None:
-        with self._told():
+        with self._errors():
             self._writer.write(data)
+            if not self._writer.ok():
+                self._writer.close()
         self.length, self.size = self.length + 1, self.size + len(data)
-        if not self._writer.ok():
-            self.close()
 
     def close(self) -> int:
-        with self._told():
+        """Returns the number of records."""
+        with self._errors():
             self._writer.close()
         return self.length
 
     @contextlib.contextmanager
-    def _told(self) -> Iterator[None]:
+    def _errors(self) -> Iterator[None]:
         try:
             yield
         except RuntimeError as error:

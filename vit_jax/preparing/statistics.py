@@ -1,9 +1,10 @@
-"""The values of a data set's images, by channel: in one pass, in memory that does not grow.
+"""Statistics of the values of a data set's images, by channel, in one pass and constant memory.
 
-Values are counted in 65,536 bins. Integers of 8 and 16 bits have a bin each, so all that is said of
-them is exact. Floats and wider integers have the upper 16 bits of their float32 (its sign, its
-exponent and 7 of its fraction), so percentiles are right to a part in 128; least, most, mean and
-standard deviation are exact. The pixels' mean and standard deviation, of 0 … 1, come from the bins.
+Values are counted in 65,536 bins. Each integer of 8 or 16 bits has its own bin, so its statistics
+are exact. The bin of a float or a wider integer is the upper 16 bits of its float32 (the sign, the
+exponent and 7 bits of the fraction), so percentiles are right to one part in 128; minimum, maximum,
+mean and standard deviation are exact. The mean and standard deviation of the pixels, in 0 … 1, are
+computed from the bins.
 """
 
 import threading
@@ -14,11 +15,11 @@ import numpy as np
 from vit_jax.data.levels import Levels, blocks, eight_bits
 
 BINS = 2**16
-TAILS = (0.001, 0.999)  # shares of the values that lie below the range that is proposed
+TAILS = (0.001, 0.999)  # percentiles at which the proposed range begins and ends
 
 
 class Statistics:
-    """Of the values of one type."""
+    """The statistics of all values of one type."""
 
     def __init__(self, dtype: np.dtype, channels: int):
         self.dtype = dtype
@@ -26,15 +27,13 @@ class Statistics:
         self.counts = np.zeros((channels, BINS), np.int64)
         self.least, self.most = np.full(channels, np.inf), np.full(channels, -np.inf)
         self._mean, self._squares = np.zeros(channels), np.zeros(channels)
-        self._lock = threading.Lock()
 
     def add(self, values: np.ndarray) -> None:
-        """Counts an image [H, W, channels]. Threads may do so at a time."""
-        with self._lock:
-            self.images += 1
-            for rows in blocks(values):
-                for channel in range(values.shape[-1]):
-                    self._add(channel, values[rows, :, channel].ravel())
+        """Counts an image [H, W, channels]."""
+        self.images += 1
+        for rows in blocks(values):
+            for channel in range(values.shape[-1]):
+                self._add(channel, values[rows, :, channel].ravel())
 
     def _add(self, channel: int, values: np.ndarray) -> None:
         exact = values.astype(np.float64)
@@ -48,39 +47,37 @@ class Statistics:
         self.counts[channel] += np.bincount(_bins(values), minlength=BINS)
         self.least[channel] = min(self.least[channel], exact.min())
         self.most[channel] = max(self.most[channel], exact.max())
-        # The squares about the mean of both parts (Chan, Golub and LeVeque, 1979).
-        mean, count = exact.mean(), before + len(values)
+        # Sums of squares about the mean, of both parts together (Chan, Golub and LeVeque, 1979).
+        mean, share = exact.mean(), len(values) / (before + len(values))
         apart = mean - self._mean[channel]
-        self._squares[channel] += (
-            np.square(exact - mean).sum() + apart**2 * before * len(values) / count
-        )
-        self._mean[channel] += apart * len(values) / count
+        self._squares[channel] += np.square(exact - mean).sum() + apart**2 * before * share
+        self._mean[channel] += apart * share
 
     def percentile(self, share: float) -> np.ndarray:
-        """For each channel the least value that `share` of the values are no more than."""
+        """For each channel, the least value such that `share` of the values are at most that."""
         up_to = self.counts.cumsum(axis=1)
         wanted = np.maximum(1, np.ceil(share * up_to[:, -1:]))
         values = _values(self.dtype)[(up_to < wanted).sum(axis=1).clip(0, BINS - 1)]
         return np.clip(values, self.least, self.most)
 
     def channels(self) -> list[dict[str, float]]:
-        """What is said of each; of channels that are all alike, once."""
+        """The statistics of each channel; of one channel only if all are alike."""
         low, high = (self.percentile(share) for share in TAILS)
         std = np.sqrt(self._squares / np.maximum(1, self.counts.sum(axis=1)))
-        told = np.stack([self.least, self.most, low, high, self._mean, std], axis=1)
+        table = np.stack([self.least, self.most, low, high, self._mean, std], axis=1)
         names = ("min", "max", "percentile_0.1", "percentile_99.9", "mean", "std")
-        rows = told[:1] if self.alike else told
+        rows = table[:1] if self.alike else table
         return [{n: float(f"{v:.9g}") for n, v in zip(names, r, strict=True)} for r in rows]
 
     @property
     def alike(self) -> bool:
-        """Whether all channels hold the same values, as those of a grey file do."""
+        """Whether all channels hold the same values, as in a grey file."""
         return bool((self.counts == self.counts[0]).all())
 
     def range(self) -> Levels | None:
-        """What `decode(low, high)` may be given: the values but for a thousandth at either end, of
-        all channels, or of each where one of them is less than half as wide. None where a channel
-        has one value alone."""
+        """The range to give to `decode(low, high)`: that of all values but a thousandth at either
+        end. It is one range for all channels, or one each if a channel is less than half as wide as
+        all together. None if a channel has a single value."""
         low, high = (self.percentile(share).astype(float) for share in TAILS)
         if self.dtype.kind == "f":
             low, high = (np.array([float(f"{v:.6g}") for v in ends]) for ends in (low, high))
@@ -92,7 +89,7 @@ class Statistics:
         return Levels.between(low.tolist(), high.tolist())
 
     def levels(self, range_: Levels | None) -> np.ndarray:
-        """How often each channel has each of the 256 levels, [channels, 256], once decoded."""
+        """How often each of the 256 levels occurs in each decoded channel: [channels, 256]."""
         values = _values(self.dtype)[:, None, None].repeat(len(self.counts), axis=2)
         made = eight_bits(values, range_)[:, 0]
         each = zip(made.T, self.counts, strict=True)
@@ -100,7 +97,7 @@ class Statistics:
 
 
 def _bins(values: np.ndarray) -> np.ndarray:
-    """The bin of each value, 0 … 65,535, higher ones in higher bins."""
+    """The bin of each value, 0 … 65,535. Higher values have higher bins."""
     if values.dtype.kind in "biu" and values.dtype.itemsize <= 2:
         least = np.iinfo(values.dtype).min if values.dtype.kind != "b" else 0
         return values.astype(np.int32) - least
@@ -110,10 +107,10 @@ def _bins(values: np.ndarray) -> np.ndarray:
 
 
 def _values(dtype: np.dtype) -> np.ndarray:
-    """The value of each bin: the middle one where it holds several."""
+    """The value of each bin, or the middle one if the bin holds several."""
     numbers = np.arange(BINS)
-    if dtype.kind == "b" or (dtype.kind in "iu" and dtype.itemsize <= 2):
-        info = np.iinfo(dtype) if dtype.kind != "b" else np.iinfo(np.uint8)
+    if dtype.kind in "biu" and dtype.itemsize <= 2:
+        info = np.iinfo(dtype if dtype.kind != "b" else np.uint8)
         return np.clip(numbers + info.min, info.min, info.max).astype(dtype)
     ordered = (numbers.astype(np.uint32) << 16) | np.uint32(2**15)
     bits = np.where(ordered >> 31, ordered & np.uint32(2**31 - 1), ~ordered)
@@ -122,42 +119,43 @@ def _values(dtype: np.dtype) -> np.ndarray:
 
 
 class Tally:
-    """The statistics of a split, of each type that its images have."""
+    """The statistics of a split, for each type of values in it."""
 
     def __init__(self) -> None:
         self.types: dict[str, Statistics] = {}
         self._lock = threading.Lock()
 
     def add(self, values: np.ndarray) -> None:
-        """Counts an image."""
+        """Counts an image [H, W, channels]. Threads may call it at the same time."""
         with self._lock:
-            new = Statistics(values.dtype, values.shape[-1])
-            mine = self.types.setdefault(str(values.dtype), new)
-        mine.add(values)
+            kind = str(values.dtype)
+            if kind not in self.types:
+                self.types[kind] = Statistics(values.dtype, values.shape[-1])
+            self.types[kind].add(values)
 
     def report(self) -> dict[str, Any]:
-        """`values`: by type, `images`, `not_finite` and `channels`; `decode`, the range (low, high)
-        to write, where there are more than 8 bits; `mean` and `std` of the pixels in 0 … 1."""
-        deep = [one for one in self.types.values() if one.dtype != np.uint8]
+        """`values`: `images`, `not_finite` and `channels` of each type. `decode`: the range (low,
+        high) to write, if values have more than 8 bits. `mean` and `std` of pixels in 0 … 1."""
+        deep = [each for each in self.types.values() if each.dtype != np.uint8]
         range_ = deep[0].range() if len(deep) == 1 else None
-        report: dict[str, Any] = {
-            "values": {
-                name: {
-                    "images": one.images, "not_finite": one.not_finite, "channels": one.channels(),
-                }
-                for name, one in self.types.items()
-            },
-            "decode": None if range_ is None else [_short(range_.low), _short(range_.high)],
-            "mean": None, "std": None,
-        }  # fmt: skip
+        values = {
+            kind: {
+                "images": each.images,
+                "not_finite": each.not_finite,
+                "channels": each.channels(),
+            }
+            for kind, each in self.types.items()
+        }
+        ends = range_ and [_short(range_.low), _short(range_.high)]
+        report: dict[str, Any] = {"values": values, "decode": ends, "mean": None, "std": None}
         if not self.types or (deep and range_ is None):
             return report
-        levels = np.sum([one.levels(range_) for one in self.types.values()], axis=0)
+        levels = np.sum([each.levels(range_) for each in self.types.values()], axis=0)
         share, level = levels / levels.sum(axis=1, keepdims=True), np.arange(256) / 255
         mean = share @ level
         std = np.sqrt((share * np.square(level - mean[:, None])).sum(axis=1))
         rounded = [[float(f"{v:.4f}") for v in each] for each in (mean, std)]
-        alike = all(one.alike for one in self.types.values()) and not (range_ and range_.low[1:])
+        alike = all(each.alike for each in self.types.values()) and not (range_ and range_.low[1:])
         if min(rounded[1]) > 0:
             report["mean"], report["std"] = (v[:1] if alike else v for v in rounded)
         return report
@@ -168,34 +166,28 @@ def _short(ends: tuple[float, ...]) -> list[float]:
 
 
 def lines(split: str, report: dict[str, Any], *, propose: bool = True) -> list[str]:
-    """A report of a split as people read it, and what to write to train with it."""
-    told = []
-    for kind, one in report["values"].items():
-        for number, channel in enumerate(one["channels"], 1):
-            which = f"channel {number}" if one["channels"][1:] else "all channels"
+    """The report of a split as text, with `propose` also the options to write to train with it."""
+    text = []
+    for kind, facts in report["values"].items():
+        for number, channel in enumerate(facts["channels"], 1):
+            which = f"channel {number}" if facts["channels"][1:] else "all channels"
             numbers = ", ".join(
                 f"{name.replace('percentile_', '')}{'%' * ('_' in name)} {value:,.6g}"
                 for name, value in channel.items()
             )
-            told.append(f"{split}: {one['images']:,} images of {kind}, {which}: {numbers}")
-        if one["not_finite"]:
-            told.append(f"{split}: {one['not_finite']:,} values of {kind} are NaN or infinite")
-    if not propose:
-        return told
-    if range_ := report["decode"]:
+            text.append(f"{facts['images']:,} images of {kind}, {which}: {numbers}")
+        if facts["not_finite"]:
+            text.append(f"{facts['not_finite']:,} values of {kind} are NaN or infinite")
+    if propose and (range_ := report["decode"]):
         low, high = (ends[0] if len(ends) == 1 else tuple(ends) for ends in range_)
-        told += [
-            f"{split}: to write: --config.data.{part}.pipeline='decode({low}, {high})|…'"
-            for part in ("train", "eval")
-        ]
-    elif any(kind != "uint8" for kind in report["values"]):
-        told.append(
-            f"{split}: no range can be proposed, because "
-            + ("its images have several types" if len(report["values"]) > 1 else "a channel has "
-               "one value alone")
-        )  # fmt: skip
-    if report["mean"]:
+        text += [f"to write: --config.data.{part}.pipeline='decode({low}, {high})|…'"
+                 for part in ("train", "eval")]  # fmt: skip
+    elif propose and any(kind != "uint8" for kind in report["values"]):
+        several = len(report["values"]) > 1
+        why = "its images have several types" if several else "a channel has one value alone"
+        text.append(f"no range can be proposed, because {why}")
+    if propose and report["mean"]:
         mean, std = (v[0] if len(v) == 1 else f"'{tuple(v)}'" for v in
                      (report["mean"], report["std"]))  # fmt: skip
-        told.append(f"{split}: to write: --config.data.mean={mean} --config.data.std={std}")
-    return told
+        text.append(f"to write: --config.data.mean={mean} --config.data.std={std}")
+    return [f"{split}: {line}" for line in text]
