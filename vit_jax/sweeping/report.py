@@ -139,7 +139,7 @@ def _literal(value: Any) -> str:
         case list():
             return f"[{', '.join(map(_literal, value))}]"
         case tuple():
-            return f"({''.join(f'{_literal(one)}, ' for one in value)})"
+            return f"({''.join(f'{_literal(item)}, ' for item in value)})"
     return repr(value)
 
 
