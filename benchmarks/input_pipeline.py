@@ -150,6 +150,8 @@ def serve(name: str, root: Path, randaug: bool, pipe: Any) -> None:
 
 def measure(root: Path, randaug: bool, rounds: int, count: int) -> dict[str, np.ndarray]:
     """Seconds of `count` batches of every side whose package is installed."""
+    # A side ends without cleaning up, about which Python's tracker of resources would warn.
+    os.environ["PYTHONWARNINGS"] = "ignore::UserWarning"
     spawn, sides, pipes = multiprocessing.get_context("spawn"), {}, []
     for name in MAKERS:
         if name == "tf.data" and randaug:  # which has none

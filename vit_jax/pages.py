@@ -176,11 +176,11 @@ def _text(x: float, y: float, text: object, anchor: str = "start") -> str:
 
 def _element(tag: str, text: object = "", **attributes: object) -> str:
     """`<tag name="value">text</tag>`; an underscore in a name stands for a dash."""
-    given = "".join(
+    pairs = "".join(
         f' {name.replace("_", "-")}="{f"{v:.1f}" if isinstance(v, float) else _safe(v)}"'
         for name, v in attributes.items()
     )
-    return f"<{tag}{given}>{_safe(text)}</{tag}>"
+    return f"<{tag}{pairs}>{_safe(text)}</{tag}>"
 
 
 def _short(value: object) -> str:

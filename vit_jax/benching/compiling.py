@@ -58,7 +58,7 @@ def measure(config: str, overrides: Mapping[str, str], rounds: int) -> list[Row]
                 processes.append(in_a_process(config, overrides, folder))
     return [
         {"case": f"{processes[0]['model']}, {cache}", "side": name,
-         **summary([one["seconds"][part] for one in processes])}
+         **summary([process["seconds"][part] for process in processes])}
         for cache, processes in measured.items() for part, name in PARTS.items()
     ]  # fmt: skip
 

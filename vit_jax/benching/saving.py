@@ -27,9 +27,9 @@ def measure(run: Run, folder: str | None, rounds: int) -> list[Row]:
                  for number in range(1, rounds + 2)][1:]  # fmt: skip
     rows: list[Row] = []
     for part in times[0]:
-        told = summary([seconds[part] for seconds in times])
-        rows.append({"case": f"{run.model.name}, {size / 1e9:.3f} GB", "side": part, **told,
-                     "bytes": size, "bytes_per_second": size / told["median_s"]})  # fmt: skip
+        spent = summary([seconds[part] for seconds in times])
+        rows.append({"case": f"{run.model.name}, {size / 1e9:.3f} GB", "side": part, **spent,
+                     "bytes": size, "bytes_per_second": size / spent["median_s"]})  # fmt: skip
     return rows
 
 
