@@ -4,13 +4,18 @@
 
 Encoders of four layers with the tokens and heads of B/16 at 224 and at 384 px (197 and 577 tokens,
 heads of 64) and of H/14 (257, heads of 80). `error` is the norm of the difference from float32 over
-the norm, of the logits and of the gradient of all parameters. cuDNN's is to be at most 1.5 of
-XLA's own: exit code 1 where it is more. Without an NVIDIA GPU XLA's alone is told.
+the norm, for the logits and for the gradient of all parameters. cuDNN's error may be 1.5 of XLA's
+at most: if it is more, the exit code is 1. Without an NVIDIA GPU only XLA's error is measured.
 """
 
 import sys
 
-import harness
+import jax
+import jax.numpy as jnp
+import optax
+
+import vit_jax
+from vit_jax.benching import report
 
 SIZES = {  # name: width, heads, patch, image
     "B/16, 224 px": (768, 12, 16, 224),
@@ -23,10 +28,8 @@ BATCH = 4
 
 
 def main() -> int:
-    """Compares; the exit code."""
-    options = harness.parser(__doc__).parse_args()
-    import jax
-
+    """Compares the two and returns the exit code."""
+    options = report.parser(__doc__).parse_args()
     sides = {"xla": ("xla", "bfloat16")}
     if jax.default_backend() == "gpu":
         sides["cudnn"] = ("cudnn", "bfloat16")
@@ -38,26 +41,21 @@ def main() -> int:
             reference = outcome(sizes, "xla", "float32")
         errors = {}
         for side, (attention, dtype) in sides.items():
-            found = outcome(sizes, attention, dtype)
-            errors[side] = [distance(a, b) for a, b in zip(found, reference, strict=True)]
+            actual = outcome(sizes, attention, dtype)
+            errors[side] = [distance(a, b) for a, b in zip(actual, reference, strict=True)]
             for what, error in zip(("logits", "gradient"), errors[side], strict=True):
                 rows.append({"case": f"{case}, {what}", "side": side, "error": error})
         if "cudnn" in errors:
             pairs = zip(errors["cudnn"], errors["xla"], strict=True)
             wrong += [case] * any(not cudnn <= ALLOWED * xla for cudnn, xla in pairs)
-    harness.report("cudnn_attention", rows, options)
+    report.finish("cudnn_attention", rows, options)
     if wrong:
         print(f"cuDNN's attention is not XLA's: {', '.join(wrong)}")
     return int(bool(wrong))
 
 
 def outcome(sizes: tuple[int, int, int, int], attention: str, dtype: str) -> tuple:
-    """Logits and the gradient of their mean square, of fixed parameters and images."""
-    import jax
-    import jax.numpy as jnp
-
-    import vit_jax
-
+    """The logits of fixed parameters and images, and the gradient of their mean square."""
     width, heads, patch, image = sizes
     model = vit_jax.create_model(
         "vit_base_patch16_224", hidden_size=width, num_heads=heads, mlp_dim=2 * width, num_layers=4,
@@ -76,9 +74,7 @@ def outcome(sizes: tuple[int, int, int, int], attention: str, dtype: str) -> tup
 
 
 def distance(tree, reference) -> float:
-    """Norm of the difference over the norm, all leaves as one vector."""
-    import optax
-
+    """Norm of the difference over the norm; all leaves are one vector."""
     difference = optax.tree.sub(tree, reference)
     return float(optax.tree.norm(difference) / optax.tree.norm(reference))
 

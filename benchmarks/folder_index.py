@@ -2,29 +2,33 @@
 
     python benchmarks/folder_index.py [--quick] [--json=FILE] [--rounds=N]
 
-A million links to one picture, in a thousand classes (made first, in the temporary folder: half a
-minute), opened as `folder:PATH` and, where it is installed, as torchvision's ImageFolder. Each
-round is a process of its own; what it holds is the growth of its resident memory, the index being
-whole. --quick takes ten thousand.
+A million links to one picture, in a thousand classes, are made in the temporary folder, which takes
+half a minute. They are opened as `folder:PATH` and, if it is installed, as torchvision's
+ImageFolder. Each round is a process of its own. `held` is the growth of its resident memory by the
+whole index. --quick takes ten thousand links.
 """
 
+import functools
 import gc
 import importlib.util
+import json
 import os
-import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
 
-import harness
 import numpy as np
+
+from vit_jax.benching import report
+from vit_jax.benching.machine import resident
+from vit_jax.benching.timing import alternate, compare, json_from
 
 CLASSES = 1000
 
 
 def make(root: Path, images: int) -> None:
-    """Links `root/train/CLASS/*.jpg` to one picture."""
+    """Makes links `root/train/CLASS/*.JPEG` to one picture."""
     from PIL import Image
 
     picture = root / "picture.jpg"
@@ -35,14 +39,6 @@ def make(root: Path, images: int) -> None:
         folder.mkdir(parents=True)
         for number in range(each):
             os.symlink(picture, folder / f"n{label:08d}_{number}.JPEG")
-
-
-def resident() -> int:
-    """Bytes of this process that are in memory."""
-    for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines():
-        if line.startswith("VmRSS"):
-            return int(line.split()[1]) * 1024
-    raise SystemExit("this kernel does not tell VmRSS")
 
 
 def ours(root: str):
@@ -61,44 +57,39 @@ SIDES = {"ours": ours, "torchvision": torchvision}
 
 
 def index(name: str, root: str) -> None:
-    """Opens the folder in this process; prints seconds, bytes and images."""
+    """Opens the folder in this process; prints the seconds, bytes and images as JSON."""
     opened = SIDES[name](root)
     gc.collect()
     before, began = resident(), time.perf_counter()
     source = opened()
     seconds = time.perf_counter() - began
     gc.collect()
-    print(seconds, resident() - before, len(source))
+    print(json.dumps([seconds, resident() - before, len(source)]))
 
 
 def main() -> None:
     """Measures both sides in turns and prints the table."""
     if sys.argv[1:2] == ["--index"]:
         return index(*sys.argv[2:])
-    options = harness.parser(__doc__).parse_args()
+    options = report.parser(__doc__).parse_args()
     images = 10_000 if options.quick else 1_000_000
     names = [name for name in SIDES if name == "ours" or importlib.util.find_spec(name)]
     held: dict[str, list[int]] = {name: [] for name in names}
     with tempfile.TemporaryDirectory() as root:
         make(Path(root), images)
 
-        def side(name: str) -> harness.Side:
-            def run() -> float:
-                told = subprocess.run(
-                    [sys.executable, __file__, "--index", name, root],
-                    capture_output=True, text=True, check=True,
-                ).stdout.split()  # fmt: skip
-                assert int(told[2]) == images
-                held[name].append(int(told[1]))
-                return float(told[0])
+        def side(name: str) -> float:
+            seconds, size, count = json_from([sys.executable, __file__, "--index", name, root])
+            assert count == images
+            held[name].append(size)
+            return seconds
 
-            return run
-
-        times = harness.alternate({name: side(name) for name in names}, options.rounds or 5)
-    rows = harness.compare(f"{images:,} links", times, "ours")
+        sides = {name: functools.partial(side, name) for name in names}
+        times = alternate(sides, options.rounds or 5)
+    rows = compare(f"{images:,} links", times, "ours")
     for row in rows:
         row["held_mb"] = round(float(np.median(held[row["side"]])) / 1e6, 1)
-    harness.report("folder_index", rows, options)
+    report.finish("folder_index", rows, options)
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
-"""Training on the CPU with and without the allocator settings of `vit train`; and with two arenas
-at most besides, which would keep a long run from growing by a few huge pages.
+"""Training on the CPU with and without the allocator settings of `vit train`, and with at most two
+arenas besides, which would keep a long run from growing by a few huge pages.
 
     python benchmarks/huge_pages.py
 
 `vit train` starts itself again with GLIBC_TUNABLES (see vit_jax/cli.py), because glibc reads them
-at the start of a process alone. So each measurement is a short run of `vit train`, with these
+only at the start of a process. So each measurement is a short run of `vit train`, with these
 settings or with glibc's defaults, in turns: seconds of training a step, without compilation.
 """
 
@@ -15,8 +15,8 @@ import sys
 import tempfile
 from pathlib import Path
 
-import harness
-
+from vit_jax.benching import report
+from vit_jax.benching.timing import Side, alternate, compare
 from vit_jax.cli import MALLOC
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -32,16 +32,16 @@ COMMON = {"data.train.source": "synthetic:size=128", "data.eval.split": "", "mix
 
 def main() -> None:
     """Measures both sides."""
-    options = harness.parser(__doc__).parse_args()
+    options = report.parser(__doc__).parse_args()
     keys = QUICK if options.quick else FULL
     sides = {name: _training(keys | COMMON, value) for name, value in SIDES.items()}
     rounds = options.rounds or (2 if options.quick else 8)
-    times = harness.alternate(sides, rounds, warmup=1)
+    times = alternate(sides, rounds, warmup=1)
     case = f"{keys['model.name']}, batch {keys['batch_size']}"
-    harness.report("huge_pages", harness.compare(case, times, next(iter(SIDES))), options)
+    report.finish("huge_pages", compare(case, times, next(iter(SIDES))), options)
 
 
-def _training(keys: dict, tunables: str) -> harness.Side:
+def _training(keys: dict, tunables: str) -> Side:
     """A side that trains in a process of its own and returns its seconds a step."""
     options = [f"--config.{key}={value}" for key, value in keys.items()]
     environment = os.environ | {"GLIBC_TUNABLES": tunables, "PYTHONPATH": str(ROOT)}

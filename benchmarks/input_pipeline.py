@@ -3,38 +3,40 @@
     python benchmarks/input_pipeline.py [--quick] [--json=FILE] [--data=FOLDER] [--rounds=N]
 
 Every side reads the same JPEGs, takes a random part of 5-100% of each (aspect 3/4-4/3) at 224 px,
-mirrors every other one, and delivers batches of 64 as uint8: ours
-(`decode|inception_crop|flip_lr`), tf.data (decode_and_crop_jpeg, resize, flip; as many calls as it
-likes) and timm's own loader (Pillow, its default interpolation, as many workers as there are cores,
-collated as uint8; what it does on the device is left out). With
-`randaug(2,15)`: ours and timm's. Ours is measured twice, with as many threads as there are cores
-and with as many worker processes (`data.workers`). All are endless; a round is an epoch's batches,
-after some that are not counted, so that what was made ahead while others ran helps none.
---data=FOLDER holds JPEGs, at any depth; repeat it for several cases. Without it, images are made:
+mirrors every other one, and delivers batches of 64 as uint8. Ours is
+`decode|inception_crop|flip_lr`. tf.data decodes and crops in one operation, resizes and flips, with
+as many parallel calls as it likes. timm uses its own loader: Pillow, its default interpolation, as
+many workers as there are cores, collated as uint8; its work on the device is left out. With
+`randaug(2,15)` ours and timm's are measured. Ours is measured twice: with as many threads as there
+are cores, and with as many worker processes (`data.workers`). All sides are endless. A round is the
+batches of one epoch, after some that are not counted, because they were made while others ran.
+--data=FOLDER holds JPEGs at any depth; repeat it for several cases. Without it, images are made:
 smooth noise of 500 x 375 pixels, about 110 kB each.
 """
 
 import itertools
+import multiprocessing
 import os
-import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import harness
 import numpy as np
 
+from vit_jax.benching import report
+from vit_jax.benching.machine import cores
+from vit_jax.benching.timing import alternate, compare, timed
+
 SIZE, BATCH = 224, 64
-AHEAD, ENDLESS = 16, 10**9  # batches: not counted in a round; of a side
+AHEAD, ENDLESS = 16, 10**9  # batches that are not counted in a round; batches of a side
 CROP = "decode|inception_crop|flip_lr"
 RANDAUG = "decode|inception_crop|flip_lr|randaug(2,15)"
 
 
 def made_images(folder: Path, count: int) -> None:
-    """Pictures whose JPEGs are as large as ImageNet's."""
+    """Makes pictures whose JPEGs are as large as ImageNet's."""
     import cv2
     from PIL import Image
 
@@ -49,7 +51,7 @@ def made_images(folder: Path, count: int) -> None:
 
 
 def folder_of_links(source: Path, root: Path, epoch: int) -> Path:
-    """`epoch` links to the JPEGs below `source`, each as often as the next, as one class."""
+    """Makes a class of `epoch` links to the JPEGs below `source`, to each equally often."""
     files = sorted(path for path in source.rglob("*") if path.suffix.lower() in (".jpg", ".jpeg"))
     if not files:
         sys.exit(f"{source} holds no JPEGs")
@@ -77,7 +79,7 @@ def ours(root: Path, text: str, threads: int, workers: int) -> Iterator[Any]:
 
 
 def tf_data(root: Path) -> Iterator[Any]:
-    """Batches of tf.data, decoding only the part that is wanted."""
+    """Batches of tf.data, which decodes only the part that is shown."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     import tensorflow as tf
 
@@ -122,91 +124,65 @@ def timm_loader(root: Path, workers: int, auto_augment: str | None = None) -> It
 
 
 MAKERS = {
-    "ours": lambda root, cores, randaug: ours(root, RANDAUG if randaug else CROP, cores, 0),
-    "ours, workers": lambda root, cores, randaug: ours(
-        root, RANDAUG if randaug else CROP, 0, cores
-    ),
-    "tf.data": lambda root, cores, randaug: tf_data(root),
-    "timm": lambda root, cores, randaug: timm_loader(
-        root, cores, "rand-m15-n2" if randaug else None
-    ),
+    "ours": lambda root, randaug: ours(root, RANDAUG if randaug else CROP, cores(), 0),
+    "ours, workers": lambda root, randaug: ours(root, RANDAUG if randaug else CROP, 0, cores()),
+    "tf.data": lambda root, randaug: tf_data(root),
+    "timm": lambda root, randaug: timm_loader(root, cores(), "rand-m15-n2" if randaug else None),
 }
 
 
-def serve(name: str, root: str, randaug: str) -> None:
-    """A side in a process of its own (TensorFlow and PyTorch do not bear each other): for every
-    number it is sent, the seconds that so many batches took."""
-    out = os.fdopen(os.dup(1), "w")  # what libraries print goes elsewhere
-    os.dup2(2, 1)
+def serve(name: str, root: Path, randaug: bool, pipe: Any) -> None:
+    """A side in a process of its own, because TensorFlow and PyTorch do not work in one. For every
+    number that comes through the pipe, returns the seconds that so many batches took."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
     try:
-        batches = MAKERS[name](Path(root), harness.cores(), randaug == "True")
+        batches = MAKERS[name](root, randaug)
         next(batches)
     except ImportError as error:
-        out.write(f"{error}\n")
-        return
-    out.write("ready\n")
-    out.flush()
-    for line in sys.stdin:
+        return pipe.send(str(error))
+    pipe.send(None)
+    while count := pipe.recv():
         for _ in itertools.islice(batches, AHEAD):
             pass
-        began = time.perf_counter()
-        for _ in itertools.islice(batches, int(line)):
-            pass
-        out.write(f"{time.perf_counter() - began}\n")
-        out.flush()
-    os._exit(0)  # an endless side has threads and processes that would go on
+        took = timed(lambda count=count: [None for _ in itertools.islice(batches, count)])
+        pipe.send(took())
+    os._exit(0)  # because the threads and processes of an endless side would go on
 
 
-class Side:
-    """Another process that makes so many batches when it is called. Raises ImportError where it
-    cannot."""
-
-    def __init__(self, name: str, root: Path, randaug: bool, batches: int):
-        self._batches = batches
-        self._process = subprocess.Popen(
-            [sys.executable, __file__, "--serve", name, str(root), str(randaug)],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
-        )  # fmt: skip
-        answer = self._process.stdout.readline().strip()
-        if answer != "ready":
-            raise ImportError(f"{name}: {answer or 'its process ended'}")
-
-    def __call__(self) -> float:
-        self._process.stdin.write(f"{self._batches}\n")
-        self._process.stdin.flush()
-        return float(self._process.stdout.readline())
-
-    def close(self) -> None:
-        self._process.stdin.close()
-        self._process.wait(timeout=60)
-
-
-def measure(root: Path, randaug: bool, rounds: int, batches: int) -> dict[str, np.ndarray]:
-    """Seconds of so many batches of every side whose package is installed."""
-    sides = {}
+def measure(root: Path, randaug: bool, rounds: int, count: int) -> dict[str, np.ndarray]:
+    """Seconds of `count` batches of every side whose package is installed."""
+    # A side ends without cleaning up, about which Python's tracker of resources would warn.
+    os.environ["PYTHONWARNINGS"] = "ignore::UserWarning"
+    spawn, sides, pipes = multiprocessing.get_context("spawn"), {}, []
     for name in MAKERS:
         if name == "tf.data" and randaug:  # which has none
             continue
-        try:
-            sides[name] = Side(name, root, randaug, batches)
-        except ImportError as error:
-            print(f"left out: {error}")
-    times = harness.alternate(sides, rounds)
-    for side in sides.values():
-        side.close()
+        pipe, theirs = spawn.Pipe()
+        spawn.Process(target=serve, args=(name, root, randaug, theirs)).start()
+        if error := pipe.recv():
+            print(f"left out: {name}: {error}")
+            continue
+
+        def side(pipe: Any = pipe) -> float:
+            pipe.send(count)
+            return pipe.recv()
+
+        pipes.append(pipe)
+        sides[name] = side
+    times = alternate(sides, rounds)
+    for pipe in pipes:
+        pipe.send(0)
     return times
 
 
 def main() -> None:
     """Measures every case and prints the table."""
-    if sys.argv[1:2] == ["--serve"]:
-        return serve(*sys.argv[2:])
-    parser = harness.parser(__doc__)
+    parser = report.parser(__doc__)
     parser.add_argument("--data", action="append", default=[], help="a folder of JPEGs; repeatable")
     options = parser.parse_args()
     epoch = 2 * BATCH if options.quick else 32 * BATCH
     rounds = options.rounds or (2 if options.quick else 15)
-    cores, rows = harness.cores(), []
+    rows = []
     with tempfile.TemporaryDirectory() as scratch:
         folders = [Path(folder) for folder in options.data]
         if not folders:
@@ -219,15 +195,14 @@ def main() -> None:
             for randaug in (False, True):
                 case = f"{folder.name} ({size:.0f} kB){', randaug(2,15)' if randaug else ''}"
                 times = measure(root, randaug, rounds, epoch // BATCH)
+                others = {name: t for name, t in times.items() if "ours" not in name}
                 for base in ("ours", "ours, workers"):
-                    others = {name: t for name, t in times.items() if "ours" not in name}
                     where = f"{case}{base.removeprefix('ours')}"
-                    found = harness.compare(where, {base: times[base]} | others, base)
-                    for row in found:
-                        row["images_per_second"] = epoch / row["median_s"]
-                        row["images_per_second_per_core"] = epoch / row["median_s"] / cores
-                    rows += found
-    harness.report("input_pipeline", rows, options)
+                    rows += compare(where, {base: times[base]} | others, base)
+    for row in rows:
+        row["images_per_second"] = epoch / row["median_s"]
+        row["images_per_second_per_core"] = row["images_per_second"] / cores()
+    report.finish("input_pipeline", rows, options)
 
 
 if __name__ == "__main__":

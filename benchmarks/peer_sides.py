@@ -2,9 +2,9 @@
 AdamW on softmax cross-entropy or run forward, on one device and on normalised float32 images.
 
 linen: plain flax.linen and optax (linen_vit.py), compiled ahead of time. timm and huggingface:
-PyTorch; on a CPU eager, on a GPU under `torch.compile`, channels last, in autocast where bfloat16
-is asked for, with fused AdamW. A peer that is not installed, or whose model has another number of
-parameters than ours, is left out with the reason.
+PyTorch. They run eager on a CPU; on a GPU under `torch.compile`, channels last, with fused AdamW,
+and in autocast if bfloat16 is asked for. A peer that is not installed, or whose model has another
+number of parameters than ours, is left out with the reason.
 """
 
 import importlib.util
@@ -40,7 +40,7 @@ def linen(what: str, run: Run, images: np.ndarray, labels: np.ndarray) -> Work:
     if what == "forward":
         weights = jax.jit(model.init)(jax.random.key(0), shown)
         forward = jax.jit(model.apply).lower(weights, shown).compile()
-        return Work("linen", lambda: forward(weights, shown), jax.block_until_ready)
+        return Work("linen", lambda: forward(weights, shown))
     params, opt_state = train.init(jax.random.key(0), shown)
     compiled = train.step.lower(params, opt_state, shown, classes).compile()
 
@@ -49,7 +49,7 @@ def linen(what: str, run: Run, images: np.ndarray, labels: np.ndarray) -> Work:
         params, opt_state, loss = compiled(params, opt_state, shown, classes)
         return loss
 
-    return Work("linen", step, jax.block_until_ready)
+    return Work("linen", step)
 
 
 def timm(what: str, run: Run, images: np.ndarray, labels: np.ndarray) -> Work:
@@ -100,7 +100,7 @@ def of_torch(
     name: str, make: Callable[[], Any], forward: Callable[[Any, Any], Any], what: str, run: Run,
     images: np.ndarray, labels: np.ndarray, package: str = "",
 ) -> Work:  # fmt: skip
-    """The side of a model of PyTorch's; eager where it cannot be compiled, which is said."""
+    """The work of a PyTorch model. It runs eager, with a line, if it cannot be compiled."""
     for needed in ("torch", package or name):
         if importlib.util.find_spec(needed) is None:
             raise NotMeasured(f"{needed} is not installed")
@@ -116,7 +116,7 @@ def of_torch(
         model = make()
     except NotMeasured:
         raise
-    except Exception as error:  # of packages that do not fit together
+    except Exception as error:  # from packages that do not fit together
         reason = str(error).partition("\n")[0]
         raise NotMeasured(f"{type(error).__name__}: {reason}") from error
     same_size({name: np.empty(p.shape, np.bool_) for name, p in model.named_parameters()}, run)
@@ -183,7 +183,7 @@ def torch_work(
 
 
 def sizes(run: Run) -> ViTConfig:
-    """Those of our model. Raises NotMeasured where it is no ViT."""
+    """The sizes of our model. Raises NotMeasured if it is not a ViT."""
     if not isinstance(run.model.config, ViTConfig):
         raise NotMeasured(f"{run.model.name} is no ViT")
     return run.model.config
@@ -191,8 +191,8 @@ def sizes(run: Run) -> ViTConfig:
 
 def same_size(params: Any, run: Run) -> None:
     """Refuses to compare models of different sizes."""
-    found = sum(leaf.size for leaf in jax.tree.leaves(params))
-    if found != run.model.num_params:
+    size = sum(leaf.size for leaf in jax.tree.leaves(params))
+    if size != run.model.num_params:
         raise NotMeasured(
-            f"it is not the same model: {found:,} parameters, ours {run.model.num_params:,}"
+            f"it is not the same model: {size:,} parameters, ours {run.model.num_params:,}"
         )

@@ -1,12 +1,13 @@
-"""What successive halving saves, and that a sweep which is killed loses nothing.
+"""How many steps successive halving saves, and that a sweep loses nothing when it is killed.
 
     python benchmarks/sweep.py
 
 The recipe `digits.py` for 150 steps over its own space, four rates by three decays, two trials at a
-time. `grid` trains all twelve to their end; on its way it is killed twice with SIGKILL, first the
-sweep alone, then the sweep and its trials. `halving` lets the better third go on, twice. Steps are
-those of the trials' last checkpoints; `share` is halving's of the grid's, and `below` how far its
-best is from the grid's, in points of held-out accuracy (355 images: one is 0.28 points).
+time. `grid` trains all twelve to their end. It is killed twice with SIGKILL: first the sweep alone,
+then the sweep and its trials. `halving` continues the better third, twice. Steps are those of the
+trials' last checkpoints. `share` is the share of the grid's steps that halving took; `below` is the
+distance of its best from the grid's best, in points of held-out accuracy (355 images: one image is
+0.28 points).
 """
 
 import contextlib
@@ -20,7 +21,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-import harness
+from vit_jax.benching import report
+from vit_jax.benching.timing import Row
 
 METRIC = "eval/val/accuracy"
 STEPS, QUICK_STEPS = 150, 10
@@ -46,7 +48,8 @@ class Sweep:
             sys.exit(f"the sweep ended with {code}; {self.folder}")
 
     def kill(self, after: int, trials: bool) -> None:
-        """Starts it and kills it once so many trials have ended, also its trials if asked for."""
+        """Starts the sweep and kills it, and its trials too if asked for, when `after` trials have
+        ended."""
         process = self.start()
         while len(list(self.folder.glob("*/result.json"))) < after:
             if process.poll() is not None:
@@ -72,8 +75,8 @@ class Sweep:
 
 
 def main() -> None:
-    """Runs the grid, then a round of halving or several."""
-    options = harness.parser(__doc__).parse_args()
+    """Runs the grid, then halving."""
+    options = report.parser(__doc__).parse_args()
     steps = QUICK_STEPS if options.quick else STEPS
     with tempfile.TemporaryDirectory() as folder:
         grid = Sweep("grid", "grid", steps, Path(folder))
@@ -82,13 +85,13 @@ def main() -> None:
         grid.finish()
         halving = Sweep("halving", "halving", steps, Path(folder))
         halving.finish()
-        rows: list[harness.Row] = [
+        rows: list[Row] = [
             {"case": f"digits, {steps} steps", "side": side, **sweep.row}
             for side, sweep in (("grid, killed twice", grid), ("halving", halving))
         ]
     rows[1]["share"] = round(rows[1]["steps"] / rows[0]["steps"], 3)
     rows[1]["below"] = round(100 * (rows[0]["best"] - rows[1]["best"]), 2)
-    harness.report("sweep", rows, options)
+    report.finish("sweep", rows, options)
     print(f"halving: {rows[1]['share']:.0%} of the grid's steps, its best {rows[1]['below']:.2f} "
           "points below the grid's")  # fmt: skip
 

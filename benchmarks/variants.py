@@ -1,22 +1,24 @@
-"""What a config chooses of a step's time: layers unrolled or scanned, what is rematerialised; and,
-as code alone, XLA's options for a CPU, one at a time, and the patches' projection as a matrix
-product or as a convolution.
+"""Choices that decide a step's time. Of the config: layers unrolled or scanned, and what is
+rematerialised. Of the code: XLA's options for a CPU, one at a time, and the projection of patches
+as a matrix product or as a convolution.
 
     python benchmarks/variants.py [--models=vit_small_patch16_224] [--batch=8] [--dtype=bfloat16]
 
 Ratios are over the first side of each case: the unrolled step without rematerialisation, XLA's
-defaults, and the matrix product, which are what `vit train` takes.
+defaults, and the matrix product. These are what `vit train` uses.
 """
 
 import argparse
+from collections.abc import Callable, Mapping
 from typing import Any
 
-import harness
 import jax
 import jax.numpy as jnp
-from train_step import QUICK, plain_run
+from train_step import QUICK, model_parser, plain_run
 
+from vit_jax.benching import report
 from vit_jax.benching.steps import OUR_WORK, synthetic_batch
+from vit_jax.benching.timing import Row, Side, alternate, compare, in_a_row
 from vit_jax.training.run import Run
 
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -41,31 +43,34 @@ XLA: dict[str, dict[str, Any]] = {
 
 def main() -> None:
     """Measures every model asked for, then the projections."""
-    parser = harness.parser(__doc__)
-    parser.add_argument("--models", type=lambda text: text.split(","))
-    parser.add_argument("--batch", type=int, default=8)
-    parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
-    parser.set_defaults(scan=False, attention=None, size=None)
-    options = parser.parse_args()
+    options = model_parser(__doc__).parse_args()
     rounds = options.rounds or (3 if options.quick else 10)
-    rows: list[harness.Row] = []
+    rows: list[Row] = []
+
+    def measure(case: str, sides: Mapping[str, Side]) -> None:
+        if sides:
+            rows.extend(compare(case, alternate(sides, rounds), next(iter(sides))))
+
     for name in options.models or ["vit_small_patch16_224"]:
-        works = {}
-        for variant, fields in VARIANTS.items():
-            run = plain_run(name, options, **fields)
-            work = OUR_WORK["step"](run, batches(run))
-            works[variant] = harness.in_a_row(work.start, work.wait, 1)
-        times = harness.alternate(works, rounds)
-        rows += harness.compare(f"{name}, step, batch {options.batch}", times, "unrolled")
-        rows += of_xla(name, options, rounds)
-    rows += projections(options, rounds)
-    harness.report("variants", rows, options)
+        case = f"{name}, step, batch {options.batch}"
+        measure(case, {variant: step(plain_run(name, options, **fields))
+                       for variant, fields in VARIANTS.items()})  # fmt: skip
+        measure(f"{case}, XLA", under_xla(name, options))
+    measure(f"projection of {options.batch} images", projections(options))
+    report.finish("variants", rows, options)
 
 
-def of_xla(name: str, options: argparse.Namespace, rounds: int) -> list[harness.Row]:
-    """The unrolled step, compiled with each of XLA's options; one that it does not know is left
-    out, aloud."""
-    works = {}
+def step(run: Run) -> Side:
+    """A side of the run's training step, always on the same noise."""
+    batch = synthetic_batch(run)
+    work = OUR_WORK["step"](run, lambda: batch)
+    return in_a_row(work.start, work.wait, 1)
+
+
+def under_xla(name: str, options: argparse.Namespace) -> dict[str, Side]:
+    """The unrolled step, compiled with each of XLA's options. An unknown option is left out, with a
+    line about it."""
+    sides = {}
     for option, values in XLA.items() if jax.default_backend() == "cpu" else ():
         run = plain_run(name, options)
         jitted, shapes = run.jitted_step
@@ -74,22 +79,12 @@ def of_xla(name: str, options: argparse.Namespace, rounds: int) -> list[harness.
         except jax.errors.JaxRuntimeError as error:
             print(f"left out, {option}: {str(error).splitlines()[0]}")
             continue
-        work = OUR_WORK["step"](run, batches(run))
-        works[option] = harness.in_a_row(work.start, work.wait, 1)
-    if not works:
-        return []
-    times = harness.alternate(works, rounds)
-    return harness.compare(f"{name}, step, batch {options.batch}, XLA", times, "XLA's defaults")
+        sides[option] = step(run)
+    return sides
 
 
-def batches(run: Run) -> Any:
-    """What takes the next batch: always the same noise."""
-    batch = synthetic_batch(run)
-    return lambda: batch
-
-
-def projections(options: argparse.Namespace, rounds: int) -> list[harness.Row]:
-    """Gradients of 16 x 16 patches' projection to 768, both ways."""
+def projections(options: argparse.Namespace) -> dict[str, Side]:
+    """Gradients of the projection of 16 x 16 patches to 768, both ways."""
     size = QUICK["image_size"] if options.quick else 224
     dtype = jnp.dtype(options.dtype)
     images = jnp.ones((options.batch, size, size, 3), dtype)
@@ -105,15 +100,11 @@ def projections(options: argparse.Namespace, rounds: int) -> list[harness.Row]:
             images, kernel, (16, 16), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC")
         )
 
-    sides = {}
-    for function in (product, convolution):
-        loss = jax.jit(jax.value_and_grad(lambda k, x, f=function: jnp.square(f(k, x)).sum()))
-        work = lambda loss=loss: loss(kernel, images)  # noqa: E731
-        sides[f"matrix {function.__name__}" if function is product else "convolution"] = (
-            harness.in_a_row(work, jax.block_until_ready, 10)
-        )
-    case = f"projection of {options.batch} images"
-    return harness.compare(case, harness.alternate(sides, rounds), "matrix product")
+    def side(project: Callable) -> Side:
+        gradient = jax.jit(jax.value_and_grad(lambda k, x: jnp.square(project(k, x)).sum()))
+        return in_a_row(lambda: gradient(kernel, images), jax.block_until_ready, 10)
+
+    return {"matrix product": side(product), "convolution": side(convolution)}
 
 
 if __name__ == "__main__":

@@ -182,7 +182,7 @@ def test_each_rule_lets_the_rest_pass(rule, source):
     assert list(rule(ast.parse(source))) == []
 
 
-# Rooms that know no task: an image's labels are the business of `tasks`, `evaluators` and the sources.
+# Rooms that know no task: labels are the business of `tasks`, `evaluators` and the sources.
 KNOW_NO_TASK = (
     "data/pipeline.py", "data/ops.py", "data/augment.py", "training", "checkpoint", "parallel",
     "planning",

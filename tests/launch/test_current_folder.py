@@ -65,7 +65,7 @@ def test_a_measured_start_does_not_run_it(here, monkeypatch):
     """Of `vit bench compile`, which starts itself; a recipe that is not there ends it early."""
     monkeypatch.chdir(here)
     with pytest.raises(UserError, match="no config file"):
-        compiling._in_a_process("none.py", {}, str(here.parent / "cache"))
+        compiling.in_a_process("none.py", {}, str(here.parent / "cache"))
     assert not (here / "RAN").exists()
 
 

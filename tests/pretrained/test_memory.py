@@ -11,7 +11,7 @@ import pytest
 import vit_jax
 from tests.xla_flags import xla_flags
 
-SCRIPT = Path(__file__).parents[2] / "benchmarks" / "restore_memory.py"
+SCRIPT = Path(__file__).parents[2] / "benchmarks" / "restore.py"
 
 
 @pytest.fixture(scope="module")
@@ -25,15 +25,15 @@ def files(tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize("stacked", [0, 1])
+@pytest.mark.parametrize("layers", ["listed", "stacked"])
 @pytest.mark.parametrize("name", ["google.npz", "timm.safetensors"])
 def test_anonymous_memory_beyond_the_parameters_stays_below_a_third_of_the_file(
-    files, name, stacked
+    files, name, layers
 ):
     path = files / name
     environment = os.environ | {"XLA_FLAGS": xla_flags(8)}
     found = subprocess.run(
-        [sys.executable, SCRIPT, path, str(stacked)], env=environment, capture_output=True,
+        [sys.executable, SCRIPT, "--load", path, layers], env=environment, capture_output=True,
         text=True, check=True,
     )  # fmt: skip
     told = json.loads(found.stdout.splitlines()[-1])

@@ -1,33 +1,30 @@
-"""How long a run's training step takes until it runs: tracing, lowering, compiling, with an empty
-and with a warm compile cache, and all of it from the start of the process.
+"""Time until a run's first training step is done: set-up, tracing, lowering, compiling, the step
+itself, and everything from the start of the process; with an empty and with a warm cache.
 
-Each round is two processes of their own, of which the second finds what the first has compiled: a
-process that has compiled a program once remembers more of it than the cache on disk does.
+Each round starts two processes, of which the second one finds what the first one compiled. One
+process would not do: it remembers more of what it compiled than the cache on disk holds.
 """
 
-import json
-import os
-import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 
-from vit_jax.benching.timing import Row, summary
-from vit_jax.errors import USER_ERROR, UserError
+from vit_jax.benching.timing import Row, json_from, summary
 
-# What `once` times, in the order in which it happens.
+# Parts of the time, in their order, and how the table names them.
 PARTS = {
     "set_up": "imports, devices, set-up", "trace": "trace", "lower": "lower",
     "compile": "compile", "first_step": "first state and step",
     "all": "all, from the start of the process",
 }  # fmt: skip
+CACHES = ("empty cache", "warm cache")
 
 
-def once(began: float, set_up: Any) -> dict[str, Any]:
+def once(began: float, set_up: Callable[[], Any]) -> dict[str, Any]:
     """Seconds of every part in this process, which was started at `began` (of `time.time`)."""
     from vit_jax.benching.steps import synthetic_batch
 
@@ -53,37 +50,27 @@ def once(began: float, set_up: Any) -> dict[str, Any]:
 
 
 def measure(config: str, overrides: Mapping[str, str], rounds: int) -> list[Row]:
-    """A row for each part, cold and warm."""
-    told: dict[str, list[dict[str, float]]] = {"empty cache": [], "warm cache": []}
-    model = ""
+    """One row for each part and each state of the cache."""
+    measured: dict[str, list[dict[str, Any]]] = {cache: [] for cache in CACHES}
     for _ in range(rounds):
-        with tempfile.TemporaryDirectory(prefix="vit-bench-") as cache:
-            for seconds in told.values():
-                found = _in_a_process(config, overrides, cache)
-                seconds.append(found["seconds"])
-                model = found["model"]
-    rows = []
-    for name, seconds in told.items():
-        for part, words in PARTS.items():
-            spent = np.asarray([one[part] for one in seconds])
-            rows.append({"case": f"{model}, {name}", "side": words, **summary(spent)})
-    return rows
+        with tempfile.TemporaryDirectory(prefix="vit-bench-") as folder:
+            for processes in measured.values():
+                processes.append(in_a_process(config, overrides, folder))
+    return [
+        {"case": f"{processes[0]['model']}, {cache}", "side": name,
+         **summary([process["seconds"][part] for process in processes])}
+        for cache, processes in measured.items() for part, name in PARTS.items()
+    ]  # fmt: skip
 
 
-def _in_a_process(config: str, overrides: Mapping[str, str], cache: str) -> dict[str, Any]:
-    given = [f"--config.{key}={value}" for key, value in overrides.items()]
-    environment = os.environ | {
+def in_a_process(config: str, overrides: Mapping[str, str], cache: str) -> dict[str, Any]:
+    """`once` in a process of its own, with the compile cache in the folder `cache`."""
+    environment = {
         "JAX_COMPILATION_CACHE_DIR": cache, "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
         "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
     }  # fmt: skip
-    line = [sys.executable, "-P", "-m", "vit_jax.cli", "bench", "compile", f"--config={config}",
-            *given]  # fmt: skip
-    ended = subprocess.run(
-        [*line, f"--began={time.time()}"], env=environment, capture_output=True, text=True,
-        check=False,
+    keys = [f"--config.{key}={value}" for key, value in overrides.items()]
+    return json_from(
+        [sys.executable, "-P", "-m", "vit_jax.cli", "bench", "compile", f"--config={config}", *keys,
+         f"--began={time.time()}"], environment,
     )  # fmt: skip
-    if ended.returncode == USER_ERROR:
-        raise UserError(ended.stderr.strip().splitlines()[-1].removeprefix("vit: error: "))
-    if ended.returncode:
-        raise RuntimeError(ended.stderr)
-    return json.loads(ended.stdout.splitlines()[-1])

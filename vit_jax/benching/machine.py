@@ -1,5 +1,5 @@
-"""What a figure must be read with: versions, hardware, the load before, the memory that was taken,
-and how fast this machine multiplies matrices."""
+"""The machine that a figure belongs to: versions, hardware, load, memory, and the speed at which it
+multiplies matrices."""
 
 import os
 import platform
@@ -12,62 +12,65 @@ from typing import Any
 
 from vit_jax.benching.timing import Side, in_a_row
 
-LOAD = os.getloadavg()[0]  # of the machine before this run
+LOAD = os.getloadavg()[0]  # of the machine before this process did anything
 PACKAGES = (
     "vit_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "torch", "timm",
     "transformers", "tensorflow", "pillow", "simplejpeg", "opencv-python-headless", "grain",
 )  # fmt: skip
 
-# What says that memory was too small: XLA, PyTorch on a GPU and on a CPU, Python.
-TOO_SMALL = ("resource_exhausted", "out of memory", "can't allocate memory", "bad_alloc")
+# How XLA, PyTorch on a GPU, PyTorch on a CPU, and C++ report that memory is too small.
+OUT_OF_MEMORY = ("resource_exhausted", "out of memory", "can't allocate memory", "bad_alloc")
 
-MATMUL = {"cpu": (1024, 4)}  # platform: side of square matrices, products in a row
-LARGE_MATMUL = (8192, 20)  # elsewhere
+MATMUL = {"cpu": (1024, 4)}  # platform: size of the square matrices, products in a row
+LARGE_MATMUL = (8192, 20)  # on every other platform
 
 
 def versions(packages: Iterable[str] = PACKAGES) -> dict[str, str | None]:
-    """Of Python and of what is measured; None for what is not installed."""
-    found: dict[str, str | None] = {"python": platform.python_version()}
+    """Versions of Python and of packages; None for a package that is not installed."""
+    installed: dict[str, str | None] = {"python": platform.python_version()}
     for name in packages:
         try:
-            found[name] = metadata.version(name)
+            installed[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
-            found[name] = None
-    return found
+            installed[name] = None
+    return installed
 
 
 def cores() -> int:
-    """Cores that this process may use."""
+    """Number of cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def hardware() -> dict[str, Any]:
-    """Processor, cores that this process may use, memory, JAX's devices, and the load before."""
+    """Processor, cores, memory, JAX's devices, and the load before this process."""
     import jax
 
     devices = jax.devices()
     return {
-        "processor": _processor(),
-        "cores": cores(),
+        "processor": _field("/proc/cpuinfo", "model name") or platform.machine(), "cores": cores(),
         "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
-        "platform": devices[0].platform,
-        "device": devices[0].device_kind,
-        "devices": len(devices),
+        "platform": devices[0].platform, "device": devices[0].device_kind, "devices": len(devices),
         "load_before": round(LOAD, 2),
-    }
+    }  # fmt: skip
 
 
-def _processor() -> str:
-    info = Path("/proc/cpuinfo")
-    for line in info.read_text(encoding="utf-8").splitlines() if info.exists() else ():
-        if line.startswith("model name"):
-            return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
+def resident(kind: str = "VmRSS") -> int:
+    """Bytes of this process that are in memory now; of kind `RssAnon`, without pages of files."""
+    if not (size := _field("/proc/self/status", kind)):
+        raise OSError(f"this system does not report {kind}")
+    return int(size.split()[0]) * 1024
+
+
+def _field(file: str, name: str) -> str:
+    """The value of `name: value` in a file of /proc; empty if there is none."""
+    lines = Path(file).read_text(encoding="utf-8").splitlines() if os.path.exists(file) else ()
+    values = (line.partition(":")[2].strip() for line in lines if line.startswith(name))
+    return next(values, "")
 
 
 def high_water(device: Any) -> dict[str, int]:
-    """The most memory that was held up to now: on a device that counts it, what JAX had of it;
-    else what the whole process had of the machine's."""
+    """Peak memory up to now: what JAX held of the device, or, if the device does not count it, what
+    the whole process held of the machine's memory."""
     counted = device.memory_stats() or {}
     if "peak_bytes_in_use" in counted:
         return {"peak_device_bytes": counted["peak_bytes_in_use"]}
@@ -76,13 +79,15 @@ def high_water(device: Any) -> dict[str, int]:
 
 
 def out_of_memory(error: BaseException) -> bool:
-    """Whether that is what a library wanted to say."""
-    return isinstance(error, MemoryError) or any(sign in str(error).lower() for sign in TOO_SMALL)
+    """Whether a library's error means that memory was too small."""
+    return isinstance(error, MemoryError) or any(s in str(error).lower() for s in OUT_OF_MEMORY)
 
 
 def matmul(device: Any, dtype: str) -> tuple[Side, float]:
-    """A side that multiplies square matrices on one device, and the FLOPs of one product: what
-    share of that rate a model reaches is the part of the machine that it uses."""
+    """Returns a side that multiplies square matrices on one device, and the FLOPs of one product.
+
+    The rate of these products is what the machine can reach; a model's FLOP/s are compared with it.
+    """
     import jax
     import jax.numpy as jnp
 

@@ -1,9 +1,11 @@
-"""Images a second and core at each stage of a run's training pipeline: one thread reading, decoding
-and augmenting, then whole batches on the host and on the devices, as training takes them. What is
-read again comes from the system's cache: a cold disk is slower."""
+"""Images a second and core at each stage of a run's training pipeline: one thread that reads,
+decodes and augments; then whole batches on the host, and on the devices, as training gets them.
+
+Images that are read again come from the system's cache. A cold disk is slower.
+"""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -16,52 +18,57 @@ from vit_jax.training.run import Run
 
 
 def stages(run: Run, seconds: float) -> Iterator[Row]:
-    """A row a stage. One thread is one core; batches are made by all that the run may use."""
+    """One row for each stage. A thread uses one core, batches all cores that the run may use."""
+    data = run.config.data
+    one_thread, images = _one_thread(run, seconds)
+    if not images:
+        raise UserError(f"{data.train.source}: no image could be read")
+    for name, spent in [*one_thread.items(), ("one thread", sum(one_thread.values()))]:
+        yield _row(name, spent / images, 1)
+    made_by = f"{data.workers} workers" if data.workers else f"{data.threads} threads"
+    used = min(cores(), data.workers or data.threads or 1)
+    for where, batches in (("host", run.train_host_batches), ("devices", run.train_batches)):
+        made = batches(0, 10**9 // run.config.batch_size)
+        spent = _seconds_an_image(made, run.config.batch_size, seconds)
+        yield _row(f"batches on the {where}, {made_by}", spent, used)
+
+
+def _one_thread(run: Run, seconds: float) -> tuple[dict[str, float], int]:
+    """Seconds of each stage, and the number of images that took them."""
     source: Any = run.train_source
-    config, size = run.model.config, run.config.batch_size
-    rng = np.random.default_rng(0)
-    pipeline, stages = run.resolved.pipelines[0], {"read": 0.0}
-    images, began = 0, time.perf_counter()
+    pipeline, rng, images = run.resolved.pipelines[0], np.random.default_rng(0), 0
+    decode = f"decode{' (its head; the rest in what follows)' if pipeline.encoded else ''}"
+    spent = dict.fromkeys(["read", decode], 0.0)
+    began = now = time.perf_counter()
+
+    def mark(stage: str) -> None:
+        nonlocal now
+        before, now = now, time.perf_counter()
+        spent[stage] = spent.get(stage, 0.0) + now - before
+
     while time.perf_counter() - began < seconds:
-        at = time.perf_counter()
+        now = time.perf_counter()
         image: Any = source[int(rng.integers(len(source)))]["image"]
-        stages["read"] += (now := time.perf_counter()) - at
+        mark("read")
         try:
-            at, name = now, "decode"
-            image = pipeline.open(image, config.channels)
+            image = pipeline.open(image, run.model.config.channels)
             if not pipeline.encoded and not isinstance(image, np.ndarray):
                 image = image.pixels()
-            stages[name] = stages.get(name, 0.0) + (now := time.perf_counter()) - at
+            mark(decode)
             for step, name in zip(pipeline.steps, pipeline.text.split("|")[1:], strict=False):
-                at, image = now, step(image, rng)
-                stages[name] = stages.get(name, 0.0) + (now := time.perf_counter()) - at
+                image = step(image, rng)
+                mark(name)
         except DamagedImage:
             continue
         images += 1
-    if not images:
-        raise UserError(f"{run.config.data.train.source}: no image could be read")
-    for name, spent in stages.items():
-        inside = " (its head; the rest in what follows)" if pipeline.encoded else ""
-        yield _row(name + (inside if name == "decode" else ""), spent / images, 1)
-    yield _row("one thread", sum(stages.values()) / images, 1)
-
-    workers = run.config.data.workers
-    made_by = f"{workers} workers" if workers else f"{run.config.data.threads} threads"
-    used = min(cores(), workers or run.config.data.threads or 1)
-    host = run.train_host_batches(0, 10**9 // size)
-    yield _row(
-        f"batches on the host, {made_by}", _rate(iter(host), host.close, size, seconds), used
-    )
-    device = run.train_batches(0, 10**9 // size)
-    yield _row(
-        f"batches on the devices, {made_by}", _rate(device, device.close, size, seconds), used
-    )
+    return spent, images
 
 
-def _rate(batches: Iterator, close: Callable[[], None], size: int, seconds: float) -> float:
-    """Seconds an image, after the first batches."""
+def _seconds_an_image(made: Any, size: int, seconds: float) -> float:
+    """Of batches, after the first ones, which were made while nobody waited for them."""
+    batches = iter(made)
     try:
-        for _ in range(4):  # those that were made while nobody was waiting
+        for _ in range(4):
             next(batches)
         count, began = 0, time.perf_counter()
         while (spent := time.perf_counter() - began) < seconds or not count:
@@ -69,12 +76,10 @@ def _rate(batches: Iterator, close: Callable[[], None], size: int, seconds: floa
             count += 1
         return spent / (count * size)
     finally:
-        close()
+        made.close()
 
 
 def _row(stage: str, seconds: float, cores: int) -> Row:
     rate = 1 / max(seconds, 1e-9)
-    return {
-        "stage": stage, "images_per_second": rate, "images_per_second_per_core": rate / cores,
-        "us_per_image": seconds * 1e6,
-    }  # fmt: skip
+    return {"stage": stage, "images_per_second": rate, "images_per_second_per_core": rate / cores,
+            "us_per_image": seconds * 1e6}  # fmt: skip

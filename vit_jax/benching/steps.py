@@ -1,7 +1,7 @@
-"""A run's training step or forward pass, as it is compiled for training: how long it takes, what
-share of the machine that is, what memory; beside the peers of benchmarks/peer_sides.py, in turns.
+"""Time, MFU and memory of a run's compiled training step or forward pass. The peers of
+benchmarks/peer_sides.py, which are no part of the package, can be measured in turns with it.
 
-A batch that does not fit is halved for all sides. The peers themselves are no part of the package.
+If a batch does not fit into memory, it is halved for all sides.
 """
 
 import contextlib
@@ -11,7 +11,7 @@ import importlib
 import math
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,17 +20,18 @@ import numpy as np
 
 from vit_jax.benching import machine
 from vit_jax.benching.timing import Row, alternate, compare, in_a_row, summary
-from vit_jax.config import flat
+from vit_jax.config import base, flat
 from vit_jax.errors import UserError, nearest
 from vit_jax.parallel.chips import peak_flops
 from vit_jax.ranges import microbatches
 from vit_jax.training.memory import step_bytes
-from vit_jax.training.run import Run
+from vit_jax.training.resolve import known
+from vit_jax.training.run import Run, run_of
 
 OURS, MATMUL = "vit_jax", "matmul"
 FLOPS_PER_MAC = {"step": 6, "forward": 2}
 
-# What a config may ask of our step that peers' do not do.
+# Work that a config can ask of our step and that the peers' steps do not do.
 NOT_THEIRS = (
     "mixup", "cutmix", "ema", "optimizer.clip_norm", "optimizer.freeze", "optimizer.layer_decay",
     "model.dropout", "model.attention_dropout", "model.drop_path",
@@ -40,64 +41,81 @@ Say = Callable[[str], None]
 
 
 class NotMeasured(Exception):
-    """Why a peer is left out."""
+    """The reason why a peer is left out."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Work:
-    """A side: work that is started, and how to wait for what the last start gave."""
+    """Asynchronous work: `start` queues it once, `wait` waits for what `start` returned."""
 
     name: str
     start: Callable[[], Any]
-    wait: Callable[[Any], Any]
+    wait: Callable[[Any], Any] = jax.block_until_ready
     about: Row = dataclasses.field(default_factory=dict)
     high_water: Callable[[], Row] = dict
 
 
-# what, run, normalised images [B, H, W, C], labels [B] -> its side; raises NotMeasured
+# what, run, normalised images [B, H, W, C], labels [B] -> its work; raises NotMeasured
 Peer = Callable[[str, Run, np.ndarray, np.ndarray], Work]
 
 
-def find_peers(names: Iterable[str]) -> dict[str, Peer]:
-    """The peers by name, from the benchmarks/ beside the package.
+def find_peers(text: str) -> dict[str, Peer]:
+    """The peers that `text` names, separated by commas, from benchmarks/ beside the package.
 
-    Raises UserError for names that there are not, and where the package is in no checkout.
+    Raises UserError for an unknown name, or if the package is not in a checkout.
     """
+    names = [name for name in text.split(",") if name]
+    if not names:
+        return {}
     folder = Path(__file__).parents[2] / "benchmarks"
-    names = list(names)
-    if names and not (folder / "peer_sides.py").is_file():
+    if not (folder / "peer_sides.py").is_file():
         raise UserError(
             "--against: the peers stand in benchmarks/ of a checkout, and this vit_jax is in none: "
             "run from one (PYTHONPATH=CHECKOUT), or leave --against out"
         )
-    if not names:
-        return {}
     sys.path.insert(0, str(folder))
-    known = importlib.import_module("peer_sides").PEERS
+    peers = importlib.import_module("peer_sides").PEERS
     for name in names:
-        if name not in known:
-            raise UserError(f"--against: no peer {name!r}; {nearest(name, known)}")
-    return {name: known[name] for name in names}
+        if name not in peers:
+            raise UserError(f"--against: no peer {name!r}; {nearest(name, peers)}")
+    return {name: peers[name] for name in names}
 
 
-def measure(
-    run: Run, what: str, *, peers: Mapping[str, Peer], real: bool, rounds: int, count: int,
-    say: Say, label: str = "", within: float = math.inf,
-) -> list[Row]:  # fmt: skip
-    """A row a side, then one of matrix products in the same turns; each measurement is `count` in a
-    row. `what` is `step` or `forward`. No round is begun after `within` seconds of rounds.
+def plain_run(name: str, batch_size: int, classes: int, devices: Any = None, **fields: Any) -> Run:
+    """A run that the peers can match: AdamW at a constant rate, without clipping, mixup or dropout,
+    on noise. `fields` are fields of the model."""
+    c = base()
+    c.batch_size, c.total_steps = batch_size, 1_000_000
+    c.model.name = name
+    c.model.update(fields)
+    size = c.model.image_size or int(name.rpartition("_")[2])
+    c.data.train.source = f"synthetic:examples={batch_size},classes={classes},size={size}"
+    c.data.train.pipeline, c.data.eval.split = "decode", ""
+    c.optimizer.weight_decay, c.schedule.name = 1e-4, "constant"
+    return run_of(c, devices=devices or jax.devices()[:1], data=known)
 
-    Raises UserError where even the smallest batch takes too much memory.
+
+def measure(run: Run, what: str, *, say: Say, **how: Any) -> list[Row]:
+    """Measures `what`, which is `step` or `forward`; returns one row for each side, and one for the
+    matrix products that were measured in the same turns.
+
+    Args:
+      run: the run, whose batch is halved until all sides fit into memory.
+      what: `step` or `forward`.
+      say: gets a line about everything that is left out or changed.
+      how: `peers`, `real` data, `rounds`, `count` of one measurement in a row, `label` of the case,
+        and `within`: no round begins after so many seconds.
+
+    Raises UserError if even the smallest batch needs too much memory.
     """
     while True:
         try:
-            return _measured(run, what, peers, real, rounds, count, say, label, within)
+            return _measured(run, what, say, **how)
         except Exception as error:
             if not machine.out_of_memory(error):
                 raise
             reason = str(error).strip().partition("\n")[0][:100]
-        # Here, where nothing holds what the attempt had.
-        gc.collect()
+        gc.collect()  # outside of `except`, where nothing refers to the arrays of the attempt
         say(f"a batch of {run.config.batch_size:,} takes too much memory ({reason}): halved")
         run = _halved(run)
 
@@ -114,8 +132,8 @@ def _halved(run: Run) -> Run:
 
 
 def _measured(
-    run: Run, what: str, peers: Mapping[str, Peer], real: bool, rounds: int, count: int, say: Say,
-    label: str, within: float,
+    run: Run, what: str, say: Say, *, peers: Mapping[str, Peer], real: bool, rounds: int,
+    count: int, label: str = "", within: float = math.inf,
 ) -> list[Row]:  # fmt: skip
     c, device, model = run.config, run.mesh.devices.flat[0], run.model
     waits: list[float] = []
@@ -130,13 +148,13 @@ def _measured(
             take = lambda: batch  # noqa: E731
         works = [OUR_WORK[what](run, take)]
         _warm_up(works[0], say)
-        # What was held before, by a batch that did not fit or another model, is not this one's.
-        held = machine.high_water(device).items()
-        about = works[0].about | {name: peak for name, peak in held if peak > before.get(name, 0)}
+        # A peak that was there before belongs to another model, or to a batch that did not fit.
+        peaks = machine.high_water(device).items()
+        works[0].about.update({name: size for name, size in peaks if size > before.get(name, 0)})
         for name, peer in peers.items():
-            shown = model.data_config.normalise(batch["image"])
+            images = np.asarray(model.data_config.normalise(batch["image"]))
             try:
-                works.append(peer(what, run, np.asarray(shown), np.asarray(batch["label"])))
+                works.append(peer(what, run, images, np.asarray(batch["label"])))
             except NotMeasured as reason:
                 say(f"{name} is not measured: {reason}")
                 continue
@@ -156,39 +174,35 @@ def _measured(
             "batch_size": c.batch_size, "images_per_second": per_second, "flops_per_second": flops,
             "of_matmul": flops / (rate * run.mesh.size),
         }  # fmt: skip
-        if peak:
-            row |= {"mfu": flops / (peak * run.mesh.size), "peak_flops": peak}
-        row |= about if row is rows[0] else work.about | work.high_water()
+        row |= {"mfu": flops / (peak * run.mesh.size), "peak_flops": peak} if peak else {}
+        row |= work.about | work.high_water()
     if real:
-        rows[0]["waiting"] = sum(waits[-len(times[OURS]) * count :]) / (
-            count * float(times[OURS].sum())
-        )
-    of_machine: Row = {"case": case, "side": f"{MATMUL}, {c.model.dtype}", **summary(products)}
-    of_machine["flops_per_second"] = rate
-    if peak:
-        of_machine["mfu"] = rate / peak
+        measured = len(times[OURS]) * count
+        rows[0]["waiting"] = sum(waits[-measured:]) / (count * float(times[OURS].sum()))
+    of_machine = {"case": case, "side": f"{MATMUL}, {c.model.dtype}", **summary(products),
+                  "flops_per_second": rate} | ({"mfu": rate / peak} if peak else {})  # fmt: skip
     return [*rows, of_machine]
 
 
 def more_than_peers(run: Run) -> str | None:
-    """A line on what our step does and peers' do not."""
+    """A line about the work of our step that the peers do not do."""
     keys = flat(run.config)
     more = [f"{key}={keys[key]}" for key in NOT_THEIRS if keys.get(key)]
     return f"ours does what peers do not: {', '.join(more)}" if more else None
 
 
 def synthetic_batch(run: Run) -> dict[str, jax.Array]:
-    """One batch of noise on the devices, as the run's own would be."""
-    rng, classes = np.random.default_rng(0), run.config.model.num_classes
-    most = {"image": 256, "label": classes}
+    """A batch of noise on the devices, with the shapes and shardings of the run's own batches."""
+    rng = np.random.default_rng(0)
+    high = {"image": 256, "label": run.config.model.num_classes}
+
+    def leaf(name: str, shape: tuple[int, ...]) -> np.ndarray:
+        return rng.integers(high[name], size=shape) if name in high else np.full(shape, -1)
+
     return {
-        name: jax.device_put(
-            rng.integers(most[name], size=leaf.shape).astype(leaf.dtype)
-            if name in most else np.full(leaf.shape, -1, leaf.dtype),
-            leaf.sharding,
-        )
-        for name, leaf in run.abstract_batch(run.config.batch_size).items()
-    }  # fmt: skip
+        name: jax.device_put(leaf(name, like.shape).astype(like.dtype), like.sharding)
+        for name, like in run.abstract_batch(run.config.batch_size).items()
+    }
 
 
 def _timed_next(feed: Any, waits: list[float]) -> Callable[[], dict[str, jax.Array]]:
@@ -202,7 +216,7 @@ def _timed_next(feed: Any, waits: list[float]) -> Callable[[], dict[str, jax.Arr
 
 
 def _warm_up(work: Work, say: Say) -> None:
-    """The first one, which may compile and choose algorithms: its time is told, not counted."""
+    """Runs it once, because the first time may compile and choose algorithms."""
     began = time.perf_counter()
     work.wait(work.start())
     compiled = f"compiled in {work.about['compile_s']:.1f} s, " if work.about else ""
@@ -220,21 +234,21 @@ def _our_step(run: Run, take: Callable) -> Work:
         state, metrics = step(state, take())
         return metrics["loss"]
 
-    return Work(OURS, start, jax.block_until_ready, about)
+    return Work(OURS, start, about=about)
 
 
 def _our_forward(run: Run, take: Callable) -> Work:
     model, where = run.model, run.shardings["params"]
-    shapes = run.abstract_sharded_state["params"], run.abstract_batch(run.config.batch_size)
+    images = run.abstract_batch(run.config.batch_size)["image"]
     began = time.perf_counter()
     forward = jax.jit(
         lambda params, pixels: model.apply(params, model.data_config.normalise(pixels))[0],
         compiler_options=run.compiler_options,
     )
-    compiled = forward.lower(shapes[0], shapes[1]["image"]).compile()
+    compiled = forward.lower(run.abstract_sharded_state["params"], images).compile()
     about = _compiled(compiled, began)
     params = jax.jit(model.init_fn, out_shardings=where)(jax.random.key(run.config.seed))
-    return Work(OURS, lambda: compiled(params, take()["image"]), jax.block_until_ready, about)
+    return Work(OURS, lambda: compiled(params, take()["image"]), about=about)
 
 
 def _compiled(compiled: Any, began: float) -> Row:

@@ -7,10 +7,10 @@ vit bench input --config=folder.py:PHOTOS --config.data.threads=16
 vit bench checkpoint --config=folder.py:PHOTOS --folder=/the/disk
 vit bench compile --config=digits.py
 
-step, forward: time, images/s, the share of the chip's stated peak (MFU) and of what matrix products
-reach in the same run, and memory, on a batch of noise or on the run's own data. A batch that does
-not fit is halved. --against=linen,timm,huggingface measures those in turns with ours, where they
-are installed and this package runs from a checkout.
+step, forward: time, images/s, MFU (the share of the chip's stated peak), the share of the rate of
+matrix products in the same run, and memory. The batch is noise or comes from the run's own data. A
+batch that does not fit is halved. --against=linen,timm,huggingface measures these packages in turns
+with ours, if they are installed and this package runs from a checkout.
 input: images a second and core at each stage of the training pipeline.
 checkpoint: how long a save keeps training waiting and takes until it is on disk; its restore.
 compile: tracing, lowering, compiling, with an empty and with a warm compile cache.
@@ -26,45 +26,45 @@ from vit_jax import recipe
 from vit_jax.commands.arguments import add_config, check_files
 from vit_jax.errors import UserError
 
-ROUNDS = {"step": 20, "forward": 20, "input": 1, "checkpoint": 5, "compile": 3}
+ROUNDS = {"step": 20, "forward": 20, "checkpoint": 5, "compile": 3}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The command's options; each part of a run takes its own."""
+    """The options of the command; each part of a run has its own."""
     parts = parser.add_subparsers(dest="what", required=True, metavar="PART")
     for name, measured in PARTS.items():
         part = parts.add_parser(name, help=measured.__doc__, description=measured.__doc__)
         add_config(part)
         part.add_argument(
             "--json", nargs="?", const="-", metavar="FILE",
-            help="figures as JSON, to FILE or printed",
+            help="write the figures to FILE as JSON, or print them",
         )  # fmt: skip
-        part.add_argument("--csv", metavar="FILE", help="the table's rows to FILE")
-        if name == "input":
-            part.add_argument("--seconds", type=float, default=3.0, help="for each stage (3)")
-        else:
-            part.add_argument(
-                "--rounds", type=int, default=ROUNDS[name], help=f"measured ({ROUNDS[name]})"
-            )
+        part.add_argument("--csv", metavar="FILE", help="write the rows of the table to FILE")
+        if name in ROUNDS:
+            part.add_argument("--rounds", type=int, default=ROUNDS[name],
+                              help=f"how often each side is measured ({ROUNDS[name]})")  # fmt: skip
         if name in ("step", "forward"):
             part.add_argument(
                 "--data", choices=("synthetic", "real"), default="synthetic",
-                help="one batch of noise (which the data need not be here for), or the run's own",
+                help="one batch of noise, for which the data need not be here, or the run's data",
             )  # fmt: skip
-            part.add_argument("--steps", type=int, metavar="N", help="in a row, in a round")
+            part.add_argument("--steps", type=int, metavar="N", help="steps in one measurement")
             part.add_argument(
-                "--against", default="", metavar="NAMES", help="linen,timm,huggingface: any of them"
+                "--against", default="", metavar="NAMES", help="any of linen,timm,huggingface"
             )
+        if name == "input":
+            part.add_argument("--seconds", type=float, default=3.0, help="for each stage (3)")
         if name == "checkpoint":
-            part.add_argument("--folder", metavar="DIR", help="where to write (temporary files')")
-        if name == "compile":  # one of the processes that are measured
+            part.add_argument("--folder", metavar="DIR", help="where saves go (temporary files)")
+        if name == "compile":  # for the processes that are measured
             part.add_argument("--began", type=float, help=argparse.SUPPRESS)
 
 
 def run(options: argparse.Namespace) -> int:
-    """Does it; returns the exit code."""
+    """Runs the command and returns its exit code."""
     for name in ("rounds", "steps", "seconds"):
-        if (given := getattr(options, name, None)) is not None and given <= 0:
+        number = getattr(options, name, None)
+        if number is not None and number <= 0:
             raise UserError(f"--{name} must be more than 0")
     check_files(options)
     rows = PARTS[options.what](options)
@@ -72,16 +72,13 @@ def run(options: argparse.Namespace) -> int:
         return 0
     from vit_jax.benching.report import busy, figures, table, write
 
-    found = figures(options.what, rows)
+    measured = figures(options.what, rows)
     if options.what == "input":
-        found["stages"] = rows  # their name since before there were other parts
-    if options.json == "-":
-        print(json.dumps(found, indent=1))
-    else:
-        print(table(rows))
+        measured["stages"] = rows  # the key from before `vit bench` had other parts
+    print(json.dumps(measured, indent=1) if options.json == "-" else table(rows))
     if line := busy():
         _say(line)
-    write(found, None if options.json == "-" else options.json, options.csv)
+    write(measured, None if options.json == "-" else options.json, options.csv)
     return 0
 
 
@@ -92,7 +89,7 @@ def _say(line: str) -> None:
 def _set_up(options: argparse.Namespace, data: bool, devices: Any = None) -> Any:
     config = recipe.load(options.config)
     named = recipe.override(config, options.overrides)
-    config.preflight = False  # what does not fit is halved here, not refused
+    config.preflight = False  # a batch that does not fit is halved here, not refused
     from vit_jax.training.memory import fitting
     from vit_jax.training.resolve import known, opened
     from vit_jax.training.run import run_of
@@ -104,24 +101,23 @@ def _set_up(options: argparse.Namespace, data: bool, devices: Any = None) -> Any
 
 def _steps(options: argparse.Namespace) -> list[dict[str, Any]]:
     """Time, MFU and memory of the compiled step or forward pass."""
-    names = [name for name in options.against.split(",") if name]
     real = options.data == "real"
-    if names and real:
+    if options.against.strip(",") and real:
         raise UserError("--against measures on one batch of noise: leave out --data=real")
     from vit_jax.benching import steps
 
-    peers = steps.find_peers(names)  # before JAX takes a GPU's memory, of which they need a part
+    # Before JAX reserves the memory of a GPU, because the peers need a part of it.
+    peers = steps.find_peers(options.against)
     import jax
 
-    devices = jax.devices()[:1] if peers else None
     if peers and len(jax.devices()) > 1:
         _say(f"on one of {len(jax.devices())} devices, as the peers are")
-    run = _set_up(options, real, devices)
+    run = _set_up(options, real, jax.devices()[:1] if peers else None)
     if peers and (line := steps.more_than_peers(run)):
         _say(line)
     count = options.steps or (1 if jax.default_backend() == "cpu" else 10)
     return steps.measure(
-        run, options.what, peers=peers, real=real, rounds=options.rounds, count=count, say=_say
+        run, options.what, say=_say, peers=peers, real=real, rounds=options.rounds, count=count
     )
 
 

@@ -4,15 +4,17 @@ vit compare runs/a runs/b
 vit compare runs/rates/* --output=compare.html        # or .png, with matplotlib
 vit compare runs/a runs/b --metric=eval/val/loss --over=seconds
 
-RUN is a work folder, or a file of rows as metrics.jsonl. The page needs no network.
+RUN is a work folder, or a file of rows like metrics.jsonl. The page needs no network.
 """
 
 import argparse
 from pathlib import Path
 from typing import Any
 
+from vit_jax import pages
 from vit_jax.commands.compare_curve import rows_of
 from vit_jax.errors import UserError, cannot_write, printable
+from vit_jax.files import write_text
 from vit_jax.records import is_number, read_object
 
 Curves = dict[str, dict[str, list[tuple[float, float]]]]  # metric -> run -> (x, y)
@@ -20,18 +22,18 @@ KINDS = (".html", ".png")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The command's options."""
+    """The options of the command."""
     parser.add_argument("runs", nargs="+", metavar="RUN")
     parser.add_argument("--output", metavar="FILE", help="a page (.html) or a picture (.png)")
     parser.add_argument(
         "--metric", action="append", metavar="KEY",
-        help="of metrics.jsonl, several times; the loss and each accuracy where it is left out",
+        help="a key of metrics.jsonl; repeat it for several (default: the loss and each accuracy)",
     )  # fmt: skip
     parser.add_argument("--over", choices=("step", "epoch", "seconds"), default="step")
 
 
 def run(options: argparse.Namespace) -> int:
-    """Does it; returns the exit code."""
+    """Runs the command and returns its exit code."""
     output = Path(options.output) if options.output else None
     if output and output.suffix not in KINDS:
         raise UserError(f"--output={output}: a page is .html, a picture .png")
@@ -39,25 +41,21 @@ def run(options: argparse.Namespace) -> int:
     rows = {name: rows_of(path) for name, path in runs.items()}
     curves = _curves(rows, options.metric, options.over)
     table = _table({name: _config(path) for name, path in runs.items()}, curves)
-    table = [[printable(cell) for cell in row] for row in table]
-    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-    for row in table:
-        print(
-            "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
-        )
+    print(pages.aligned(table))
     if output:
-        try:
-            _page(output, table, curves, options.over) if output.suffix == ".html" else _picture(
-                output, curves, options.over
-            )
-        except OSError as error:
-            raise cannot_write(output, error) from error
+        if output.suffix == ".html":
+            charts = [pages.heading(metric) + pages.curves(lines, options.over)
+                      for metric, lines in curves.items()]  # fmt: skip
+            differences = pages.heading("What differs") + pages.table(table)
+            write_text(output, pages.page("Runs compared", *charts, differences))
+        else:
+            _picture(output, curves, options.over)
         print(output)
     return 0
 
 
 def _names(paths: list[str]) -> list[str]:
-    """The shortest ends of the paths that tell them apart."""
+    """The shortest ends of the paths that differ from each other."""
     parts = [Path(path).expanduser().absolute().parts for path in paths]
     if len(set(parts)) < len(parts):
         raise UserError("a run is named twice")
@@ -69,7 +67,7 @@ def _names(paths: list[str]) -> list[str]:
 
 
 def _config(path: str) -> dict[str, Any]:
-    """The resolved config of a run; nothing where there is none."""
+    """The resolved config of a run; empty if there is none."""
     folder = Path(path).expanduser()
     file = (folder if folder.is_dir() else folder.parent) / "config.json"
     return read_object(file) if file.exists() else {}
@@ -85,53 +83,43 @@ def _curves(rows: dict[str, list[dict]], metrics: list[str] | None, over: str) -
     for metric in metrics or ():
         if metric not in known:
             raise UserError(f"no run has {metric}: there are {printable(', '.join(known))}")
-    wanted = metrics or [
-        key for key in known
-        if key == "loss" or (key.startswith("eval/") and key.endswith("/accuracy"))
-    ]  # fmt: skip
-    found: Curves = {metric: {} for metric in wanted}
+    chosen = metrics or [key for key in known if key == "loss" or _is_accuracy(key)]
+    curves: Curves = {metric: {} for metric in chosen}
     for name, run in rows.items():
         per_step = 1.0
-        if over != "step":  # rows of evaluations have a step alone
+        if over != "step":  # rows of evaluations have no seconds and no epoch, only a step
             trained = [row for row in run if over in row]
             if not trained:
                 raise UserError(f"{name} has no rows with {over}")
             per_step = trained[-1][over] / max(trained[-1]["step"], 1)
-        for metric in wanted:
+        for metric in chosen:
             line = [(row.get(over, row["step"] * per_step), row[metric])
                     for row in run if metric in row]  # fmt: skip
             if line:
-                found[metric][name] = line
-    return found
+                curves[metric][name] = line
+    return curves
+
+
+def _is_accuracy(key: str) -> bool:
+    return key.startswith("eval/") and key.endswith("/accuracy")
 
 
 def _table(configs: dict[str, dict[str, Any]], curves: Curves) -> list[list[str]]:
-    """Head, the keys that differ, and each metric's last and best values; a column each run."""
-    keys = sorted({key for config in configs.values() for key in config})
+    """A head, the keys that differ, and the last and the best value of each metric; a column for
+    each run."""
     table = [["", *configs]]
-    for key in keys:
-        told = [str(config.get(key, "")) if config else "?" for config in configs.values()]
-        if len(set(told) - {"?"}) > 1:
-            table.append([key, *told])
+    for key in sorted({key for config in configs.values() for key in config}):
+        values = [str(config.get(key, "")) if config else "?" for config in configs.values()]
+        if len(set(values) - {"?"}) > 1:
+            table.append([key, *values])
     for metric, lines in curves.items():
         best = min if metric.endswith("loss") else max
-        for what, choose in (("last", lambda y: y[-1]), ("best", best)):
+        for what, choose in (("last", lambda values: values[-1]), ("best", best)):
             table.append([f"{metric}, {what}"] + [
                 f"{choose([y for _, y in lines[name]]):.4f}" if name in lines else ""
                 for name in configs
             ])  # fmt: skip
     return table
-
-
-def _page(output: Path, table: list[list[str]], curves: Curves, over: str) -> None:
-    from vit_jax import drawing
-    from vit_jax.files import write_text
-
-    parts = [part for metric, lines in curves.items()
-             for part in (drawing.heading(metric), drawing.curves(lines, over))]  # fmt: skip
-    write_text(output, drawing.page(
-        "Runs compared", *parts, drawing.heading("What differs"), drawing.table(table[0], table[1:])
-    ))  # fmt: skip
 
 
 def _picture(output: Path, curves: Curves, over: str) -> None:
@@ -142,12 +130,14 @@ def _picture(output: Path, curves: Curves, over: str) -> None:
             "a .png needs matplotlib: pip install 'vit_jax[plots]', or write a page, .html"
         ) from None
     figure = Figure(figsize=(4.5 * len(curves), 3.4), layout="constrained")
-    for axes, (metric, lines) in zip(
-        figure.subplots(1, len(curves), squeeze=False)[0], curves.items(), strict=True
-    ):
+    charts = figure.subplots(1, len(curves), squeeze=False)[0]
+    for axes, (metric, lines) in zip(charts, curves.items(), strict=True):
         for name, line in lines.items():
             axes.plot(*zip(*line, strict=True), label=name, marker="." if len(line) < 40 else "")
         axes.set(title=metric, xlabel=over)
         axes.grid(alpha=0.3)
         axes.legend(fontsize="small")
-    figure.savefig(output, dpi=110)
+    try:
+        figure.savefig(output, dpi=110)
+    except OSError as error:
+        raise cannot_write(output, error) from error

@@ -1,74 +1,79 @@
-"""Says where a run leaves a reference: its loss and its evaluations, step by step.
+"""Finds where a run leaves a reference, by the loss and the evaluations of each step.
 
 vit compare-curve runs/photos docs/results/from-scratch-64.jsonl
 vit compare-curve runs/b16 reference/metrics.jsonl --loss=0.03 --accuracy=0.01
 
-RUN and REFERENCE are work folders or files of rows as metrics.jsonl. The loss is averaged over
-the last five rows that both have before it is compared. Exit code 1 where the run leaves the
-reference, else 0.
+RUN and REFERENCE are work folders, or files of rows like metrics.jsonl. Only steps that both have
+are compared. The loss is averaged over the last five of these rows first. The exit code is 1 if the
+run leaves the reference, else 0.
 """
 
 import argparse
 import sys
 from pathlib import Path
 
+import numpy as np
+
 from vit_jax.errors import UserError, printable
 from vit_jax.records import Row, read_rows, reason
 
-WINDOW = 5  # rows of loss that are averaged
+WINDOW = 5  # rows of the loss that are averaged, because it is noisy
+Curve = dict[int, float]  # step -> value
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The command's options."""
+    """The options of the command."""
     parser.add_argument("run", metavar="RUN")
     parser.add_argument("reference", metavar="REFERENCE")
-    parser.add_argument(
-        "--loss", type=float, default=0.05, help="allowed, of the reference's (0.05)"
-    )
-    parser.add_argument("--accuracy", type=float, default=0.02, help="allowed, absolute (0.02)")
+    share = "allowed difference of a loss, as a share of the reference's (0.05)"
+    parser.add_argument("--loss", type=float, default=0.05, help=share)
+    absolute = "allowed difference of an accuracy (0.02)"
+    parser.add_argument("--accuracy", type=float, default=0.02, help=absolute)
 
 
 def run(options: argparse.Namespace) -> int:
-    """Does it; returns the exit code."""
+    """Runs the command and returns its exit code."""
     ours, theirs = _curves(options.run), _curves(options.reference)
-    shared = {key: sorted(ours[key].keys() & theirs[key].keys()) for key in ours if key in theirs}
-    shared = {key: steps for key, steps in shared.items() if steps}
-    if not shared:
+    both = {key: sorted(ours[key].keys() & theirs[key].keys()) for key in ours if key in theirs}
+    if not any(both.values()):
         raise UserError(f"{options.run} and {options.reference} have no metric at the same step")
-    left = False
-    for key in sorted((ours.keys() & theirs.keys()) - shared.keys()):
+    for key in sorted(key for key, steps in both.items() if not steps):
         print(f"{printable(key):32} not compared: no step in common")
-    for key, steps in shared.items():
-        loss = key.endswith("loss")
-        if key == "loss":  # noisy: the mean of the last few rows that both have
-            ours[key], theirs[key] = _smooth(ours[key], steps), _smooth(theirs[key], steps)
-        gaps = {}
-        for step in steps:
-            of = max(abs(theirs[key][step]), 1e-12) if loss else 1.0
-            gaps[step] = (ours[key][step] - theirs[key][step]) / of
-        allowed = options.loss if loss else options.accuracy
-        away = [step for step in steps if not abs(gaps[step]) <= allowed]
-        widest = max(steps, key=lambda step: abs(gaps[step]))
-        told = f"leaves the reference at step {away[0]}" if away else "within"
-        left = left or bool(away)
-        print(
-            f"{printable(key):32} {len(steps):5} rows to step {steps[-1]:,}: {told}; furthest at "
-            f"step {widest:,} ({ours[key][widest]:.4f}, reference {theirs[key][widest]:.4f}, "
-            f"allowed {allowed:g})"
-        )
-    return int(left)
+    follows = [
+        _follows(key, ours[key], theirs[key], steps,
+                 options.loss if key.endswith("loss") else options.accuracy)
+        for key, steps in both.items() if steps
+    ]  # fmt: skip
+    return int(not all(follows))
 
 
-def _smooth(curve: dict[int, float], steps: list[int]) -> dict[int, float]:
-    """Means over the last `WINDOW` of the steps."""
+def _follows(key: str, ours: Curve, theirs: Curve, steps: list[int], allowed: float) -> bool:
+    """Prints a line about a metric, and returns whether the run follows the reference in it."""
+    window = WINDOW if key == "loss" else 1
+    run, reference = (_smooth(curve, steps, window) for curve in (ours, theirs))
+    unit = np.maximum(abs(reference), 1e-12) if key.endswith("loss") else 1.0
+    with np.errstate(invalid="ignore"):  # the difference of two infinite losses
+        gaps = abs(run - reference) / unit
+    outside = np.flatnonzero(~(gaps <= allowed))  # also where a gap is NaN
+    widest = int(np.argmax(gaps))
+    verdict = f"leaves the reference at step {steps[outside[0]]}" if len(outside) else "within"
+    print(
+        f"{printable(key):32} {len(steps):5} rows to step {steps[-1]:,}: {verdict}; furthest at "
+        f"step {steps[widest]:,} ({run[widest]:.4f}, reference {reference[widest]:.4f}, "
+        f"allowed {allowed:g})"
+    )
+    return not len(outside)
+
+
+def _smooth(curve: Curve, steps: list[int], window: int) -> np.ndarray:
+    """The mean of the last `window` values at each step."""
     values = [curve[step] for step in steps]
-    recent = [values[max(0, end - WINDOW) : end] for end in range(1, len(steps) + 1)]
-    return {step: sum(few) / len(few) for step, few in zip(steps, recent, strict=True)}
+    return np.array([np.mean(values[max(0, i - window) : i]) for i in range(1, len(steps) + 1)])
 
 
 def rows_of(path: str, infinite: bool = False) -> list[Row]:
-    """The rows of a work folder or file; what is damaged in it is said. Raises UserError where it
-    cannot be read, or holds something else than rows."""
+    """The rows of a work folder or file. A line about damaged rows goes to stderr. Raises UserError
+    if the file cannot be read or holds no rows."""
     file = Path(path).expanduser()
     file = file / "metrics.jsonl" if file.is_dir() else file
     try:
@@ -82,12 +87,12 @@ def rows_of(path: str, infinite: bool = False) -> list[Row]:
     return rows
 
 
-def _curves(path: str) -> dict[str, dict[int, float]]:
-    """metric -> step -> value, of loss, losses of evaluations and accuracies."""
-    curves: dict[str, dict[int, float]] = {}
-    for row in rows_of(path, infinite=True):  # a loss that is NaN leaves the reference
+def _curves(path: str) -> dict[str, Curve]:
+    """metric -> step -> value, for the loss, and the losses and accuracies of evaluations."""
+    curves: dict[str, Curve] = {}
+    for row in rows_of(path, infinite=True):  # because a loss that is NaN leaves the reference
         for key, value in row.items():
-            told = key.startswith("eval/") and ("accuracy" in key or key.endswith("/loss"))
-            if key == "loss" or told:
+            measured = key.startswith("eval/") and ("accuracy" in key or key.endswith("/loss"))
+            if key == "loss" or measured:
                 curves.setdefault(key, {})[row["step"]] = float(value)
     return curves

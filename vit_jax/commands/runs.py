@@ -1,4 +1,4 @@
-"""Lists runs: status, last step, best metric, goodput; from their files alone.
+"""Lists runs by their files: status, last step, best metric, goodput.
 
 vit runs runs
 vit runs runs --json
@@ -12,17 +12,17 @@ from vit_jax.errors import printable
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The command's options."""
-    parser.add_argument("dir", metavar="DIR", help="folder of runs, searched, or one run")
-    parser.add_argument("--json", action="store_true", help="as JSON")
+    """The options of the command."""
+    parser.add_argument("dir", metavar="DIR", help="a folder that is searched for runs, or one run")
+    parser.add_argument("--json", action="store_true", help="print JSON")
 
 
 def run(options: argparse.Namespace) -> int:
-    """Does it; returns the exit code."""
+    """Runs the command and returns its exit code."""
     from vit_jax.launch import runs
 
     folder = Path(options.dir)
-    rows = [runs.describe(found) for found in runs.find(folder)]
+    rows = [runs.describe(path) for path in runs.find(folder)]
     if options.json:
         print(json.dumps(rows, indent=1))
     else:

@@ -1,9 +1,10 @@
-"""Successive halving (arXiv 1502.07943): all trials run to a fifth of their steps, the best third
-of them to three fifths, the best third of those to the end; two fifths of a grid's steps in all.
+"""Successive halving (arXiv 1502.07943). All trials run to a fifth of their steps, the best third
+of them to three fifths, and the best third of those to the end: two fifths of a grid's steps.
 
-Optuna's pruner cannot continue a trial that it has stopped. So it decides on each one when it comes
-to a rung, by those that came before, and how much is spent depends on their order. Here trials wait
-at a rung, saved, until all are there. Who goes on is computed from what the study has stored.
+Optuna's pruner cannot continue a trial that it has stopped. So it judges each trial as it comes to
+a rung, by those that came before, and the steps that are spent depend on the order of the trials.
+Here a trial is saved at a rung and waits until all are there. The trials that are continued are
+computed from the values that the study has stored.
 """
 
 import math
@@ -16,20 +17,21 @@ RUNGS = (0.2, 0.6)  # shares of a trial's steps
 
 
 def key(rung: int) -> str:
-    """Where a study keeps what a trial had reached at a rung."""
+    """The attribute of a trial that stores its value at a rung."""
     return f"rung_{rung}"
 
 
 def standing(
     trials: Sequence[FrozenTrial], expected: int, failed: Collection[int], sign: int
 ) -> tuple[list[FrozenTrial], int | None]:
-    """The trials that are still in it, and the rung that they may run to; None is their end.
+    """Returns the trials that are continued, and the rung up to which they may run (None: their
+    end).
 
     Args:
-      trials: all of the study.
-      expected: how many there will be.
-      failed: numbers of those that cannot go on, which are the worst.
-      sign: 1 where more is better, else -1.
+      trials: all trials of the study.
+      expected: number of trials that the study will have.
+      failed: numbers of the trials that cannot be continued, which rank last.
+      sign: 1 if more is better, else -1.
     """
     race = list(trials)
     if len(race) < expected:

@@ -1,4 +1,4 @@
-"""How a trial is started: as a job of `vit train`, on this host with its share of the GPUs, or on
+"""Starts trials as jobs of `vit train`: on this host, each with its share of the GPUs, or on
 SLURM."""
 
 import contextlib
@@ -12,13 +12,13 @@ from vit_jax.launch import local, slurm
 from vit_jax.launch.job import Job
 from vit_jax.launch.runs import locked
 
-MEMORY = 0.9  # of a GPU, for the trials on it
+MEMORY = 0.9  # share of a GPU's memory that the trials on it may use together
 
 
 @dataclasses.dataclass(frozen=True)
 class Launcher:
-    """Starts trials of a recipe, `parallel` of them at a time; `fields` are those of their jobs,
-    and `sbatch` its options where they run on SLURM."""
+    """Starts trials of a recipe, `parallel` of them at a time. `fields` are fields of their jobs.
+    `sbatch` holds the options of sbatch if they run on SLURM, else None."""
 
     spec: str
     overrides: Mapping[str, str]
@@ -30,8 +30,10 @@ class Launcher:
 
     def __call__(self, name: str, folder: Path, changes: Mapping[str, str], slot: int) -> Any:
         """Starts or continues the trial in a folder, on the devices of one of `parallel` slots.
-        None while a run that a killed sweep has left behind holds the folder; SLURM knows the jobs
-        of such a sweep by their names."""
+
+        Returns None while a run that a killed sweep left behind holds the folder. On SLURM such a
+        job is found by its name.
+        """
         keys = {**self.overrides, **changes}
         arguments = ("train", f"--config={self.spec}", f"--workdir={folder}",
                      *(f"--config.{key}={value}" for key, value in keys.items()))  # fmt: skip
@@ -48,7 +50,7 @@ class Launcher:
 
 
 def share(gpus: Sequence[str], slot: int, parallel: int) -> dict[str, str]:
-    """The environment in which a slot sees its own GPUs, or its part of one that several share."""
+    """The environment in which a slot sees its own GPUs, or its part of one that several use."""
     if not gpus or parallel == 1:
         return {}
     if len(gpus) >= parallel:
@@ -62,7 +64,7 @@ def share(gpus: Sequence[str], slot: int, parallel: int) -> dict[str, str]:
 
 @contextlib.contextmanager
 def _environment(changes: Mapping[str, str]) -> Iterator[None]:
-    """For what starts inside: the launcher divides the GPUs that it sees."""
+    """Changes the environment for a while, because the launcher divides the GPUs that it sees."""
     before = dict(os.environ)
     os.environ.update(changes)
     try:

@@ -1,13 +1,14 @@
-"""What a sweep searches, from text (`optimizer.lr=1e-3,3e-3;seed=0,1`, `seed=uniform(0,9)`) or from
-a `sweep()` beside a recipe, checked against the config that it is about.
+"""The space that a sweep searches: read from text (`optimizer.lr=1e-3,3e-3;seed=0,1`,
+`seed=uniform(0,9)`) or from a `sweep()` in a recipe, and checked against the recipe's config.
 
-Values stay within what Optuna can store: numbers, texts, booleans and None.
+Values are of the kinds that Optuna can store: numbers, texts, booleans and None.
 """
 
 import copy
 import dataclasses
 import itertools
 import math
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -27,24 +28,24 @@ from vit_jax.ranges import check_ranges
 
 HINT = "write KEY=VALUE,VALUE;KEY=log(LOW,HIGH), or name a file that has a sweep()"
 KWARGS = "optimizer.kwargs"
-Point = dict[str, Any]  # key -> value, a trial's
+Point = dict[str, Any]  # key -> value of one trial
 
 
 @dataclasses.dataclass(frozen=True)
 class Space:
-    """Where each key may be, and, where they are listed, the points that are to be tried."""
+    """The values or the range of each key; and the points, if these are listed one by one."""
 
     distributions: dict[str, BaseDistribution]
     listed: list[Point] | None = None
 
     @property
     def ranges(self) -> list[str]:
-        """The keys that lie in a range instead of being one of several values."""
+        """The keys that have a range instead of a list of values."""
         return [k for k, d in self.distributions.items() if not _is_choice(d)]
 
     @property
     def points(self) -> list[Point]:
-        """Those listed, or else the grid of all values."""
+        """The listed points, or else the grid of all values."""
         if self.listed is not None:
             return self.listed
         names = list(self.distributions)
@@ -54,15 +55,15 @@ class Space:
     def __str__(self) -> str:
         if self.listed is not None:
             return " | ".join(in_words(point) for point in self.listed)
-        return "; ".join(f"{key}={_told(d)}" for key, d in self.distributions.items())
+        return "; ".join(f"{key}={_in_words(d)}" for key, d in self.distributions.items())
 
 
 def read(text: str | None, spec: str, config: ConfigDict) -> Space:
-    """The space that `--sweep=TEXT` means for a config: an expression, a file of such lines, or a
-    Python file with a `sweep()`; without one, the `sweep()` of the recipe `spec`.
+    """Reads `--sweep=TEXT`: an expression, a file of such lines, or a Python file with a `sweep()`.
+    Without a text, it is the `sweep()` of the recipe `spec`.
 
-    Raises UserError: text that cannot be read, an unknown key (with the nearest), a value that the
-    key does not take or that cannot work with the rest of the config.
+    Raises UserError for a text that cannot be read, an unknown key (with the nearest), and a value
+    that the key does not take or that does not work with the rest of the config.
     """
     file = Path((text or spec).partition(":")[0])
     if text is None or file.suffix == ".py":
@@ -74,24 +75,23 @@ def read(text: str | None, spec: str, config: ConfigDict) -> Space:
         declared = ";".join(line.partition("#")[0] for line in lines)
     if isinstance(declared, Mapping):
         declared = ";".join(
-            f"{key}={one if isinstance(one, str) else ','.join(map(str, one))}"
-            for key, one in declared.items()
+            f"{key}={values if isinstance(values, str) else ','.join(map(str, values))}"
+            for key, values in declared.items()
         )
-    found = _expression(declared, config) if isinstance(declared, str) else _list(declared, config)
-    if not found.distributions:
+    space = _expression(declared, config) if isinstance(declared, str) else _list(declared, config)
+    if not space.distributions:
         raise UserError(f"the sweep {text or spec} names no key: {HINT}")
-    if found.listed is not None or not found.ranges:
-        for point in found.points:
-            checked(config, point)
-    else:  # each end of each range and each value, beside the recipe's others
-        for key, distribution in found.distributions.items():
-            for value in _ends(distribution):
-                checked(config, {key: value})
-    return found
+    # With ranges: each value and each end of a range, with the recipe's values of the other keys.
+    points = space.points if space.listed is not None or not space.ranges else [
+        {key: value} for key, d in space.distributions.items() for value in _ends(d)
+    ]  # fmt: skip
+    for point in points:
+        checked(config, point)
+    return space
 
 
 def checked(config: ConfigDict, point: Point) -> ConfigDict:
-    """The config of a trial. Raises UserError where it cannot work, as far as no data is needed."""
+    """The config of a trial. Raises UserError if it cannot work, as far as that needs no data."""
     changed = copy.deepcopy(config)
     named = recipe.override(changed, overrides(point))
     check_tree(changed)
@@ -101,12 +101,12 @@ def checked(config: ConfigDict, point: Point) -> ConfigDict:
 
 
 def overrides(point: Point) -> dict[str, str]:
-    """A point as `--config.KEY=VALUE` has it."""
+    """A point as the values of `--config.KEY=VALUE`."""
     return {key: repr(v) if isinstance(v, float) else str(v) for key, v in point.items()}
 
 
 def in_words(point: Point) -> str:
-    """`optimizer.lr=0.003 seed=0`, on one line whatever the values are."""
+    """A point as `optimizer.lr=0.003 seed=0`, always on one line."""
     return printable(" ".join(
         f"{key}={f'{value:.4g}' if isinstance(value, float) else value}"
         for key, value in point.items()
@@ -127,25 +127,18 @@ def _expression(text: str, config: ConfigDict) -> Space:
 
 
 def _list(points: Iterable[Any], config: ConfigDict) -> Space:
-    """Of dictionaries; a key that one of them lacks has the recipe's value there."""
-    given = list(points)
-    for point in given:
+    """A space of listed points. A key that a point lacks has the recipe's value there."""
+    declared = []
+    for point in points:
         if not isinstance(point, Mapping):
             raise UserError(
                 f"sweep() yields {point!r}: yield dictionaries of config keys to values"
             )
-    values: dict[str, list[Any]] = {}
-    for point in given:
-        for key, value in point.items():
-            full, value = _value(config, key, str(value))
-            values.setdefault(full, []).append(value)
+        declared.append(dict(_value(config, key, str(value)) for key, value in point.items()))
     default = {key: _plain(value) for key, value in leaves(config)}
-    listed = [
-        {key: default.get(key) for key in values}
-        | dict(_value(config, key, str(value)) for key, value in point.items())
-        for point in given
-    ]
-    choices = {key: list(dict.fromkeys(point[key] for point in listed)) for key in values}
+    keys = dict.fromkeys(key for point in declared for key in point)
+    listed = [{key: point.get(key, default.get(key)) for key in keys} for point in declared]
+    choices = {key: list(dict.fromkeys(point[key] for point in listed)) for key in keys}
     return Space({key: CategoricalDistribution(c) for key, c in choices.items()}, listed)
 
 
@@ -165,11 +158,11 @@ def _distribution(config: ConfigDict, key: str, text: str) -> tuple[str, BaseDis
             return _value(config, key, str(made.low))[0], kind(*ends, log=made.log, step=step)
         except ValueError as error:
             raise UserError(f"sweep {key}={text}: {error}") from error
-    found = [_value(config, key, _unquoted(one)) for one in _split(text, ",")]
-    values = [value for _, value in found]
+    pairs = [_value(config, key, _unquoted(part)) for part in _split(text, ",")]
+    values = [value for _, value in pairs]
     if len(set(values)) < len(values):
         raise UserError(f"sweep {key}={text}: a value is given twice")
-    return found[0][0], CategoricalDistribution(values)
+    return pairs[0][0], CategoricalDistribution(values)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -196,7 +189,7 @@ RANGES = {"log": _log, "uniform": _uniform}
 
 
 def _value(config: ConfigDict, key: str, text: str) -> tuple[str, Any]:
-    """The full key, and the value of its type."""
+    """The full name of a key, and the value that a text means for it."""
     probe = copy.deepcopy(config)
     (full,) = recipe.override(probe, {key: text.strip()})
     value = dict(leaves(probe))[full]
@@ -219,7 +212,7 @@ def _ends(distribution: Any) -> list[Any]:
     return [distribution.low, distribution.high]
 
 
-def _told(distribution: Any) -> str:
+def _in_words(distribution: Any) -> str:
     ends = ",".join(map(str, _ends(distribution)))
     if _is_choice(distribution):
         return ends
@@ -228,19 +221,18 @@ def _told(distribution: Any) -> str:
 
 
 def _split(text: str, separator: str) -> Iterator[str]:
-    """Parts that are not empty, split outside of brackets and quotes."""
-    depth, quote, begin = 0, "", 0
-    for place, letter in enumerate(text + separator):
-        if quote:
-            quote = "" if letter == quote else quote
-        elif letter in "'\"" and place < len(text):
-            quote = letter
-        elif letter in "([{)]}":
-            depth += 1 if letter in "([{" else -1
-        if (letter == separator and not depth and not quote) or place == len(text):
-            if part := text[begin:place].strip():
-                yield part
-            begin = place + 1
+    """The parts between separators outside of brackets and quotes, without empty ones."""
+    part, pieces = "", text.split(separator)
+    for number, piece in enumerate(pieces, 1):
+        part += piece
+        bare = re.sub(r"'[^']*'|\"[^\"]*\"", "", part)  # without what is quoted
+        opened = sum(map(bare.count, "([{")) - sum(map(bare.count, ")]}"))
+        if number == len(pieces) or not (opened or "'" in bare or '"' in bare):
+            if part.strip():
+                yield part.strip()
+            part = ""
+        else:
+            part += separator
 
 
 def _unquoted(text: str) -> str:

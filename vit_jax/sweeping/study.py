@@ -1,8 +1,9 @@
-"""The study of a sweep: what is tried next and what came of it, in Optuna's storage.
+"""The study of a sweep, in Optuna's storage: the points to try, and the results.
 
-Everything that a sweep knows is in the storage and in the trials' folders, so that a killed one
-goes on: a trial that was begun is RUNNING there until it is told. One process at a time sweeps a
-study (its folder is locked); any number may read it, Optuna's dashboard too.
+Everything that a sweep knows is in the storage and in the trials' folders, so that a killed sweep
+can be continued. A trial stays RUNNING in the storage until its result is stored. Only one process
+at a time sweeps a study, because the folder is locked. Any number may read it, also Optuna's
+dashboard.
 """
 
 import contextlib
@@ -18,7 +19,6 @@ from typing import Any, Literal
 
 import optuna
 from ml_collections import ConfigDict
-from optuna.distributions import CategoricalDistribution, FloatDistribution
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, Trial, TrialState
 
@@ -28,15 +28,8 @@ from vit_jax.sweeping import halving
 from vit_jax.sweeping.space import Space
 
 JOURNAL, LOCK = "study.journal", ".sweep.lock"
-IDENTITY = "identity"  # the study's attribute that says what it is of
+IDENTITY = "identity"  # attribute of a study: its config, space, method and metric
 
-# method: what draws a point. A grid is drawn from nothing: all of its points wait in line.
-METHODS: dict[str, Any] = {
-    "grid": optuna.samplers.RandomSampler,
-    "random": optuna.samplers.RandomSampler,
-    "tpe": lambda seed: optuna.samplers.TPESampler(seed=seed, constant_liar=True),
-    "halving": optuna.samplers.RandomSampler,
-}
 
 optuna.logging.set_verbosity(optuna.logging.ERROR)
 warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
@@ -44,11 +37,11 @@ warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning
 
 @dataclasses.dataclass(frozen=True)
 class Search:
-    """What is searched, and how."""
+    """The space that is searched, and the method."""
 
     space: Space
     method: str
-    metric: str  # a key of the rows of metrics.jsonl
+    metric: str  # a key of metrics.jsonl
     trials: int
     prunes: bool = False  # by Optuna's pruner
 
@@ -63,7 +56,7 @@ class Search:
 
 @contextlib.contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Holds the folder of a study, which is made. Raises UserError where a living sweep does."""
+    """Makes and locks the folder of a study. Raises UserError if a living sweep holds it."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock = (folder / LOCK).open("a+", encoding="utf-8")
@@ -88,20 +81,20 @@ def locked(folder: Path) -> Iterator[None]:
         try:
             yield
         finally:
-            if [path.name for path in folder.iterdir()] == [LOCK]:  # nothing came of it
+            if [path.name for path in folder.iterdir()] == [LOCK]:  # no study was made
                 (folder / LOCK).unlink()
                 folder.rmdir()
 
 
 @contextlib.contextmanager
-def told(storage: str, *more: type[Exception]) -> Iterator[None]:
-    """Makes what a storage says of its troubles, and errors of `more` types, the user's line."""
+def in_one_line(storage: str, *more: type[Exception]) -> Iterator[None]:
+    """Turns errors of a storage, and errors of `more` types, into a UserError."""
     from sqlalchemy.exc import SQLAlchemyError
 
-    troubles: Any = (optuna.exceptions.StorageInternalError, SQLAlchemyError, *more)
+    errors: Any = (optuna.exceptions.StorageInternalError, SQLAlchemyError, *more)
     try:
         yield
-    except troubles as error:
+    except errors as error:
         reason = str(error.__cause__ or error).strip().partition("\n")[0]
         raise UserError(
             f"storage {storage}: {reason}; it is a URL such as sqlite:////PATH/sweeps.db, which "
@@ -110,7 +103,7 @@ def told(storage: str, *more: type[Exception]) -> Iterator[None]:
 
 
 class _Journal(JournalFileBackend):
-    """Optuna's file, which names itself where it cannot be written, and keeps no half record."""
+    """Optuna's file. If it cannot be written, half a record is removed and the error names it."""
 
     def append_logs(self, logs: list[dict[str, Any]]) -> None:
         path = Path(self._file_path)
@@ -123,9 +116,9 @@ class _Journal(JournalFileBackend):
 
 
 def opened(url: str | None, folder: Path) -> Any:
-    """The storage at a URL, or the study's own file. Raises UserError where it cannot be used."""
+    """The storage at a URL, or the study's own file. Raises UserError if it cannot be used."""
     if url:
-        with told(url, ImportError, ValueError, OSError):
+        with in_one_line(url, ImportError, ValueError, OSError):
             return optuna.storages.get_storage(url)
     journal = folder / JOURNAL
     if journal.exists() and not journal.is_file():
@@ -137,7 +130,7 @@ def opened(url: str | None, folder: Path) -> Any:
         return optuna.storages.JournalStorage(_Journal(str(journal)))
     except OSError as error:
         raise cannot_write(journal, error) from error
-    except Exception as error:  # also whatever Optuna makes of records that it has not written
+    except Exception as error:  # Optuna raises anything for records that it has not written
         what = damage or f"is no journal of Optuna's ({type(error).__name__})"
         raise UserError(
             f"{journal} {what}: put back a copy of the file, or choose another --study"
@@ -145,8 +138,9 @@ def opened(url: str | None, folder: Path) -> Any:
 
 
 def _damage(journal: Path) -> str:
-    """Which line of a journal is no record; nothing where all are, or where a sweep is still
-    writing the last one. Optuna tells of some of them only when it writes the next."""
+    """The first line of a journal that is no record; empty if there is none. A last line without
+    an end is not damaged, because a sweep may be writing it. Optuna finds some damages only when
+    it writes the next record."""
     with journal.open("rb") if journal.exists() else contextlib.nullcontext(()) as lines:
         for number, line in enumerate(lines, 1):
             try:
@@ -159,8 +153,8 @@ def _damage(journal: Path) -> str:
 
 
 def _mend(journal: Path) -> None:
-    """After a sweep that was killed while it wrote: half a record, which would make the next one
-    unreadable too, and Optuna's lock, which would be waited for."""
+    """Removes what a sweep leaves that was killed while it wrote: half a record, which would make
+    the next record unreadable too, and Optuna's lock, for which the next sweep would wait."""
     Path(f"{journal}.lock").unlink(missing_ok=True)
     if not journal.is_file():
         return
@@ -170,11 +164,11 @@ def _mend(journal: Path) -> None:
 
 
 def load(name: str, url: str | None, folder: Path) -> optuna.Study:
-    """A study that is there. Raises UserError where it is not, with the nearest."""
+    """Loads a study. Raises UserError if there is none of this name, with the nearest names."""
     if not url and not (folder / JOURNAL).is_file():
         raise UserError(f"no study in {folder}: give the --workdir and --study of a sweep")
     storage = opened(url, folder)
-    with told(url or str(folder / JOURNAL)):
+    with in_one_line(url or str(folder / JOURNAL)):
         names = optuna.study.get_all_study_names(storage)
     if name not in names:
         raise UserError(f"no study {name!r} in {url or folder / JOURNAL}: {nearest(name, names)}")
@@ -185,24 +179,24 @@ def load(name: str, url: str | None, folder: Path) -> optuna.Study:
 
 
 def _stored_identity(study: optuna.Study) -> dict[str, Any] | None:
-    """What a study says that it is of; None of one that was killed before it said so. Raises
-    UserError where another program has made it."""
-    found = study.user_attrs.get(IDENTITY)
-    if found is None and not study.get_trials(deepcopy=False):
+    """The identity of a study; None if the sweep was killed before it stored one. Raises UserError
+    if another program has made the study."""
+    stored = study.user_attrs.get(IDENTITY)
+    if stored is None and not study.get_trials(deepcopy=False):
         return None
-    told = ("space", "method", "metric")
-    if not isinstance(found, dict) or not all(isinstance(found.get(key), str) for key in told):
+    keys = ("space", "method", "metric")
+    if not isinstance(stored, dict) or not all(isinstance(stored.get(key), str) for key in keys):
         raise UserError(
             f"study {study.study_name} is none of vit sweep, for it does not say what it is of: "
             "choose another --study or --storage"
         )
-    return found
+    return stored
 
 
 def identity(config: ConfigDict, search: Search, elsewhere: Path | None = None) -> dict[str, Any]:
-    """What a study is of: how it searches, and the keys that its trials share and that decide their
-    numbers; of a storage `elsewhere` than in the folder of the trials, that folder too."""
-    lengths = ("total_", "init", "resume")  # which may change when one run goes on
+    """The identity of a study: how it searches, and the keys that its trials share and that decide
+    their numbers. If the storage is not in the folder of the trials, `elsewhere` is that folder."""
+    lengths = ("total_", "init", "resume")  # keys that may change when one run is continued
     default = flat(base())
     keys = {
         key: value for key, value in flat(config).items()
@@ -215,9 +209,9 @@ def identity(config: ConfigDict, search: Search, elsewhere: Path | None = None) 
 
 
 def begin(name: str, storage: Any, search: Search, of: dict[str, Any]) -> optuna.Study:
-    """The study, new or continued; the points of a grid wait in it.
+    """Begins or continues a study; all points of a grid wait in its queue.
 
-    Raises UserError where it is there, but of another config or another search.
+    Raises UserError if a study of this name has another config or another search.
     """
     if name in optuna.study.get_all_study_names(storage):
         study = optuna.load_study(study_name=name, storage=storage)
@@ -242,43 +236,37 @@ def begin(name: str, storage: Any, search: Search, of: dict[str, Any]) -> optuna
 
 
 def following(study: optuna.Study, search: Search) -> Trial | None:
-    """The next trial to begin; None where there are as many as were asked for."""
+    """The next new trial; None if there are as many as were asked for."""
     trials = study.get_trials(deepcopy=False)
-    waits = any(trial.state == TrialState.WAITING for trial in trials)
-    if not waits and len(trials) >= search.trials:
+    waiting = [trial.number for trial in trials if trial.state == TrialState.WAITING]
+    if not waiting and len(trials) >= search.trials:
         return None
-    begun = min((t.number for t in trials if t.state == TrialState.WAITING), default=len(trials))
-    study.sampler = _sampler(study, search, begun)
-    return _at_its_point(study.ask(), search)
+    study.sampler = _sampler(study, search, min(waiting, default=len(trials)))
+    return study.ask(search.space.distributions)
 
 
 def taken_up(study: optuna.Study, search: Search, trial: FrozenTrial) -> Trial:
-    """A trial that was begun and not told; one that had no values yet draws the same."""
+    """A trial that was begun and has no result yet. If it had no values yet, it draws the values
+    that it would have drawn."""
     study.sampler = _sampler(study, search, trial.number)
-    return _at_its_point(Trial(study, trial._trial_id), search)
+    again = Trial(study, trial._trial_id)
+    for key, distribution in search.space.distributions.items():
+        again._suggest(key, distribution)
+    return again
 
 
-def _sampler(study: optuna.Study, search: Search, number: int) -> Any:
-    """Of one trial: one that starts again with its seed would draw the same once more."""
-    return METHODS[search.method](seed=zlib.crc32(study.study_name.encode()) + number)
-
-
-def _at_its_point(trial: Trial, search: Search) -> Trial:
-    """With a value for every key."""
-    d: Any
-    for key, d in search.space.distributions.items():
-        if isinstance(d, CategoricalDistribution):
-            trial.suggest_categorical(key, d.choices)
-        elif isinstance(d, FloatDistribution):
-            trial.suggest_float(key, d.low, d.high, step=d.step, log=d.log)
-        else:
-            trial.suggest_int(key, d.low, d.high, step=d.step, log=d.log)
-    return trial
+def _sampler(study: optuna.Study, search: Search, number: int) -> optuna.samplers.BaseSampler:
+    """The sampler of one trial. Each trial has a seed of its own, because a sampler that starts
+    again with the same seed would draw the same values once more."""
+    seed = zlib.crc32(study.study_name.encode()) + number
+    if search.method == "tpe":
+        return optuna.samplers.TPESampler(seed=seed, constant_liar=True)
+    return optuna.samplers.RandomSampler(seed=seed)
 
 
 def pruner(total_steps: int) -> optuna.pruners.SuccessiveHalvingPruner:
-    """What stops trials of random or TPE, whose later points depend on earlier ones: a trial that
-    comes to a rung goes on where it is of the best third up to then (arXiv 1810.05934)."""
+    """The pruner of random and TPE, whose later points depend on earlier ones. A trial at a rung
+    goes on if it is in the best third of those that came there before (arXiv 1810.05934)."""
     return optuna.pruners.SuccessiveHalvingPruner(
         min_resource=max(1, round(total_steps * halving.RUNGS[0])),
         reduction_factor=halving.REDUCTION,
@@ -286,7 +274,7 @@ def pruner(total_steps: int) -> optuna.pruners.SuccessiveHalvingPruner:
 
 
 def finished(study: optuna.Study) -> list[FrozenTrial]:
-    """Trials that came to their end, best first; those that were pruned are not among them."""
+    """Trials that came to their end, without the pruned ones, best first."""
     done = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-    sign = -1 if study.direction == optuna.study.StudyDirection.MAXIMIZE else 1
-    return sorted(done, key=lambda trial: sign * (trial.value or 0.0))
+    best_is_high = study.direction == optuna.study.StudyDirection.MAXIMIZE
+    return sorted(done, key=lambda trial: trial.value or 0.0, reverse=best_is_high)

@@ -1,7 +1,7 @@
-"""Trials as they run: each is `vit train` in a folder of its own, so many at a time, watched
-through the rows that it writes; stopped early by SIGTERM, so that its state is saved.
+"""Runs the trials of a study, several at a time. Each is `vit train` in a folder of its own. The
+sweep reads the rows that they write. It stops a trial early by SIGTERM, so that the trial saves.
 
-What is tried next, and what a study remembers, is in study.py.
+study.py decides what is tried next and stores the results.
 """
 
 import dataclasses
@@ -28,52 +28,51 @@ from vit_jax.errors import (
     UserError,
     printable,
 )
-from vit_jax.files import read_bytes
 from vit_jax.launch.runs import locked
-from vit_jax.records import MOST_ROWS, NOTHING, Kinds, is_number, load, reason, rows_in
+from vit_jax.records import NOTHING, Kinds, is_number, load, read_rows, reason
 from vit_jax.sweeping import halving
 from vit_jax.sweeping import study as studies
 from vit_jax.sweeping.space import in_words, overrides
 from vit_jax.sweeping.study import Search
 
-TICK = 0.1  # seconds between two looks
-PRUNED_AT, STEPS, REASON = "pruned_at", "steps", "reason"  # what a study remembers of a trial
+TICK = 0.1  # seconds between two looks at the trials
+PRUNED_AT, STEPS, REASON = "pruned_at", "steps", "reason"  # attributes of a stored trial
 DIVERGED = "diverged"
 
 
 class Rows:
-    """The evaluations of a run, as they appear in its `metrics.jsonl`."""
+    """The evaluations of a run, read from its `metrics.jsonl` while it is written."""
 
     def __init__(self, folder: Path, metric: str):
         self._path, self._metric = folder / "metrics.jsonl", metric
         self._seen: Any = None
 
     def new(self, after: int) -> Iterator[tuple[int, float]]:
-        """(step, value) of those after a step; nothing where the file is as it was."""
+        """(step, value) of every evaluation after a step; nothing if the file has not changed."""
         try:
             stat = self._path.stat()
-            if (found := (stat.st_ino, stat.st_size)) == self._seen:
+            if (stat.st_ino, stat.st_size) == self._seen:
                 return
-            lines = list(rows_in(read_bytes(self._path, MOST_ROWS), self._metric.encode()))
-        except OSError:  # not there yet
+            rows, _ = read_rows(self._path, self._metric.encode(), infinite=True)
+        except OSError:  # the run has not written it yet
             return
-        self._seen = found
-        for row in (line.row for line in lines if line.row is not None):
+        self._seen = stat.st_ino, stat.st_size
+        for row in rows:
             if self._metric in row and row["step"] > after:
                 yield row["step"], float(row[self._metric])
 
 
 @dataclasses.dataclass
 class Live:
-    """A trial that runs, or waits for what an earlier sweep has left running in its folder."""
+    """A trial that runs, or that waits until a run of an earlier sweep leaves its folder."""
 
     trial: Trial
     folder: Path
     slot: int
     rows: Rows
     reported: int
-    rung: int | None = None  # of halving, where it waits for the others
-    waits: bool = False
+    rung: int | None = None  # of halving: the trial stops there
+    waits: bool = False  # it has stopped at its rung, until the others are there
     running: Any = None
 
 
@@ -92,13 +91,13 @@ class Sweep:
         self.failed: dict[int, str] = {}
 
     def run(self) -> None:
-        """Returns when every trial has ended, with a line for each of those that `failed`.
+        """Returns when every trial has ended. `failed` then holds a line for each that failed.
 
-        Raises Stopped after SIGTERM or Ctrl-C, and UserError where the first trial cannot run, when
-        all that ran are saved and stopped.
+        Raises Stopped after SIGTERM or Ctrl-C, and UserError if the first trial cannot run, when
+        all running trials have saved and stopped.
         """
-        before = {number: signal.signal(number, self._remember)
-                  for number in (signal.SIGINT, signal.SIGTERM)}  # fmt: skip
+        signals = (signal.SIGINT, signal.SIGTERM)
+        before = {number: signal.signal(number, self._remember) for number in signals}
         try:
             while self._fill() or self._live:
                 for live in list(self._live):
@@ -118,14 +117,15 @@ class Sweep:
             signal.signal(number, signal.default_int_handler)
 
     def _fill(self) -> bool:
-        """Takes up trials until there are as many as may run; whether some remain."""
+        """Takes up trials until `parallel` of them are live. Returns whether some may remain."""
         while len(self._live) < self._parallel and self._code is None:
-            trial, rung = self._contender() if self._halves else (self._begun(), None)
+            trial, rung = self._contender() if self._halves else (self._next(), None)
             if trial is None:
                 return False
             folder = self._folder_of(trial)
             slot = min(set(range(self._parallel)) - {live.slot for live in self._live})
-            last = max(trial.storage.get_trial(trial._trial_id).intermediate_values, default=0)
+            stored = trial.storage.get_trial(trial._trial_id)
+            last = max(stored.intermediate_values, default=0)
             rows = Rows(folder, self._search.metric)
             self._live.append(Live(trial, folder, slot, rows, last, rung))
         return True
@@ -134,65 +134,59 @@ class Sweep:
         return self._folder / f"{trial.number:04d}"
 
     def _idle(self) -> list[FrozenTrial]:
-        """Trials that were begun, not told, and do not run."""
+        """Trials that were begun, have no result, and do not run."""
         busy = self.failed.keys() | {live.trial.number for live in self._live}
         begun = self._study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
         return [trial for trial in begun if trial.number not in busy]
 
-    def _begun(self) -> Trial | None:
-        """The next trial, those first that a killed sweep has left."""
-        for trial in self._idle():
-            return studies.taken_up(self._study, self._search, trial)
+    def _next(self) -> Trial | None:
+        """The next trial; first those that a killed sweep has left."""
+        if idle := self._idle():
+            return studies.taken_up(self._study, self._search, idle[0])
         return studies.following(self._study, self._search)
 
     def _contender(self) -> tuple[Trial | None, int | None]:
-        """The next trial of successive halving and the rung that it may run to; tells those that
-        are out."""
+        """The next trial of successive halving, and the rung up to which it may run. Stores that
+        the trials which are not continued were pruned."""
         search, trials = self._search, self._study.get_trials(deepcopy=False)
         race, rung = halving.standing(trials, search.trials, self.failed, search.sign)
         numbers = {trial.number for trial in race}
         for trial in self._idle():
-            folder = self._folder_of(trial)
             if trial.number not in numbers:
-                self._tell(Trial(self._study, trial._trial_id), None, TrialState.PRUNED,
-                           f"pruned at step {_steps(folder)}")  # fmt: skip
+                why = f"pruned at step {_steps(self._folder_of(trial))}"
+                self._tell(Trial(self._study, trial._trial_id), None, TrialState.PRUNED, why)
             elif rung is None or halving.key(rung) not in trial.user_attrs:
                 return studies.taken_up(self._study, search, trial), rung
         return (studies.following(self._study, search) if rung == 0 else None), rung
 
     def _look(self, live: Live) -> None:
         """Starts, watches or ends one trial."""
-        if live.running is None:
-            if not self._over(live):
-                self._start(live)
-            return
-        code = live.running.poll()
-        self._report(live)
-        if code is not None:
-            self._ended(live, code)
-
-    def _over(self, live: Live) -> bool:
-        """Tells a trial that had ended, or was to be pruned, when the sweep was killed."""
-        if (live.folder / "result.json").is_file():
+        if live.running is not None:
+            code = live.running.poll()
+            self._report(live)
+            if code is not None:
+                self._ended(live, code)
+        elif (live.folder / "result.json").is_file():  # it ended after the sweep was killed
             self._report(live)
             self._ended(live, 0)
         elif PRUNED_AT in live.trial.user_attrs and not locked(live.folder):
             self._ended(live, RESTART)
-        return live not in self._live
+        else:
+            self._start(live)
 
     def _start(self, live: Live) -> None:
         number, point = live.trial.number, live.trial.params
-        again = "continues" if (live.folder / "config.json").is_file() else "begins"
+        verb = "continues" if (live.folder / "config.json").is_file() else "begins"
         name = f"{self._study.study_name}-{number:04d}-{zlib.crc32(bytes(self._folder)):08x}"
         live.running = self._launch(name, live.folder, overrides(point), live.slot)
         if live.running is not None:
-            self._say(f"trial {number} {again}: {in_words(point)}")
-            if PRUNED_AT in live.trial.user_attrs:  # it runs on SLURM, and the sweep was killed
+            self._say(f"trial {number} {verb}: {in_words(point)}")
+            if PRUNED_AT in live.trial.user_attrs:  # a job on SLURM outlived the killed sweep
                 live.running.stop()
 
     def _report(self, live: Live) -> None:
-        """Tells the study what was measured, and stops the trial where it waits for the others or
-        does too badly; the decision is stored first."""
+        """Stores new evaluations of a trial. Stops the trial at its rung, or if it is to be pruned;
+        the decision is stored first."""
         for step, value in live.rows.new(live.reported):
             live.reported = step
             live.trial.report(value, step)
@@ -209,7 +203,8 @@ class Sweep:
                 live.running.stop()
 
     def _at_rung(self, live: Live, share: float, value: float) -> bool:
-        """Stores what a trial has reached at each rung; whether it is the one where it waits."""
+        """Stores the value of a trial at each rung that it has reached. Returns whether it waits at
+        its own rung."""
         for rung, at in enumerate(halving.RUNGS):
             if share >= at and halving.key(rung) not in live.trial.user_attrs:
                 live.trial.set_user_attr(halving.key(rung), value)
@@ -217,21 +212,13 @@ class Sweep:
         return live.waits
 
     def _ended(self, live: Live, code: int) -> None:
-        """Tells what became of a trial; nothing of one that is to go on."""
+        """Stores the result of a trial that ended; nothing if the trial is continued later."""
         trial, attributes = live.trial, live.trial.user_attrs
         self._live.remove(live)
-        if code == 0:
-            result = live.folder / "result.json"
-            told = _object(result)
-            if self._search.metric not in told:
-                names = ", ".join(printable(key) for key in told if key.startswith("eval/"))
-                raise UserError(f"no {self._search.metric} is measured by the trials: {names}")
-            value = _number(result, self._search.metric)
-            if math.isnan(value):
-                self._tell(trial, None, TrialState.PRUNED, DIVERGED)
-            else:
-                self._tell(trial, value, TrialState.COMPLETE, "")
-        elif code == NON_FINITE:
+        value = self._result(live.folder / "result.json") if code == 0 else math.nan
+        if not math.isnan(value):
+            self._tell(trial, value, TrialState.COMPLETE, "")
+        elif code in (0, NON_FINITE):
             self._tell(trial, None, TrialState.PRUNED, DIVERGED)
         elif PRUNED_AT in attributes:
             self._tell(trial, None, TrialState.PRUNED, f"pruned at step {attributes[PRUNED_AT]}")
@@ -239,30 +226,38 @@ class Sweep:
             why = f"trial {trial.number} ({in_words(trial.params)}): {_why(live, code)}"
             self.failed[trial.number] = why
             if code == USER_ERROR and not studies.finished(self._study):
-                raise UserError(why)  # most likely every trial's
+                raise UserError(why)  # most likely all trials would fail
             self._say(why)
+
+    def _result(self, file: Path) -> float:
+        """The metric in the result of a trial, which may be NaN."""
+        metric, measured = self._search.metric, _object(file)
+        if metric not in measured:
+            names = ", ".join(printable(key) for key in measured if key.startswith("eval/"))
+            raise UserError(f"no {metric} is measured by the trials: {names}")
+        return _number(file, metric)
 
     def _tell(self, trial: Trial, value: float | None, state: TrialState, reason: str) -> None:
         trial.set_user_attr(STEPS, _steps(self._folder_of(trial)))
         trial.set_user_attr(REASON, reason)
         self._study.tell(trial, value, state)
-        reached = f"{self._search.metric} {value:.4f}" if value is not None else reason
-        self._say(f"trial {trial.number} of {self._search.trials}: {in_words(trial.params)}: "
-                  f"{reached}")  # fmt: skip
+        reached = reason if value is None else f"{self._search.metric} {value:.4f}"
+        of = f"trial {trial.number} of {self._search.trials}"
+        self._say(f"{of}: {in_words(trial.params)}: {reached}")
 
     def _stop_all(self) -> None:
-        """Everything that runs saves and stops."""
+        """Stops all running trials, which save first."""
         self._stopping = True
-        for live in self._live:
-            if live.running is not None:
-                live.running.stop()
-        for live in list(self._live):
-            if live.running is not None and (code := live.running.wait()) in (0, RESTART):
+        running = [live for live in self._live if live.running is not None]
+        for live in running:
+            live.running.stop()
+        for live in running:
+            if (code := live.running.wait()) in (0, RESTART):
                 self._ended(live, code)
 
 
 def _object(file: Path, needs: Kinds = NOTHING) -> dict[str, Any]:
-    """The object in a file that a trial wrote. Raises UserError where there is none."""
+    """The object in a file that a trial wrote. Raises UserError if there is none."""
     try:
         return load(file, needs)
     except (OSError, ValueError) as error:
@@ -277,18 +272,15 @@ def _number(file: Path, key: str) -> Any:
 
 
 def _steps(folder: Path) -> int:
-    """The step that a trial's last checkpoint is of."""
+    """The step of a trial's last checkpoint."""
     return max(steps(folder / "checkpoints"), default=0)
 
 
 def _why(live: Live, code: int) -> str:
-    """The line that a trial ended with, or where to read on."""
+    """The last message of a trial that failed, or where its log is."""
     log = live.running.logs[0]
-    lines = (
-        re.findall(r"^vit: (?:error: )?(.+)$", log.read_text("utf-8", errors="replace"), re.M)
-        if log.is_file()
-        else []
-    )
-    return (
-        printable(lines[-1]) if lines and code == USER_ERROR else f"ended with code {code}; {log}"
-    )
+    if code == USER_ERROR and log.is_file():
+        text = log.read_text("utf-8", errors="replace")
+        if lines := re.findall(r"^vit: (?:error: )?(.+)$", text, re.M):
+            return printable(lines[-1])
+    return f"ended with code {code}; {log}"

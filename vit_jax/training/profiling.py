@@ -1,4 +1,4 @@
-"""Traces of some steps, for xprof (`pip install xprof; xprof WORKDIR/profile/0`)."""
+"""Profiles some steps, for xprof (`pip install xprof; xprof WORKDIR/profile/0`)."""
 
 from pathlib import Path
 
@@ -8,7 +8,7 @@ from vit_jax.parallel.runtime import process
 
 
 class Profile:
-    """Writes the trace that `text`, FIRST:COUNT[:PROCESSES], asks for: WORKDIR/profile/PROCESS."""
+    """Writes a trace to WORKDIR/profile/PROCESS; `text` is FIRST:COUNT[:PROCESSES], in steps."""
 
     def __init__(self, workdir: Path, text: str | None):
         first, count, which = (*(text or "0:0").split(":"), "0")[:3]
@@ -19,19 +19,19 @@ class Profile:
         self._running = False
 
     def after(self, step: int) -> str | None:
-        """Called before the first step and after every one; says where a trace is when it is
+        """Call this before the first step and after every step. Returns a line when a trace is
         done."""
         if self._first and not self._running and self._first <= step + 1 < self._end:
             jax.profiler.start_trace(self._folder)
             self._first, self._running = step + 1, True
         elif self._running and step + 1 >= self._end:
-            said = f"steps {self._first} to {step} traced: {self._folder}"
+            line = f"steps {self._first} to {step} traced: {self._folder}"
             self.close()
-            return said
+            return line
         return None
 
     def close(self) -> None:
-        """Ends a trace that is running."""
+        """Ends the trace, if one is running."""
         if self._running:
             jax.profiler.stop_trace()
             self._running, self._first = False, 0

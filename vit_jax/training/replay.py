@@ -1,4 +1,4 @@
-"""One step of a run again: what its gradients were, and which examples it saw. Nothing is saved."""
+"""Computes one step of a run again, and shows its gradients and examples. Nothing is saved."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -19,23 +19,24 @@ from vit_jax.training.same_run import check_same_run
 from vit_jax.training.start import continued, open_origin
 from vit_jax.training.step import make_gradients
 
-SHOWN = 10  # gradients, the largest first
+SHOWN = 10  # number of gradients that are shown, the largest first
 
 
 def replay(
     config: ConfigDict, workdir: str | Path, step: int, named: Iterable[str] = ()
 ) -> list[str]:
-    """Goes from the last checkpoint before `step` (or the beginning) to it; lines about it.
+    """Trains from the last checkpoint before `step`, or from the beginning, to that step. Returns
+    lines about it.
 
-    Raises UserError where the run has no such step, or is another one.
+    Raises UserError if the run has no such step, or if the checkpoint is of another run.
     """
     if jax.process_count() > 1:
         raise UserError("--replay-step is for one process: its numbers are those of any mesh")
     workdir = Path(workdir).expanduser().absolute()
     if config.microbatch == AUTO and (workdir / "config.json").is_file():
         with config.unlocked():
-            kept = read_object(workdir / "config.json", {"microbatch": COUNT})
-            config.microbatch = kept["microbatch"]
+            resolved = read_object(workdir / "config.json", {"microbatch": COUNT})
+            config.microbatch = resolved["microbatch"]
     run = run_of(config, named, weights=open_origin(config, workdir))
     if not 1 <= step <= run.config.total_steps:
         raise UserError(f"--replay-step lies in 1 … {run.config.total_steps}, not {step}")
@@ -67,14 +68,14 @@ def replay(
         batches.close()
     loss, norms = jax.device_get(sizes(state, batch, held))
     _, metrics = train_step(state, batch)
-    told = jax.device_get(metrics)
-    skipped = " and skipped" if int(told["skipped"]["last"]) == step else ""
+    metrics = jax.device_get(metrics)
+    skipped = " and skipped" if int(metrics["skipped"]["last"]) == step else ""
     ordered = sorted(flatten(norms).items(), key=lambda item: (item[1] <= item[1], -item[1]))
     names = [run.train_source.describe(int(i)) for i in host["id"]] if run.train_source else []
     return [
         f"step {step} from {source or 'the beginning'}: loss {loss:.6g}, gradient "
-        f"{told['grad_norm']:.6g}, rate {told['learning_rate']:.3g}, seed {run.config.seed}, "
-        f"examples {int(told['examples_hash']):08x}{skipped}",
+        f"{metrics['grad_norm']:.6g}, rate {metrics['learning_rate']:.3g}, seed {run.config.seed}, "
+        f"examples {int(metrics['examples_hash']):08x}{skipped}",
         "largest gradients:",
         *(f"  {path}  {norm:.6g}" for path, norm in ordered[:SHOWN]),
         "examples:",

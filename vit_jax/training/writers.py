@@ -1,7 +1,7 @@
-"""Where numbers go besides `metrics.jsonl`: TensorBoard, and whatever a caller brings.
+"""Writers of metrics besides `metrics.jsonl`: TensorBoard, and those that a caller passes.
 
-The interface is that of `clu.metric_writers.MetricWriter`, of which a run uses three methods, so
-that any writer of clu serves. clu's own are not imported here: they import TensorFlow.
+The interface is the part of `clu.metric_writers.MetricWriter` that a run uses, so that any writer
+of clu works. clu's writers are not imported here, because they import TensorFlow.
 """
 
 from collections.abc import Mapping
@@ -13,17 +13,17 @@ class MetricWriter(Protocol):
     """Takes the scalars of a step, in rising order of steps."""
 
     def write_scalars(self, step: int, scalars: Mapping[str, float]) -> None:
-        """`scalars`: name to value. A restarted run tells steps after its checkpoint again."""
+        """`scalars`: name -> value. A restarted run writes the steps after its checkpoint again."""
 
     def flush(self) -> None:
-        """Returns when everything written so far can be read by others."""
+        """Returns when others can read everything that was written."""
 
     def close(self) -> None:
-        """Flushes; nothing is written afterwards."""
+        """Flushes. Nothing is written afterwards."""
 
 
 class TensorBoardWriter:
-    """TensorBoard events in `folder`, through tensorboardX; those after `last_step` are purged."""
+    """Writes TensorBoard events to `folder` by tensorboardX. Those after `last_step` are purged."""
 
     def __init__(self, folder: Path, last_step: int):
         from tensorboardX import SummaryWriter
