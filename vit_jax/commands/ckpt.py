@@ -72,7 +72,7 @@ def _list(options: argparse.Namespace, what: Found) -> None:
         about = manager.about(checkpoint)
         metrics = checkpoint / "metrics" / "metrics"
         measured = read_object(metrics) if metrics.exists() else {}
-        accuracy = measured.get(manager.METRIC)
+        accuracy = measured.get("accuracy")
         size = sum(p.stat().st_size for p in checkpoint.rglob("*") if p.is_file())
         rows.append({
             "checkpoint": str(checkpoint), "step": steps.number(checkpoint.name),

@@ -10,7 +10,7 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
-from vit_jax.checkpoint.manager import METRIC, Checkpoints
+from vit_jax.checkpoint.manager import Best, Checkpoints
 from vit_jax.config import flat
 from vit_jax.errors import Stopped
 from vit_jax.parallel.preemption import StopSignals
@@ -26,6 +26,8 @@ from vit_jax.training.workdir import WorkFolder
 from vit_jax.training.writers import MetricWriter
 from vit_jax.user_code import signature
 
+BEST: Best = ("accuracy", max)  # which checkpoint is the best one
+METRIC, _ = BEST
 IN_FLIGHT = 4  # steps queued on the device at most, so that batches do not pile up there
 
 
@@ -54,7 +56,7 @@ def train(
     with WorkFolder(workdir) as folder, StopSignals() as stop, watchdog:
         start = first_state(run, folder.path)
         folder.keep(flat(run.config), run.classes)
-        checkpoints = Checkpoints(folder.path / "checkpoints", **run.config.checkpoint)
+        checkpoints = Checkpoints(folder.path / "checkpoints", **run.config.checkpoint, best=BEST)
         progress = Progress(folder.path, run, start, writers, quiet, ledger)
         try:
             progress.say("\n".join([*run.said, *start.said, *run.in_numbers]))
