@@ -3,8 +3,8 @@ arenas besides, which would keep a long run from growing by a few huge pages.
 
     python benchmarks/huge_pages.py
 
-`vit train` starts itself again with GLIBC_TUNABLES (see vit_jax/cli.py), because glibc reads them
-only at the start of a process. So each measurement is a short run of `vit train`, with these
+`vit train` starts itself again with GLIBC_TUNABLES (see vit_jax/process.py), because glibc reads
+them at the start of a process alone. So each measurement is a short run of `vit train`, with these
 settings or with glibc's defaults, in turns: seconds of training a step, without compilation.
 """
 
@@ -17,7 +17,7 @@ from pathlib import Path
 
 from vit_jax.benching import report
 from vit_jax.benching.timing import Side, alternate, compare
-from vit_jax.cli import MALLOC
+from vit_jax.process import MALLOC
 
 ROOT = Path(__file__).resolve().parent.parent
 SIDES = {

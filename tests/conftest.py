@@ -5,7 +5,7 @@ import tempfile
 
 from tests.xla_flags import xla_flags
 
-os.environ["NPROC"] = "24"  # as `vit` does: see _threads_for_virtual_devices in vit_jax/cli.py
+os.environ["NPROC"] = "24"  # as `vit` does: see give_virtual_devices_threads in vit_jax/process.py
 os.environ.setdefault(
     "JAX_COMPILATION_CACHE_DIR", os.path.join(tempfile.gettempdir(), f"vit_jax_cache_{os.getuid()}")
 )

@@ -120,15 +120,25 @@ def test_a_damaged_checkpoint_is_named(written_on_eight, tmp_path):
         manager.stored_shapes(copy)
 
 
-def test_the_best_one_stays_over_a_restart(tmp_path):
+@pytest.mark.parametrize(
+    ("metric", "direction", "values"),
+    [("accuracy", max, (0.2, 0.9, 0.3, 0.4, 0.5, 0.6, 0.7)),
+     ("loss", min, (0.9, 0.2, 0.7, 0.6, 0.5, 0.4, 0.3))],
+)  # fmt: skip
+def test_the_best_one_stays_over_a_restart(tmp_path, metric, direction, values):
     state = {"params": {"a": jax.numpy.ones(3)}, "step": jax.numpy.zeros((), "int32")}
-    accuracy = {1: 0.2, 2: 0.9, 3: 0.3, 4: 0.4, 5: 0.5, 6: 0.6, 7: 0.7}
     for steps in (1, 2, 3), (4, 5), (6, 7):
-        checkpoints = manager.Checkpoints(tmp_path, keep=2, keep_best=True)
+        checkpoints = Checkpoints(tmp_path, keep=2, keep_best=True, best=(metric, direction))
         for step in steps:
-            checkpoints.save(step, state, {}, {"accuracy": accuracy[step]})
+            checkpoints.save(step, state, {}, {metric: values[step - 1]})
         checkpoints.close()
     assert sorted(int(p.name) for p in tmp_path.iterdir() if p.name.isdigit()) == [2, 6, 7]
+
+
+@pytest.mark.parametrize("best", [("", max), ("loss", sorted)])
+def test_the_best_one_needs_a_metric_and_a_direction(tmp_path, best):
+    with pytest.raises(ValueError, match="keep_best needs best"):
+        Checkpoints(tmp_path, keep=1, keep_best=True, best=best)
 
 
 def test_what_time_asked_for_goes_when_a_newer_one_is_there(tmp_path):

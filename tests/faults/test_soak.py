@@ -16,7 +16,7 @@ import pytest
 sys.path.append(str(Path(__file__).parents[1] / "parallel"))
 from jobs import Job, note
 
-from vit_jax.cli import MALLOC
+from vit_jax.process import MALLOC
 
 STEPS, SAVE, EVALUATE = 2000, 50, 100
 GROWTH = 0.005  # of resident memory, over the last half

@@ -110,7 +110,8 @@ def slow():
 def spent(run, step, folder, every_steps=100):
     """The seconds that a run of all steps books on each part, and those in which steps ran."""
     start, step = first_state(run, folder), Watched(step)
-    checkpoints = Checkpoints(folder / "checkpoints", 3, True, every_steps=every_steps)
+    best = ("accuracy", max)
+    checkpoints = Checkpoints(folder / "checkpoints", 3, True, every_steps=every_steps, best=best)
     progress = Progress(folder, run, start, quiet=True)
     with StopSignals() as stop, Watchdog(300) as watchdog:
         fit(run, step, start, checkpoints, progress, stop, watchdog)

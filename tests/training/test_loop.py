@@ -54,7 +54,8 @@ def test_no_metric_is_read_before_the_next_interval(tmp_path):
         return state, jax.tree.map(lambda value: Guarded(value, due), metrics)
 
     start = first_state(run, tmp_path)
-    checkpoints = Checkpoints(tmp_path / "checkpoints", 3, True, every_steps=100)
+    best = ("accuracy", max)
+    checkpoints = Checkpoints(tmp_path / "checkpoints", 3, True, every_steps=100, best=best)
     progress = Progress(tmp_path, run, start, quiet=True)
     with StopSignals() as stop, Watchdog(300) as watchdog:
         fit(run, step, start, checkpoints, progress, stop, watchdog)

@@ -9,7 +9,7 @@ from vit_jax.records import TEXT, load, reason
 
 NAME = "checksums.json"
 MARKER = "commit_success.txt"  # Orbax writes it last
-UNCHECKED = (NAME, MARKER, "_CHECKPOINT_METADATA")  # the last has the time when it was committed
+UNCHECKED = (NAME, MARKER, "_CHECKPOINT_METADATA")  # the last contains the time of the commit
 
 
 def of_file(path: Path) -> str:
@@ -19,13 +19,13 @@ def of_file(path: Path) -> str:
 
 
 def files(folder: Path) -> list[str]:
-    """Names of what is checked, relative to the checkpoint."""
-    found = (p for p in folder.rglob("*") if p.is_file() and p.name not in UNCHECKED)
-    return sorted(str(p.relative_to(folder)) for p in found)
+    """Names of the files that have checksums, relative to the checkpoint."""
+    checked = (p for p in folder.rglob("*") if p.is_file() and p.name not in UNCHECKED)
+    return sorted(str(p.relative_to(folder)) for p in checked)
 
 
 def write(folder: Path) -> None:
-    """Writes the checksums of all files that are there now."""
+    """Writes the checksums of all files that are in the folder now."""
     sums = {name: of_file(folder / name) for name in files(folder)}
     (folder / NAME).write_text(json.dumps(sums, indent=0), encoding="utf-8")
 
@@ -37,10 +37,10 @@ def known(checkpoint: Path) -> bool:
 
 
 def damages(checkpoint: Path, part: int = 0, parts: int = 1) -> list[str]:
-    """What is wrong with a checkpoint's files, of which every `parts`-th is looked at: a line each.
+    """A line for each damaged file of a checkpoint. Process `part` of `parts` reads its share.
 
-    Files and checksums are compared in both directions. A checkpoint that was saved without
-    checksums has nothing to compare.
+    A file without a checksum counts as damaged, and a checksum without a file too. A checkpoint
+    that was saved without checksums has no damages.
     """
     if not known(checkpoint):
         return []
@@ -69,10 +69,10 @@ def damages(checkpoint: Path, part: int = 0, parts: int = 1) -> list[str]:
 
 
 def check(checkpoint: Path, part: int = 0, parts: int = 1) -> None:
-    """Raises UserError where a file is not what was saved."""
-    if found := damages(checkpoint, part, parts):
-        more = f" (and {len(found) - 1} more)" if len(found) > 1 else ""
+    """Raises UserError if a file is not what was saved."""
+    if lines := damages(checkpoint, part, parts):
+        more = f" (and {len(lines) - 1} more)" if len(lines) > 1 else ""
         raise UserError(
-            f"{checkpoint} is damaged: {found[0]}{more}; `vit ckpt prune {checkpoint.parent} "
+            f"{checkpoint} is damaged: {lines[0]}{more}; `vit ckpt prune {checkpoint.parent} "
             "--damaged` removes it, and the run goes on from the one before"
         )

@@ -1,5 +1,5 @@
 """Checkpoints of a run in `WORKDIR/checkpoints/STEP`: saved in the background, kept by number and
-by metric, restored strictly, on any mesh and in either layout of the layers."""
+by metric, restored strictly, on any mesh, with the layers stacked or listed."""
 
 import contextlib
 import dataclasses
@@ -16,7 +16,7 @@ import orbax.checkpoint as ocp
 from jax.sharding import NamedSharding, PartitionSpec
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN
 
-from vit_jax.checkpoint import checksums, json_leak, steps
+from vit_jax.checkpoint import checksums, orbax_patches, steps
 from vit_jax.checkpoint.tree import check_same, flatten, in_layout_of, nest, unflatten
 from vit_jax.errors import (
     FILES_REMEDY,
@@ -30,7 +30,10 @@ from vit_jax.errors import (
 from vit_jax.parallel.runtime import first_says
 from vit_jax.records import COUNT, LIST_OF_TEXTS, OBJECT, OBJECT_OF_NUMBERS, TEXT, Kind, read_object
 
-POLL = 0.01  # seconds between two looks at a save that others have a part in
+POLL = 0.01  # seconds between two looks at a save that other processes have a part in
+LOOK = 5.0  # seconds between two looks whether the folder still exists
+PARTIAL = "*.orbax-checkpoint-tmp"  # folders of saves that are not finished
+Best = tuple[str, Callable]  # the metric that decides which checkpoint is best, and max or min
 
 CONFIG: Kind = (
     "an object with at least model.name",
@@ -42,8 +45,8 @@ ABOUT_KINDS = {
     "examples_seen": COUNT, "goodput": OBJECT_OF_NUMBERS,
 }  # fmt: skip
 
-# What a save says, through several libraries, that this machine refuses: what that means, and what
-# would work. The first sign that is found decides.
+# Text of an error by which several libraries say that the machine refused a save: (what it means,
+# what would work). The first text that the error contains decides.
 ROOM = "make room, or mount it for writing"
 REFUSED = {
     "Too many open files": (TOO_MANY_FILES, FILES_REMEDY),
@@ -55,13 +58,12 @@ REFUSED = {
     "File too large": ("file size limit", ROOM),
     "Read-only file system": ("read-only file system", ROOM),
 }
-LOOK = 5.0  # seconds between two looks whether the folder is there still
 
 
 def find(path: str | Path) -> Path:
-    """The checkpoint folder that a path means: itself, or the latest one of a work folder.
+    """The checkpoint folder that a path names: itself, or the latest one of a work folder.
 
-    Raises UserError where there is none.
+    Raises UserError if there is none.
     """
     path = Path(path).expanduser().absolute()
     if (path / steps.STATE).is_dir():
@@ -77,8 +79,8 @@ def find(path: str | Path) -> Path:
 
 @contextlib.contextmanager
 def readable(checkpoint: Path) -> Iterator[None]:
-    """Turns what Orbax and TensorStore raise over a damaged checkpoint, or what is made of its
-    config, into a UserError."""
+    """Turns what Orbax, TensorStore or the config's reader raise about a damaged checkpoint into a
+    UserError."""
     try:
         yield
     except (OSError, ValueError, LookupError, AttributeError, TypeError, ArithmeticError,
@@ -91,9 +93,9 @@ def readable(checkpoint: Path) -> Iterator[None]:
 
 
 def about(checkpoint: Path) -> dict[str, Any]:
-    """What was saved beside the arrays: `examples_seen`, `config`, `classes`, …
+    """The JSON that was saved beside the arrays: `examples_seen`, `config`, `classes`, …
 
-    Raises UserError where it cannot be read, or holds something else.
+    Raises UserError if it cannot be read, or if a key has a value of the wrong kind.
     """
     return read_object(checkpoint / ABOUT, ABOUT_KINDS, {"data": OBJECT})
 
@@ -110,29 +112,20 @@ def stored_shapes(checkpoint: Path) -> dict[str, jax.ShapeDtypeStruct]:
 
 def read(checkpoint: Path, wanted: dict[str, jax.ShapeDtypeStruct]) -> dict[str, jax.Array]:
     """The named arrays of a checkpoint, each on the sharding of its `ShapeDtypeStruct`."""
-    target = nest(wanted)
-    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader, readable(checkpoint):
-        tree = reader.restore(
-            checkpoint / "state",
-            args=ocp.args.PyTreeRestore(
-                target,
-                restore_args=ocp.checkpoint_utils.construct_restore_args(target),
-                partial_restore=True,
-            ),
-        )
-    return flatten(tree)
+    return _read(checkpoint, wanted, ocp.checkpoint_utils.construct_restore_args)
 
 
 def read_host(checkpoint: Path, wanted: dict[str, jax.ShapeDtypeStruct]) -> dict[str, Any]:
-    """The named arrays of a checkpoint as NumPy arrays; no device is touched."""
+    """The named arrays of a checkpoint as NumPy arrays; uses no device."""
+    in_numpy = ocp.RestoreArgs(restore_type=np.ndarray)
+    return _read(checkpoint, wanted, lambda tree: jax.tree.map(lambda _: in_numpy, tree))
+
+
+def _read(checkpoint: Path, wanted: dict[str, Any], restore_args: Callable) -> dict[str, Any]:
     target = nest(wanted)
-    kinds = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), target)
+    args = ocp.args.PyTreeRestore(target, restore_args=restore_args(target), partial_restore=True)
     with readable(checkpoint):
-        tree = ocp.PyTreeCheckpointHandler().restore(
-            checkpoint / "state",
-            args=ocp.args.PyTreeRestore(target, restore_args=kinds, partial_restore=True),
-        )
-    return flatten(tree)
+        return flatten(ocp.PyTreeCheckpointHandler().restore(checkpoint / "state", args=args))
 
 
 def restore(checkpoint: Path, abstract: Any, shardings: Any, part: str = "") -> Any:
@@ -167,112 +160,89 @@ def restore(checkpoint: Path, abstract: Any, shardings: Any, part: str = "") -> 
 
 
 def write(checkpoint: Path, state: Any, about: dict[str, Any]) -> None:
-    """One checkpoint at a path where nothing is yet, as `Checkpoints` writes those of a run."""
+    """Writes one checkpoint to a path that does not exist yet, as `Checkpoints` does in a run."""
     with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as writer:
-        writer.save(
-            checkpoint.absolute(),
-            args=ocp.args.Composite(
-                state=ocp.args.PyTreeSave(nest(flatten(state))), about=ocp.args.JsonSave(about)
-            ),
-        )
+        writer.save(checkpoint.absolute(), args=_items(state, about))
     checksums.write(checkpoint)
+
+
+def _items(state: Any, about: dict[str, Any]) -> ocp.args.Composite:
+    arrays = ocp.args.PyTreeSave(nest(flatten(state)))
+    return ocp.args.Composite(state=arrays, about=ocp.args.JsonSave(about))
 
 
 @dataclasses.dataclass(frozen=True)
 class LastOfBothTiers:
-    """Orbax's protocol of what stays: the newest checkpoint, and the last `keep` of those that were
-    saved by step or measured; what time asked for in between goes when a newer one is there."""
+    """Orbax's protocol for which checkpoints to keep: the newest one, and the last `keep` of those
+    that were saved by step or have metrics. One that was saved by time goes when a newer one is
+    complete."""
 
     keep: int
     every_steps: int
 
     def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
         lasting = [
-            number for number, one in enumerate(checkpoints)
-            if one.step % self.every_steps == 0 or one.metrics
+            number for number, checkpoint in enumerate(checkpoints)
+            if checkpoint.step % self.every_steps == 0 or checkpoint.metrics
         ]  # fmt: skip
-        stay = {*lasting[-self.keep :], len(checkpoints) - 1}
-        return [number in stay for number in range(len(checkpoints))]
-
-
-class _Manager(ocp.CheckpointManager):
-    """Orbax's, which tells at once when this process could not do its part of a save.
-
-    Orbax itself tells it when all processes have agreed that the save is over. The others wait for
-    the part that is missing, so in a job that takes ten minutes.
-    """
-
-    failure: BaseException | None = None
-
-    def _wait_for_checkpointers(self) -> None:  # of one save, in the background
-        try:
-            super()._wait_for_checkpointers()
-        except BaseException as error:
-            self.failure = error
-            raise
-
-    def raise_failure(self) -> None:
-        if self.failure is not None:
-            raise self.failure
+        kept = {*lasting[-self.keep :], len(checkpoints) - 1}
+        return [number in kept for number in range(len(checkpoints))]
 
 
 class Checkpoints:
-    """Saves a run's states in the background, every so many steps and, besides, minutes; the last
-    `keep` stay, and the best one.
+    """Saves a run's states in the background, every `every_steps` steps and also every
+    `every_minutes` minutes. Keeps the last `keep`, and with `keep_best` the best one by `best`:
+    the name of a metric, and `max` or `min`, whichever of its values is better.
 
     An error of a background save is raised by the next call of `check`, `save` or `close`.
     """
 
-    def __init__(
-        self, folder: Path, keep: int, keep_best: bool, every_steps: int = 1,
-        every_minutes: float | None = None, *, best: tuple[str, Callable] = ("accuracy", max),
-    ):  # fmt: skip
-        """`best`: the metric that decides which one is best, and whether its max or its min is."""
+    def __init__(self, folder: Path, keep: int, keep_best: bool, every_steps: int = 1,
+                 every_minutes: float | None = None, *, best: Best = ("", max)):  # fmt: skip
         self._every_steps, self._every_minutes = every_steps, every_minutes
-        self._saved = time.monotonic()
-
-        json_leak.spare()
-
-        def metric(metrics: dict[str, float]) -> float:
-            return metrics[best[0]] * (1 if best[1] is max else -1)  # the highest is kept
-
+        self._saved = self._looked = time.monotonic()
+        metric, direction = best
+        if keep_best and (not metric or direction not in (max, min)):
+            raise ValueError(f"keep_best needs best=(METRIC, max or min), not {best}")
         policies: list[Any] = [LastOfBothTiers(keep, every_steps)]
         if keep_best:
-            one = BestN(get_metric_fn=metric, n=1, keep_checkpoints_without_metrics=False)
-            policies.append(one)
-        self._manager = _Manager(
+            policies.append(
+                BestN(
+                    get_metric_fn=lambda metrics: metrics[metric], reverse=direction is min, n=1,
+                    keep_checkpoints_without_metrics=False,
+                )
+            )  # fmt: skip
+        orbax_patches.stop_json_leak()
+        self._manager = orbax_patches.Manager(
             folder.absolute(),
             options=ocp.CheckpointManagerOptions(
                 preservation_policy=AnyPreservationPolicy(policies),
-                best_fn=metric,  # makes Orbax write the metrics, to know the best after a restart
+                # Orbax writes metrics, which decide after a restart, only if there is a best_fn.
+                best_fn=lambda metrics: metrics[metric],
                 cleanup_tmp_directories=True,
                 async_options=ocp.AsyncOptions(
-                    post_finalization_callback=self._sum_up,
-                    # Made in the background, a folder that cannot be made is waited for by all.
+                    post_finalization_callback=self._write_checksums,
+                    # In the background, all processes would wait for a folder that cannot be made.
                     create_directories_asynchronously=False,
                 ),
                 save_root_metadata=False,
             ),
         )
+        self._folder = Path(self._manager.directory)
+        self._place = _identity(folder)
 
-        self._place, self._looked = _identity(folder), time.monotonic()
-
-        # It asks in the background, and so would set back what JAX counts steps by.
-        self._manager.reached_preemption = lambda step: False
-
-    def _sum_up(self) -> None:
-        """Called when all files of a save are on disk and before it gets its name."""
-        if jax.process_index() > 0:
-            return
-        for partial in Path(self._manager.directory).glob("*.orbax-checkpoint-tmp"):
-            checksums.write(partial)
+    def _write_checksums(self) -> None:
+        """Called when all files of a save are on disk, before the checkpoint gets its name."""
+        if jax.process_index() == 0:
+            for partial in self._folder.glob(PARTIAL):
+                checksums.write(partial)
 
     def latest(self) -> int | None:
-        """The last whole checkpoint on disk; Orbax's own counts one that is on its way, too."""
-        return max(steps.steps(Path(self._manager.directory)), default=None)
+        """The last complete checkpoint on disk. Orbax also counts one that is being saved."""
+        return max(steps.steps(self._folder), default=None)
 
     def due(self, step: int, by_time: bool) -> bool:
-        """Whether to save after a step; `by_time` where the processes may be asked to agree."""
+        """Whether to save after a step. With `by_time`, the processes are asked to agree."""
         if step % self._every_steps == 0:
             return True
         if not by_time or not self._every_minutes:
@@ -280,63 +250,53 @@ class Checkpoints:
         return first_says(time.monotonic() - self._saved > 60 * self._every_minutes)
 
     def save(self, step: int, state: Any, about: dict[str, Any], metrics: dict | None) -> None:
-        """Starts saving; returns when the state has been copied, before it is on disk.
+        """Starts a save. Returns when the state has been copied, before it is on disk.
 
-        Raises UserError, before anything is written, where the disk has too little room, or the
-        folder is gone.
+        Raises UserError before anything is written if the disk has too little room or the folder
+        is gone.
         """
         self.wait()
         self._check_place()
         self._check_room(state)
         self._saved = time.monotonic()
-        self._guard(
-            lambda: self._manager.save(
-                step,
-                args=ocp.args.Composite(
-                    state=ocp.args.PyTreeSave(nest(flatten(state))),
-                    about=ocp.args.JsonSave(about),
-                ),
-                metrics=metrics,
-                force=True,
-            )
-        )
+        args = _items(state, about)
+        self._guard(lambda: self._manager.save(step, args=args, metrics=metrics, force=True))
 
     def _check_room(self, state: Any) -> None:
-        folder = Path(self._manager.directory)
         needed = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
-        free = shutil.disk_usage(folder).free
+        free = shutil.disk_usage(self._folder).free
         if free < needed:
             raise self._refused(f"disk full ({needed:,} bytes needed, {free:,} free)", ROOM)
 
     def _check_place(self) -> None:
-        """Raises UserError where the folder is not the one that the run began with. Orbax would
-        make a new one, with checkpoints alone."""
-        folder, self._looked = Path(self._manager.directory), time.monotonic()
-        if _identity(folder) == self._place:
+        """Raises UserError if the folder is not the one that the run began with. Orbax would make
+        a new one that holds nothing but checkpoints."""
+        self._looked = time.monotonic()
+        if _identity(self._folder) == self._place:
             return
-        now = "is another folder now" if folder.exists() else "is gone"
+        now = "is another folder now" if self._folder.exists() else "is gone"
         raise UserError(
-            f"{folder} {now}: it was moved or deleted while the run was using it, and nothing more "
-            "is saved. Put the work folder back and start again, or start a new run"
+            f"{self._folder} {now}: it was moved or deleted while the run was using it, and "
+            "nothing more is saved. Put the work folder back and start again, or start a new run"
         )
 
     def _refused(self, reason: str, remedy: str) -> UserError:
         last = self.latest()
         kept = "there is none before it" if last is None else f"the last whole one is step {last}"
         return UserError(
-            f"a checkpoint could not be written to {self._manager.directory}: {reason}; {kept}. "
+            f"a checkpoint could not be written to {self._folder}: {reason}; {kept}. "
             f"{remedy[:1].upper()}{remedy[1:]}, and start again"
         )
 
     def check(self) -> None:
-        """Raises what went wrong in a background save, and UserError where the folder is gone."""
+        """Raises the error of a background save, and UserError if the folder is gone."""
         if time.monotonic() - self._looked > LOOK:
             self._check_place()
         self._guard(self._manager.raise_failure)
         self._guard(self._manager.check_for_errors)
 
     def wait(self) -> None:
-        """Returns when the last save is on disk; raises what went wrong in it."""
+        """Returns when the last save is on disk; raises its error."""
         while jax.process_count() > 1 and self._manager.is_saving_in_progress():
             self.check()
             time.sleep(POLL)
@@ -353,8 +313,8 @@ class Checkpoints:
     def __exit__(
         self, kind: type | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Closes; but a process that fails alone waits for no save, which the others have a part
-        in: it leaves, and they with it."""
+        """Waits for the last save, unless this process fails alone: the others have a part in the
+        save, and they end when this process has left."""
         if kind is None or issubclass(kind, Stopped) or jax.process_count() == 1:
             self.close()
 
@@ -362,20 +322,21 @@ class Checkpoints:
         try:
             call()
         except Exception as error:
-            self._check_place()  # without it, the error would be about some file in it
-            found = next((told for sign, told in REFUSED.items() if sign in str(error)), None)
-            if found is None and "RESOURCE_EXHAUSTED" in str(error):
-                found = (str(error).partition("\n")[0][:200], ROOM)
-            if found is None:
+            self._check_place()  # if it is gone, the error names some file in it
+            text = str(error)
+            refusal = next((REFUSED[sign] for sign in REFUSED if sign in text), None)
+            if refusal is None and "RESOURCE_EXHAUSTED" in text:
+                refusal = text.partition("\n")[0][:200], ROOM
+            if refusal is None:
                 raise
-            if jax.process_count() == 1:  # others may be writing still; the next start removes it
-                for partial in Path(self._manager.directory).glob("*.orbax-checkpoint-tmp"):
+            if jax.process_count() == 1:  # others may still be writing
+                for partial in self._folder.glob(PARTIAL):
                     shutil.rmtree(partial, ignore_errors=True)
-            raise self._refused(*found) from error
+            raise self._refused(*refusal) from error
 
 
 def _identity(folder: Path) -> tuple[int, int] | None:
-    """What tells a folder from another one with its name; None where there is none."""
+    """Identifies a folder apart from its name; None if there is no folder."""
     try:
         facts = folder.stat()
     except OSError:

@@ -1,7 +1,7 @@
-"""Which names in a folder are checkpoints of steps. All commands and the run itself ask here.
+"""Which folders are checkpoints of steps. All commands and the run itself ask here.
 
 A step's folder is named by its number as Python writes it, in ASCII, and holds a `state`. Orbax
-counts any folder with such a name, also an empty one. This module imports no JAX.
+counts every folder with such a name, even an empty one. This module imports no JAX.
 """
 
 import re
@@ -15,50 +15,50 @@ _LIKE_A_NUMBER = re.compile(r"[-+]?\d+")  # in any script
 
 
 def number(name: str) -> int | None:
-    """The step that a name is of; None where it is no step's name."""
+    """The step that a folder's name stands for; None if it is no step's name."""
     return int(name) if _NUMBER.fullmatch(name) else None
 
 
 def steps(folder: Path) -> list[int]:
-    """The steps in rising order whose checkpoints lie in a folder; none where it cannot be read."""
+    """The steps of a folder's checkpoints in rising order; none if it cannot be read."""
     return sorted(step for step in _numbered(folder) if (folder / str(step) / STATE).is_dir())
 
 
 def strays(folder: Path) -> dict[Path, str]:
-    """What else in a folder has the name of a step, or one like it: path -> what it is."""
-    found = {}
+    """Everything in a folder that is named like a step but is no checkpoint: path -> what it is."""
+    described = {}
     for name in sorted(p.name for p in _entries(folder) if _LIKE_A_NUMBER.fullmatch(p.name)):
         path = folder / name
         if number(name) is None:
-            found[path] = "is no step's name"
+            described[path] = "is no step's name"
         elif not path.is_dir():
-            found[path] = "is no checkpoint but a file"
+            described[path] = "is no checkpoint but a file"
         elif not (path / STATE).is_dir():
             empty = not _entries(path)
-            found[path] = "is no checkpoint but " + (
+            described[path] = "is no checkpoint but " + (
                 "an empty folder" if empty else f"a folder without {STATE}"
             )
-    return found
+    return described
 
 
 def unfinished(folder: Path) -> list[Path]:
-    """The folders that have a step's name and hold no state: a checkpoint that lost its files."""
+    """The folders that have a step's name but no state: checkpoints that lost their files."""
     return [folder / str(step) for step in sorted(_numbered(folder) - set(steps(folder)))]
 
 
 def latest(folder: Path) -> int | None:
-    """The last step in a folder; None where there is none.
+    """The last step in a folder; None if there is none.
 
-    Raises UserError where a later one has no state, because the run would else go on from an
-    earlier step without a word.
+    Raises UserError if a later one has no state. Otherwise the run would continue from an earlier
+    step, and nobody would know.
     """
-    found, lost = steps(folder), unfinished(folder)
-    if lost and int(lost[-1].name) > max(found, default=-1):
+    complete, lost = steps(folder), unfinished(folder)
+    if lost and int(lost[-1].name) > max(complete, default=-1):
         raise UserError(
             f"{printable(lost[-1])} {strays(folder)[lost[-1]]}: `vit ckpt prune {printable(folder)}"
             " --damaged` removes it"
         )
-    return found[-1] if found else None
+    return complete[-1] if complete else None
 
 
 def _entries(folder: Path) -> list[Path]:
@@ -69,6 +69,6 @@ def _entries(folder: Path) -> list[Path]:
 
 
 def _numbered(folder: Path) -> set[int]:
-    """Of the folders in a folder that have a step's name."""
+    """The steps of a folder's subfolders that have a step's name."""
     named = ((number(path.name), path) for path in _entries(folder))
     return {step for step, path in named if step is not None and path.is_dir()}

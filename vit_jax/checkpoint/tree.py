@@ -15,7 +15,7 @@ from vit_jax.paths import LISTED, STACKED, path_of
 
 Flat = dict[str, Any]
 
-PLACEHOLDER = (1,)  # of what Adafactor does not keep of a parameter; none of ours has that shape
+PLACEHOLDER = (1,)  # of a statistic that Adafactor does not keep; no parameter has this shape
 
 
 def flatten(tree: Any) -> Flat:
@@ -46,29 +46,30 @@ def is_stacked(paths) -> bool:
 
 
 def unstack(flat: Flat) -> Flat:
-    """One entry a layer in place of stacked ones. Works on arrays and on shapes."""
+    """One entry for each layer in place of stacked ones. Works on arrays and on shapes."""
+    stacked = [leaf for path, leaf in flat.items() if STACKED.fullmatch(path) and leaf.ndim]
+    layers = max((leaf.shape[0] for leaf in stacked), default=0)
     result: Flat = {}
     for path, leaf in flat.items():
         match = STACKED.fullmatch(path)
         if match is None or not leaf.ndim:
             result[path] = leaf
             continue
-        if leaf.shape == PLACEHOLDER:
-            layers = max(x.shape[0] for p, x in flat.items() if STACKED.fullmatch(p) and x.ndim)
-            for layer in range(layers):
-                result[f"{match.group(1)}{layer:02d}{match.group(2)}"] = leaf
-            continue
-        for layer in range(leaf.shape[0]):
-            name = f"{match.group(1)}{layer:02d}{match.group(2)}"
-            if isinstance(leaf, jax.ShapeDtypeStruct):
-                result[name] = jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype)
-            else:
-                result[name] = leaf[layer]
+        for layer in range(layers if leaf.shape == PLACEHOLDER else leaf.shape[0]):
+            result[f"{match[1]}{layer:02d}{match[2]}"] = _layer_of(leaf, layer)
     return result
 
 
+def _layer_of(leaf: Any, layer: int) -> Any:
+    if leaf.shape == PLACEHOLDER:
+        return leaf
+    if isinstance(leaf, jax.ShapeDtypeStruct):
+        return jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype)
+    return leaf[layer]
+
+
 def stack(flat: Flat) -> Flat:
-    """Stacked entries in place of one a layer. Works on arrays and on shapes."""
+    """Stacked entries in place of one for each layer. Works on arrays and on shapes."""
     layers: dict[str, dict[int, Any]] = {}
     result: Flat = {}
     for path, leaf in flat.items():
@@ -97,27 +98,25 @@ def in_layout_of(flat: Flat, paths) -> Flat:
 
 
 def check_same(stored: Flat, wanted: Flat, where: str) -> None:
-    """Refuses names, shapes or dtypes that differ, with every difference by name.
-
-    Raises UserError.
-    """
+    """Raises UserError that lists every name, shape or dtype that differs."""
     differing = [
         p for p in stored.keys() & wanted.keys()
         if tuple(stored[p].shape) != tuple(wanted[p].shape) or stored[p].dtype != wanted[p].dtype
     ]  # fmt: skip
     lists = {
-        "only in the checkpoint": [f"{p} {_tell(stored[p])}" for p in stored.keys() - wanted],
-        "only in the run": [f"{p} {_tell(wanted[p])}" for p in wanted.keys() - stored],
+        "only in the checkpoint": [f"{p} {_described(stored[p])}" for p in stored.keys() - wanted],
+        "only in the run": [f"{p} {_described(wanted[p])}" for p in wanted.keys() - stored],
         "different": [
-            f"{p}: checkpoint {_tell(stored[p])}, run {_tell(wanted[p])}" for p in differing
+            f"{p}: checkpoint {_described(stored[p])}, run {_described(wanted[p])}"
+            for p in differing
         ],
     }
     lines = []
-    for title, found in lists.items():
+    for title, leaves in lists.items():
         # Parameters before the optimiser's copies of them.
-        found.sort(key=lambda line: (not line.startswith("params"), line))
-        lines += [f"{title} ({len(found)}):"] if found else []
-        lines += [f"  {line}" for line in found[:16]] + ["  …"] * (len(found) > 16)
+        leaves.sort(key=lambda line: (not line.startswith("params"), line))
+        lines += [f"{title} ({len(leaves)}):"] if leaves else []
+        lines += [f"  {line}" for line in leaves[:16]] + ["  …"] * (len(leaves) > 16)
     if lines:
         raise UserError(
             f"{where} does not hold this run's state (as `init`, what fits would be taken over)\n"
@@ -125,5 +124,5 @@ def check_same(stored: Flat, wanted: Flat, where: str) -> None:
         )
 
 
-def _tell(leaf: Any) -> str:
+def _described(leaf: Any) -> str:
     return f"{list(leaf.shape)} {leaf.dtype}"

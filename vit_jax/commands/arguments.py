@@ -18,9 +18,9 @@ SHOWN = ("data.mean", "data.std")  # what `model_fields` takes beside fields of 
 
 
 def command_line(command: str, module: ModuleType, arguments: list[str]) -> argparse.Namespace:
-    """The parsed options of a command, its config overrides as `overrides` (key -> text), and where
-    the module takes other commands (`COMMANDS`), what follows `--` as `commands`. Options that are
-    meant for other machines (`OF_HOSTS`) stay as they are."""
+    """The parsed options of a command. `overrides` holds its config overrides (key -> text). If the
+    module takes other commands (`COMMANDS`), `commands` holds what follows each `--`. `~` is
+    expanded, except in options that are meant for other machines (`OF_HOSTS`)."""
     parser = argparse.ArgumentParser(
         prog=f"vit {command}",
         description=module.__doc__,
@@ -42,16 +42,15 @@ def command_line(command: str, module: ModuleType, arguments: list[str]) -> argp
 
 
 def _from_home(value: Any) -> Any:
-    """`~/x` with the home folder in its place: a shell expands it only where a word begins, and so
-    not in `--workdir=~/x`."""
+    """Expands `~`. A shell does so only at the beginning of a word, not in `--workdir=~/x`."""
     if isinstance(value, list):
-        return [_from_home(one) for one in value]
+        return [_from_home(path) for path in value]
     tilde = isinstance(value, str) and value.startswith("~")
     return os.path.expanduser(value) if tilde else value
 
 
 def add_config(parser: argparse.ArgumentParser, required: bool = True) -> None:
-    """`--config=FILE[:ARGUMENTS]`; its overrides are on every command."""
+    """Adds `--config=FILE[:ARGUMENTS]`. Every command takes the overrides of a config."""
     parser.add_argument(
         "--config", required=required, metavar="FILE[:ARGS]",
         help="recipe, such as digits.py or configs/pretrain.py:b16,imagenet21k; "
@@ -60,7 +59,7 @@ def add_config(parser: argparse.ArgumentParser, required: bool = True) -> None:
 
 
 def check_files(options: argparse.Namespace) -> None:
-    """Refuses what cannot be a file of --json or --csv, before there is anything to write."""
+    """Raises UserError if --json or --csv names no possible file, before the work begins."""
     for name in ("json", "csv"):
         file = getattr(options, name, None)
         if file is None or file == "-":
@@ -74,15 +73,20 @@ def check_files(options: argparse.Namespace) -> None:
 
 
 def add_job(parser: argparse.ArgumentParser) -> None:
-    """Which of several processes this is, where they are started by hand."""
-    parser.add_argument("--coordinator", metavar="HOST:PORT", help="where process 0 listens")
-    parser.add_argument("--num-processes", type=int, metavar="N", help="of the job")
-    parser.add_argument("--process-id", type=int, metavar="I", help="of this one, from 0")
+    """Adds the options of processes that are started by hand."""
+    parser.add_argument(
+        "--coordinator", metavar="HOST:PORT", help="address where process 0 listens"
+    )
+    parser.add_argument("--num-processes", type=int, metavar="N", help="processes of the job")
+    parser.add_argument(
+        "--process-id", type=int, metavar="I", help="number of this process, from 0"
+    )
 
 
 def join_job(options: argparse.Namespace, heartbeat_timeout: float, *, saves: bool = True) -> None:
-    """Joins the job that this process is one of, if any, before JAX looks for devices; process 0
-    says who is there. SIGTERM, which JAX listens to then, ends a command that saves nothing."""
+    """If this process is one of a job, joins it before JAX looks for devices. Process 0 prints a
+    line for each process. JAX then listens to SIGTERM, but SIGTERM still ends a command that saves
+    nothing."""
     from vit_jax.parallel import runtime
 
     job = runtime.find_job(options.coordinator, options.num_processes, options.process_id)
@@ -97,18 +101,18 @@ def join_job(options: argparse.Namespace, heartbeat_timeout: float, *, saves: bo
 
 
 def add_source(parser: argparse.ArgumentParser) -> None:
-    """Weights to read, and the fields of their model that the file does not tell."""
+    """Adds the argument for weights to read."""
     parser.add_argument(
         "weights",
         help="a file, a folder, a work folder, an address (https://, hf://OWNER/REPO) or a name of "
         "list_pretrained(); --config.model.FIELD=VALUE, --config.data.mean=VALUE and "
-        "--config.data.std=VALUE tell what the file does not",
+        "--config.data.std=VALUE state what the file does not",
     )
 
 
 def model_fields(options: argparse.Namespace) -> dict[str, Any]:
-    """The fields given as `--config.model.FIELD=VALUE`, `image_size` being that of the weights, and
-    `mean` and `std` as `--config.data.mean=VALUE`.
+    """The model's fields from `--config.model.FIELD=VALUE`, and `mean` and `std` from
+    `--config.data.mean=VALUE`. `image_size` is the size of the weights.
 
     Raises UserError for any other key of a config.
     """
@@ -132,7 +136,7 @@ def model_fields(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _split(arguments: list[str]) -> list[list[str]]:
-    """At every `--`."""
+    """Splits a command line at every `--`."""
     parts: list[list[str]] = [[]]
     for argument in arguments:
         if argument == "--":
@@ -150,8 +154,8 @@ def _dashes(argument: str) -> str:
 
 
 def _overrides(arguments: list[str]) -> tuple[dict[str, str], list[str]]:
-    """Takes `--config.KEY=VALUE`, `--config.KEY VALUE` and a bare `--config.KEY` (true) out."""
-    found: dict[str, str] = {}
+    """Takes out `--config.KEY=VALUE`, `--config.KEY VALUE` and a bare `--config.KEY` (true)."""
+    overrides: dict[str, str] = {}
     rest: list[str] = []
     left = list(arguments)
     while left:
@@ -162,7 +166,7 @@ def _overrides(arguments: list[str]) -> tuple[dict[str, str], list[str]]:
         key, equals, value = argument.removeprefix("--config.").partition("=")
         if not equals:
             value = left.pop(0) if left and not left[0].startswith("--") else "true"
-        if key in found and found[key] != value:
-            raise UserError(f"--config.{key} is given twice: {found[key]} and {value}")
-        found[key] = value
-    return found, rest
+        if overrides.get(key, value) != value:
+            raise UserError(f"--config.{key} is given twice: {overrides[key]} and {value}")
+        overrides[key] = value
+    return overrides, rest

@@ -23,52 +23,56 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command's options."""
     parser.add_argument("action", choices=tuple(ACTIONS))
     parser.add_argument("source", help="a work folder, its checkpoints, or one of them")
-    parser.add_argument("target", nargs="?", help="of copy: a folder or bucket that is not there")
-    parser.add_argument("--keep", type=int, metavar="N", help="of prune: the last ones to keep")
-    parser.add_argument("--damaged", action="store_true", help="of prune: those damaged alone")
-    parser.add_argument("--json", action="store_true", help="of list: as JSON")
+    parser.add_argument(
+        "target", nargs="?", help="copy: a folder or bucket that does not exist yet"
+    )
+    parser.add_argument(
+        "--keep", type=int, metavar="N", help="prune: how many of the last ones to keep"
+    )
+    parser.add_argument("--damaged", action="store_true", help="prune: remove only damaged ones")
+    parser.add_argument("--json", action="store_true", help="list: print JSON")
 
 
 def run(options: argparse.Namespace) -> int:
-    """Does it; returns the exit code."""
+    """Runs the command and returns its exit code."""
     if (options.target is not None) != (options.action == "copy"):
         raise UserError("vit ckpt copy takes SOURCE and TARGET, the other actions SOURCE alone")
     if (options.keep is not None or options.damaged) != (options.action == "prune"):
         raise UserError("vit ckpt prune, and it alone, takes --keep=N or --damaged")
-    ACTIONS[options.action](options, found(options.source))
+    ACTIONS[options.action](options, contents(options.source))
     return 0
 
 
 @dataclasses.dataclass(frozen=True)
-class Found:
-    """What a path means: the checkpoints in rising order, and what else in their folder has the
-    name of a step, or one like it."""
+class Contents:
+    """What a path contains: the checkpoints in rising order, and everything else in their folder
+    whose name is a step's or looks like one."""
 
     checkpoints: list[Path]
     strays: dict[Path, str]
     unfinished: list[Path]  # of the strays, the folders that `prune --damaged` removes
 
 
-def found(source: str) -> Found:
-    """The checkpoints that a path means. Raises UserError where there is nothing of the kind."""
+def contents(source: str) -> Contents:
+    """The checkpoints that a path names. Raises UserError if there are none."""
     from vit_jax.checkpoint import manager, steps
 
     path = Path(source).expanduser().absolute()
     if (path / steps.STATE).is_dir():
-        return Found([path], {}, [])
+        return Contents([path], {}, [])
     for folder in (path / "checkpoints", path):
         strays, saved = steps.strays(folder), steps.steps(folder)
         if saved or steps.unfinished(folder):
             checkpoints = [folder / str(step) for step in saved]
-            return Found(checkpoints, strays, steps.unfinished(folder))
-    return Found([manager.find(path)], {}, [])  # which raises
+            return Contents(checkpoints, strays, steps.unfinished(folder))
+    return Contents([manager.find(path)], {}, [])  # which raises
 
 
-def _list(options: argparse.Namespace, what: Found) -> None:
+def _list(options: argparse.Namespace, there: Contents) -> None:
     from vit_jax.checkpoint import manager, steps
 
     rows: list[dict[str, Any]] = []
-    for checkpoint in what.checkpoints:
+    for checkpoint in there.checkpoints:
         about = manager.about(checkpoint)
         metrics = checkpoint / "metrics" / "metrics"
         measured = read_object(metrics) if metrics.exists() else {}
@@ -81,7 +85,7 @@ def _list(options: argparse.Namespace, what: Found) -> None:
             "saved": datetime.datetime.fromtimestamp(checkpoint.stat().st_mtime).isoformat(
                 " ", "seconds"),
         })  # fmt: skip
-    for path, problem in what.strays.items():
+    for path, problem in there.strays.items():
         print(f"vit: {printable(path)} {problem}", file=sys.stderr)
     if options.json:
         print(json.dumps(rows, indent=1))
@@ -92,13 +96,13 @@ def _list(options: argparse.Namespace, what: Found) -> None:
               f"{row['bytes'] / 2**20:,.1f} MiB  {row['saved']}{reached}")  # fmt: skip
 
 
-def _verify(options: argparse.Namespace, what: Found) -> None:
+def _verify(options: argparse.Namespace, there: Contents) -> None:
     from vit_jax.checkpoint import checksums
 
-    for path, problem in what.strays.items():
+    for path, problem in there.strays.items():
         print(f"{printable(path)} {problem}")
-    broken = [path.name for path in what.unfinished]
-    for checkpoint in what.checkpoints:
+    broken = [path.name for path in there.unfinished]
+    for checkpoint in there.checkpoints:
         lines = checksums.damages(checkpoint)
         good = "saved without checksums, there is nothing to compare its files with"
         if checksums.known(checkpoint):
@@ -106,12 +110,12 @@ def _verify(options: argparse.Namespace, what: Found) -> None:
         print(f"{printable(checkpoint)}: {'; '.join(lines) or good}")
         broken += [checkpoint.name] if lines else []
     if broken:
-        count = len(what.checkpoints) + len(what.unfinished)
+        count = len(there.checkpoints) + len(there.unfinished)
         raise UserError(f"{len(broken)} of {count} checkpoints are damaged: {', '.join(broken)}")
 
 
-def _copy(options: argparse.Namespace, what: Found) -> None:
-    """The last one, or the one named; verified first, its marker last."""
+def _copy(options: argparse.Namespace, there: Contents) -> None:
+    """Copies the last checkpoint, or the one named: verifies it first, copies its marker last."""
     from etils import epath
 
     from vit_jax.checkpoint import checksums, manager
@@ -133,7 +137,7 @@ def _copy(options: argparse.Namespace, what: Found) -> None:
             epath.Path(source / name).copy(place, overwrite=True)
         if not bucket:
             Path(part).rename(target)
-        elif checksums.MARKER not in names:  # a local one has its name alone
+        elif checksums.MARKER not in names:  # a local checkpoint has no marker, only its name
             (part / checksums.MARKER).write_text("", encoding="utf-8")
     except OSError as error:
         if not bucket and part.exists():
@@ -143,8 +147,8 @@ def _copy(options: argparse.Namespace, what: Found) -> None:
 
 
 def _refuse_false_step(source: Path, target: str) -> None:
-    """Raises UserError where a copy would become a part of the checkpoint itself, or would count as
-    another step than it is."""
+    """Raises UserError if the copy would lie inside the checkpoint itself, or would count as
+    another step."""
     from vit_jax.checkpoint import steps
 
     if "://" in target:
@@ -161,22 +165,22 @@ def _refuse_false_step(source: Path, target: str) -> None:
         )
 
 
-def _prune(options: argparse.Namespace, what: Found) -> None:
-    """Under the work folder's lock, so that no living run loses what it relies on."""
+def _prune(options: argparse.Namespace, there: Contents) -> None:
+    """Holds the work folder's lock, so that no run loses a checkpoint that it relies on."""
     from vit_jax.checkpoint import checksums
     from vit_jax.training.workdir import WorkFolder
 
     if options.keep is not None and options.keep < 1:
         raise UserError(f"--keep is 1 or more, not {options.keep}")
-    checkpoints = what.checkpoints
-    folder = (checkpoints + what.unfinished)[0].parent
+    checkpoints = there.checkpoints
+    folder = (checkpoints + there.unfinished)[0].parent
     if folder.name != "checkpoints":
         raise UserError(f"{folder} is no work folder's checkpoints: nothing is pruned there")
     with WorkFolder(folder.parent):
         gone = [c for c in checkpoints if checksums.damages(c)] if options.damaged else []
         rest = [c for c in checkpoints if c not in gone]
         gone += rest[: -options.keep] if options.keep else []
-        gone += what.unfinished if options.damaged else []
+        gone += there.unfinished if options.damaged else []
         if links := [c for c in gone if c.is_symlink()]:
             raise UserError(
                 f"{printable(links[0])} is a link, which prune neither follows nor removes; "
@@ -185,19 +189,19 @@ def _prune(options: argparse.Namespace, what: Found) -> None:
         for checkpoint in gone:
             _remove(checkpoint)
             print(f"{printable(checkpoint)} removed")
-    kept = len(checkpoints) + len(what.unfinished) - len(gone)
+    kept = len(checkpoints) + len(there.unfinished) - len(gone)
     print(f"{len(gone)} removed, {kept} kept")
 
 
 def _remove(checkpoint: Path) -> None:
-    """Renames it first: half of a checkpoint never bears its name."""
+    """Renames a checkpoint before removing it, so that half a checkpoint never has its name."""
     import shutil
 
     away = checkpoint.with_name(f".{checkpoint.name}.pruned")
     try:
         if away.is_symlink():
             away.unlink()
-        elif away.exists():  # of a prune that was killed
+        elif away.exists():  # left by a prune that was killed
             shutil.rmtree(away)
         shutil.rmtree(checkpoint.rename(away))
     except OSError as error:

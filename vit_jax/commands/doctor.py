@@ -1,9 +1,10 @@
 """Shows versions, devices, memory and disk, and checks that each device computes.
 
-Exits 0 where everything works and 1 where something does not.
+The exit code is 0 if everything works, otherwise 1.
 """
 
 import argparse
+import importlib.util
 import os
 import shutil
 import sys
@@ -21,7 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Does it; returns the exit code."""
+    """Runs the command and returns its exit code."""
     print(f"Python {sys.version.split()[0]}")
     problems = []
     for name in PACKAGES:
@@ -31,9 +32,11 @@ def run(options: argparse.Namespace) -> int:
             print(f"{name}: not installed")
             if name != "vit_jax":  # a checkout runs without being installed
                 problems.append(f"{name} is missing: pip install {name}")
-    print(f"{os.cpu_count()} cores, {_memory()} memory, {_free('.')} free here")
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30
+    free = shutil.disk_usage(".").free / 2**30
+    print(f"{os.cpu_count()} cores, {memory:.1f} GiB memory, {free:.1f} GiB free here")
     problems += _devices()
-    if _has("tensorflow"):
+    if importlib.util.find_spec("tensorflow"):
         print(
             "warning: TensorFlow is installed; vit does not import it, and a GPU build in the "
             "same process would take the devices' memory"
@@ -63,20 +66,3 @@ def _devices() -> list[str]:
         if not computes:
             problems.append(f"{device} multiplies matrices wrongly")
     return problems
-
-
-def _has(package: str) -> bool:
-    try:
-        metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return False
-    return True
-
-
-def _memory() -> str:
-    pages = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    return f"{pages / 2**30:.1f} GiB"
-
-
-def _free(path: str) -> str:
-    return f"{shutil.disk_usage(path).free / 2**30:.1f} GiB"

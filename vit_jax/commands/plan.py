@@ -1,13 +1,13 @@
-"""Says what a run would take of a machine that need not be here: memory, FLOPs, traffic, time.
+"""Estimates memory, FLOPs, traffic and time of a run on any TPU or GPU, also if it is not here.
 
   vit plan --config=pretrain.py:h14,imagenet21k --topology=v5e:16x16
   vit plan --config=pretrain.py:g14,jft300m --topology=v5p:4x4x4 --slices=2 --search
   vit plan --config=pretrain.py:l16,imagenet21k --topology=gpu:h100x8 --json
   vit plan --config=digits.py --topology=local
 
-TPUs (v4 v5e v5p v6e) are compiled for by the TPU compiler, which needs no TPU: pip install
-vit_jax[tpu]. GPUs are compiled for where they are; else an analytic model answers, and says so. The
-data need not be here.
+For TPUs (v4 v5e v5p v6e) the TPU compiler compiles the step; it needs no TPU: pip install
+vit_jax[tpu]. For GPUs the step is compiled if they are in this machine. Otherwise an analytic model
+estimates, and the output says so. The data need not be here.
 """
 
 import argparse
@@ -32,7 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="v5e:16x16, v5p:4x4x4 …, gpu:h100x8, or local: the devices of this machine",
     )  # fmt: skip
     parser.add_argument(
-        "--slices", type=int, default=1, metavar="N", help="TPU slices together (1)"
+        "--slices", type=int, default=1, metavar="N", help="number of TPU slices (1)"
     )
     parser.add_argument(
         "--search", action="store_true",
@@ -44,7 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Does it; returns the exit code: 2 where the run does not fit."""
+    """Runs the command and returns its exit code: 2 if the run does not fit."""
     check_files(options)
     config = recipe.load(options.config)
     named = recipe.override(config, options.overrides)
@@ -61,13 +61,13 @@ def run(options: argparse.Namespace) -> int:
             plan = _search(config, named, target)
         else:
             plan = make_plan(config, named, target, evaluation=True)
-    found = as_json(plan)
+    plain = as_json(plan)
     if options.json == "-":
-        print(json.dumps(found, indent=1))
+        print(json.dumps(plain, indent=1))
     else:
         print("\n".join(lines(plan)))
         if options.json:
-            write_json(Path(options.json), found)
+            write_json(Path(options.json), plain)
     if not plan.fits:
         print(f"vit: error: {_refusal(plan)}", file=sys.stderr)
     return OK if plan.fits else USER_ERROR
@@ -75,8 +75,8 @@ def run(options: argparse.Namespace) -> int:
 
 @contextlib.contextmanager
 def _interruptible() -> Iterator[None]:
-    """SIGINT and SIGTERM end the process at once, as there is nothing to save: Python would heed
-    them after the compiler only, and libtpu has a handler of its own that prints its stacks."""
+    """Lets SIGINT and SIGTERM end the process at once, because there is nothing to save. Python
+    would handle them only after the compiler, and libtpu's own handler prints its stacks."""
     numbers = (signal.SIGINT, signal.SIGTERM)
     before = [signal.signal(number, signal.SIG_DFL) for number in numbers]
     try:
@@ -111,7 +111,7 @@ HOW = {
 
 
 def lines(plan: Any) -> Iterator[str]:
-    """The plan as a person reads it."""
+    """The plan as lines of text."""
     c, memory, target = plan.run.config, plan.memory, plan.target
     slices = f"{target.slices} slices of " if target.slices > 1 else ""
     yield f"{plan.run.summary}; remat {c.model.remat or 'none'}, {c.model.dtype}"
@@ -161,12 +161,12 @@ def lines(plan: Any) -> Iterator[str]:
 
 
 def _unit(largest: float, units: tuple[tuple[str, float], ...]) -> tuple[str, float]:
-    """The unit in which the largest figure of a table is no less than 1, or the smallest one."""
+    """The first unit in which the largest number of a table is at least 1, or the last unit."""
     return next((unit for unit in units if largest >= unit[1]), units[-1])
 
 
 def _refusal(plan: Any) -> str:
-    """What was too much, and what to change."""
+    """What does not fit, and what to change."""
     from vit_jax.planning.plan import GIB
 
     c, memory, mesh = plan.run.config, plan.memory, plan.run.mesh.shape
@@ -176,17 +176,17 @@ def _refusal(plan: Any) -> str:
             f"{memory.limit / GIB:.2f} GiB a chip; what would help: a smaller "
             f"--config.eval_batch_size (now {c.eval_batch_size})"
         )
-    does = []
+    remedies = []
     if memory.arguments > memory.limit / 2 and mesh["fsdp"] * mesh["data"] > mesh["fsdp"]:
-        does.append("--config.mesh.data=1 --config.mesh.fsdp=-1")
+        remedies.append("--config.mesh.data=1 --config.mesh.fsdp=-1")
     if memory.arguments > memory.limit:
-        does.append("more chips")
+        remedies.append("more chips")
     else:
         if c.microbatch > mesh["data"] * mesh["fsdp"]:
-            does.append("a smaller --config.microbatch")
+            remedies.append("a smaller --config.microbatch")
         if c.model.remat in ("none", "dots"):
-            does.append("--config.model.remat=full")
+            remedies.append("--config.model.remat=full")
     return (
         f"does not fit: {memory.total / GIB:.2f} of {memory.limit / GIB:.2f} GiB a chip; what "
-        f"would help: {', '.join(does) or 'more chips'}; --search finds what fits"
+        f"would help: {', '.join(remedies) or 'more chips'}; --search finds what fits"
     )

@@ -1,5 +1,5 @@
-"""What the vendors state of their chips: peaks, memory, links. For the share of the peak that a run
-reaches (MFU) and for plans."""
+"""Data sheets of chips: peaks, memory, links. They give the share of the peak that a run reaches
+(MFU), and plans."""
 
 import dataclasses
 import re
@@ -7,10 +7,11 @@ import re
 
 @dataclasses.dataclass(frozen=True)
 class Chip:
-    """One device as JAX counts devices (of a TPU v4 or v5p: a chip, both cores as one).
+    """One device as JAX counts devices (on TPU v4 and v5p, a chip with both cores).
 
-    Bandwidths are one device's, in bytes a second: of its memory; of a ring over the links inside
-    a slice or a host, both directions together; and of its share of the network between them.
+    Three bandwidths of one device, in bytes a second: `bandwidth` of its memory; `link` of a ring
+    over the links inside a slice or a host, both directions together; `network` of its share of
+    the network between slices or hosts.
     """
 
     name: str
@@ -47,11 +48,11 @@ CHIPS: tuple[Chip, ...] = (
 
 
 def chip_of(device_kind: str) -> Chip | None:
-    """The chip of a device kind; None where nothing is stated of it (CPUs)."""
+    """The chip of a device kind; None if it has no data sheet here (CPUs)."""
     return next((chip for chip in CHIPS if re.fullmatch(chip.kinds, device_kind)), None)
 
 
 def peak_flops(device_kind: str, dtype: str = "bfloat16") -> float | None:
-    """The stated peak of a device kind; None where none is stated (CPUs)."""
+    """The peak of a device kind in FLOP/s; None if it has no data sheet here (CPUs)."""
     chip = chip_of(device_kind)
     return chip.peak(dtype) if chip else None

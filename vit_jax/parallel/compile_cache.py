@@ -1,7 +1,8 @@
-"""Compiled programs are kept from one run to the next, in `.jax_cache` beside the work folders.
+"""Keeps compiled programs from one run to the next, in `.jax_cache` beside the work folders.
 
-They are machine code, so they are read from a folder that this user alone can write.
-`JAX_COMPILATION_CACHE_DIR` names another place, which is used as it is; empty, it keeps nothing.
+They are machine code, so they are read only from a folder that no other user can write to.
+`JAX_COMPILATION_CACHE_DIR` names another folder, which is used unchecked. If it is empty, no
+program is kept.
 """
 
 import contextlib
@@ -21,8 +22,8 @@ OTHERS = stat.S_IWGRP | stat.S_IWOTH
 
 
 def keep_compiled(workdir: str | Path) -> None:
-    """Keeps what this process compiles for runs with the same parent folder; says in a line where
-    another user could have put programs there."""
+    """Keeps what this process compiles for runs with the same parent folder. Prints a line instead
+    if another user could have put programs there."""
     if "JAX_COMPILATION_CACHE_DIR" in os.environ or "://" in str(workdir):
         return
     place = _place(workdir)
@@ -35,27 +36,28 @@ def keep_compiled(workdir: str | Path) -> None:
         return
     jax.config.update("jax_compilation_cache_dir", str(place))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", WORTH_KEEPING)
-    if Path(workdir).is_dir():  # of a run that is there; else its folder is made first
+    if Path(workdir).is_dir():  # otherwise the run makes its folder first
         make_private(workdir)
 
 
 def make_private(workdir: str | Path) -> None:
-    """Makes the folder of programs that `keep_compiled` has chosen, if it has, for this user alone:
-    JAX would make it as the umask says."""
+    """Makes the folder that `keep_compiled` has chosen, if any, writable for this user alone. JAX
+    would make it with the permissions of the umask."""
     place = _place(workdir)
     if jax.config.values["jax_compilation_cache_dir"] != str(place):
         return
     for folder in (place.parent, place):
-        with contextlib.suppress(OSError):  # it is there, or JAX says that nothing can be kept
+        with contextlib.suppress(OSError):  # it exists, or JAX reports that it can keep nothing
             folder.mkdir(mode=0o700)
 
 
 def refusal(place: Path) -> str:
-    """Why programs in a folder may be another user's; empty where they are not.
+    """The reason why programs in a folder may be another user's; empty if they cannot be.
 
-    The folder and the one around it are this user's, and nobody else may write there. In the work
-    folders' own parent a folder could be exchanged where everybody may write and it has no sticky
-    bit. A group that may write there is trusted: it could exchange the work folders as well.
+    This user must own the folder and its parent, and nobody else may write to them. The work
+    folders' own parent must not be writable for everybody without a sticky bit, because then
+    anybody could exchange folders in it. A group that may write there is trusted, because it could
+    exchange the work folders as well.
     """
     with contextlib.suppress(OSError):
         mode = place.parent.parent.stat().st_mode
@@ -80,11 +82,11 @@ def _place(workdir: str | Path) -> Path:
 
 
 def _processor() -> str:
-    """One name for machines whose CPUs have the same instructions: programs for a CPU are machine
-    code, and a shared folder is seen from others."""
+    """One name for all machines whose CPUs have the same instructions. Programs for a CPU are
+    machine code, and other machines may share the folder."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
         return "any"
-    told = sorted({line for line in lines if line.startswith(("flags", "Features"))})
-    return hashlib.sha256("\n".join(told).encode()).hexdigest()[:12]
+    features = sorted({line for line in lines if line.startswith(("flags", "Features"))})
+    return hashlib.sha256("\n".join(features).encode()).hexdigest()[:12]

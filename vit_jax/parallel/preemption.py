@@ -1,5 +1,5 @@
-"""Ctrl-C, SIGTERM and SIGHUP (a terminal that is gone): remembered, so that a run saves before it
-leaves; in a job of several processes, after the same step in all of them."""
+"""Remembers Ctrl-C, SIGTERM and SIGHUP (the terminal is gone), so that a run saves before it stops:
+in a job of several processes, after the same step in all of them."""
 
 import os
 import signal
@@ -15,19 +15,19 @@ CODES = {signal.SIGINT: INTERRUPTED, signal.SIGTERM: RESTART, signal.SIGHUP: RES
 
 
 class StopSignals:
-    """While entered, Ctrl-C, SIGTERM and SIGHUP set `code` (of exit) instead of ending the process;
-    a second Ctrl-C ends it at once. SIGHUP stays ignored where it was, under `nohup`. Outside the
-    main thread it does nothing.
+    """While entered, Ctrl-C, SIGTERM and SIGHUP set the exit `code` instead of ending the process.
+    A second Ctrl-C ends it at once. SIGHUP stays ignored if it was, as under `nohup`. Outside the
+    main thread, nothing changes.
 
-    In a job JAX itself listens to SIGTERM and agrees with all processes on a step: whichever of
-    them was told, `code` is set in all of them after it.
+    In a job, JAX listens to SIGTERM. Whichever process gets the signal, JAX chooses a step, and
+    `code` is set in all processes after it.
     """
 
     def __init__(self) -> None:
         self.code: int | None = None
         self._job = jax.process_count() > 1
         self._own = RESTART  # what this process leaves with when the job stops
-        self._steps = 0  # since the start: JAX agrees on one that is still to come, counted so
+        self._steps = 0  # since the start; JAX chooses the step to stop after by this count
         self._before: dict[int, Any] = {}
 
     def after_step(self) -> None:
@@ -39,7 +39,8 @@ class StopSignals:
     def _remember(self, number: int, frame: FrameType | None) -> None:
         code = CODES[signal.Signals(number)]
         name = signal.Signals(number).name
-        # Not print, whose middle this may be; not sys.stderr, which in a notebook is no file.
+        # Neither print, which the signal may have interrupted, nor sys.stderr, which a notebook
+        # replaces.
         _write_or_silence(f"{name}: saves after this step, then stops\n".encode())
         if number == signal.SIGINT:
             signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -69,11 +70,11 @@ class StopSignals:
 
 
 def _write_or_silence(line: bytes) -> None:
-    """Writes to stderr; where that or stdout is a terminal that is gone, what is still said there
-    goes nowhere, so that it does not end the run before its save."""
-    for number, said in ((2, line), (1, b"")):
+    """Writes to stderr. If the terminal of stderr or stdout is gone, sends later output nowhere, so
+    that it does not end the run before its save."""
+    for number, text in ((2, line), (1, b"")):
         try:
-            os.write(number, said)
+            os.write(number, text)
         except OSError:
             nowhere = os.open(os.devnull, os.O_WRONLY)
             os.dup2(nowhere, number)

@@ -1,8 +1,8 @@
 """Several processes as one job: how they find each other, agree, and end together.
 
-JAX's distributed runtime does the work. What is here is where its addresses come from, that a
-mistake seen by one process ends all of them with the same line, and that a process whose peer has
-died leaves with the exit code that launchers restart on.
+JAX's distributed runtime does the work. This file finds the addresses for it. A mistake that one
+process sees ends all of them with the same line. A process whose peer has died leaves with the exit
+code on which launchers restart.
 """
 
 import collections
@@ -22,9 +22,9 @@ from typing import Any, TypeVar
 from vit_jax.errors import RESTART, Stopped, UserError
 
 T = TypeVar("T")
-MESSAGE = 2000  # bytes of a line that processes tell each other
+MESSAGE = 2000  # bytes of a line that processes send each other
 
-# What the libraries under a collective say when the other end is gone.
+# Parts of the errors that libraries raise in a collective when another process is gone.
 LOST = (
     "Gloo", "NCCL", "Connection reset by peer", "Connection closed by peer", "Socket closed",
     "coordination service", "CoordinationService", "heartbeats", "distributed service",
@@ -34,8 +34,8 @@ LOST = (
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-    """Where process 0 listens, how many processes there are, and which of them this is; None where
-    JAX finds it out. `how` is who says so."""
+    """The address where process 0 listens, the number of processes, and the number of this one;
+    None if JAX finds it out. `how` is the source of the three."""
 
     how: str
     coordinator: str | None = None
@@ -49,24 +49,24 @@ def find_job(
     process_id: int | None = None,
     environ: Mapping[str, str] = os.environ,
 ) -> Job | None:
-    """The job that this process is one of, from the command line, or else from its environment;
-    None where it runs alone.
+    """The job that this process is a part of: from the command line, otherwise from the
+    environment. None if the process runs alone.
 
-    Raises UserError where the three do not go together.
+    Raises UserError if the three arguments contradict each other.
     """
-    given = {"--coordinator": coordinator, "--num_processes": num_processes,
-             "--process_id": process_id}  # fmt: skip
-    missing = [name for name, value in given.items() if value is None]
-    if len(missing) < len(given):
+    by_hand = {"--coordinator": coordinator, "--num_processes": num_processes,
+               "--process_id": process_id}  # fmt: skip
+    missing = [name for name, value in by_hand.items() if value is None]
+    if len(missing) < len(by_hand):
         if missing:
             raise UserError(
                 f"{' and '.join(missing)} missing: several processes are started by hand with "
                 "--coordinator=HOST:PORT --num_processes=N --process_id=I, on a cluster with none"
             )
         return _checked(Job("command line", coordinator, num_processes, process_id))
-    for how, found in (("environment", _named), ("SLURM", _slurm), ("Open MPI", _open_mpi),
-                       ("TPU", _tpu)):  # fmt: skip
-        if (job := found(how, environ)) is not None:
+    for how, find in (("environment", _named), ("SLURM", _slurm), ("Open MPI", _open_mpi),
+                      ("TPU", _tpu)):  # fmt: skip
+        if (job := find(how, environ)) is not None:
             return _checked(job)
     return None
 
@@ -82,7 +82,7 @@ def _checked(job: Job) -> Job | None:
 
 
 def _named(how: str, environ: Mapping[str, str]) -> Job | None:
-    """JAX's own names, which our manifests and launchers set; Kubernetes numbers its pods."""
+    """JAX's own variables, which our launchers set. Kubernetes adds the number of the pod."""
     if "JAX_COORDINATOR_ADDRESS" not in environ or "JAX_NUM_PROCESSES" not in environ:
         return None
     number = environ.get("JAX_PROCESS_ID", environ.get("JOB_COMPLETION_INDEX", ""))
@@ -96,7 +96,7 @@ def _named(how: str, environ: Mapping[str, str]) -> Job | None:
 
 
 def _slurm(how: str, environ: Mapping[str, str]) -> Job | None:
-    """Of srun; a batch script itself is not one of its tasks."""
+    """A task of srun. The batch script itself is no task."""
     many = int(environ.get("SLURM_STEP_NUM_TASKS") or 1) > 1
     return Job(how) if many and "SLURM_STEP_NODELIST" in environ else None
 
@@ -114,7 +114,7 @@ def _open_mpi(how: str, environ: Mapping[str, str]) -> Job | None:
 
 
 def _tpu(how: str, environ: Mapping[str, str]) -> Job | None:
-    """A slice of several hosts: their names are in the environment, or with the metadata server."""
+    """A slice of several hosts. The environment or the metadata server has their names."""
     if "," in environ.get("TPU_WORKER_HOSTNAMES", "") or "MEGASCALE_COORDINATOR_ADDRESS" in environ:
         return Job(how)
     on_tpu = importlib.util.find_spec("libtpu") and any(
@@ -124,11 +124,11 @@ def _tpu(how: str, environ: Mapping[str, str]) -> Job | None:
 
 
 def start(job: Job, heartbeat_timeout: float, wait: int = 300) -> None:
-    """Joins the job; returns when all its processes are there.
+    """Joins the job; returns when all its processes have joined.
 
     A process that is silent for `heartbeat_timeout` seconds counts as dead, and the others leave
-    with RESTART. Where they do not come together within `wait` seconds, raises UserError if a
-    person has told where, and Stopped with RESTART if a launcher has: it may have lost a process.
+    with RESTART. If not all join within `wait` seconds, raises UserError if a person typed the
+    address, and Stopped with RESTART if a launcher set it, because it may have lost a process.
     """
     import jax
 
@@ -144,12 +144,12 @@ def start(job: Job, heartbeat_timeout: float, wait: int = 300) -> None:
             f"the processes of the job ({job.how}) did not come together: {reason}; expected "
             f"{job.num_processes or 'all'} of them at {job.coordinator or 'the coordinator'}"
         )
-        by_hand = job.how == "command line"
-        raise (UserError(line) if by_hand else Stopped(line, RESTART)) from error
+        typed = job.how == "command line"
+        raise (UserError(line) if typed else Stopped(line, RESTART)) from error
 
 
 def stop() -> None:
-    """Leaves the job when all are ready to; nothing where there is none."""
+    """Leaves the job, if there is one, when all processes are ready to leave."""
     import jax
 
     if jax.distributed.is_initialized():
@@ -157,10 +157,9 @@ def stop() -> None:
 
 
 def leave_together(seconds: int = 5) -> None:
-    """Waits for the others, if they are leaving too, and parts from them: where process 0 is gone
-    before one has parted, JAX aborts it, and its exit code says something else than what
-    happened."""
-    from jax._src import distributed  # no public name has a barrier that ends by itself
+    """Waits until every process has shut down its JAX client, for `seconds` at most. JAX aborts a
+    process whose coordinator (process 0) exits first, and then its exit code is wrong."""
+    from jax._src import distributed  # no public name has a barrier with a timeout
 
     if (client := distributed.global_state.client) is not None:
         with contextlib.suppress(Exception):
@@ -170,33 +169,31 @@ def leave_together(seconds: int = 5) -> None:
 
 def process() -> int:
     """The number of this process, from 0. Process 0 writes what is written once."""
-    import jax
-
-    return jax.process_index()
+    return share()[0]
 
 
 def share() -> tuple[int, int]:
-    """(number of this process, how many there are)."""
+    """(number of this process, number of processes)."""
     import jax
 
     return jax.process_index(), jax.process_count()
 
 
 def together(call: Callable[[], T]) -> T:
-    """`call()` in every process; what one of them refuses, all refuse, with its line.
+    """Calls `call()` in every process. If it raises UserError in one, all raise it, with its line.
 
-    For calls that do not wait for each other. Raises UserError.
+    The calls must not wait for each other.
     """
-    import jax
-
-    if jax.process_count() == 1:
+    if share()[1] == 1:
         return call()
     mistake, made, other = "", None, None
     try:
         made = call()
     except UserError as error:
         mistake = str(error) or "error"
-    except Exception as error:  # a fault of the code: told, then raised as it is
+    except (
+        Exception
+    ) as error:  # a fault of the code: the others hear of it, and it is raised unchanged
         mistake, other = f"{type(error).__name__}: {error}", error
     lines = everyones(mistake)
     if other is not None:
@@ -208,55 +205,47 @@ def together(call: Callable[[], T]) -> T:
 
 
 def first_says(yes: bool) -> bool:
-    """What process 0 says, in all of them."""
-    import jax
-    from jax.experimental import multihost_utils
-
-    return yes if jax.process_count() == 1 else bool(multihost_utils.broadcast_one_to_all(yes))
+    """Returns process 0's `yes` in all processes."""
+    return everyones("yes" if yes else "")[0] == "yes"
 
 
 def everyones(line: str) -> list[str]:
-    """What each process says, in their order."""
-    import jax
+    """The `line` of every process, in the order of their numbers."""
+    if share()[1] == 1:
+        return [line]
     import numpy as np
     from jax.experimental import multihost_utils
 
-    if jax.process_count() == 1:
-        return [line]
-    said = line.encode()[:MESSAGE]
-    padded = np.frombuffer(said.ljust(MESSAGE, b"\0"), np.uint8)
-    told = np.asarray(multihost_utils.process_allgather(padded))
-    return [bytes(row).rstrip(b"\0").decode(errors="ignore") for row in told]
+    padded = np.frombuffer(line.encode()[:MESSAGE].ljust(MESSAGE, b"\0"), np.uint8)
+    rows = np.asarray(multihost_utils.process_allgather(padded))
+    return [bytes(row).rstrip(b"\0").decode(errors="ignore") for row in rows]
 
 
 def table() -> list[str]:
-    """A line for each process with its host and devices, where there are several.
+    """A line for each process with its host and devices, if there are several processes.
 
-    Raises UserError where they do not have equally many.
+    Raises UserError if they have different numbers or kinds of devices.
     """
     import jax
 
     if jax.process_count() == 1:
         return []
     each = collections.Counter(device.process_index for device in jax.devices())
-    if len(set(each.values())) > 1:  # then they cannot even be asked
+    if len(set(each.values())) > 1:  # then no collective works
         have = ", ".join(f"process {number}: {count}" for number, count in sorted(each.items()))
         raise UserError(f"processes have different numbers of devices ({have}); give each as many")
     mine = jax.local_devices()
-    told = everyones(f"{socket.gethostname()}  {len(mine)} × {mine[0].device_kind}")
-    lines = [f"process {number}: {line}" for number, line in enumerate(told)]
-    kinds = {line.partition(" × ")[2] for line in told}
-    if len(kinds) > 1:
+    hosts = everyones(f"{socket.gethostname()}  {len(mine)} × {mine[0].device_kind}")
+    lines = [f"process {number}: {line}" for number, line in enumerate(hosts)]
+    if len({line.partition(" × ")[2] for line in hosts}) > 1:
         raise UserError("processes have different devices:\n  " + "\n  ".join(lines))
-    _leave_with_restart_on_abort()  # again: a back end may have set its own handler
-    return [f"{len(told)} processes, {jax.device_count()} devices", *lines]
+    _leave_with_restart_on_abort()  # again, because a back end may have set its own handler
+    return [f"{len(hosts)} processes, {jax.device_count()} devices", *lines]
 
 
 def probe(folder: Path) -> None:
-    """Raises UserError where the processes do not see one and the same folder."""
-    import jax
-
-    if jax.process_count() == 1:
+    """Raises UserError if the processes do not share this folder."""
+    if share()[1] == 1:
         return
     mark = f".probe-{uuid.uuid4().hex}"
     if process() == 0:
@@ -274,14 +263,12 @@ def probe(folder: Path) -> None:
 
 
 def lost_peer(error: Exception) -> str | None:
-    """Where an error, or what caused it, means that another process is gone: what a person is
-    told."""
-    import jax
-
+    """The line for an error that means, or is caused by one that means, that another process is
+    gone. None for any other error."""
     cause: BaseException | None = error
     while cause is not None and not any(sign in str(cause) for sign in LOST):
         cause = cause.__cause__
-    if cause is None or jax.process_count() == 1:
+    if cause is None or share()[1] == 1:
         return None
     reason = " ".join(str(cause).split())[:160]
     return (
@@ -289,12 +276,13 @@ def lost_peer(error: Exception) -> str | None:
     )
 
 
-_handlers: list[Any] = []  # of signals, which C calls: kept from the garbage collector
+_handlers: list[Any] = []  # that C calls; the list keeps them from the garbage collector
 
 
 def _leave_with_restart_on_abort() -> None:
-    """JAX's runtime aborts the process when it hears that another one is gone, from a thread of its
-    own and with a code that means a crash. A handler that C calls leaves with RESTART instead."""
+    """Makes SIGABRT leave with RESTART. JAX's runtime aborts the process from a thread of its own
+    when another process is gone, with an exit code that means a crash. Python handles signals in
+    the main thread only, so C calls this handler."""
     kind = ctypes.CFUNCTYPE(None, ctypes.c_int)
 
     @kind

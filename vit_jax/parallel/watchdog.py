@@ -1,4 +1,4 @@
-"""A run that no longer moves ends itself, so that whoever launched it can start it again."""
+"""Ends a run that no longer makes steps, so that its launcher can start it again."""
 
 import faulthandler
 import os
@@ -11,18 +11,18 @@ from types import TracebackType
 
 from vit_jax.errors import WATCHDOG
 
-TIMES_MEDIAN = 20  # steps of the usual length that may pass without one
-SLOW = 10  # times longer may pass where a pause is announced, and at first: peers still compile
-FIRST = 10  # steps
+TIMES_MEDIAN = 20  # how many usual steps one step may take
+SLOW = 10  # times as long for announced pauses and the first steps, while others compile
+FIRST = 10  # number of first steps
 
 
 class Watchdog:
-    """While entered, leaves with WATCHDOG and the stacks of all threads on stderr when `beat` was
-    not called for `floor` seconds, or 20 median intervals if that is longer.
+    """While entered, ends the process with exit code WATCHDOG and prints the stacks of all threads
+    if `beat` is not called for `floor` seconds, or 20 median intervals if that is longer.
 
-    It begins with the first beat, or `at_once`. Ten times as long may pass before the first ten
-    steps are done, and inside `with watchdog.slow:`. Time for which the whole process was stopped
-    does not count.
+    It starts with the first beat, or `at_once`. During the first ten steps and inside
+    `with watchdog.slow:` the limit is ten times as long. Time in which the whole process was
+    stopped does not count.
     """
 
     def __init__(self, floor: float, at_once: bool = False):
@@ -34,7 +34,7 @@ class Watchdog:
         self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
 
     def beat(self) -> None:
-        """The run has moved."""
+        """Tells the watchdog that a step is done."""
         now = time.monotonic()
         if self._last:
             self._intervals.append(now - self._last)
@@ -45,7 +45,7 @@ class Watchdog:
 
     @property
     def slow(self) -> "_Slow":
-        """Announces something that takes longer than a step."""
+        """A context for work that takes longer than a step."""
         return _Slow(self)
 
     def _watch(self) -> None:

@@ -1,9 +1,8 @@
-"""What a step costs by formula, where there is no compiler for its chips, and to choose what is
-worth compiling: the textbook counts of fully sharded data parallelism and of Megatron-LM's tensor
-axis.
+"""The costs of a step by formula: for chips without a compiler, and to choose what to compile. They
+are the textbook counts of fully sharded data parallelism and of Megatron-LM's tensor axis.
 
-Parameters and optimiser are counted exactly, from the shardings; activations are those that the
-real loss keeps for its backward pass, from a trace of it.
+Parameters and optimiser state are counted exactly, from the shardings. Activations are those that
+the real loss keeps for its backward pass, from a trace of it.
 """
 
 import dataclasses
@@ -24,37 +23,36 @@ from vit_jax.training.run import Run
 from vit_jax.training.step import entries_of, make_loss
 
 TRACED = 11  # examples of the trace: no other dimension has this size
-# How often memory moves what the backward pass would keep without rematerialisation: that is
-# written, read and has a gradient as large, and with it move intermediates; what is computed twice
-# moves again. Steps compiled for TPU v5e (docs/scaling.md) move 4 to 11 times that, whatever they
-# keep.
+# Number of times that each activation of the backward pass crosses memory: one write, one read, its
+# gradient, and the intermediates computed with it; what is computed twice crosses again. In steps
+# compiled for TPU v5e it is 4 to 11, whatever they keep (docs/scaling.md).
 PASSES = {"none": 7, "dots": 8, "full": 9}
 
 
 @dataclasses.dataclass(frozen=True)
 class Activations:
-    """Bytes of an example: those that every device of a `tensor` axis has, those it splits."""
+    """Bytes of one example: `whole` on every device of the `tensor` axis, `split` over it."""
 
     whole: float
     split: float
 
     def on(self, run: Run) -> float:
-        """Of a microbatch, on one device."""
+        """Bytes of a microbatch on one device."""
         tensor = run.mesh.shape["tensor"]
         return (self.whole + self.split / tensor) * run.config.microbatch / _rows(run)
 
 
 @dataclasses.dataclass(frozen=True)
 class Trace:
-    """Activations between the forward and the backward pass: those `kept`, and those that would be
-    without rematerialisation."""
+    """Activations between the forward and the backward pass: those `kept`, and those `made`, which
+    would be kept without rematerialisation."""
 
     kept: Activations
     made: Activations
 
 
 def shard_bytes(tree: Any, shardings: Any) -> int:
-    """Of a tree of arrays, the bytes that one device holds."""
+    """Bytes of a tree of arrays on one device."""
     parts = jax.tree.map(
         lambda leaf, where: math.prod(where.shard_shape(leaf.shape)) * leaf.dtype.itemsize,
         tree, shardings,
@@ -63,7 +61,7 @@ def shard_bytes(tree: Any, shardings: Any) -> int:
 
 
 def trace(run: Run) -> Trace:
-    """What the run's loss keeps; no mesh or microbatch changes it."""
+    """The activations that the run's loss keeps; no mesh or microbatch changes them."""
     kept = _activations(run, run.model)
     if getattr(run.model.config, "remat", "none") == "none":
         return Trace(kept, kept)
@@ -97,7 +95,7 @@ def _activations(run: Run, model: Model) -> Activations:
 
 
 def temporaries(run: Run, kept: float) -> float:
-    """Bytes beside the arguments: activations, gradients (float32), two gathered blocks."""
+    """Bytes beside the arguments: `kept` activations, gradients (float32), two gathered blocks."""
     params = run.abstract_state["params"]
     gradients = shard_bytes(params, run.shardings["params"])
     itemsize = jnp.dtype(run.config.model.dtype).itemsize
@@ -107,7 +105,7 @@ def temporaries(run: Run, kept: float) -> float:
 
 
 def costs(run: Run, activations: Activations) -> Costs:
-    """Of one step on one device, of activations as without rematerialisation."""
+    """Costs of one step on one device; `activations` are those without rematerialisation."""
     c, shape, devices = run.config, run.mesh.shape, run.mesh.size
     forward = 2 * run.model.macs * c.batch_size / devices
     recomputed = forward * _recomputed(run)
@@ -121,7 +119,7 @@ def costs(run: Run, activations: Activations) -> Costs:
 
 
 def _rows(run: Run) -> int:
-    """Devices over which a batch is split."""
+    """Number of devices over which a batch is split."""
     return math.prod(run.mesh.shape[axis] for axis in BATCH[0])
 
 
@@ -138,8 +136,8 @@ def _recomputed(run: Run) -> float:
 
 
 def _collectives(run: Run, passes: int, itemsize: int) -> list[Collective]:
-    """Blocks are gathered for the forward and for the backward pass of each microbatch, and their
-    gradients scattered; what is left is summed over `data`."""
+    """For each microbatch, blocks are gathered for the forward and for the backward pass, and their
+    gradients are scattered. All other gradients are summed over `data`."""
     shape = run.mesh.shape
     fsdp, data, tensor = shape["fsdp"], shape["data"], shape["tensor"]
     split = whole = 0.0
@@ -152,7 +150,7 @@ def _collectives(run: Run, passes: int, itemsize: int) -> list[Collective]:
             split += size * (passes if in_block(path_of(keys)) else 1)
         else:
             whole += size
-    found = [
+    collectives = [
         Collective("all-gather", "fsdp", fsdp, 2 * split, 2),
         Collective("reduce-scatter", "fsdp", fsdp, split, 1),
         Collective("all-reduce", "data", data, split / fsdp, 1),
@@ -163,5 +161,5 @@ def _collectives(run: Run, passes: int, itemsize: int) -> list[Collective]:
         rows = run.config.batch_size / _rows(run)
         width = rows * c.num_tokens * c.hidden_size * itemsize
         sums = (4 + 2 * (c.remat == "full")) * c.num_layers
-        found.append(Collective("all-reduce", "tensor", tensor, sums * width, sums))
-    return [one for one in found if one.size > 1 and one.bytes]
+        collectives.append(Collective("all-reduce", "tensor", tensor, sums * width, sums))
+    return [one for one in collectives if one.size > 1 and one.bytes]

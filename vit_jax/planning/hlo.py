@@ -1,8 +1,8 @@
-"""Reads a compiled program's text (XLA's optimised HLO): FLOPs, bytes and collectives of one run of
-it on one device, with the passes through its loops counted.
+"""Reads the text of a compiled program (XLA's optimised HLO) and counts the FLOPs, bytes and
+collectives of one run on one device, with every pass through its loops.
 
-XLA's own `cost_analysis` counts a loop's body once. Bytes are those that the program moves between
-a device's main memory and its cores, as far as its instructions tell.
+XLA's own `cost_analysis` counts a loop's body once. Bytes are those that the program's instructions
+move between a device's main memory and its cores.
 """
 
 import collections
@@ -18,7 +18,7 @@ KINDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective
 BITS = {"pred": 8, "bf16": 16, "f16": 16, "s4": 4, "u4": 4} | {
     f"{kind}{bits}": bits for kind in "suf" for bits in (8, 16, 32, 64)
 }  # fmt: skip
-# What moves no bytes of its own: names, views, and what its parts are counted for.
+# Instructions that move no bytes of their own: names, views, and calls, whose parts are counted.
 FREE = {
     "parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while", "conditional",
     "call", "after-all", "copy-done", "all-gather-done", "all-reduce-done",
@@ -34,7 +34,7 @@ _IOTA = r"\[([\d,]+)\](?:T\(([\d,]+)\))?"
 
 @dataclasses.dataclass(frozen=True)
 class Shape:
-    """An array of a program; `fast` where the program keeps it beside the cores (VMEM)."""
+    """An array of a program; `fast` if the program keeps it beside the cores (VMEM)."""
 
     bits: int
     dims: tuple[int, ...]
@@ -53,18 +53,17 @@ class Instruction:
     op: str
     shapes: tuple[Shape, ...]
     operands: tuple[str, ...]
-    rest: str  # operands and attributes as they stand
+    rest: str  # text of the operands and attributes
     root: bool
 
     def called(self, attribute: str) -> str:
-        found = re.search(rf"\b{attribute}=%?([\w.\-]+)", self.rest)
-        return found[1] if found else ""
+        return _group_of(rf"\b{attribute}=%?([\w.\-]+)", self.rest)
 
 
 @dataclasses.dataclass(frozen=True)
 class Collective:
-    """What collectives of one kind over one set of mesh axes move: `bytes` of whole arrays (what is
-    gathered, reduced or scattered), `count` times, both for one run of the program."""
+    """All collectives of one kind over one set of mesh axes in one run of the program: `bytes` of
+    the whole arrays that are gathered, reduced or scattered, in `count` calls."""
 
     kind: str
     axis: str
@@ -75,10 +74,10 @@ class Collective:
 
 @dataclasses.dataclass(frozen=True)
 class Costs:
-    """Of one run of a program on one device."""
+    """Costs of one run of a program on one device."""
 
     flops: float  # of matrix products and convolutions
-    recomputed: float  # of them, those that rematerialisation repeats
+    recomputed: float  # the part of `flops` that rematerialisation repeats
     bytes: float
     collectives: list[Collective]
 
@@ -87,11 +86,11 @@ Computations = dict[str, dict[str, Instruction]]
 
 
 def costs(text: str, axes: dict[str, int], slices: int = 1) -> Costs:
-    """Costs of a program partitioned over a mesh of `axes` (name: size, in the mesh's order), on so
-    many slices: what travels between them is told as the axis `slices`."""
+    """Costs of a program partitioned over a mesh of `axes` (name: size, in the mesh's order) and
+    over `slices`. Traffic between slices is reported as the axis `slices`."""
     computations, entry = parse(text)
     flops = recomputed = moved = 0.0
-    found: dict[tuple, list[float]] = collections.defaultdict(lambda: [0.0, 0])
+    totals: dict[tuple, list[float]] = collections.defaultdict(lambda: [0.0, 0])
     seen: set[tuple[str, str, str]] = set()
     for instruction, where, times, home in _walk(computations, entry, 1, entry):
         if instruction.op in ("dot", "convolution"):
@@ -100,22 +99,18 @@ def costs(text: str, axes: dict[str, int], slices: int = 1) -> Costs:
             recomputed += amount * ("rematted_computation" in instruction.rest)
         kind = _kind(instruction, where)
         if kind:
-            channel = re.search(r"channel_id=(\d+)", instruction.rest)
-            # An asynchronous collective stands in several fusions of one computation: its start,
-            # steps and end.
-            which = (kind, channel[1], home) if channel else (kind, instruction.name, home)
-            if which not in seen:
-                seen.add(which)
+            # The start, steps and end of an asynchronous collective are several instructions.
+            channel = _group_of(r"channel_id=(\d+)", instruction.rest) or instruction.name
+            if (kind, channel, home) not in seen:
+                seen.add((kind, channel, home))
                 between = instruction.op == "send"
                 axis, size = ("slices", slices) if between else _axis(instruction.rest, axes)
-                entry_of = found[kind, axis, size]
-                entry_of[0] += times * _whole(instruction, where)
-                entry_of[1] += times
+                total = totals[kind, axis, size]
+                total[0] += times * _whole(instruction, where)
+                total[1] += times
         if where is computations[home]:
             moved += times * _moved(instruction, where, computations)
-    collectives = [
-        Collective(*key, *value) for key, value in sorted(found.items()) if key[2] > 1
-    ]  # fmt: skip
+    collectives = [Collective(*key, *total) for key, total in sorted(totals.items()) if key[2] > 1]
     return Costs(flops, recomputed, moved, collectives)
 
 
@@ -135,6 +130,12 @@ def parse(text: str) -> tuple[Computations, str]:
     return computations, entry
 
 
+def _group_of(pattern: str, text: str) -> str:
+    """The first group of the first match of a pattern in a text; empty if there is none."""
+    match = re.search(pattern, text)
+    return match[1] if match else ""
+
+
 def _shapes(text: str) -> Iterator[Shape]:
     for kind, dims, layout in _SHAPE.findall(text):
         if kind in BITS or kind.startswith("f8"):
@@ -143,7 +144,7 @@ def _shapes(text: str) -> Iterator[Shape]:
 
 
 def _operands(rest: str) -> Iterator[str]:
-    """Names up to the parenthesis that closes the operands."""
+    """The names before the parenthesis that closes the operands."""
     depth, end = 1, len(rest)
     for at, letter in enumerate(rest):
         depth += (letter == "(") - (letter == ")")
@@ -154,8 +155,9 @@ def _operands(rest: str) -> Iterator[str]:
 
 
 def _walk(computations: Computations, name: str, times: int, home: str) -> Iterator:
-    """(instruction, its computation, how often it runs, the computation that it stands in or whose
-    fusion it is part of) of a computation and all that it calls."""
+    """Every instruction of a computation and of all that it calls: (instruction, its computation,
+    how often it runs, its computation or, if that is a fusion's, the one that runs the fusion).
+    """
     where = computations[name]
     for instruction in where.values():
         yield instruction, where, times, home
@@ -178,10 +180,11 @@ def _trips(
     loop: Instruction, where: dict[str, Instruction], condition: dict[str, Instruction],
     body: dict[str, Instruction],
 ) -> int:  # fmt: skip
-    """How often a loop runs: as the compiler noted it, or else from the number that its condition
-    compares its counter with, the counter's first value, and what each pass adds to it."""
-    if known := re.search(r'known_trip_count":\{"n":"(\d+)"', loop.rest):
-        return int(known[1])
+    """How often a loop runs: the compiler's note if there is one. Otherwise it follows from the
+    number that the condition compares the counter with, the counter's first value, and what each
+    pass adds to it."""
+    if known := _group_of(r'known_trip_count":\{"n":"(\d+)"', loop.rest):
+        return int(known)
     test = next((part for part in condition.values() if part.root), None)
     operands = [_through_copies(name, condition) for name in test.operands] if test else []
     counters = [part for part in operands if part and part.op == "get-tuple-element"]
@@ -190,24 +193,24 @@ def _trips(
         ends = [_constant(part) for part in condition.values() if part.op == "constant"]
         return max((end for end in ends if end), default=1)
     start, step = 0, 1
-    at = re.search(r"index=(\d+)", counters[0].rest) if counters else None
+    index = _group_of(r"index=(\d+)", counters[0].rest) if counters else ""
     root = next((part for part in body.values() if part.root), None)
-    if at and root and root.op == "tuple":
-        added = _through_copies(root.operands[int(at[1])], body)
+    if index and root and root.op == "tuple":
+        added = _through_copies(root.operands[int(index)], body)
         if added and added.op == "add":
             steps = [_constant(_through_copies(name, body)) for name in added.operands]
             step = next((n for n in steps if n), 1)
         first = where.get(loop.operands[0])
         if first and first.op == "tuple":
-            start = _constant(_through_copies(first.operands[int(at[1])], where)) or 0
+            start = _constant(_through_copies(first.operands[int(index)], where)) or 0
     return max(1, -(-((ends[0] or 0) - start) // step))
 
 
 def _through_copies(name: str, where: dict[str, Instruction]) -> Instruction | None:
-    found = where.get(name)
-    while found and found.op in ("copy", "bitcast", "convert") and found.operands:
-        found = where.get(found.operands[0])
-    return found
+    source = where.get(name)
+    while source and source.op in ("copy", "bitcast", "convert") and source.operands:
+        source = where.get(source.operands[0])
+    return source
 
 
 def _constant(instruction: Instruction | None) -> int | None:
@@ -216,15 +219,16 @@ def _constant(instruction: Instruction | None) -> int | None:
 
 
 def _flops(instruction: Instruction, where: dict[str, Instruction]) -> float:
-    """2 x multiply-accumulates of a `dot` or `convolution`; those with padding are not counted."""
+    """2 x multiply-accumulates of a `dot` or `convolution`, without those on padding."""
     result = instruction.shapes[0].dims
     left, right = (where[name].shapes[0].dims for name in instruction.operands[:2])
     if instruction.op == "dot":
-        dims = re.search(r"lhs_contracting_dims=\{([\d,]*)\}", instruction.rest)
-        contracted = [left[int(n)] for n in dims[1].split(",") if n] if dims else []
+        dims = _group_of(r"lhs_contracting_dims=\{([\d,]*)\}", instruction.rest)
+        contracted = [left[int(n)] for n in dims.split(",") if n]
         return 2 * math.prod(result) * math.prod(contracted)
     labels: Any = re.search(r"dim_labels=(\w+)_(\w+)->(\w+)", instruction.rest)
-    window = dict(re.findall(r"(\w+)=([\dx_\-]+)", _window(instruction.rest)))
+    attributes = _group_of(r"window=\{([^}]*)\}", instruction.rest)
+    window = dict(re.findall(r"(\w+)=([\dx_\-]+)", attributes))
     spatial = sorted(set(labels[3]) - set("bf"))
     pairs = 1.0
     for number, label in enumerate(spatial):
@@ -241,18 +245,13 @@ def _flops(instruction: Instruction, where: dict[str, Instruction]) -> float:
     return 2 * pairs * batch * features * right[labels[2].index("i")]
 
 
-def _window(rest: str) -> str:
-    found = re.search(r"window=\{([^}]*)\}", rest)
-    return found[1] if found else ""
-
-
 def _kind(instruction: Instruction, where: dict[str, Instruction]) -> str | None:
-    """Which collective an instruction is or starts. TPUs scatter by an all-reduce in a fusion of
-    that name, of which each device keeps its part."""
+    """The kind of collective that an instruction is or starts, or None. A TPU scatters by an
+    all-reduce in a small fusion, of whose result each device keeps its part."""
     op = instruction.op.removesuffix("-start")
     if op == "send":  # between slices
-        told = re.search(r'_xla_megascale_transfer_type="(\w+)"', instruction.rest)
-        return told[1].lower().replace("_", "-") if told else None
+        transfer = _group_of(r'_xla_megascale_transfer_type="(\w+)"', instruction.rest)
+        return transfer.lower().replace("_", "-") or None
     if op not in KINDS or _goes_on(instruction, where):
         return None
     if op == "all-reduce" and any(other.op == "dynamic-slice" for other in where.values()):
@@ -261,8 +260,8 @@ def _kind(instruction: Instruction, where: dict[str, Instruction]) -> str | None
 
 
 def _goes_on(instruction: Instruction, where: dict[str, Instruction]) -> bool:
-    """Whether it is a step or the end of a collective that another fusion started. Such fusions may
-    stand in a loop inside the one that started it."""
+    """Whether an instruction is a step or the end of a collective that another fusion started. The
+    fusion of a step may be in a loop inside the computation of the start."""
     return "chain_id=" in instruction.rest and not any(
         "AsyncCollectiveStart" in other.rest and instruction.name in other.operands
         for other in where.values()
@@ -270,7 +269,7 @@ def _goes_on(instruction: Instruction, where: dict[str, Instruction]) -> bool:
 
 
 def _whole(instruction: Instruction, where: dict[str, Instruction]) -> float:
-    """Bytes of the arrays before they are scattered, or after they are gathered."""
+    """Bytes of the whole arrays: before they are scattered, or after they are gathered."""
     if instruction.op.startswith("all-gather"):
         shapes = instruction.shapes
         if instruction.op.endswith("-start"):  # it gives (operands, results)
@@ -281,19 +280,19 @@ def _whole(instruction: Instruction, where: dict[str, Instruction]) -> float:
 
 
 def _axis(rest: str, axes: dict[str, int]) -> tuple[str, int]:
-    """The mesh axes along which the devices of a collective differ, and how many they are."""
+    """The mesh axes along which the devices of a collective differ, and the number of devices."""
     count = math.prod(axes.values())
     group = _group(rest, count)
     if group is None:
-        pairs = re.search(r"source_target_pairs=\{([\d,{}]*)\}", rest)
-        group = [int(n) for n in re.findall(r"\d+", pairs[1])][:2] if pairs else range(count)
+        pairs = _group_of(r"source_target_pairs=\{([\d,{}]*)\}", rest)
+        group = [int(n) for n in re.findall(r"\d+", pairs)][:2] or range(count)
     places = np.array(np.unravel_index(np.asarray(group), tuple(axes.values())))
     along = [name for name, at in zip(axes, places, strict=True) if len(set(at.tolist())) > 1]
     return "+".join(along), len(group)
 
 
 def _group(rest: str, count: int) -> Any:
-    """The first group of devices that works together; None where none is written."""
+    """The first group of devices of a collective; None if the text has no groups."""
     named = re.search(
         r"replica_groups=mesh\[([^\]]*)\](?:, device_ids="
         rf"\((?:{_IOTA}|([\d,]+))\))? \{{([^}}]*)\}}",
@@ -309,12 +308,12 @@ def _group(rest: str, count: int) -> Any:
         return ids.reshape(tuple(sizes.values()))[index].ravel()
     if iota := re.search(rf"replica_groups=\[(\d+),(\d+)\]<={_IOTA}", rest):
         return _iota(iota[3], iota[4]).reshape(int(iota[1]), int(iota[2]))[0]
-    listed = re.search(r"replica_groups=\{\{([\d,]+)\}", rest)
-    return [int(n) for n in listed[1].split(",")] if listed else None
+    listed = _group_of(r"replica_groups=\{\{([\d,]+)\}", rest)
+    return [int(n) for n in listed.split(",")] if listed else None
 
 
 def _iota(dims: str, order: str | None) -> np.ndarray:
-    """Device numbers as the program writes them: counted over dims, then transposed."""
+    """Device numbers as the text abbreviates them: counted over `dims`, then transposed."""
     sizes = [int(n) for n in dims.split(",")]
     ids = np.arange(math.prod(sizes)).reshape(sizes)
     return ids.transpose([int(n) for n in order.split(",")]) if order else ids
@@ -323,8 +322,8 @@ def _iota(dims: str, order: str | None) -> np.ndarray:
 def _moved(
     instruction: Instruction, where: dict[str, Instruction], computations: Computations
 ) -> float:
-    """Bytes read and written in main memory by one instruction. Of an array that is sliced or
-    updated in place, only that part is; what is passed through moves nothing."""
+    """Bytes that one instruction reads and writes in main memory. Of an array that it slices or
+    updates in place, only that part counts; an array that it passes through counts nothing."""
     if instruction.op in FREE or 'custom_call_target="AllocateBuffer"' in instruction.rest:
         return 0.0
     inner = computations.get(instruction.called("calls"), {})
@@ -333,10 +332,9 @@ def _moved(
     if instruction.op == "dynamic-update-slice":
         return 2 * _slow(where[instruction.operands[1]].shapes)
     parameters = _parameters(inner)
-    passed = {
-        int(operand): int(output or 0)
-        for output, operand in re.findall(r"\{(\d*)\}: \((\d+), \{", _aliases(instruction.rest))
-    }
+    aliases = _group_of(r"output_to_operand_aliasing=\{(.*?\})\}", instruction.rest)
+    pairs = re.findall(r"\{(\d*)\}: \((\d+), \{", aliases)
+    passed = {int(operand): int(output or 0) for output, operand in pairs}
     updates = [part for part in inner.values() if part.op == "dynamic-update-slice"]
     in_place = {_origin(part.operands[0], inner) for part in updates}
     total = sum(_slow(inner[part.operands[1]].shapes) for part in updates)
@@ -345,8 +343,7 @@ def _moved(
         inside = parameters.get(number)
         if number in passed or inside in in_place:
             continue
-        if _slow(shapes):
-            whole = _slow(shapes)
+        if whole := _slow(shapes):
             total += min(whole, _read(inside, inner, computations)) if inside else whole
     written = [shape for at, shape in enumerate(instruction.shapes) if at not in passed.values()]
     arrays = [inner[name].shapes for name in in_place if name in inner]
@@ -354,7 +351,7 @@ def _moved(
 
 
 def _read(name: str, inner: dict[str, Instruction], computations: Computations) -> float:
-    """Bytes that a fusion reads of its parameter `name`, seen through views and fusions inside."""
+    """Bytes that a fusion reads of its parameter `name`, also by views and by fusions inside it."""
     total = 0.0
     for part in inner.values():
         for number, operand in enumerate(part.operands):
@@ -380,13 +377,8 @@ def _parameters(computation: dict[str, Instruction]) -> dict[int, str]:
     }
 
 
-def _aliases(rest: str) -> str:
-    found = re.search(r"output_to_operand_aliasing=\{(.*?\})\}", rest)
-    return found[1] if found else ""
-
-
 def _origin(name: str, inner: dict[str, Instruction]) -> str:
-    """The parameter of a fusion that a name is a view of."""
+    """The parameter of a fusion of which a name is a view."""
     while name in inner and inner[name].op == "bitcast":
         name = inner[name].operands[0]
     return name

@@ -1,4 +1,4 @@
-"""A plan: what one step of a run takes of each chip, and what bounds its time."""
+"""A plan: the memory and costs of one step of a run on each chip, and what bounds its time."""
 
 import copy
 import dataclasses
@@ -21,8 +21,10 @@ GIB = 2**30
 
 @dataclasses.dataclass(frozen=True)
 class Memory:
-    """Bytes on one chip. `temporaries` hold the activations kept for the backward pass (`saved`,
-    from a trace of the loss) and all else that a step makes; `limit` is 0 where none is known."""
+    """Bytes on one chip. On a TPU, `total` is the peak memory that the compiler checks against the
+    limit. `arguments` includes the padding to 8 x 128 tiles. `temporaries` is the rest, with the
+    activations kept for the backward pass (`saved`, from a trace of the loss). `limit` is 0 if it
+    is not known."""
 
     params: float
     opt_state: float
@@ -39,14 +41,14 @@ class Memory:
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """Of one run on one machine."""
+    """The plan of one run on one machine."""
 
     run: Run
     target: Target
-    how: str  # compiled | analytic | refused: by what its memory and costs are known
+    how: str  # compiled | analytic | refused: the source of memory and costs
     memory: Memory
     costs: hlo.Costs
-    roofline: Roofline | None  # None where no peaks are stated
+    roofline: Roofline | None  # None if the peaks are not known
     evaluation: float | None = None  # bytes a chip of the evaluation step
 
     @property
@@ -59,7 +61,7 @@ class Plan:
 
     @property
     def analytic_flops(self) -> float:
-        """6 per multiply-accumulate of the model, for the whole batch."""
+        """6 FLOPs per multiply-accumulate of the model, for the whole batch."""
         return 6 * self.run.model.macs * self.run.config.batch_size
 
     @property
@@ -79,15 +81,15 @@ class Plan:
 
     @property
     def hours(self) -> float:
-        """To the end of the recipe, at the ceiling."""
+        """Hours to the end of the recipe at the highest possible speed."""
         return self.step_s * self.run.config.total_steps / 3600
 
 
 def make_plan(
     config: ConfigDict, named: Iterable[str], target: Target, *, evaluation: bool = False
 ) -> Plan:
-    """Plans a run. Where it can, it compiles the step that `vit train` would run, for the target;
-    with `evaluation` the evaluation step too.
+    """Plans a run. If possible, compiles for the target the step that `vit train` would run, and
+    with `evaluation` also the evaluation step.
 
     Raises UserError for a config that cannot work on so many devices.
     """
@@ -102,7 +104,7 @@ def make_plan(
 
 
 def by_formula(run: Run, target: Target, trace: analytic.Trace | None = None) -> Plan:
-    """The plan that the analytic model makes; the loss is traced unless its trace is given."""
+    """The plan by the analytic model; traces the loss unless its trace is given."""
     trace = trace or analytic.trace(run)
     exact = _known(run, target, trace)
     memory = dataclasses.replace(exact, total=exact.arguments + exact.temporaries)
@@ -110,7 +112,7 @@ def by_formula(run: Run, target: Target, trace: analytic.Trace | None = None) ->
 
 
 def by_compiler(run: Run, target: Target, evaluation: bool = False) -> Plan:
-    """The plan that the compiler for the target makes; where it refuses, costs are by formula."""
+    """The plan by the target's compiler. If the compiler refuses, costs are by formula."""
     trace = analytic.trace(run)
     exact = _known(run, target, trace)
     if not exact.fits:
@@ -124,9 +126,9 @@ def by_compiler(run: Run, target: Target, evaluation: bool = False) -> Plan:
         total = _asked(error, exact.arguments + exact.temporaries)
         memory = dataclasses.replace(exact, total=total, temporaries=total - exact.arguments)
         return _finish(run, target, "refused", memory, analytic.costs(run, trace.made))
-    found = compiled.memory_analysis()
-    total = step_bytes(compiled) + found.generated_code_size_in_bytes
-    arguments = found.argument_size_in_bytes
+    analysis = compiled.memory_analysis()
+    total = step_bytes(compiled) + analysis.generated_code_size_in_bytes
+    arguments = analysis.argument_size_in_bytes
     memory = dataclasses.replace(
         exact, arguments=arguments, temporaries=total - arguments, total=total
     )
@@ -138,7 +140,7 @@ def by_compiler(run: Run, target: Target, evaluation: bool = False) -> Plan:
 
 
 def _known(run: Run, target: Target, trace: analytic.Trace) -> Memory:
-    """What is known before anything is compiled: the arguments exactly, the rest by formula."""
+    """The memory before anything is compiled: the arguments exactly, the rest by formula."""
     state = {name: (run.abstract_state[name], run.shardings[name]) for name in run.abstract_state}
     sizes = {name: analytic.shard_bytes(*value) for name, value in state.items()}
     if run.config.optimizer.offload:  # not on the chip
@@ -155,7 +157,7 @@ def _known(run: Run, target: Target, trace: analytic.Trace) -> Memory:
 
 
 def _asked(error: Exception, least: float) -> float:
-    """Bytes that the compiler says it would need, or what it needs at `least`."""
+    """Bytes that the compiler's error asks for, at least `least`."""
     units = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
     found = re.findall(r"([\d.]+)([KMGT])\b", str(error))
     return max([least, *(float(n) * units[unit] for n, unit in found)])

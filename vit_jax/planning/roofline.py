@@ -1,7 +1,7 @@
 """What bounds a step's time: arithmetic, memory or network, each at its stated peak.
 
-The longest of the three is a bound from below: a real step overlaps them in part and reaches no
-peak. So images a second and the share of the peak (MFU) are ceilings.
+The longest of the three is a lower bound of the time, because a real step overlaps them only in
+part and reaches no peak. So images a second and the share of the peak (MFU) are upper bounds.
 """
 
 import dataclasses
@@ -29,7 +29,7 @@ class Roofline:
 
 
 def roofline(costs: Costs, target: Target, mesh: dict[str, int], dtype: str) -> Roofline:
-    """Of a step with these costs on every device, its products in `dtype`."""
+    """The roofline of a step with these costs on every device, with products in `dtype`."""
     chip = target.chip
     assert chip
     return Roofline(
@@ -40,9 +40,9 @@ def roofline(costs: Costs, target: Target, mesh: dict[str, int], dtype: str) -> 
 
 
 def seconds(one: Collective, target: Target, mesh: dict[str, int]) -> float:
-    """Of collectives, by rings: n devices pass (n - 1)/n of the whole to their neighbour; an
-    all-reduce does so twice. Between slices or hosts travels what each device then has of it: 1/n
-    of the whole, n those that the fast links join."""
+    """Seconds of collectives in rings: each of n devices passes (n - 1)/n of the whole to its
+    neighbour, in an all-reduce twice. Between slices or hosts, each device sends 1/n of the whole,
+    where n devices are joined by fast links."""
     chip = target.chip
     assert chip
     if one.kind == "collective-permute":
@@ -58,7 +58,7 @@ def seconds(one: Collective, target: Target, mesh: dict[str, int]) -> float:
 
 
 def _inside(one: Collective, target: Target, mesh: dict[str, int]) -> int:
-    """Devices of a collective that fast links join: the mesh's last axes lie there."""
+    """Number of a collective's devices that fast links join: those along the mesh's last axes."""
     names, left, inside = one.axis.split("+"), target.together, 1
     for name in reversed(mesh):
         here = min(mesh[name], left)

@@ -1,7 +1,7 @@
-"""The fastest mesh, microbatch and rematerialisation that fits a machine.
+"""Finds the fastest mesh, microbatch and rematerialisation that fits a machine.
 
-Every combination is judged by the analytic model; the most promising ones are compiled, the fastest
-first, until one fits and no other that is left is promised to be faster.
+The analytic model estimates every combination. The most promising ones are compiled, the fastest
+first, until one fits and no estimate that is left is faster.
 """
 
 import dataclasses
@@ -24,8 +24,8 @@ from vit_jax.training.run import run_of
 
 REMATS = ("none", "dots", "full")
 COMPILED = 6  # combinations at most
-# What the search turns, where it is not set by name: key of the config, field of a choice.
-TURNED = {
+# What the search varies if the user did not set it: key of the config, field of a choice.
+VARIED = {
     "mesh.data": "data", "mesh.fsdp": "fsdp", "mesh.tensor": "tensor",
     "microbatch": "microbatch", "model.remat": "remat",
 }  # fmt: skip
@@ -33,7 +33,7 @@ TURNED = {
 
 @dataclasses.dataclass(frozen=True)
 class Choice:
-    """What the search turns."""
+    """One combination of what the search varies."""
 
     data: int
     fsdp: int
@@ -48,34 +48,34 @@ class Choice:
     @property
     def keys(self) -> dict[str, Any]:
         """The config keys of this choice."""
-        return {
-            "mesh.data": self.data, "mesh.fsdp": self.fsdp, "mesh.tensor": self.tensor,
-            "microbatch": self.microbatch, "model.remat": self.remat,
-        }  # fmt: skip
+        return {key: getattr(self, field) for key, field in VARIED.items()}
 
     def of(self, config: ConfigDict) -> ConfigDict:
-        """The config with this choice in it."""
+        """A copy of the config with this choice in it."""
         return changed(config, self.keys)
 
 
 def search(
     config: ConfigDict, named: Iterable[str], target: Target, say: Callable[[str], None]
 ) -> tuple[Choice, Plan]:
-    """The fastest choice that fits, and its plan; what was set by name stays as it is. Raises
-    UserError where none does."""
+    """The fastest choice that fits, and its plan. Keys that the user set (`named`) stay.
+
+    Raises UserError if no choice fits.
+    """
     named = list(named)
-    held = _held(config, named)
+    values = {key: operator.attrgetter(key)(config) for key in VARIED if key in named}
+    held = {key: value for key, value in values.items() if value not in (None, -1, AUTO)}
     judged = [
         (choice, plan) for choice, plan in _judged(config, named, target)
-        if all(getattr(choice, TURNED[key]) == value for key, value in held.items())
+        if all(getattr(choice, VARIED[key]) == value for key, value in held.items())
     ]  # fmt: skip
     if not judged:
-        count, given = target.count, " ".join(f"{key}={value}" for key, value in held.items())
+        count, fixed = target.count, " ".join(f"{key}={value}" for key, value in held.items())
         below = config.batch_size // count * count
         would = f": multiples of {count} would work, as {below or count} or {below + count}"
         raise UserError(
             f"no mesh of {count} devices splits batch_size {config.batch_size}"
-            + (f" with {given}: leave that to the search" if given else would)
+            + (f" with {fixed}: leave that to the search" if fixed else would)
         )
     judged.sort(key=lambda pair: pair[1].step_s)
     least = min(judged, key=lambda pair: pair[1].memory.total)
@@ -87,7 +87,7 @@ def search(
         plan = promised
         if not isinstance(target.devices, int):
             plan = make_plan(choice.of(config), named, target)
-        say(f"{' '.join(choice.overrides)}: {_told(plan)}")
+        say(f"{' '.join(choice.overrides)}: {_summary(plan)}")
         if plan.fits and (best is None or plan.step_s < best[1].step_s):
             best = choice, plan
     if best is None:
@@ -98,13 +98,7 @@ def search(
     return best
 
 
-def _held(config: ConfigDict, named: Iterable[str]) -> dict[str, Any]:
-    """The keys set by name that the search would turn, but for those that leave it the choice."""
-    values = {key: operator.attrgetter(key)(config) for key in TURNED if key in set(named)}
-    return {key: value for key, value in values.items() if value not in (None, -1, AUTO)}
-
-
-def _told(plan: Plan) -> str:
+def _summary(plan: Plan) -> str:
     fits = "fits" if plan.fits else "does not fit"
     ceiling = "at most" if plan.how == "compiled" else "about"
     return (
@@ -114,7 +108,7 @@ def _told(plan: Plan) -> str:
 
 
 def _judged(config: ConfigDict, named: list[str], target: Target) -> Iterator[tuple[Choice, Plan]]:
-    """Every choice that the batch and the model allow, by the analytic model."""
+    """Every choice that the batch and the model allow, with the analytic model's plan."""
     count, size = target.count, config.batch_size
     for remat in REMATS:
         start = Choice(1, 1, 1, size, remat)
@@ -126,7 +120,7 @@ def _judged(config: ConfigDict, named: list[str], target: Target) -> Iterator[tu
             raise
         trace = analytic.trace(run)
         heads = getattr(run.model.config, "num_heads", 1)
-        for fsdp, tensor in itertools.product(_divisors(count), (1, 2, 4, 8)):
+        for fsdp, tensor in itertools.product(range(1, count + 1), (1, 2, 4, 8)):
             rows, fits = count // tensor, not count % (fsdp * tensor)
             if not fits or heads % tensor or size % rows or rows // fsdp % target.slices:
                 continue
@@ -138,13 +132,9 @@ def _judged(config: ConfigDict, named: list[str], target: Target) -> Iterator[tu
 
 
 def _halves(size: int, rows: int) -> Iterator[int]:
-    """A batch's half, the half of that … as far as it still splits over `rows` devices."""
+    """`size`, its half, the half of that …, as long as `rows` devices can split it evenly."""
     while not size % rows:
         yield size
         if size % 2:
             return
         size //= 2
-
-
-def _divisors(count: int) -> list[int]:
-    return [n for n in range(1, count + 1) if count % n == 0]

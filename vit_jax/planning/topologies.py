@@ -1,8 +1,8 @@
-"""Machines to plan for: slices of TPUs and nodes of GPUs by name, and what is here.
+"""Machines to plan for, by name: slices of TPUs, GPUs, and this machine.
 
-v5e:16x16     a slice of 256 chips, as Cloud TPU names its shape; `slices` of them together
-v5litepod-256 the same, by its accelerator type; of v4 and v5p the number is that of cores
-gpu:h100x8    so many GPUs
+v5e:16x16     a slice of 256 chips by its shape, as Cloud TPU names it; `slices` of them together
+v5litepod-256 the same by its accelerator type; on v4 and v5p the number counts cores, two a chip
+gpu:h100x8    eight GPUs
 local         the devices of this machine
 """
 
@@ -23,17 +23,17 @@ from vit_jax.errors import UserError
 from vit_jax.parallel.chips import CHIPS, Chip, chip_of
 
 GPUS_PER_HOST = 8
-# Slices that Cloud TPU offers. Of v4 and v5p every shape of multiples of 4 too, up to this size.
+# Slices that Cloud TPU offers. v4 and v5p also come in every shape of multiples of 4 up to LARGEST.
 FLAT = ("1x1", "2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16")
 SMALL = ("2x2x1", "2x2x2", "2x2x4", "2x4x4")
 LARGEST = {"v4": (12, 16, 16), "v5p": (16, 16, 24)}
 TPUS = {"v4": SMALL, "v5e": FLAT, "v5p": SMALL, "v6e": FLAT}
-CORES = {"v4": 2, "v5p": 2}  # a chip, in accelerator types; of others 1
+CORES = {"v4": 2, "v5p": 2}  # of a chip, as accelerator types count them; all others: 1
 
 
 @dataclasses.dataclass(frozen=True)
 class Target:
-    """Devices to compile for; `devices` is a number where there is nothing to compile with."""
+    """Devices to compile for; `devices` is only their number if no compiler for them is here."""
 
     name: str
     devices: Sequence[Any] | int
@@ -47,14 +47,14 @@ class Target:
 
     @property
     def together(self) -> int:
-        """Devices that reach each other over the fast links."""
+        """Number of devices that fast links join."""
         if self.shape:
             return math.prod(self.shape)
         return min(self.count, GPUS_PER_HOST)
 
     @property
     def link(self) -> float:
-        """Bytes a second of a ring inside a slice: on a torus whose edges are not joined, half."""
+        """Bytes a second of a ring inside a slice: half if the torus's edges are not joined."""
         assert self.chip
         joined = 16 if len(self.shape) == 2 else 4
         open_ended = bool(self.shape) and max(self.shape) < joined
@@ -74,9 +74,9 @@ def shapes(generation: str) -> list[str]:
 
 
 def _with(generation: str, chips: int) -> str | None:
-    """The slice of so many chips, of several the one with the shortest sides."""
-    found = [shape for shape in shapes(generation) if math.prod(_sides(shape)) == chips]
-    return min(found, key=lambda shape: max(_sides(shape)), default=None)
+    """The slice of `chips` chips; if there are several, the one whose longest side is shortest."""
+    fitting = [shape for shape in shapes(generation) if math.prod(_sides(shape)) == chips]
+    return min(fitting, key=lambda shape: max(_sides(shape)), default=None)
 
 
 def _sides(shape: str) -> tuple[int, ...]:
@@ -84,17 +84,17 @@ def _sides(shape: str) -> tuple[int, ...]:
 
 
 def by_shape(topology: str) -> str:
-    """An accelerator type in the way of `v5e:16x16`; any other name as it is."""
-    found = re.fullmatch(r"(v4|v5e|v5litepod|v5p|v6e)-(\d+)", topology)
-    if not found:
+    """Writes an accelerator type as `v5e:16x16`; returns any other name unchanged."""
+    match = re.fullmatch(r"(v4|v5e|v5litepod|v5p|v6e)-(\d+)", topology)
+    if not match:
         return topology
-    kind = "v5e" if found[1] == "v5litepod" else found[1]
-    chips, rest = divmod(int(found[2]), CORES.get(kind, 1))
-    return f"{kind}:{'' if rest else _with(kind, chips) or found[2]}"
+    kind = "v5e" if match[1] == "v5litepod" else match[1]
+    chips, rest = divmod(int(match[2]), CORES.get(kind, 1))
+    return f"{kind}:{'' if rest else _with(kind, chips) or match[2]}"
 
 
 def find(topology: str, slices: int = 1) -> Target:
-    """The machine of a name. Raises UserError for one that does not exist."""
+    """The machine with a name. Raises UserError if there is none."""
     given, topology = topology, by_shape(topology)
     kind, _, size = topology.partition(":")
     if slices < 1:
@@ -147,7 +147,7 @@ def _gpus(topology: str, size: str, slices: int) -> Target:
     return Target(topology, count, chip)
 
 
-# libtpu asks the machine that it runs on which TPU it has; there is none.
+# These keep libtpu from asking this machine which TPU it has; it has none.
 _NO_TPU = {
     "TPU_SKIP_MDS_QUERY": "1", "TPU_ACCELERATOR_TYPE": "v5litepod-1",
     "TPU_WORKER_HOSTNAMES": "localhost", "TPU_WORKER_ID": "0", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
@@ -156,7 +156,7 @@ _NO_TPU = {
 
 
 def _tpu_devices(topology: str, slices: int) -> Sequence[Any]:
-    """Devices of a slice that the TPU compiler knows, in the order of their ids."""
+    """Devices of a slice, as the TPU compiler describes them, in the order of their ids."""
     from jax.experimental import topologies
 
     if jax.default_backend() != "tpu":
@@ -179,8 +179,7 @@ def _tpu_devices(topology: str, slices: int) -> Sequence[Any]:
 
 @contextlib.contextmanager
 def _silent() -> Iterator[None]:
-    """Without what the library itself writes to standard error: that it finds no TPU here. What
-    goes wrong it raises."""
+    """Hides what libtpu writes to standard error because there is no TPU. Its errors are raised."""
     sys.stderr.flush()
     kept, nothing = os.dup(2), os.open(os.devnull, os.O_WRONLY)
     try:
