@@ -19,7 +19,7 @@ from vit_jax.evaluators.frozen import make_feature_step
 from vit_jax.models import Model
 from vit_jax.models.model import Params
 from vit_jax.parallel.sharding import BATCH, gather_block, in_host_memory, state_shardings
-from vit_jax.pretrained.weights import Weights
+from vit_jax.pretrained.opened import Weights
 from vit_jax.training.evaluation import Opened
 from vit_jax.training.groups import counts
 from vit_jax.training.state import State, abstract_state, make_init, make_rest

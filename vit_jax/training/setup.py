@@ -22,7 +22,8 @@ from vit_jax.models.registry import find_kind, takes
 from vit_jax.parallel.mesh import make_mesh
 from vit_jax.parallel.runtime import everyones, share, together
 from vit_jax.pretrained.load import OF_THE_RUN, fetch_weights, fill, order_of
-from vit_jax.pretrained.weights import Weights, open_weights
+from vit_jax.pretrained.opened import Weights
+from vit_jax.pretrained.weights import open_weights
 from vit_jax.resolution import Sizes, resolve
 from vit_jax.training.distillation import open_teacher
 from vit_jax.training.evaluation import check_evaluators, open_evaluators
