@@ -15,8 +15,8 @@ from vit_jax.models.registry import IMAGENET, SQUASHED
 from vit_jax.pretrained.layout import SHOWN_BY, some
 from vit_jax.pretrained.stated import brief
 
-MOST_STAGES = 8  # of a ResNet: each halves its image, so none is left of any that is read
-# What describing a model raises where shapes or values make no sense.
+MOST_STAGES = 8  # of a ResNet; each stage halves the image, so that nothing is left after eight
+# What the description of a model raises when shapes or values make no sense.
 SENSELESS = (
     ArithmeticError, AttributeError, LookupError, RecursionError, StopIteration, TypeError,
     ValueError,
@@ -25,12 +25,19 @@ SENSELESS = (
 
 @dataclasses.dataclass(frozen=True)
 class Weights:
-    """Parameters that can be had: `shapes` by path (layers listed one by one), `read` one of them
-    as a NumPy array, `unused` names of the file with the reason.
+    """Opened weights.
 
-    `model` is the one that they were trained with, `classes` the names of its outputs where the
-    file has them, `extras` tensors that have no meaning here but belong to the file. `guessed` are
-    fields of `model.data_config` that nothing states, `notes` lines on what was chosen of the file.
+    Attributes:
+      layout: the name of their layout.
+      model: the model that they were trained with.
+      classes: names of its outputs, where the file states them.
+      shapes: of the parameters by path, with the layers listed one by one.
+      read: reads one parameter as a NumPy array.
+      unused: names of tensors that are not read, each with the reason.
+      dialect: how the file names its tensors.
+      extras: reads tensors that belong to the file but mean nothing to the model.
+      guessed: fields of `model.data_config` that nothing states.
+      notes: lines about choices that were made while opening.
     """
 
     path: Path
@@ -46,7 +53,7 @@ class Weights:
     notes: tuple[str, ...] = ()
 
     def guesses(self, among: Iterable[str] = SHOWN_BY) -> list[str]:
-        """A line that says which settings of the images are a guess; none where none is."""
+        """A line that names the guessed settings of images; no line if nothing is guessed."""
         fields = [field for field in self.guessed if field in among]
         if not fields:
             return []
@@ -66,9 +73,9 @@ class Weights:
 
 
 def listed_params(model: Model) -> dict[str, jax.ShapeDtypeStruct]:
-    """path -> shape of every parameter, layers listed one by one.
+    """path -> shape of every parameter, with the layers listed one by one.
 
-    They are those of the scanned model, of which a single block is built, and not all of them.
+    The scanned form of the model gives them, because it builds a single block instead of all.
     """
     if hasattr(model.config, "scan"):
         config = dataclasses.replace(model.config, scan=True)  # type: ignore[arg-type]
@@ -77,7 +84,7 @@ def listed_params(model: Model) -> dict[str, jax.ShapeDtypeStruct]:
 
 
 def check_depth(path: Path, config: Config, tensors: int) -> None:
-    """Each layer has tensors: a model far deeper than its file is refused before it is made."""
+    """Refuses a model that is far deeper than its file, before the model is made."""
     deep = getattr(config, "num_layers", 0)
     units = getattr(config, "resnet_layers", None) or ()
     if len(units) > MOST_STAGES or deep + sum(units) > tensors:
@@ -88,7 +95,7 @@ def check_depth(path: Path, config: Config, tensors: int) -> None:
 
 
 def check_explained(what: str, wanted: dict, held: dict, ignored: Iterable[str] = ()) -> None:
-    """Every tensor that is held has a place, and every place a tensor of its shape."""
+    """Checks that every tensor is wanted, and that every wanted tensor is there in its shape."""
     lists = {
         "missing": [f"{n} {list(wanted[n])}" for n in wanted.keys() - held],
         "superfluous": [f"{n} {list(held[n])}" for n in held.keys() - wanted.keys() - set(ignored)],

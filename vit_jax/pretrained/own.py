@@ -2,6 +2,7 @@
 
 import dataclasses
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -31,14 +32,14 @@ EMA = "ema"  # after the name of a run's folder: its moving average
 
 
 def is_own(path: Path) -> bool:
-    """A work folder, its checkpoints, or one of them."""
+    """Whether a path is a work folder, its folder of checkpoints, or one checkpoint."""
     return path.is_dir() and (
         (path / "state").is_dir() or (path / "checkpoints").is_dir() or bool(steps.steps(path))
     )
 
 
 def _shown_by(pipeline: str, image_size: tuple[int, int], shown: dict[str, Any]) -> DataConfig:
-    """What a run's evaluation pipeline does, also in the words that other layouts have for it."""
+    """A run's evaluation pipeline, also as the settings that other layouts have for it."""
     how = re.search(r"\|\s*resize\w*\([^|]*'(\w+)'", pipeline)
     shown = shown | ({"interpolation": how[1]} if how else {})
     found = re.search(r"\|\s*resize(_small)?(?:\((\()?(\d+))?", pipeline)
@@ -51,8 +52,12 @@ def _shown_by(pipeline: str, image_size: tuple[int, int], shown: dict[str, Any])
 
 
 def open_own(path: Path, parts: tuple[str, ...]) -> Weights:
-    """A run's parameters, each from the last of the parts of its state that has it; those of a
-    schedule-free run are the average x that it is judged by (arXiv 2405.15682, eq. 1)."""
+    """A run's parameters.
+
+    Each parameter comes from the last of `parts` that holds it, because a frozen one has no moving
+    average. For a schedule-free run this is the average x, by which the run is evaluated
+    (arXiv 2405.15682, eq. 1).
+    """
     checkpoint = manager.find(path)
     checksums.check(checkpoint)
     about = manager.about(checkpoint)
@@ -66,21 +71,18 @@ def open_own(path: Path, parts: tuple[str, ...]) -> Weights:
     }  # fmt: skip
     stored = {path: shapes_of[name] for path, name in names.items()}
     where = {ours: path for path, leaf in stored.items() for ours in unstack({path: leaf})}
-    schedule_free = flat.get("optimizer.name") == "schedule_free"
-    fast = {
-        found[1]: name for name in shapes_of if (found := re.fullmatch(r"opt/\d+/z/(.*)", name))
-    } if schedule_free else {}  # fmt: skip
+    fast = _fast_weights(flat, shapes_of)
     held: dict[str, Any] = {}  # the layers of one stored parameter
 
     def read(ours: str) -> np.ndarray:
         if ours not in held:
             path = where[ours]
             wanted = {names[path], fast.get(path, names[path])}
-            found = manager.read_host(checkpoint, {name: shapes_of[name] for name in wanted})
-            array = found[names[path]]
-            if path in fast:  # y = b1 x + (1 - b1) z was trained
+            arrays = manager.read_host(checkpoint, {name: shapes_of[name] for name in wanted})
+            array = arrays[names[path]]
+            if path in fast:  # the run trained y = b1 x + (1 - b1) z
                 b1 = flat["optimizer.b1"]
-                array = (array - (1 - b1) * found[fast[path]]) / b1
+                array = (array - (1 - b1) * arrays[fast[path]]) / b1
             held.clear()
             held.update(unstack({path: array}))
         return held[ours]
@@ -93,10 +95,22 @@ def open_own(path: Path, parts: tuple[str, ...]) -> Weights:
     return Weights(checkpoint, OWN, model, about["classes"] or None, shapes, read, {}, {})
 
 
-def described(checkpoint: Path, about: Any) -> tuple[Model, dict[str, Any]]:
-    """A run's model and its flat config. What a checkpoint says is checked as any file's is.
+def _fast_weights(flat: dict[str, Any], stored: Iterable[str]) -> dict[str, str]:
+    """The fast weights z of a schedule-free run: parameter -> its name in the saved state.
 
-    Raises UserError where it makes no sense.
+    The names follow from the state of `optax.contrib.schedule_free`, which `training/optimizer.py`
+    builds. This module lies below the training, so it cannot ask that file.
+    """
+    if flat.get("optimizer.name") != "schedule_free":
+        return {}
+    matches = ((name, re.fullmatch(r"opt/\d+/z/(.*)", name)) for name in stored)
+    return {match[1]: name for name, match in matches if match}
+
+
+def described(checkpoint: Path, about: Any) -> tuple[Model, dict[str, Any]]:
+    """A run's model and its flat config. What a checkpoint states is checked like any file.
+
+    Raises UserError if it makes no sense.
     """
     try:
         return _described(checkpoint, about)

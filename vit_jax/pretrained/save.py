@@ -1,7 +1,7 @@
 """Writes a model in any layout, so that the layout's own package reads it.
 
-What a layout cannot hold is refused by name; what it can hold but its reader would compute with
-other numbers is said. Files appear whole or not at all.
+What a layout cannot hold is refused by name. If the layout's own package would compute with other
+numbers than the model here, a note says so. Files appear whole or not at all.
 """
 
 import dataclasses
@@ -38,19 +38,19 @@ def save_pretrained(
     dialect: dict[str, Any] | None = None,
     extras: Mapping[str, Callable[[], np.ndarray]] | None = None,
 ) -> list[str]:
-    """Writes parameters in a layout; returns what a reader of the file should know.
+    """Writes parameters in a layout. Returns lines that a user of the file should know.
 
     Args:
       path: a file (`.npz` for google and big_vision, `.safetensors` for timm and dinov2), or a
         folder that does not exist yet (timm and huggingface, with their `config.json`; orbax).
       to: the name of a layout that can be written, or `orbax`.
-      classes: names of the outputs, for layouts that have a place for them.
-      dialect: names as a file of this layout had them (`Weights.dialect`).
-      extras: tensors of that file that have no meaning here.
+      classes: names of the outputs, for layouts that can store them.
+      dialect: `Weights.dialect` of a file in the same layout, so that its names are kept.
+      extras: `Weights.extras` of that file.
 
     Raises:
-      UserError: no such layout, parameters that are not the model's or that it has no place for,
-        or something at `path`.
+      UserError: there is no such layout, the parameters are not the model's, the layout cannot
+        hold them, or `path` exists.
     """
     path = check_destination(path, to)
     structs = jax.tree.map(lambda x: jax.ShapeDtypeStruct(np.shape(x), np.float32), params)
@@ -114,7 +114,7 @@ def save_pretrained(
 
 
 def check_destination(path: str | Path, to: str) -> Path:
-    """The absolute path. Raises UserError where nothing can be written there, or no such layout."""
+    """The absolute path. Raises UserError if the layout is unknown or cannot be written there."""
     path = Path(path).expanduser().absolute()
     known = writers()
     if to not in (*known, OWN):
@@ -134,9 +134,11 @@ def check_destination(path: str | Path, to: str) -> Path:
 
 
 def _canonical(config: Config, listed: Flat, writer: Writer, to: str) -> tuple[Config, Flat]:
-    """The same function with positions as the layout has them: fixed ones in a table, those of
-    the class token in the table or added to the token itself. Without a head nothing reads the
-    mean beside the class token."""
+    """The same model in the form that the layout can hold.
+
+    Fixed positions become a table. The position of the class token moves into the table, or is
+    added to the token. Without a head, `cls_gap` becomes `cls`, because only a head reads the mean.
+    """
     if not isinstance(config, ViTConfig):
         return config, listed
     if config.pool == "cls_gap" and not config.num_classes:
@@ -187,10 +189,10 @@ def _write(
 
 
 def _save_own(model: Model, params: Params, path: Path, classes: list[str] | None) -> None:
-    """A checkpoint as a run leaves it, less the optimiser's state.
+    """Writes a checkpoint like a run's, without the optimiser's state.
 
-    Raises UserError where the pipeline names operations to import: a run's config is the user's own
-    word, which text from a file must not become.
+    Raises UserError if the pipeline names operations to import. A run's config is trusted as the
+    user's own, and text from a file must not enter it.
     """
     config = base()
     data = model.data_config

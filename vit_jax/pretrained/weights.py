@@ -1,7 +1,8 @@
-"""Opens weights of any layout as one thing: a model, and its parameters read one by one.
+"""Opens weights of any layout: a model, and its parameters, which are read one by one.
 
-The layout is recognised from names, the model from names and shapes (and what stands beside them);
-then every tensor must be explained. Reading happens later, tensor by tensor.
+The names of the tensors decide the layout. Names, shapes, metadata and `config.json` decide the
+model. Then every tensor must belong to a parameter or be ignored for a reason. The values are read
+later, tensor by tensor.
 """
 
 import dataclasses
@@ -37,7 +38,7 @@ from vit_jax.pretrained.stated import (
     check_resized,
 )  # fmt: skip
 
-# Sizes that shapes tell too (the number of layers not for sure), as `config.json` names them.
+# Keys of `config.json` for sizes that also follow from names and shapes.
 SAID = {
     "num_hidden_layers": "num_layers", "depth": "num_layers", "hidden_size": "hidden_size",
     "embed_dim": "hidden_size",
@@ -48,13 +49,13 @@ def open_weights(path: str | Path, **given: Any) -> Weights:
     """Opens a file, a folder of Hugging Face or timm, or one of this package's own checkpoints.
 
     Args:
-      given: what the file does not tell, or tells wrongly: any field of the model's config
-        (`num_heads`, `gelu`, …), `source_image_size`, the (height, width) trained at, and the
-        `mean` and `std` by which images are normalised.
+      given: values that the file does not state, or states wrongly. They may be any field of the
+        model's config (`num_heads`, `gelu`, …), `source_image_size` (the height and width that the
+        weights were trained at), and the `mean` and `std` that normalise images.
 
     Raises:
-      UserError: unknown or ambiguous layout, tensors missing, superfluous or of another shape, a
-        damaged file, or one that holds code.
+      UserError: the layout is unknown or ambiguous; tensors are missing, superfluous or of another
+        shape; the file is damaged or holds code.
     """
     path = Path(path).expanduser()
     given = {field: value for field, value in given.items() if value is not None}
@@ -84,8 +85,8 @@ def _open_file(path: Path, tensors: Tensors, given: dict[str, Any]) -> Weights:
     layout, reader, prefix = _recognise(tensors)
     try:
         inside = reader.prepare(tensors.below(prefix))
-        found = reader.describe(inside, _written(tensors.metadata) | given)
-        found = _with_metadata(found, tensors.metadata)
+        described = reader.describe(inside, _written(tensors.metadata) | given)
+        described = _with_metadata(described, tensors.metadata)
     except UserError as error:
         raise error if str(path) in str(error) else UserError(f"{path}: {error}") from error
     except SENSELESS as error:
@@ -93,28 +94,28 @@ def _open_file(path: Path, tensors: Tensors, given: dict[str, Any]) -> Weights:
             f"{path} has names of {layout.name}, but its shapes, or config.json or vit_jax's "
             "metadata with it, make no sense"
         ) from error
-    fields = [field.name for field in dataclasses.fields(found.family)]
+    fields = [field.name for field in dataclasses.fields(described.family)]
     given = {field: value for field, value in given.items() if field in fields}
-    config = make_config(found.family, found.fields | given, str(path))
-    check_config(path, config, found.family)
+    config = make_config(described.family, described.fields | given, str(path))
+    check_config(path, config, described.family)
     _check_said(tensors, config, given)
     check_depth(path, config, len(inside.shapes))
-    check_data(path, found.data)
-    check_resized(path, found.data, config.image_size)
-    check_classes(path, found.classes)
-    classes = found.classes if config.num_classes else None
+    check_data(path, described.data)
+    check_resized(path, described.data, config.image_size)
+    check_classes(path, described.classes)
+    classes = described.classes if config.num_classes else None
     if classes and len(classes) != config.num_classes:
         raise UserError(f"{path} names {len(classes)} classes, its head has {config.num_classes}")
     like = str(tensors.config.get("architecture") or tensors.config.get("model_type") or "vit")
     name = name_of(config, like.partition("_")[0])
-    model = Model(name, config, found.data, found.activation)
+    model = Model(name, config, described.data, described.activation)
     bound, unknown = expand(
-        layout.rows(config, found.dialect), listed_params(model), found.dialect.get("chunk")
+        layout.rows(config, described.dialect), listed_params(model), described.dialect.get("chunk")
     )
     if unknown:
         raise UserError(f"{path}: {layout.name} files hold no {some(unknown)}")
     unused = {n: f"outside of {prefix}" for n in tensors.shapes if not n.startswith(prefix)}
-    consumed = {name: shape for one in bound for name, shape in one.theirs.items()}
+    consumed = {name: shape for item in bound for name, shape in item.theirs.items()}
     ignored = {
         name: why
         for name in inside.shapes.keys() - consumed
@@ -123,18 +124,18 @@ def _open_file(path: Path, tensors: Tensors, given: dict[str, Any]) -> Weights:
     }
     check_explained(f"{path} ({layout.name}) does", consumed, inside.shapes, ignored)
     inside.check_numbers(consumed)
-    where = {ours: one for one in bound for ours in one.ours}
+    where = {ours: item for item in bound for ours in item.ours}
 
     def read(ours: str) -> np.ndarray:
-        one = where[ours]
-        arrays = [inside.read(name) for name in one.theirs]
-        parts = one.codec.read(arrays, list(one.ours.values()))
-        return parts[list(one.ours).index(ours)]
+        item = where[ours]
+        arrays = [inside.read(name) for name in item.theirs]
+        parts = item.codec.read(arrays, list(item.ours.values()))
+        return parts[list(item.ours).index(ours)]
 
     extras = {name: functools.partial(inside.read, name) for name in ignored}
     return Weights(
-        path, layout.name, model, classes, {p: one.ours[p] for p, one in where.items()}, read,
-        unused | ignored, found.dialect | {"prefix_of_all": prefix}, extras, found.guessed,
+        path, layout.name, model, classes, {p: item.ours[p] for p, item in where.items()}, read,
+        unused | ignored, described.dialect | {"prefix_of_all": prefix}, extras, described.guessed,
         tensors.notes,
     )  # fmt: skip
 
@@ -170,7 +171,7 @@ def _recognise(tensors: Tensors) -> tuple[Layout, Reader, str]:
 
 
 def _written(metadata: dict[str, Any]) -> dict[str, Any]:
-    """What this package wrote beside the tensors, as a user would give it."""
+    """The metadata of this package, in the form in which a user gives fields."""
     if not metadata:
         return {}
     told = {field: value for field, value in metadata["fields"].items() if value is not None}
@@ -179,7 +180,7 @@ def _written(metadata: dict[str, Any]) -> dict[str, Any]:
 
 
 def _with_metadata(found: Description, metadata: dict[str, Any]) -> Description:
-    """What this package wrote beside the tensors is exact: it goes before what shapes suggest."""
+    """The description with this package's metadata, which is exact and overrides the shapes."""
     if not metadata:
         return found
     return dataclasses.replace(
@@ -190,8 +191,8 @@ def _with_metadata(found: Description, metadata: dict[str, Any]) -> Description:
 
 
 def _check_said(tensors: Tensors, config: Config, given: dict[str, Any]) -> None:
-    """The sizes that `config.json` says, where it does: shapes cannot tell that the last layers
-    are missing."""
+    """Compares the sizes in `config.json` with the tensors, because shapes alone do not show that
+    the last layers are missing."""
     said = tensors.config | (tensors.config.get("model_args") or {})
     for key, field in SAID.items():
         found = getattr(config, field, None)
