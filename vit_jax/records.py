@@ -1,4 +1,4 @@
-"""What a run has written of itself, read back: JSON objects, and rows of `metrics.jsonl`.
+"""Reads JSON objects from any file, and the rows of a run's `metrics.jsonl`.
 
 A crash, a full disk or an editor may have left anything in these files. All of them are read here,
 so that what is damaged is named in one line, and the rest is read all the same. This module imports
@@ -53,13 +53,13 @@ OBJECT_OF_NUMBERS: Kind = (
 )
 
 
-def load(path: Path, needs: Kinds = NOTHING, may: Kinds = NOTHING) -> Row:
+def load(path: Path, needs: Kinds = NOTHING, may: Kinds = NOTHING, most: int = MOST_OBJECT) -> Row:
     """The JSON object that a file holds: with the keys that it `needs` and those that it `may`
-    have, each of its kind. Other keys are not looked at.
+    have, each of its kind. Other keys are not looked at. `most` is the limit of the file's bytes.
 
     Raises OSError, or ValueError that says what is wrong inside the file.
     """
-    found = _object(read_bytes(path, MOST_OBJECT))
+    found = object_in(read_bytes(path, most))
     for key, (words, fits) in {**may, **needs}.items():
         if key not in found:
             if key in needs:
@@ -69,10 +69,12 @@ def load(path: Path, needs: Kinds = NOTHING, may: Kinds = NOTHING) -> Row:
     return found
 
 
-def read_object(path: Path, needs: Kinds = NOTHING, may: Kinds = NOTHING) -> Row:
+def read_object(
+    path: Path, needs: Kinds = NOTHING, may: Kinds = NOTHING, most: int = MOST_OBJECT
+) -> Row:
     """As `load`. Raises UserError."""
     try:
-        return load(path, needs, may)
+        return load(path, needs, may, most)
     except (OSError, ValueError) as error:
         raise UserError(f"{printable(path)} cannot be read: {reason(error)}") from error
 
@@ -83,15 +85,20 @@ def reason(error: Exception) -> str:
     return printable(text.partition("\n")[0][:200])
 
 
-def _object(data: bytes) -> Row:
+def object_in(data: bytes) -> Row:
+    """The JSON object that bytes hold. Raises ValueError that says what is wrong with them."""
     try:
         found = json.loads(data.decode("utf-8"))
     except RecursionError:
         raise ValueError("its brackets are nested too deep") from None
     except UnicodeDecodeError:
-        raise ValueError("it is not text in UTF-8") from None
+        raise ValueError("it is no JSON, because it is not text in UTF-8") from None
     except ValueError as error:
-        what = "it is empty" if not data.strip() else f"it is no JSON or is cut short ({error})"
+        what = (
+            "it is empty"
+            if not data.strip()
+            else f"it is no JSON, or damaged or cut short ({error})"
+        )
         raise ValueError(what) from None
     if not isinstance(found, dict):
         raise ValueError(f"it holds no JSON object but {_shown(found)}")
@@ -135,7 +142,7 @@ def rows_in(data: bytes, having: bytes = b"") -> Iterator[Line]:
             continue
         text = raw.decode("utf-8", "replace")
         try:
-            row, fault = _row(_object(raw))
+            row, fault = _row(object_in(raw))
         except ValueError as error:
             row, fault = None, str(error)
         if row is None and tail and number == last:

@@ -94,7 +94,7 @@ def test_a_family_that_a_file_names_is_not_imported(trained, tmp_path, capsys, m
     checkpoint = manager.find(workdir)
     about = json.loads((checkpoint / manager.ABOUT).read_text())
     about["config"]["model.name"] = "elsewhere:FAMILY"
-    from vit_jax.pretrained.weights import described
+    from vit_jax.pretrained.own import described
 
     with pytest.raises(UserError, match=r"'elsewhere:FAMILY' comes from a file"):
         described(checkpoint, about)

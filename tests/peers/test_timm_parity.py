@@ -223,7 +223,7 @@ def test_an_architectures_name_tells_heads_and_activation(name):
         Path(name), "safetensors", shapes, dict.fromkeys(shapes, "float32"), None,
         config={"architecture": name},
     )  # fmt: skip
-    fields = TIMM.describe(tensors, {}).fields
+    fields = TIMM.reader.describe(tensors, {}).fields
     assert fields["num_heads"] == theirs.blocks[0].attn.num_heads
     activation = type(theirs.blocks[0].mlp.act).__name__
     assert fields["mlp"] == "swiglu" or fields["gelu"] == ACTIVATIONS[activation]

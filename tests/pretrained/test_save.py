@@ -10,8 +10,9 @@ import pytest
 import vit_jax
 from vit_jax.errors import UserError
 from vit_jax.models.data_config import DataConfig, crop_of
+from vit_jax.pretrained.layouts import OWN, writers
 from vit_jax.pretrained.load import load_pretrained
-from vit_jax.pretrained.save import FORMATS, save_pretrained
+from vit_jax.pretrained.save import save_pretrained
 from vit_jax.pretrained.weights import open_weights
 
 
@@ -29,7 +30,7 @@ def changed(params, path, leaf):
     return kept if inner is None else kept | {first: inner}
 
 
-@pytest.mark.parametrize("to", FORMATS)
+@pytest.mark.parametrize("to", [*writers(), OWN])
 @pytest.mark.parametrize(
     ("path", "leaf", "told"),
     [
@@ -146,7 +147,7 @@ def test_converted_weights_keep_their_crop(tiny, tmp_path, crop):
     assert shown["size"] == {"shortest_edge": int(224 / crop)}
 
 
-@pytest.mark.parametrize("to", FORMATS)
+@pytest.mark.parametrize("to", [*writers(), OWN])
 def test_a_place_that_takes_nothing_is_named(tmp_path, to):
     fields = {"layer_scale": 1e-5, "num_classes": 0} if to == "dinov2" else {"num_classes": 5}
     model = vit_jax.create_model("vit_mu_patch16_224", num_layers=1, image_size=32, **fields)

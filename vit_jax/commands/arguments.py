@@ -108,16 +108,29 @@ def add_source(parser: argparse.ArgumentParser) -> None:
         "list_pretrained(); --config.model.FIELD=VALUE, --config.data.mean=VALUE and "
         "--config.data.std=VALUE state what the file does not",
     )
+    parser.add_argument(
+        "--layout", metavar="MODULE:NAME",
+        help="register a layout of your own, a vit_jax.pretrained.Layout, before the weights are "
+        "opened",
+    )  # fmt: skip
 
 
 def model_fields(options: argparse.Namespace) -> dict[str, Any]:
     """The model's fields from `--config.model.FIELD=VALUE`, and `mean` and `std` from
     `--config.data.mean=VALUE`. `image_size` is the size of the weights.
 
+    Registers the layout that `--layout` names, because the fields are for opening weights.
+
     Raises UserError for any other key of a config.
     """
     from vit_jax import recipe
     from vit_jax.config import base
+
+    if getattr(options, "layout", None):
+        from vit_jax.pretrained.layouts import register
+        from vit_jax.user_code import imported
+
+        register(imported(options.layout, "a layout"))
 
     for key in options.overrides:
         if key not in SHOWN and (not key.startswith("model.") or key == "model.name"):

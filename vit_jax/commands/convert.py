@@ -4,6 +4,7 @@ vit convert ViT-B_16.npz b16 --to=timm               a folder, timm.create_model
 vit convert ViT-B_16.npz b16.safetensors --to=timm   the tensors alone
 vit convert runs/pets pets --to=huggingface          a folder for Transformers
 vit convert model.safetensors vit.npz --to=google
+vit convert runs/pets pets.toy --to=toy --layout=my_layouts:TOY     a layout of your own
 """
 
 import argparse
@@ -18,7 +19,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("destination", help="a file or folder that is not there yet")
     parser.add_argument(
         "--to", required=True, metavar="LAYOUT",
-        help="google, big_vision, timm, dinov2, huggingface or orbax",
+        help="google, big_vision, timm, dinov2, huggingface, orbax, or the name of your own layout",
     )  # fmt: skip
     parser.add_argument(
         "--num-classes", type=int, choices=[0], help="0 leaves the head out"

@@ -55,7 +55,7 @@ def run(options: argparse.Namespace) -> int:
     join_job(options, base().heartbeat_timeout, saves=False)
     from vit_jax.checkpoint import checksums, manager
     from vit_jax.parallel.compile_cache import keep_compiled
-    from vit_jax.pretrained.weights import described
+    from vit_jax.pretrained.own import described
 
     if options.workdir:
         keep_compiled(options.workdir)
@@ -143,7 +143,8 @@ def _weights(run: Any, checkpoint: Path, stored: tuple[int, ...], which: str) ->
     """The weights of a checkpoint that are to be measured, placed for the run."""
     from vit_jax.checkpoint import manager
     from vit_jax.pretrained.load import check_finite, fill
-    from vit_jax.pretrained.weights import EMA, open_weights
+    from vit_jax.pretrained.own import EMA
+    from vit_jax.pretrained.weights import open_weights
     from vit_jax.training.optimizer import HOLD_RATE
 
     abstract, shardings = run.abstract_state, run.shardings

@@ -12,8 +12,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from vit_jax import records
 from vit_jax.errors import UserError, printable
-from vit_jax.files import read_bytes
 
 MOST_METADATA = 2**27  # bytes of a file that is not a shard
 SHARDS = (".array_record", ".tfrecord", ".riegeli")
@@ -120,14 +120,9 @@ def _size(name: str, file: Path) -> int:
 def _json(name: str, file: Path) -> dict[str, Any]:
     _size(name, file)
     try:
-        value = json.loads(read_bytes(file, MOST_METADATA))
-    except (ValueError, RecursionError, OSError) as error:
-        raise BrokenSet(
-            f"{name} is damaged: {printable(file)} is no JSON ({reason(error)})"
-        ) from error
-    if not isinstance(value, dict):
-        raise BrokenSet(f"{name} is damaged: {printable(file)} holds no JSON object")
-    return value
+        return records.load(file, most=MOST_METADATA)
+    except (ValueError, OSError) as error:
+        raise BrokenSet(f"{name} is damaged: {printable(file)}: {records.reason(error)}") from error
 
 
 def _check_features(name: str, file: Path, own: str) -> None:

@@ -1,1 +1,19 @@
-"""Published weights: where they are, fetching them, and reading and writing their formats."""
+"""Published weights: where they are, fetching them, and reading and writing their formats.
+
+A layout of your own is made of the names below. The docstrings of `Layout`, `Reader` and `Writer`
+describe each part, and `register` adds the layout to those of the package.
+"""
+
+import importlib
+from typing import Any
+
+_WHERE = {
+    "register": "layouts", "Layout": "layout", "Reader": "layout", "Writer": "layout",
+    "Description": "layout", "Tensors": "files", "row": "rows",
+}  # fmt: skip
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _WHERE:
+        raise AttributeError(f"module 'vit_jax.pretrained' has no attribute {name!r}")
+    return getattr(importlib.import_module(f"vit_jax.pretrained.{_WHERE[name]}"), name)

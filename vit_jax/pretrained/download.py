@@ -20,14 +20,14 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from urllib.parse import quote, unquote, urlsplit
+from urllib.parse import unquote, urlsplit
 
 from rich.filesize import decimal
 
 from vit_jax.errors import UserError, printable
-from vit_jax.files import NotAFile, read_bytes
 from vit_jax.pretrained import cache as caches
 from vit_jax.pretrained.cache import Cache
+from vit_jax.pretrained.hub import fetch_from_hub
 from vit_jax.pretrained.openers import (
     BY_HAND,
     OPENERS,
@@ -35,14 +35,9 @@ from vit_jax.pretrained.openers import (
     Answer,
     Here,
     Lost,
-    Missing,
-    endpoint,
     read,
 )
 
-WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin")
-
-_HUB = re.compile(r"hf://([^/@]+)/([^/@]+)(?:@([^/]+))?(?:/(.+?))?/?")
 _NO_WEIGHTS = {  # what comes in place of a file, by its first bytes
     # HTML, XML. Eight bytes of text, because the length that begins a safetensors file may be "<a".
     re.compile(rb"(?:\xef\xbb\xbf)?\s*<[!?a-zA-Z][^\0]{6}"): f"a web page came, {PAGE}",
@@ -113,7 +108,7 @@ def fetch(
         _Download, cache=Cache(_default_cache(cache)), say=say, patience=patience
     )
     if scheme == "hf":
-        return _from_hub(address, sha256, start)
+        return fetch_from_hub(address, sha256, start)
     if scheme not in OPENERS:
         schemes = ", ".join(f"{name}://" for name in ("file", "hf", *OPENERS))
         raise UserError(f"{address}: {scheme}:// is unknown; there are {schemes} and plain paths")
@@ -152,58 +147,6 @@ def _local(name: str, sha256: str | None) -> Path:
     if found != sha256:
         raise UserError(f"{path} has the sha256 {found} where {sha256} is expected")
     return path
-
-
-def _from_hub(address: str, sha256: str | None, start: Callable[[str], "_Download"]) -> Path:
-    match = _HUB.fullmatch(address)
-    if match is None:
-        raise UserError(f"{address}: write it as hf://OWNER/REPO, hf://OWNER/REPO@REVISION/FILE")
-    owner, repo, revision, file = match.groups(default="")
-    revision = revision or "main"
-    url = f"{endpoint()}/{owner}/{repo}/resolve/{revision}"
-    # The cache goes by names, not by endpoint: a mirror has to give the same files.
-    key = f"hf://{owner}/{repo}@{revision}"
-    place = start(url).cache.place
-    if file:
-        return start(f"{url}/{quote(file)}").run(place(f"{key}/{file}", quote(file)), sha256)
-    if sha256:
-        raise UserError(f"{address}: a sha256 is that of one file; name it as {address}/FILE")
-    folder = place(key, quote(repo))
-
-    def get(name: str) -> Path:
-        return start(f"{url}/{quote(name)}").run(folder / name, None)
-
-    get("config.json")
-    there = [name for name in WEIGHTS if (folder / name).exists()]
-    with contextlib.suppress(Missing):  # timm's repositories have none
-        if not there:
-            get("preprocessor_config.json")
-    for name in there or WEIGHTS:
-        with contextlib.suppress(Missing):
-            weights = get(name)
-            break
-    else:
-        raise UserError(f"{address} has none of {', '.join(WEIGHTS)}: name one of its files")
-    if weights.suffix == ".json":
-        for shard in _shards(weights):
-            get(shard)
-    return folder
-
-
-def _shards(index: Path) -> list[str]:
-    """The files that an index names: none outside its folder, none that stands there for us."""
-    try:
-        names = set(json.loads(read_bytes(index, 2**26))["weight_map"].values())
-    except (NotAFile, ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        names = {""}
-    for name in sorted(names, key=str):
-        usable = isinstance(name, str) and caches.fits(name) and caches.shortened(name) == name
-        if not usable or name.startswith(".") or Path(name).suffix not in (".safetensors", ".bin"):
-            raise UserError(
-                f"{index} is no index of weights: it names {printable(repr(name))[:80]}; delete it "
-                "to download it again"
-            )
-    return sorted(names)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -21,7 +21,8 @@ import numpy as np
 from jax.numpy import bfloat16
 
 from vit_jax.errors import UserError, nearest, printable
-from vit_jax.pretrained.stated import MOST_BYTES, brief, read_object
+from vit_jax.pretrained.stated import MOST_BYTES, brief
+from vit_jax.records import object_in, read_object
 
 INDEX = ".index.json"  # of a model in several safetensors files
 MOST_NAME = 255  # bytes of a file's name, on every file system
@@ -193,13 +194,12 @@ def _open_npz(path: Path) -> Tensors:
     return Tensors(path, "npz", shapes, dtypes, read, _ours(_parsed(archive.comment).get(OURS)))
 
 
-def _parsed(text: bytes | str) -> dict[str, Any]:
+def _parsed(text: bytes) -> dict[str, Any]:
     """A JSON object, or nothing where a file's comment is anything else."""
     try:
-        parsed = json.loads(text) if len(text) <= MOST_BYTES else {}
-    except (ValueError, RecursionError):
+        return object_in(text) if len(text) <= MOST_BYTES else {}
+    except ValueError:
         return {}
-    return parsed if isinstance(parsed, dict) else {}
 
 
 def _ours(metadata: Any) -> dict[str, Any]:
@@ -214,7 +214,7 @@ def _open_safetensors(path: Path) -> Tensors:
     slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
     shapes = {name: tuple(one.get_shape()) for name, one in slices.items()}
     dtypes = {name: _named(one.get_dtype()) for name, one in slices.items()}
-    metadata = _parsed((file.metadata() or {}).get(OURS, "{}"))
+    metadata = _parsed((file.metadata() or {}).get(OURS, "{}").encode(errors="replace"))
 
     def read(name: str) -> np.ndarray:
         with _whole(path):
@@ -302,7 +302,8 @@ def _has_state(value: Any, kind: type, depth: int = 2) -> bool:
 
 
 def _open_folder(folder: Path) -> Tensors:
-    config = read_object(folder / "config.json") if (folder / "config.json").is_file() else {}
+    beside = folder / "config.json"
+    config = read_object(beside, most=MOST_BYTES) if beside.is_file() else {}
     for name in ("model.safetensors", "pytorch_model.bin"):
         if (folder / f"{name}{INDEX}").is_file():
             opened = _open_shards(folder, folder / f"{name}{INDEX}")
@@ -318,7 +319,7 @@ def _open_folder(folder: Path) -> Tensors:
 
 
 def _open_shards(folder: Path, index: Path) -> Tensors:
-    where = read_object(index).get("weight_map")
+    where = read_object(index, most=MOST_BYTES).get("weight_map")
     if not isinstance(where, dict) or not all(isinstance(name, str) for name in where.values()):
         raise UserError(f"{index} has no weight_map from tensors to files")
     for name in where.values():

@@ -17,10 +17,12 @@ from vit_jax.models.mixer import MixerConfig
 from vit_jax.models.model import Model
 from vit_jax.models.resnet import ResNetConfig, stride_of
 from vit_jax.models.vit import ViTConfig
-from vit_jax.pretrained.files import Tensors
+from vit_jax.pretrained.files import Tensors, write_npz
 from vit_jax.pretrained.layout import (
     Description,
     Layout,
+    Reader,
+    Writer,
     count,
     needs,
     refused_pool,
@@ -308,13 +310,13 @@ def _is_big_vision(names) -> bool:
     return blocks and "Transformer/posembed_input/pos_embedding" not in names
 
 
-def _google_reader(config: Config, folder: bool) -> dict[str, Any]:
+def _google_assumes(config: Config, folder: bool) -> dict[str, Any]:
     if isinstance(config, ResNetConfig):
         return {"groupnorm_eps": 1e-5, "standardization": "bit"}
-    reader: dict[str, Any] = {"gelu": "tanh", "layernorm_eps": 1e-6}
+    assumed: dict[str, Any] = {"gelu": "tanh", "layernorm_eps": 1e-6}
     if getattr(config, "resnet_layers", None) is not None:
-        reader |= {"groupnorm_eps": 1e-6, "standardization": "google"}
-    return reader
+        assumed |= {"groupnorm_eps": 1e-6, "standardization": "google"}
+    return assumed
 
 
 def _notes(model: Model) -> list[str]:
@@ -348,13 +350,18 @@ def _big_vision_refuses(config: Config) -> list[str]:
 
 
 GOOGLE = Layout(
-    "google", _is_google, _describe_google, _google_rows, PREFIXES, ".npz",
-    positions=lambda config: "class", refuses=_google_refuses, reader=_google_reader,
-    notes=_notes,
+    "google", _google_rows, Reader(_is_google, _describe_google, PREFIXES),
+    Writer(
+        ".npz", write_npz, positions=lambda config: "class", refuses=_google_refuses,
+        assumes=_google_assumes, notes=_notes,
+    ),
 )  # fmt: skip
 BIG_VISION = Layout(
-    "big_vision", _is_big_vision, _describe_big_vision, _big_vision_rows, PREFIXES, ".npz",
-    prepare=_unstacked, finish=_stacked, positions=lambda config: "none",
-    refuses=_big_vision_refuses, reader=lambda config, _: {"gelu": "tanh", "layernorm_eps": 1e-6},
-    notes=_notes,
+    "big_vision", _big_vision_rows,
+    Reader(_is_big_vision, _describe_big_vision, PREFIXES, prepare=_unstacked),
+    Writer(
+        ".npz", write_npz, positions=lambda config: "none", refuses=_big_vision_refuses,
+        assumes=lambda config, folder: {"gelu": "tanh", "layernorm_eps": 1e-6}, notes=_notes,
+        finish=_stacked,
+    ),
 )  # fmt: skip

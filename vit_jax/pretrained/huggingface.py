@@ -23,6 +23,8 @@ from vit_jax.pretrained.huggingface_config import (
 from vit_jax.pretrained.layout import (
     Description,
     Layout,
+    Reader,
+    Writer,
     count,
     needs,
     refused_pool,
@@ -195,11 +197,13 @@ def _refuses(config: Config) -> list[str]:
 
 
 HUGGINGFACE = Layout(
-    "huggingface", _is_huggingface, _describe, _rows, ("",), "",
-    ignored={
+    "huggingface", _rows,
+    Reader(_is_huggingface, _describe, ignored={
         r"(\w+\.)?pooler\.dense\.(weight|bias)": "the pooler, which classification does not use",
         r"(\w+\.)?embeddings\.mask_token": "the mask token of DINOv2's own training",
-    },
-    files={"config.json": config_json, "preprocessor_config.json": preprocessor_json},
-    dialect=_dialect, positions=_positions, refuses=_refuses, fillers=_fillers, notes=notes,
+    }),
+    Writer(
+        files={"config.json": config_json, "preprocessor_config.json": preprocessor_json},
+        dialect=_dialect, positions=_positions, refuses=_refuses, fillers=_fillers, notes=notes,
+    ),
 )  # fmt: skip

@@ -14,7 +14,8 @@ from vit_jax.models.data_config import IMAGENET, SQUASHED, DataConfig, crop_of
 from vit_jax.models.model import Model
 from vit_jax.models.vit import ViTConfig
 from vit_jax.pretrained.layout import SHOWN_BY, some
-from vit_jax.pretrained.stated import brief, check_classes, check_keys, read_object
+from vit_jax.pretrained.stated import MOST_BYTES, brief, check_classes, check_keys
+from vit_jax.records import read_object
 
 ACTIVATIONS = {
     "gelu": "exact", "gelu_new": "tanh", "gelu_pytorch_tanh": "tanh", "quick_gelu": "quick",
@@ -68,7 +69,7 @@ def preprocessing(
     path, kind = folder / "preprocessor_config.json", _OF_MODEL[model]
     if not path.is_file():
         return _PUBLISHED[kind], SHOWN_BY
-    given = read_object(path)
+    given = read_object(path, most=MOST_BYTES)
     check_keys(path, given)
     name = given.get("image_processor_type") or given.get("feature_extractor_type") or kind
     found = re.fullmatch(r"(ViT|DeiT|Bit)(ImageProcessor(Fast|Pil)?|FeatureExtractor)?", name)

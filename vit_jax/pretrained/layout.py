@@ -1,9 +1,14 @@
-"""What a layout is: how its files are recognised, what they say of a model, its table of rows."""
+"""What a layout of weights is: a table of rows, a `Reader` and a `Writer`.
+
+`layouts.py` lists those that the package knows; `register` adds others. The functions below are
+for the layouts' own files: they read sizes from names and shapes.
+"""
 
 import dataclasses
 import math
 import re
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,7 +18,7 @@ from vit_jax.models.data_config import DataConfig
 from vit_jax.models.family import Config
 from vit_jax.models.model import Model
 from vit_jax.models.vit import ViTConfig
-from vit_jax.pretrained.files import Tensors
+from vit_jax.pretrained.files import Tensors, write_safetensors
 from vit_jax.pretrained.rows import Row, Shape
 
 SHOWN = 12  # names in an error
@@ -22,9 +27,17 @@ LONGEST = 160  # characters of a name in an error
 
 @dataclasses.dataclass(frozen=True)
 class Description:
-    """What a file says of its model: the family's config class and its fields, how images were
-    shown, the names of the classes, the `dialect` in which its tensors are named, and what its
-    logits mean. `guessed` are the fields of `data` that neither the file nor its layout states."""
+    """What a file states about its model.
+
+    Attributes:
+      family: the config class of the model.
+      fields: values for that class.
+      data: how images are prepared for the model.
+      classes: names of the outputs.
+      dialect: how the file names its tensors; the layout's `rows` read it.
+      guessed: fields of `data` that neither the file nor its layout states.
+      activation: what turns logits into predictions (a key of `ACTIVATIONS` in models/model.py).
+    """
 
     family: type
     fields: dict[str, Any]
@@ -32,7 +45,7 @@ class Description:
     classes: list[str] | None = None
     dialect: dict[str, Any] = dataclasses.field(default_factory=dict)
     guessed: tuple[str, ...] = ()
-    activation: str = "softmax"  # of `ACTIVATIONS` in models/model.py
+    activation: str = "softmax"
 
 
 SHOWN_BY = ("mean", "std", "interpolation", "crop")  # fields that a guess is made of
@@ -40,41 +53,80 @@ Dialect = dict[str, Any]  # how one file of a layout names its tensors
 
 
 @dataclasses.dataclass(frozen=True)
-class Layout:
-    """One of the layouts that weights are published in.
+class Reader:
+    """How files of a layout are read.
 
-    Reading: `recognises` looks at names alone, under each of `prefixes`; `describe` gets the file
-    and the fields that the user gave (a number of heads is not in every file); `rows` the model's
-    config and the dialect. `ignored` are names (patterns) that no model here has a use for, and
-    why.
-
-    Writing: to a file with the `suffix`, or a folder with `files` made from the model, its classes
-    and the dialect. `positions` says which prefix tokens have positions in its tables (None: as the
-    model has them), `refuses` what else it cannot hold, `reader` what its own package computes with
-    where the file (or the folder) cannot say otherwise, `notes` what else its readers take
-    otherwise, `fillers` shapes of tensors that it insists on.
+    Attributes:
+      recognises: whether a file's tensor names are those of this layout.
+      describe: the model of a file, from its tensors and the fields that the user gave. (Not every
+        file states its number of heads, for example.)
+      prefixes: what may stand before every tensor name. They are tried in this order.
+      ignored: patterns of tensor names that no model here uses, each with the reason.
+      prepare: changes the opened tensors before they are described, for example to unstack layers.
+      open: opens a container of the layout's own; it returns None for every other file. Without it
+        the layout's files are `.npz`, `.safetensors` or PyTorch's.
     """
 
-    name: str
     recognises: Callable[[Iterable[str]], bool]
     describe: Callable[[Tensors, dict[str, Any]], Description]
-    rows: Callable[[Config, Dialect], list[Row]]
-    prefixes: tuple[str, ...]
-    suffix: str
+    prefixes: tuple[str, ...] = ("",)
     ignored: dict[str, str] = dataclasses.field(default_factory=dict)
     prepare: Callable[[Tensors], Tensors] = lambda tensors: tensors
+    open: Callable[[Path], Tensors | None] = lambda path: None
+
+
+@dataclasses.dataclass(frozen=True)
+class Writer:
+    """How files of a layout are written.
+
+    Attributes:
+      suffix: of the file. It is empty where only a folder can be written.
+      write: writes tensors and the metadata of this package into one file.
+      files: the JSON files of a folder, each made from the model, its classes and the dialect.
+        Without them only single files are written.
+      dialect: the dialect in which a config's tensors are named.
+      positions: which prefix tokens have positions in the layout's table: a value of
+        `prefix_positions`. None means: those that have positions in the model.
+      refuses: names of what the layout cannot hold, apart from parameters without a row.
+      assumes: settings that the layout's own package uses when the file (or the folder: second
+        argument) does not state them.
+      notes: other differences that a user of the layout's own package should know.
+      fillers: shapes of tensors that the layout's own package expects and no model here has.
+      finish: the inverse of `Reader.prepare`.
+    """
+
+    suffix: str = ""
+    write: Callable[[Path, dict[str, np.ndarray], dict[str, Any]], None] = write_safetensors
     files: dict[str, Callable[[Model, list[str] | None, Dialect], dict[str, Any]]] = (
         dataclasses.field(default_factory=dict)
     )
     dialect: Callable[[Config], Dialect] = lambda config: {}
     positions: Callable[[ViTConfig], str | None] = lambda config: None
     refuses: Callable[[Config], list[str]] = lambda config: []
-    reader: Callable[[Config, bool], dict[str, Any]] = lambda config, folder: {}
+    assumes: Callable[[Config, bool], dict[str, Any]] = lambda config, folder: {}
     notes: Callable[[Model], list[str]] = lambda model: []
     fillers: Callable[[Config, Dialect], dict[str, Shape]] = lambda config, dialect: {}
     finish: Callable[[dict[str, np.ndarray], Config, Dialect], dict[str, np.ndarray]] = (
         lambda tensors, config, dialect: tensors
     )
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """A layout in which weights are published.
+
+    Attributes:
+      name: as `--to` takes it and `vit inspect` prints it.
+      rows: the table of tensors and parameters, for a config and a dialect. Reading and writing
+        use the same table.
+      reader: None where such files can only be written.
+      writer: None where such files can only be read.
+    """
+
+    name: str
+    rows: Callable[[Config, Dialect], list[Row]]
+    reader: Reader | None = None
+    writer: Writer | None = None
 
 
 def some(names: Iterable[str]) -> str:

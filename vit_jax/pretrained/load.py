@@ -26,7 +26,9 @@ from vit_jax.parallel.sharding import state_shardings
 from vit_jax.pretrained.catalog import CATALOG
 from vit_jax.pretrained.download import fetch
 from vit_jax.pretrained.layout import some
-from vit_jax.pretrained.weights import EMA, Weights, listed_params, open_weights
+from vit_jax.pretrained.opened import Weights, listed_params
+from vit_jax.pretrained.own import EMA
+from vit_jax.pretrained.weights import open_weights
 
 MANY = 12  # tensors of one fate that are told one by one
 

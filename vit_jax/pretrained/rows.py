@@ -1,9 +1,8 @@
-"""Rows of a layout: which tensors of a file are which parameters, and how each becomes the other.
+"""Rows of a layout: which tensors of a file are which parameters, and how to convert them.
 
-A row holds templates, `encoder/block{i:02d}/norm1/scale` and `blocks.{i}.norm1.weight`,
-and a codec.
-Expanded over a model's abstract parameters, a table of them says everything that reading and
-writing a file needs to know; nothing is initialised to be overwritten.
+A row holds templates for both names, such as `encoder/block{i:02d}/norm1/scale` and
+`blocks.{i}.norm1.weight`, and a codec. `expand` applies a table of rows to the abstract parameters
+of a model. The result is all that reading and writing a file needs: no parameter is initialised.
 """
 
 import dataclasses
@@ -103,9 +102,10 @@ POSITIONS = Codec(_read_positions, _write_positions)
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """Templates of our paths and of a file's names, and the codec between them.
+    """Templates of parameter paths (`ours`) and tensor names (`theirs`), and the codec.
 
-    `{i}` is the layer, `{s}` and `{u}` a ResNet's stage and unit from 1, `{s0}` and `{u0}` from 0.
+    `{i}` is the number of the layer. `{s}` and `{u}` are a ResNet's stage and unit, counted from 1;
+    `{s0}` and `{u0}` are counted from 0. `{c}` is the chunk of blocks that holds the layer.
     """
 
     ours: tuple[str, ...]
@@ -132,7 +132,7 @@ def torch_norm(ours: str, theirs: str) -> list[Row]:
 
 @dataclasses.dataclass(frozen=True)
 class Bound:
-    """A row of one layer: parameters by path with their shapes, tensors by name with theirs."""
+    """A row for one layer: shapes of parameters by path, and shapes of tensors by name."""
 
     ours: dict[str, Shape]
     theirs: dict[str, Shape]
@@ -142,7 +142,7 @@ class Bound:
 def expand(
     rows: Iterable[Row], params: Mapping[str, Any], chunk: int | None = None
 ) -> tuple[list[Bound], list[str]]:
-    """The rows of a table that a model has parameters for, and the paths that no row knows.
+    """The rows for the parameters that a model has, and the paths that no row covers.
 
     Args:
       params: path -> anything with a shape, layers listed one by one.

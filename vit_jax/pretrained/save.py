@@ -1,7 +1,7 @@
 """Writes a model in any layout, so that the layout's own package reads it.
 
-What a layout cannot hold is refused by name; what it can hold but its reader would compute with
-other numbers is said. Files appear whole or not at all.
+What a layout cannot hold is refused by name. If the layout's own package would compute with other
+numbers than the model here, a note says so. Files appear whole or not at all.
 """
 
 import dataclasses
@@ -23,12 +23,10 @@ from vit_jax.models.family import Config
 from vit_jax.models.model import Model, Params
 from vit_jax.models.position import sincos2d
 from vit_jax.models.vit import ViTConfig
-from vit_jax.pretrained.files import write_npz, write_safetensors
-from vit_jax.pretrained.layout import Dialect, Layout, some
+from vit_jax.pretrained.layout import Dialect, Writer, some
+from vit_jax.pretrained.layouts import OWN, writers
+from vit_jax.pretrained.opened import check_explained, listed_params
 from vit_jax.pretrained.rows import expand
-from vit_jax.pretrained.weights import LAYOUTS, check_explained, listed_params
-
-FORMATS = (*LAYOUTS, "orbax")
 
 
 def save_pretrained(
@@ -41,19 +39,19 @@ def save_pretrained(
     dialect: dict[str, Any] | None = None,
     extras: Mapping[str, Callable[[], np.ndarray]] | None = None,
 ) -> list[str]:
-    """Writes parameters in a layout; returns what a reader of the file should know.
+    """Writes parameters in a layout. Returns lines that a user of the file should know.
 
     Args:
       path: a file (`.npz` for google and big_vision, `.safetensors` for timm and dinov2), or a
         folder that does not exist yet (timm and huggingface, with their `config.json`; orbax).
-      to: one of `FORMATS`.
-      classes: names of the outputs, for layouts that have a place for them.
-      dialect: names as a file of this layout had them (`Weights.dialect`).
-      extras: tensors of that file that have no meaning here.
+      to: the name of a layout that can be written, or `orbax`.
+      classes: names of the outputs, for layouts that can store them.
+      dialect: `Weights.dialect` of a file in the same layout, so that its names are kept.
+      extras: `Weights.extras` of that file.
 
     Raises:
-      UserError: no such layout, parameters that are not the model's or that it has no place for,
-        or something at `path`.
+      UserError: there is no such layout, the parameters are not the model's, the layout cannot
+        hold them, or `path` exists.
     """
     path = check_destination(path, to)
     structs = jax.tree.map(lambda x: jax.ShapeDtypeStruct(np.shape(x), np.float32), params)
@@ -66,15 +64,15 @@ def save_pretrained(
         raise UserError(
             f"{len(classes)} names of classes, but {model.name} has {model.config.num_classes}"
         )
-    if to == "orbax":
+    if to == OWN:
         _save_own(model, params, path, classes)
         return []
-    layout = LAYOUTS[to]
-    dialect = layout.dialect(model.config) if dialect is None else dialect
+    layout, writer = writers()[to]
+    dialect = writer.dialect(model.config) if dialect is None else dialect
     listed: Flat = {p: np.asarray(jax.device_get(x)) for p, x in unstack(flatten(params)).items()}
-    config, listed = _canonical(model.config, listed, layout)
+    config, listed = _canonical(model.config, listed, writer, to)
     bound, homeless = expand(layout.rows(config, dialect), listed, dialect.get("chunk"))
-    homeless += layout.refuses(config)
+    homeless += writer.refuses(config)
     if homeless:
         hint = "; without a head (num_classes=0) the hidden layer goes too"
         raise UserError(
@@ -82,18 +80,18 @@ def save_pretrained(
             + (hint if homeless[0].startswith("pre_logits") else "")
         )
     tensors: Flat = {
-        name: np.zeros(shape, np.float32) for name, shape in layout.fillers(config, dialect).items()
+        name: np.zeros(shape, np.float32) for name, shape in writer.fillers(config, dialect).items()
     }
     tensors |= {name: np.array(read()) for name, read in (extras or {}).items()}
     for one in bound:
         written = one.codec.write([listed[p] for p in one.ours])
         arrays = map(np.ascontiguousarray, written)
         tensors |= dict(zip(one.theirs, arrays, strict=True))
-    tensors = layout.finish(tensors, config, dialect)
+    tensors = writer.finish(tensors, config, dialect)
     prefix = dialect.get("prefix_of_all", "")
     tensors = {prefix + name: x for name, x in tensors.items()}
-    _write(dataclasses.replace(model, config=config), tensors, path, layout, dialect, classes)
-    notes = layout.notes(model)
+    _write(dataclasses.replace(model, config=config), tensors, path, writer, dialect, classes)
+    notes = writer.notes(model)
     shown, said = model.data_config.image_size or config.image_size, config.image_size
     if isinstance(config, ViTConfig) and not path.is_dir():
         rows, columns = config.grid
@@ -111,19 +109,20 @@ def save_pretrained(
     return notes + [
         f"{field} is {getattr(config, field)!r} here; readers of {to} files compute with {value!r} "
         "unless told otherwise"
-        for field, value in layout.reader(config, path.is_dir()).items()
+        for field, value in writer.assumes(config, path.is_dir()).items()
         if hasattr(config, field) and getattr(config, field) != value
     ]
 
 
 def check_destination(path: str | Path, to: str) -> Path:
-    """The absolute path. Raises UserError where nothing can be written there, or no such layout."""
+    """The absolute path. Raises UserError if the layout is unknown or cannot be written there."""
     path = Path(path).expanduser().absolute()
-    if to not in FORMATS:
-        raise UserError(f"unknown layout {to!r}: {nearest(to, FORMATS)}")
-    layout = LAYOUTS.get(to)
-    suffix = layout.suffix if layout else ""
-    if layout and path.suffix != suffix and not layout.files:
+    known = writers()
+    if to not in (*known, OWN):
+        raise UserError(f"unknown layout {to!r}: {nearest(to, (*known, OWN))}")
+    _, writer = known.get(to, (None, None))
+    suffix = writer.suffix if writer else ""
+    if writer and path.suffix != suffix and not writer.files:
         raise UserError(f"{path}: {to} weights are written to a {suffix} file")
     if path.suffix in (".npz", ".safetensors", ".bin", ".pth") and path.suffix != suffix:
         file = f" or a {suffix} file" if suffix else ""
@@ -135,19 +134,21 @@ def check_destination(path: str | Path, to: str) -> Path:
     return path
 
 
-def _canonical(config: Config, listed: Flat, layout: Layout) -> tuple[Config, Flat]:
-    """The same function with positions as the layout has them: fixed ones in a table, those of
-    the class token in the table or added to the token itself. Without a head nothing reads the
-    mean beside the class token."""
+def _canonical(config: Config, listed: Flat, writer: Writer, to: str) -> tuple[Config, Flat]:
+    """The same model in the form that the layout can hold.
+
+    Fixed positions become a table. The position of the class token moves into the table, or is
+    added to the token. Without a head, `cls_gap` becomes `cls`, because only a head reads the mean.
+    """
     if not isinstance(config, ViTConfig):
         return config, listed
     if config.pool == "cls_gap" and not config.num_classes:
         config = dataclasses.replace(config, pool="cls")
-    listed, wanted = dict(listed), layout.positions(config)
-    if config.posemb == "sincos2d" and layout.name != "big_vision":
+    listed, wanted = dict(listed), writer.positions(config)
+    if config.posemb == "sincos2d" and to != "big_vision":
         config = dataclasses.replace(config, posemb="learned", prefix_positions="none")
         listed["pos_embed/grid"] = sincos2d(config.grid[0], config.grid[1], config.hidden_size)
-        wanted = layout.positions(config)
+        wanted = writer.positions(config)
     tokens = [token for token in ("cls", "dist") if token in listed]
     if config.posemb != "learned" or not tokens:
         return config, listed
@@ -173,27 +174,26 @@ def _metadata(model: Model, classes: list[str] | None) -> dict[str, Any]:
 
 
 def _write(
-    model: Model, tensors: Flat, path: Path, layout: Layout, dialect: Dialect,
+    model: Model, tensors: Flat, path: Path, writer: Writer, dialect: Dialect,
     classes: list[str] | None,
 ) -> None:  # fmt: skip
     metadata = _metadata(model, classes)
-    write = write_npz if layout.suffix == ".npz" else write_safetensors
     with whole(path) as part:
-        if path.suffix == layout.suffix and layout.suffix:
-            return write(part, tensors, metadata)
+        if path.suffix == writer.suffix and writer.suffix:
+            return writer.write(part, tensors, metadata)
         part.mkdir()
-        write(part / "model.safetensors", tensors, metadata)
-        for name, make in layout.files.items():
+        writer.write(part / "model.safetensors", tensors, metadata)
+        for name, make in writer.files.items():
             text = json.dumps(make(model, classes, dialect), indent=2)
             (part / name).write_text(text + "\n", encoding="utf-8")
     return None
 
 
 def _save_own(model: Model, params: Params, path: Path, classes: list[str] | None) -> None:
-    """A checkpoint as a run leaves it, less the optimiser's state.
+    """Writes a checkpoint like a run's, without the optimiser's state.
 
-    Raises UserError where the pipeline names operations to import: a run's config is the user's own
-    word, which text from a file must not become.
+    Raises UserError if the pipeline names operations to import. A run's config is trusted as the
+    user's own, and text from a file must not enter it.
     """
     config = base()
     data = model.data_config

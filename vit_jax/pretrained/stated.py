@@ -7,17 +7,15 @@ types are those of the dataclasses that the values go into; `RANGES` holds what 
 
 import ast
 import dataclasses
-import json
 import reprlib
 import types
 import typing
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 from vit_jax.data.ops import FILTERS
 from vit_jax.data.stored import MAX_PIXELS
-from vit_jax.errors import UserError, nearest, printable
+from vit_jax.errors import UserError, nearest
 from vit_jax.models.data_config import DataConfig
 from vit_jax.models.family import Config
 from vit_jax.models.model import ACTIVATIONS, FAMILIES
@@ -41,22 +39,6 @@ RANGES: dict[str, tuple[float, float]] = {
     "std": (1e-6, FAR), "crop": (1e-3, 1),
 }  # fmt: skip
 CHOICES: dict[str, Any] = {"interpolation": FILTERS}
-
-
-def read_object(path: Path) -> dict[str, Any]:
-    """The JSON object that a file holds. Raises UserError where it holds none."""
-    size = path.stat().st_size
-    if size > MOST_BYTES:
-        raise UserError(f"{path} holds {size:,} bytes, such files hold at most {MOST_BYTES:,}")
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise UserError(
-            f"{path} is damaged or cut short ({size:,} bytes): {printable(error)[:160]}"
-        ) from error
-    if not isinstance(found, dict):
-        raise UserError(f"{path} holds no JSON object")
-    return found
 
 
 def brief(value: Any) -> str:

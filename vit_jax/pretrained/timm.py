@@ -17,6 +17,8 @@ from vit_jax.pretrained.files import Tensors
 from vit_jax.pretrained.layout import (
     Description,
     Layout,
+    Reader,
+    Writer,
     count,
     needs,
     refused_pool,
@@ -275,14 +277,14 @@ def _positions(config: ViTConfig) -> str | None:
     return "none" if config.registers and config.prefix_positions == "class" else None
 
 
-def _timm_reader(config: Config, folder: bool) -> dict[str, Any]:
-    """`config.json` tells a ViT's activation, but no epsilon, and of a Mixer neither."""
-    reader: dict[str, Any] = {"layernorm_eps": 1e-5 if getattr(config, "pre_norm", 0) else 1e-6}
+def _timm_assumes(config: Config, folder: bool) -> dict[str, Any]:
+    """A ViT's `config.json` states the activation but no epsilon; a Mixer's states neither."""
+    assumed: dict[str, Any] = {"layernorm_eps": 1e-5 if getattr(config, "pre_norm", 0) else 1e-6}
     if isinstance(config, MixerConfig) or not folder:
-        reader["gelu"] = "exact"
+        assumed["gelu"] = "exact"
     if getattr(config, "resnet_layers", None) is not None:
-        reader |= {"groupnorm_eps": 1e-5, "standardization": "timm"}
-    return reader
+        assumed |= {"groupnorm_eps": 1e-5, "standardization": "timm"}
+    return assumed
 
 
 def _timm_refuses(config: Config) -> list[str]:
@@ -317,15 +319,22 @@ def _dinov2_refuses(config: Config) -> list[str]:
 
 
 TIMM = Layout(
-    "timm", _is_timm, _describe_timm, _timm_rows, PREFIXES, ".safetensors",
-    files={"config.json": config_json}, positions=_positions, reader=_timm_reader,
-    refuses=_timm_refuses,
+    "timm", _timm_rows, Reader(_is_timm, _describe_timm, PREFIXES),
+    Writer(
+        ".safetensors", files={"config.json": config_json}, positions=_positions,
+        assumes=_timm_assumes, refuses=_timm_refuses,
+    ),
 )  # fmt: skip
 DINOV2_HUB = Layout(
-    "dinov2", _is_dinov2, _describe_dinov2, _dinov2_rows, PREFIXES, ".safetensors",
-    ignored={r"mask_token": "the mask token of DINOv2's own training"},
-    positions=lambda config: "class", refuses=_dinov2_refuses,
-    reader=lambda config, folder: {"gelu": "exact", "layernorm_eps": 1e-6},
-    fillers=lambda config, dialect: {"mask_token": (1, config.hidden_size)}
-    if dialect.get("masked", True) else {},
+    "dinov2", _dinov2_rows,
+    Reader(
+        _is_dinov2, _describe_dinov2, PREFIXES,
+        ignored={r"mask_token": "the mask token of DINOv2's own training"},
+    ),
+    Writer(
+        ".safetensors", positions=lambda config: "class", refuses=_dinov2_refuses,
+        assumes=lambda config, folder: {"gelu": "exact", "layernorm_eps": 1e-6},
+        fillers=lambda config, dialect: {"mask_token": (1, config.hidden_size)}
+        if dialect.get("masked", True) else {},
+    ),
 )  # fmt: skip

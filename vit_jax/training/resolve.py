@@ -22,7 +22,7 @@ from vit_jax.models.attention import cudnn_refuses
 from vit_jax.models.data_config import DataConfig
 from vit_jax.models.family import OF_THE_RUN
 from vit_jax.models.registry import find_family
-from vit_jax.pretrained.weights import Weights
+from vit_jax.pretrained.opened import Weights
 from vit_jax.tasks import Task, find_task
 from vit_jax.training.groups import frozen_mask, layer_scales
 from vit_jax.training.optimizer import NORM_OF_PARAMETER, check_updates

@@ -18,7 +18,7 @@ from vit_jax.evaluators.opened import Opened
 from vit_jax.models import Model
 from vit_jax.parallel.mesh import make_mesh
 from vit_jax.parallel.sharding import BATCH, gather_block, in_host_memory, state_shardings
-from vit_jax.pretrained.weights import Weights
+from vit_jax.pretrained.opened import Weights
 from vit_jax.tasks import Task
 from vit_jax.training.groups import counts
 from vit_jax.training.resolve import Data, Resolved, opened, resolve

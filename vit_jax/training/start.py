@@ -9,7 +9,8 @@ from vit_jax.checkpoint import checksums, manager, steps
 from vit_jax.errors import UserError
 from vit_jax.parallel.runtime import everyones, share, together
 from vit_jax.pretrained.load import fetch_weights, fill, order_of
-from vit_jax.pretrained.weights import Weights, open_weights
+from vit_jax.pretrained.opened import Weights
+from vit_jax.pretrained.weights import open_weights
 from vit_jax.training.run import Run
 from vit_jax.training.same_run import check_same_data, check_same_run
 from vit_jax.training.state import State

@@ -1,0 +1,157 @@
+"""Opens this package's own checkpoints: those of a run, and those that `vit convert` writes."""
+
+import dataclasses
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from vit_jax.checkpoint import checksums, manager, steps
+from vit_jax.checkpoint.tree import unstack
+from vit_jax.errors import UserError, printable
+from vit_jax.models.data_config import DataConfig, crop_of
+from vit_jax.models.model import Model
+from vit_jax.models.registry import create_model, find_family
+from vit_jax.pretrained.layouts import OWN
+from vit_jax.pretrained.opened import (
+    SENSELESS,
+    Weights,
+    check_depth,
+    check_explained,
+    listed_params,
+)  # fmt: skip
+from vit_jax.pretrained.stated import (
+    check_activation,
+    check_classes,
+    check_config,
+    check_data,
+)  # fmt: skip
+
+EMA = "ema"  # after the name of a run's folder: its moving average
+
+
+def is_own(path: Path) -> bool:
+    """Whether a path is a work folder, its folder of checkpoints, or one checkpoint."""
+    return path.is_dir() and (
+        (path / "state").is_dir() or (path / "checkpoints").is_dir() or bool(steps.steps(path))
+    )
+
+
+def _shown_by(pipeline: str, image_size: tuple[int, int], shown: dict[str, Any]) -> DataConfig:
+    """A run's evaluation pipeline, also as the settings that other layouts have for it."""
+    how = re.search(r"\|\s*resize\w*\([^|]*'(\w+)'", pipeline)
+    shown = shown | ({"interpolation": how[1]} if how else {})
+    found = re.search(r"\|\s*resize(_small)?(?:\((\()?(\d+))?", pipeline)
+    squash = found is None or not found[1]
+    crop = 1.0 if squash else DataConfig.crop
+    if found and found[3] and "central_crop" in pipeline:
+        side = image_size[0] if found[2] else max(image_size)
+        crop = crop_of(side, max(side, int(found[3])))
+    return DataConfig(written=pipeline, squash=squash, crop=crop, **shown)
+
+
+def open_own(path: Path, parts: tuple[str, ...]) -> Weights:
+    """A run's parameters.
+
+    Each parameter comes from the last of `parts` that holds it, because a frozen one has no moving
+    average. For a schedule-free run this is the average x, by which the run is evaluated
+    (arXiv 2405.15682, eq. 1).
+    """
+    checkpoint = manager.find(path)
+    checksums.check(checkpoint)
+    about = manager.about(checkpoint)
+    model, flat = described(checkpoint, about)
+    shapes_of = manager.stored_shapes(checkpoint)
+    if not all(any(name.startswith(f"{part}/") for name in shapes_of) for part in parts):
+        raise UserError(f"{checkpoint} has no moving average: it was trained without --config.ema")
+    names = {  # what is frozen has no average
+        name.partition("/")[2]: name
+        for part in parts for name in shapes_of if name.startswith(f"{part}/")
+    }  # fmt: skip
+    stored = {path: shapes_of[name] for path, name in names.items()}
+    where = {ours: path for path, leaf in stored.items() for ours in unstack({path: leaf})}
+    fast = _fast_weights(flat, shapes_of)
+    held: dict[str, Any] = {}  # the layers of one stored parameter
+
+    def read(ours: str) -> np.ndarray:
+        if ours not in held:
+            path = where[ours]
+            wanted = {names[path], fast.get(path, names[path])}
+            arrays = manager.read_host(checkpoint, {name: shapes_of[name] for name in wanted})
+            array = arrays[names[path]]
+            if path in fast:  # the run trained y = b1 x + (1 - b1) z
+                b1 = flat["optimizer.b1"]
+                array = (array - (1 - b1) * arrays[fast[path]]) / b1
+            held.clear()
+            held.update(unstack({path: array}))
+        return held[ours]
+
+    shapes = {p: tuple(leaf.shape) for p, leaf in unstack(stored).items()}
+    check_depth(checkpoint, model.config, len(shapes))
+    check_explained(
+        f"{checkpoint} does", {p: x.shape for p, x in listed_params(model).items()}, shapes
+    )
+    return Weights(checkpoint, OWN, model, about["classes"] or None, shapes, read, {}, {})
+
+
+def _fast_weights(flat: dict[str, Any], stored: Iterable[str]) -> dict[str, str]:
+    """The fast weights z of a schedule-free run: parameter -> its name in the saved state.
+
+    The names follow from the state of `optax.contrib.schedule_free`, which `training/optimizer.py`
+    builds. This module lies below the training, so it cannot ask that file.
+    """
+    if flat.get("optimizer.name") != "schedule_free":
+        return {}
+    matches = ((name, re.fullmatch(r"opt/\d+/z/(.*)", name)) for name in stored)
+    return {match[1]: name for name, match in matches if match}
+
+
+def described(checkpoint: Path, about: Any) -> tuple[Model, dict[str, Any]]:
+    """A run's model and its flat config. What a checkpoint states is checked like any file.
+
+    Raises UserError if it makes no sense.
+    """
+    try:
+        return _described(checkpoint, about)
+    except SENSELESS as error:
+        raise UserError(
+            f"{checkpoint}: what is saved beside the tensors (about) makes no sense: "
+            f"{type(error).__name__}: {printable(error)[:160]}"
+        ) from error
+
+
+def _described(checkpoint: Path, about: Any) -> tuple[Model, dict[str, Any]]:
+    if not isinstance(about, dict) or not isinstance(about.get("config"), dict):
+        raise UserError(f"{checkpoint}: what is saved beside the tensors holds no config")
+    flat = about["config"]
+    fields = {
+        key.removeprefix("model."): value
+        for key, value in flat.items()
+        if key.startswith("model.") and value is not None
+    }
+    name = fields.pop("name")
+    family = find_family(name)[0].config
+    check_config(checkpoint, fields, family)
+    check_classes(checkpoint, about["classes"])
+    model = create_model(name, remainder=True, **fields)
+    check_config(checkpoint, model.config, family)
+    if len(about["classes"] or ()) > model.config.num_classes > 0:
+        raise UserError(
+            f"{checkpoint} names {len(about['classes'])} classes, its head has "
+            f"{model.config.num_classes}"
+        )
+    if told := about.get("data"):  # of weights that were converted
+        check_data(checkpoint, told)
+        data = DataConfig(**told)
+    else:
+        shown = {key: v for key in ("mean", "std") if (v := flat.get(f"data.{key}")) is not None}
+        check_data(checkpoint, shown | {"written": flat["data.eval.pipeline"]})
+        data = _shown_by(flat["data.eval.pipeline"], model.config.image_size, shown)
+    check_data(checkpoint, data)
+    if not 0 <= flat.get("optimizer.b1", 0) <= 1:
+        raise UserError(f"{checkpoint}: optimizer.b1 is a number of 0 … 1")
+    activation = about.get("activation", flat.get("loss.name", "softmax"))
+    check_activation(checkpoint, activation)
+    return dataclasses.replace(model, data_config=data, activation=activation), flat
