@@ -90,7 +90,7 @@ def object_in(data: bytes) -> Row:
     try:
         found = json.loads(data.decode("utf-8"))
     except RecursionError:
-        raise ValueError("its brackets are nested too deep") from None
+        raise ValueError("it is damaged, its brackets are nested too deep") from None
     except UnicodeDecodeError:
         raise ValueError("it is no JSON, because it is not text in UTF-8") from None
     except ValueError as error:
