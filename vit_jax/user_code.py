@@ -49,14 +49,20 @@ def imported(path: str, what: str) -> Any:
 
 def may_import(path: str) -> bool:
     """Whether a path that a file names may be followed: the user has typed it in this process too,
-    or trusts the file (`trust_files`)."""
-    return _files_trusted or path in _imported
+    a signature vouches for it (`only`), or the user trusts the file (`trusting_files`)."""
+    vouched = _allowed is not None and _allowed(path)
+    return _files_trusted or vouched or path in _imported
 
 
-def trust_files() -> None:
-    """From now on this process follows the import paths that weights name: the user said so."""
+@contextlib.contextmanager
+def trusting_files(trusted: bool) -> Iterator[None]:
+    """Inside, the import paths that weights name are followed, where the user trusts them."""
     global _files_trusted  # noqa: PLW0603  # the one gate of the process
-    _files_trusted = True
+    before, _files_trusted = _files_trusted, trusted
+    try:
+        yield
+    finally:
+        _files_trusted = before
 
 
 @contextlib.contextmanager

@@ -2,13 +2,18 @@
 trained, resumed bit for bit, planned, and evaluated on eight devices."""
 
 import json
+import os
+import subprocess
+import sys
 
 import jax
 import numpy as np
 import pytest
+from PIL import Image
 
 import vit_jax
 from tests.digits_run import rows, told
+from tests.xla_flags import xla_flags
 from vit_jax import cli
 from vit_jax.checkpoint import manager
 from vit_jax.config import base
@@ -71,6 +76,38 @@ def test_it_is_evaluated_from_its_checkpoint_on_eight_devices(trained, capsys):
     measured = json.loads(capsys.readouterr().out)
     assert measured["examples"] == 355
     np.testing.assert_allclose(measured[METRIC[name]], result[METRIC[name]], rtol=1e-5)
+
+
+def in_a_process(*arguments):
+    """(exit code, output, errors) of `vit`, in a process that has imported nothing."""
+    run = subprocess.run(
+        [sys.executable, "-m", "vit_jax.cli", *map(str, arguments)], capture_output=True, text=True,
+        env=os.environ | {"PYTHONPATH": os.getcwd(), "XLA_FLAGS": xla_flags()}, timeout=300,
+        check=False,
+    )  # fmt: skip
+    return run.returncode, run.stdout, run.stderr
+
+
+def test_another_process_takes_ones_own_run_and_no_other(trained, tmp_path, monkeypatch):
+    """The checkpoint's signature vouches for the import path; weights need a flag."""
+    name, workdir, result = trained
+    if name != "family":
+        return
+    code, out, err = in_a_process("evaluate", f"--workdir={workdir}", "--json")
+    assert code == 0, err
+    assert json.loads(out)["accuracy"] == pytest.approx(result["accuracy"])
+    image = tmp_path / "digit.png"
+    Image.fromarray(np.zeros((8, 8), np.uint8)).save(image)
+    code, out, err = in_a_process("predict", workdir, image)
+    assert code == 2
+    assert "comes from a file" in err
+    code, out, err = in_a_process("predict", workdir, image, "--trust-code")
+    assert code == 0, err
+    assert "digit.png: " in out
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "another_user"))
+    code, out, err = in_a_process("evaluate", f"--workdir={workdir}", "--json")
+    assert code == 2
+    assert "--trust-code" in err
 
 
 def test_it_is_planned(trained, tmp_path, capsys):

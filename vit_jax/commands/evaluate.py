@@ -20,7 +20,7 @@ from vit_jax.commands.arguments import add_job, join_job
 from vit_jax.config import base
 from vit_jax.errors import UserError, printable_lines
 from vit_jax.parallel import runtime
-from vit_jax.user_code import FLAG, only, signed
+from vit_jax.user_code import FLAG, only, signed, trusting_files
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -62,8 +62,9 @@ def run(options: argparse.Namespace) -> int:
     checkpoint = runtime.together(lambda: manager.find(options.workdir or options.checkpoint))
     runtime.together(lambda: checksums.check(checkpoint, *runtime.share()))
     about = manager.about(checkpoint)
-    described(checkpoint, about)  # which is refused before anything of that size is made
-    with only(None if options.trust_code else _vouched(options, about)):
+    trusts = options.trust_code
+    with only(None if trusts else _vouched(options, about)), trusting_files(trusts):
+        described(checkpoint, about)  # which is refused before anything of that size is made
         return _measured(options, checkpoint, about)
 
 

@@ -60,11 +60,10 @@ def run(options: argparse.Namespace) -> int:
     from vit_jax.data.ops import parse
     from vit_jax.pretrained.load import as_shown, fetch_weights, fill
     from vit_jax.pretrained.weights import open_weights
-    from vit_jax.user_code import trust_files
+    from vit_jax.user_code import trusting_files
 
-    if options.trust_code:
-        trust_files()
-    weights = open_weights(fetch_weights(options.weights), **given)
+    with trusting_files(options.trust_code):
+        weights = open_weights(fetch_weights(options.weights), **given)
     c = weights.model.config
     if not c.num_classes:
         raise UserError(f"{weights.path} has no head: it predicts no classes")

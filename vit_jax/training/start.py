@@ -7,6 +7,7 @@ from ml_collections import ConfigDict
 
 from vit_jax.checkpoint import checksums, manager, steps
 from vit_jax.errors import UserError
+from vit_jax.models.registry import find_family
 from vit_jax.parallel.runtime import everyones, share, together
 from vit_jax.pretrained.load import fetch_weights, fill, order_of
 from vit_jax.pretrained.opened import Weights
@@ -21,6 +22,7 @@ def open_origin(config: ConfigDict, workdir: Path) -> Weights | None:
     checkpoint, which is there when the weights are gone; before, the weights."""
     if not isinstance(config, ConfigDict) or not config.init or config.resume:
         return None
+    find_family(config.model.name, imports=True)  # the user's word, which weights may then repeat
     if _last_step(workdir):
         return open_weights(workdir)
     return open_weights(fetch_weights(config.init), channels=None)
