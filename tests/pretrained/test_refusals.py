@@ -262,7 +262,7 @@ WRONG = {
     ),
     "a preprocessor that is a list": (
         lambda f: written(huggingface(f, hf_config()), "preprocessor_config.json", b"[]").parent,
-        ["preprocessor_config.json", "holds no JSON object"],
+        ["preprocessor_config.json cannot be read: it holds no JSON object"],
     ),
     "a pooling of timm by the maximum": (
         lambda f: timm_folder(f, model_args={"global_pool": "max"}), ["global_pool 'max'"]
