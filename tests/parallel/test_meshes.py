@@ -62,7 +62,7 @@ def s16(fsdp):
 
 
 def test_fsdp_step_gathers_weights_and_holds_a_sixth_of_the_arguments_at_most():
-    whole, split = s16(1).compile_train_step(), s16(DEVICES).compile_train_step()
+    whole, split = s16(1).compiled_step, s16(DEVICES).compiled_step
     assert "all-gather" in split.as_text()
     batch = 8 * 224 * 224 * 3
     ratio = (split.memory_analysis().argument_size_in_bytes - batch // DEVICES) / (
@@ -91,8 +91,7 @@ def test_the_state_that_a_device_holds_falls_as_one_over_fsdp(fsdp):
 def test_evaluation_divides_its_work_over_all_devices_and_sums_no_activations(what):
     run = s16(4)
     batch = run.abstract_batch(run.config.eval_batch_size)
-    shown = {name: batch[name] for name in ("image", "label")}
-    compiled = run.row_steps[what].lower(run.abstract_sharded_state["params"], shown).compile()
+    compiled = run.row_steps[what].lower(run.abstract_sharded_state["params"], batch).compile()
     found = hlo.costs(compiled.as_text(), run.mesh.shape)
     forward = 2 * run.model.macs * run.config.eval_batch_size
     assert found.flops * DEVICES == pytest.approx(forward, rel=0.01)
