@@ -173,7 +173,7 @@ tests() {
     return
   fi
   local where=(tests) workers=()
-  [ -z "$quick" ] || where=(tests/models/test_flops.py)
+  [ -z "$quick" ] || where=(tests/models/test_macs.py)
   if [ -z "$quick" ] && "$PYTHON" -c 'import xdist' 2>/dev/null; then
     workers=(-n 4 --dist loadfile)
   fi

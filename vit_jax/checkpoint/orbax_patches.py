@@ -1,6 +1,6 @@
 """Every private part of Orbax and TensorStore that this package replaces, and why.
 
-Orbax 0.12.8 and TensorStore 0.1.86, the newest releases in November 2026 on Python 3.11 to 3.13,
+Orbax 0.12.8 and TensorStore 0.1.86, the newest releases in November 2026 on Python 3.11,
 need all three patches; no later release is known that needs none. To try a new one, take a patch
 out and run the test that its docstring names.
 """
