@@ -8,7 +8,6 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from vit_jax.data.decode import DamagedImage, decode
-from vit_jax.data.ops import parse
 from vit_jax.errors import UserError, cannot_write
 from vit_jax.evaluators.classification import Confusion, Rows
 from vit_jax.files import write_text
@@ -71,10 +70,9 @@ def _heat_map(counts: np.ndarray) -> Image.Image:
 
 def _pixels(run: Any, source: Any, index: int) -> np.ndarray:
     """The image of an example as RGB; black if it is damaged."""
-    text, c = run.evaluators[0].pipeline, run.model.config
-    levels = parse(text, c.image_size, imports=True).levels
+    levels = run.evaluators[0].pipeline.levels
     try:
-        pixels = decode(source[index]["image"], c.channels, levels)
+        pixels = decode(source[index]["image"], run.model.config.channels, levels)
     except DamagedImage:
         pixels = np.zeros((TILE, TILE, 3), np.uint8)
     return pixels[..., :3] if pixels.shape[-1] >= 3 else pixels[..., :1].repeat(3, axis=-1)

@@ -23,7 +23,7 @@ class Opened:
     evaluator: Evaluator
     test: Source
     train: Source | None
-    pipeline: str
+    pipeline: ops.Pipeline
     every: int
 
     @property
@@ -33,17 +33,17 @@ class Opened:
 
 def open_evaluators(
     c: ConfigDict, asked: list[Evaluator], own: type[Evaluator], classes: list[str] | None,
-    main: Source | None, epoch: int,
+    main: Source | None, epoch: int, pipeline: ops.Pipeline, shape: tuple[int, int, int],
 ) -> list[Opened]:  # fmt: skip
     """The task's `own` of `data.eval` (over its source `main`), then those `asked` for; an epoch
-    is of so many examples.
+    is of so many examples. `pipeline` is that of `data.eval`, `shape` that of the model's images.
 
     Raises UserError: an evaluator that is none, or whose data is not there or has several labels.
     """
     opened = []
     if main is not None:
         first = own(name=c.data.eval.split)
-        opened.append(Opened(first, main, None, c.data.eval.pipeline, c.eval_every_steps))
+        opened.append(Opened(first, main, None, pipeline, c.eval_every_steps))
     for one in asked:
         source = one.source or c.data.eval.source or c.data.train.source
         split = one.split or c.data.eval.split
@@ -63,7 +63,10 @@ def open_evaluators(
         every = one.every_steps or c.eval_every_steps
         if one.every_epochs:
             every = max(1, round(one.every_epochs * epoch / c.batch_size))
-        opened.append(Opened(one, test, train, one.pipeline or c.data.eval.pipeline, every))
+        parsed = pipeline
+        if one.pipeline:
+            parsed = ops.parse(one.pipeline, shape[:2], imports=True, channels=shape[2])
+        opened.append(Opened(one, test, train, parsed, every))
     names = [one.name + suffix for one in opened for suffix in ("", "_ema")[: 1 + bool(c.ema)]]
     for name in names:
         if names.count(name) > 1:
@@ -80,12 +83,11 @@ def check_evaluators(
     Raises UserError.
     """
     for one in opened:
-        parsed = ops.parse(one.pipeline, shape[:2], imports=True, channels=shape[2])
-        if parsed.random:
-            raise UserError(f"evaluator {one.name}: its pipeline {one.pipeline!r} is random")
+        if one.pipeline.random:
+            raise UserError(f"evaluator {one.name}: its pipeline {one.pipeline.text!r} is random")
         for source in filter(None, (one.test, one.train)):
             kept = entries(Facts.of(source))
-            Prepare(source, parsed, shape, kept, training=False).map(0)
+            Prepare(source, one.pipeline, shape, kept, training=False).map(0)
 
 
 def _check_labels(one: Evaluator, where: str, source: Source) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from vit_jax.data import ops
 from vit_jax.data.source import Source
 from vit_jax.errors import UserError
 from vit_jax.evaluators.classification import Rows
@@ -66,8 +67,9 @@ def measure_one(
 
 
 def collect(
-    run: Run, reads: str, params: Any, source: Source, pipeline: str, say: Callable[[str], None]
-) -> tuple[Rows, int]:
+    run: Run, reads: str, params: Any, source: Source, pipeline: ops.Pipeline,
+    say: Callable[[str], None],
+) -> tuple[Rows, int]:  # fmt: skip
     """What a compiled step says of each example of a source, in order, with its number as `index`;
     and how many images were damaged and left out."""
     step, batches = run.row_steps[reads], run.eval_batches(source, pipeline)

@@ -143,11 +143,11 @@ def resolve(
             said.append(f"warning: {parsed.text}: {note}")
     evaluators = []
     if found.here:
+        shape = (*model.config.image_size, model.config.channels)
         evaluators = open_evaluators(
             frozen, asked, task.evaluation, found.classes or None, found.evaluation,
-            found.facts.num_examples,
+            found.facts.num_examples, pipelines[1], shape,
         )  # fmt: skip
-        shape = (*model.config.image_size, model.config.channels)
         check_evaluators(evaluators[found.evaluation is not None :], shape, task.entries)
     if found.train is not None:
         task.open(found.classes, said.append)

@@ -264,11 +264,11 @@ class Run:
         host = self.train_host_batches(examples_seen, steps)
         return pipeline.OnDevice(host, self.batch_sharding)
 
-    def eval_batches(self, source: Source, text: str) -> pipeline.OnDevice:
+    def eval_batches(self, source: Source, parsed: ops.Pipeline) -> pipeline.OnDevice:
         """Every example of a source once, prepared by a pipeline."""
         host = pipeline.eval_batches(
             source,
-            ops.parse(text, self.model.config.image_size, imports=True),
+            parsed,
             **self._dataset_sizes(self.config.eval_batch_size, source) | {"workers": 0},
         )
         return pipeline.OnDevice(host, self.batch_sharding)
