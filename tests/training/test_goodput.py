@@ -35,9 +35,11 @@ def test_every_moment_is_of_one_part_also_when_read_in_the_middle_of_one():
     after = ledger.seconds
     assert after["checkpoint"] >= inside["checkpoint"] >= 0.04
     assert after["checkpoint"] >= 0.05
-    assert 5.0 <= after["step"] < 5.05
-    whole = sum(after.values()) - 5.0
-    assert abs(whole - (time.monotonic() - began)) < 0.05
+    assert after["step"] >= 5.0
+    whole = sum(ledger.seconds.values()) - 5.0
+    took = time.monotonic() - began
+    assert sum(after.values()) - 5.0 <= whole <= took
+    assert whole >= after["checkpoint"]
     assert list(after) == list(PARTS)
 
 
@@ -69,9 +71,12 @@ class SleepingSource:
 @dataclasses.dataclass(frozen=True)
 class SleepingEvaluator(Classification):
     seconds: float = 1.0
+    slept: list = dataclasses.field(default_factory=list)
 
     def measure(self, rows, names):
+        began = time.monotonic()
         time.sleep(self.seconds)
+        self.slept.append(time.monotonic() - began)
         return super().measure(rows, names)
 
 
@@ -160,8 +165,11 @@ def test_a_slow_evaluator_is_evaluation_and_the_steps_before_it_are_not(slow, tm
     run = dataclasses.replace(
         run, resolved=dataclasses.replace(run.resolved, evaluators=(slow_one,))
     )
+    began = time.monotonic()
     told, busy = spent(run, step, tmp_path / "measured")
-    assert told["evaluate"] == pytest.approx(2 * 1.0, rel=0.3)
+    took = time.monotonic() - began  # a machine that does much else adds to the evaluation itself
+    assert len(sleeping.slept) == 2
+    assert sum(sleeping.slept) <= told["evaluate"] < took - 0.7 * busy
     assert told["step"] == pytest.approx(busy, rel=0.3)
 
 
