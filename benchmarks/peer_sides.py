@@ -22,7 +22,7 @@ from linen_vit import LinenViT, make_linen_step
 
 from vit_jax.benching.machine import cores
 from vit_jax.benching.steps import NotMeasured, Work
-from vit_jax.models.vit import ViTConfig
+from vit_jax.models.configs import ViTConfig
 from vit_jax.training.run import Run
 
 

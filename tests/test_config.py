@@ -1,19 +1,19 @@
 """The tree of keys, what one says about it, and which keys the chosen components read."""
 
 import dataclasses
-import inspect
-import io
-import re
-import tokenize
 
 import pytest
 from ml_collections import ConfigDict
 
 from vit_jax import config, recipe
-from vit_jax.config import READ_BY, base, differences, flat, keys, leaves
+from vit_jax.config import READ_BY, ROWS, base, differences, flat, keys, leaves
 from vit_jax.data.source import Facts
 from vit_jax.errors import UserError
+from vit_jax.models.encoder import REMAT_POLICIES
+from vit_jax.models.layers import GELU
 from vit_jax.models.model import FAMILIES
+from vit_jax.models.position import RESIZE_RULES
+from vit_jax.models.resnet import STANDARDIZATION
 from vit_jax.resolution import resolve
 from vit_jax.tasks.classification import Classification
 
@@ -37,27 +37,23 @@ def tree(**changes):
     return c
 
 
-def assigned_with_comments():
-    """key -> the comment on the line of base() that sets it, from the source."""
-    found, line = {}, ""
-    for token in tokenize.generate_tokens(io.StringIO(inspect.getsource(base)).readline):
-        key = re.match(r"\s+c\.([\w.]+) = ", token.line)
-        if key and token.type == tokenize.NAME and token.line != line:
-            line = token.line
-            found[key.group(1)] = ""
-        if key and token.type == tokenize.COMMENT:
-            found[key.group(1)] = token.string.lstrip("# ")
-    subtrees = {name.rsplit(".", 1)[0] for name in found if "." in name}
-    return {name: comment for name, comment in found.items() if name not in subtrees}
-
-
 # -- the tree -----------------------------------------------------------------------------
 
 
-def test_every_key_says_on_its_line_what_it_is():
-    comments = assigned_with_comments()
-    assert sorted(comments) == sorted(keys())
-    assert [key for key, comment in comments.items() if not comment] == []
+def test_every_key_says_what_it_is_and_its_default_is_one_that_it_may_hold():
+    assert {key for key, _ in leaves(base())} == ROWS.keys()
+    assert [row.name for row in ROWS.values() if not row.says.strip()] == []
+    held = [row for row in ROWS.values() if row.fits and not row.empty]
+    assert len(held) > 20
+    assert [row.name for row in held if row.fits.refuses(row.default)] == []
+
+
+def test_the_words_of_a_field_are_those_that_the_model_looks_up():
+    choices = {name: row.fits.choices for name, row in ROWS.items() if row.fits}
+    assert set(choices["model.gelu"]) == GELU.keys()
+    assert set(choices["model.posemb_resize"]) == RESIZE_RULES.keys()
+    assert set(choices["model.standardization"]) == STANDARDIZATION.keys()
+    assert set(choices["model.remat"]) == {"none", *REMAT_POLICIES}
 
 
 def test_the_number_of_keys_stays_one_that_a_person_can_read():
@@ -191,19 +187,24 @@ def test_an_unknown_component_is_answered_with_the_nearest(component, name, near
 @pytest.mark.parametrize(
     ("key", "value", "told"),
     [
-        ("batch_size", 0, "batch_size must be at least 1, not 0"),
-        ("log_every_steps", 0, "log_every_steps must be at least 1"),
-        ("checkpoint__keep", 0, "checkpoint.keep must be at least 1"),
-        ("checkpoint__every_steps", 0, "checkpoint.every_steps must be at least 1"),
-        ("max_skipped_steps", 0, "max_skipped_steps must be at least 1"),
-        ("microbatch", 0, "microbatch must be at least 1"),
-        ("eval_batch_size", -8, "eval_batch_size must be at least 1"),
-        ("seed", -1, r"seed lies in 0 … 2\*\*32 - 1, not -1"),
-        ("seed", 2**32, "seed lies in 0"),
-        ("mixup", -0.2, "mixup must be 0 or more, not -0.2"),
-        ("data__threads", -1, "data.threads must be 0 or more"),
-        ("data__workers", -1, "data.workers must be 0 or more"),
-        ("data__damaged", "ignore", "data.damaged is skip or fail, not 'ignore'"),
+        ("batch_size", 0, "batch_size is a whole number of at least 1, not 0"),
+        ("log_every_steps", 0, "log_every_steps is a whole number of at least 1"),
+        ("checkpoint__keep", 0, "checkpoint.keep is a whole number of at least 1"),
+        ("checkpoint__every_steps", 0, "checkpoint.every_steps is a whole number of at least 1"),
+        ("max_skipped_steps", 0, "max_skipped_steps is a whole number of at least 1"),
+        ("microbatch", 0, "microbatch is a number of examples or auto, not 0"),
+        ("microbatch", "many", "microbatch is a number of examples or auto, not 'many'"),
+        ("eval_batch_size", -8, "eval_batch_size is a whole number of at least 1"),
+        ("seed", -1, r"seed is a whole number in 0 … 2\*\*32 - 1, not -1"),
+        ("seed", 2**32, "seed is a whole number in 0"),
+        ("mixup", -0.2, "mixup is a number of at least 0, not -0.2"),
+        ("data__threads", -1, "data.threads is a whole number of at least 0"),
+        ("data__workers", -1, "data.workers is a whole number of at least 0"),
+        ("data__damaged", "ignore", "data.damaged is one of skip, fail, not 'ignore'"),
+        ("optimizer__b1", 1.0, r"optimizer.b1 is a number in \[0, 1\), not 1.0"),
+        ("ema", 1.0, "ema is a number between 0 and 1, not 1.0"),
+        ("profile", "0:5", "profile is FIRST:COUNT steps, .* as in 100:5"),
+        ("model__num_layers", 0, "model.num_layers is a whole number of at least 1, not 0"),
         ("schedule__warmup_steps", -3, "schedule.warmup_steps must be positive, not -3"),
     ],
 )

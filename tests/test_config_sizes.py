@@ -12,8 +12,8 @@ from vit_jax import recipe
 from vit_jax.config import DURATIONS, base, leaves
 from vit_jax.data.source import Facts
 from vit_jax.errors import UserError
-from vit_jax.ranges import mesh_sizes
 from vit_jax.resolution import resolve
+from vit_jax.sizes import mesh_sizes
 from vit_jax.tasks.classification import Classification
 
 

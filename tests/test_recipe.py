@@ -3,7 +3,7 @@
 import pytest
 
 from vit_jax import recipe
-from vit_jax.config import base, leaves
+from vit_jax.config import ROWS, base, leaves
 from vit_jax.errors import UserError
 
 RECIPES = (
@@ -247,6 +247,9 @@ def test_overrides_leave_the_tree_locked():
 
 def test_a_config_is_told_as_lines_without_the_empty_keys():
     text = recipe.as_text(base()).splitlines()
-    assert "optimizer.lr = 0.001" in text
-    assert "model.name = 'vit_base_patch16_224'" in text
+    said = {
+        key.strip(): value.strip() for key, _, value in (line.partition("  #") for line in text)
+    }
+    assert said["optimizer.lr = 0.001"] == "peak, after the warm-up"
+    assert said["model.name = 'vit_base_patch16_224'"] == ROWS["model.name"].says
     assert not any(line.startswith("total_steps") for line in text)

@@ -14,7 +14,17 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from vit_jax.config import DURATIONS, READ_BY, base, keys, leaves
+from vit_jax.config import (
+    DURATIONS,
+    OTHERS,
+    READ_BY,
+    ROWS,
+    base,
+    fit_to_model,
+    keys,
+    leaves,
+    of_model,
+)
 from vit_jax.errors import UserError, nearest
 
 _TRUE, _FALSE = ("true", "yes", "1"), ("false", "no", "0")
@@ -76,7 +86,9 @@ def override(config: ConfigDict, values: Mapping[str, str]) -> list[str]:
     """
     named = []
     with config.unlocked():
-        for key, text in values.items():
+        # The model's name decides which fields there are.
+        for key in sorted(values, key=lambda key: key not in ("model", "model.name")):
+            text = values[key]
             key = _full_key(config, key)
             named.append(key)
             for units in DURATIONS.values():
@@ -97,6 +109,8 @@ def override(config: ConfigDict, values: Mapping[str, str]) -> list[str]:
             for part in parent.split(".") if parent else ():
                 node = node[part]
             node[leaf] = _parse(key, text, node.get_type(leaf), node[leaf])
+            if key == "model.name":
+                fit_to_model(config)
         for component in READ_BY:
             if f"{component}.name" in named:
                 _drop_unread(config, component, named)
@@ -107,7 +121,7 @@ def _drop_unread(config: ConfigDict, component: str, named: list[str]) -> None:
     """After a change of component, the recipe's own settings that only the old one read go back
     to their defaults; what the user named stays, and is refused if nothing reads it."""
     choices = READ_BY[component]
-    read = choices.get(config[component].name, choices.get("*", set()))
+    read = choices.get(config[component].name, choices.get(OTHERS, set()))
     default = base()[component]
     for key in set.union(*choices.values()) - read:
         if f"{component}.{key}" not in named:
@@ -115,7 +129,7 @@ def _drop_unread(config: ConfigDict, component: str, named: list[str]) -> None:
 
 
 def _full_key(config: ConfigDict, key: str) -> str:
-    known = keys()
+    known = keys(config)
     if key in known or key.startswith("optimizer.kwargs."):
         return key
     if f"{key}.name" in known:
@@ -126,7 +140,7 @@ def _full_key(config: ConfigDict, key: str) -> str:
 def _parse(key: str, text: str, kind: type, current: Any) -> Any:
     """`text` as `kind`. Keys that are empty by default may be emptied by the word None."""
     if text == "None":
-        if dict(leaves(base()))[key] is None:
+        if key not in ROWS or ROWS[key].empty:
             return None
         if kind is str:
             return ""
@@ -193,5 +207,17 @@ def _module(path: str) -> ModuleType:
 
 
 def as_text(config: ConfigDict) -> str:
-    """`key = value` lines of the keys that are set, in the order of the tree."""
-    return "\n".join(f"{key} = {value!r}" for key, value in leaves(config) if value is not None)
+    """`key = value  # what it is` of the keys that are set, in the order of their rows."""
+    values, rows = dict(leaves(config)), ROWS | of_model(config.model.name)
+    return "\n".join(
+        f"{f'{name} = {values[name]!r}':<44}  # {row.says}"
+        for name, row in rows.items()
+        if values.get(name) is not None
+    )
+
+
+def keys_in_words() -> str:
+    """Every key with its default and what it is, for `--help`."""
+    defaults = {row.name: "" if row.empty else row.default for row in ROWS.values()}
+    lines = [f"  {f'{name}={value}':<44}  {ROWS[name].says}" for name, value in defaults.items()]
+    return "\n".join(["keys of a config (--config.KEY=VALUE), with their defaults:", *lines])

@@ -11,17 +11,20 @@ from typing import TYPE_CHECKING
 from ml_collections import ConfigDict
 
 from vit_jax.config import (
+    AUTO,
+    COUNTS,
     DURATIONS,
     FREE_ON_RESUME,
     check_read,
     check_tree,
+    check_values,
     config_hash,
     flat,
     leaves,
     set_by_user,
 )
 from vit_jax.errors import UserError
-from vit_jax.ranges import AUTO, at_least_one, check_ranges, divides, mesh_sizes, microbatches
+from vit_jax.sizes import divides, mesh_sizes, microbatches
 
 if TYPE_CHECKING:  # launchers import this module, and know no data
     from vit_jax.data.source import Facts
@@ -63,7 +66,7 @@ def resolve(
             raise UserError(f"{key} is set, but data.eval.split is empty: there is no evaluation")
     c = copy.deepcopy(ConfigDict(config)).unlock()
     said: list[str] = []
-    check_ranges(c)
+    check_values(c)
     total = _steps(c, "total", data)
     if total is None:
         options = ", ".join(DURATIONS["total"])
@@ -82,7 +85,6 @@ def resolve(
             c.update_from_flattened_dict({key: None})
     if c.checkpoint.every_steps is None:
         c.checkpoint.every_steps = max(1, total // 10)
-    at_least_one(c, "checkpoint.every_steps")
 
     c.mesh.data, c.mesh.fsdp, c.mesh.tensor = mesh_sizes(c.mesh, devices)
     rows = c.mesh.data * c.mesh.fsdp
@@ -179,8 +181,7 @@ def run_hash(config: ConfigDict) -> str:
     those that change none of its numbers. Equal hashes continue each other."""
     c = copy.deepcopy(config).unlock()
     _absolute_paths(c)
-    counts = ("total_", "init", "resume")  # free on resume, but another of them is another run
     return config_hash({
         key: value for key, value in flat(c).items()
-        if key.startswith(counts) or not key.startswith(FREE_ON_RESUME)
+        if key not in FREE_ON_RESUME - COUNTS
     })  # fmt: skip

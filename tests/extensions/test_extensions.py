@@ -20,7 +20,7 @@ from vit_jax.config import base
 from vit_jax.errors import UserError
 
 OWN = {
-    "family": {"model.name": "tests.extensions.toy_family:FAMILY"},
+    "family": {"model.name": "tests.extensions.toy_family:FAMILY", "model.branch_scale": 0.5},
     "task": {"task": "tests.extensions.toy_task:Quadrants", "model.name": "vit_mu_patch4_8"},
 }
 EXTENSIONS = {"family": OWN["family"], "task": OWN["task"], "both": OWN["task"] | OWN["family"]}
@@ -119,6 +119,25 @@ def test_it_is_planned(trained, tmp_path, capsys):
     )
     assert cli.main(["plan", f"--config={recipe}", "--topology=local"]) == 0
     assert "mesh data 4 × fsdp 2" in capsys.readouterr().out
+
+
+def test_a_field_of_ones_own_is_a_config_key(tmp_path, capsys):
+    family = "--config.model.name=tests.extensions.toy_family:FAMILY"
+    describe = ["describe", "--config=digits.py", family]
+    assert cli.main([*describe, "--config.model.branch_scale=0.25"]) == 0
+    assert "model.branch_scale = 0.25 " in capsys.readouterr().out
+    assert cli.main([*describe, "--config.model.branch_scale=-1"]) == 2
+    assert "branch_scale is a positive number, not -1.0" in capsys.readouterr().err
+    assert cli.main([*describe, "--config.model.branch_scale=wide"]) == 2
+    assert "'model.branch_scale' takes a number, not 'wide'" in capsys.readouterr().err
+    assert cli.main([*describe, "--config.model.branch_scal=1"]) == 2
+    assert "did you mean model.branch_scale" in capsys.readouterr().err
+    assert cli.main(["describe", "--config=digits.py", "--config.model.branch_scale=1"]) == 2
+    assert "unknown config key 'model.branch_scale'" in capsys.readouterr().err
+    c = base("tests.extensions.toy_family:FAMILY")
+    c.model.branch_scale = 2.0
+    with pytest.raises(TypeError):
+        c.model.branch_scale = "wide"
 
 
 def test_a_family_that_a_file_names_is_not_imported(trained, tmp_path, capsys, monkeypatch):

@@ -1,50 +1,37 @@
 """A family of models of one's own, in one file: patches, residual MLPs, their mean, a head."""
 
 import dataclasses
+import math
 
 import jax.numpy as jnp
 from flax import nnx
 
+from vit_jax.fields import COUNT, POSITIVE, field
+from vit_jax.models.configs import PatchConfig, check_patches
 from vit_jax.models.encoder import Encoder
-from vit_jax.models.family import (
-    BLOCK,
-    COUNT,
-    Family,
-    check_fields,
-    check_patches,
-    field,
-    under,
-)
+from vit_jax.models.family import BLOCK, Family, under
 from vit_jax.models.layers import HEAD, MLP, NORM, Mlp, make_head
 from vit_jax.models.vit import PATCHES, PatchEmbed
 
 
 @dataclasses.dataclass(frozen=True)
-class ResidualConfig:
+class ResidualConfig(PatchConfig):
     """All that decides the parameters and the arithmetic."""
 
     hidden_size: int = field(32, "of a token", COUNT)
     num_layers: int = field(2, "blocks of the trunk", COUNT)
     mlp_dim: int = field(64, "hidden width of a block's MLP", COUNT)
-    patch_size: int = field(4, "pixels", COUNT)
+    patch_size: int = field(4, "in pixels", COUNT)
     image_size: tuple[int, int] = field((8, 8), "(height, width)")
-    channels: int = field(1, "of an image", COUNT)
-    num_classes: int = field(10, "width of the head", COUNT)
-    scan: bool = field(False, "compile one block and loop over stacked layers")
-    dtype: str = field("float32", "of the arithmetic")
+    branch_scale: float = field(1.0, "what a block's MLP is multiplied by", POSITIVE)
 
     def __post_init__(self):
-        check_fields(self)
+        super().__post_init__()
         check_patches(self.image_size, self.patch_size)
-
-    @property
-    def num_patches(self):
-        """Patches of an image."""
-        return self.image_size[0] * self.image_size[1] // self.patch_size**2
 
 
 class Block(nnx.Module):
-    """x + MLP(LN(x)) of each patch by itself."""
+    """x + branch_scale MLP(LN(x)) of each patch by itself."""
 
     def __init__(self, c, rngs):
         self.norm = nnx.LayerNorm(c.hidden_size, rngs=rngs)
@@ -52,9 +39,10 @@ class Block(nnx.Module):
             c.hidden_size, c.mlp_dim, gelu="tanh", dropout=0.0,
             dtype=jnp.dtype(c.dtype), rngs=rngs,
         )  # fmt: skip
+        self.scale = c.branch_scale
 
     def __call__(self, z, key, drop_path_rate, return_weights=False):
-        return z + self.mlp(self.norm(z), key), None
+        return z + self.scale * self.mlp(self.norm(z), key), None
 
 
 class Residual(nnx.Module):
@@ -77,8 +65,9 @@ class Residual(nnx.Module):
 
 def macs(c):
     """Multiply-accumulates of one image."""
-    embed = c.num_patches * c.patch_size**2 * c.channels * c.hidden_size
-    block = c.num_patches * 2 * c.hidden_size * c.mlp_dim
+    patches = math.prod(c.grid)
+    embed = patches * c.patch_size**2 * c.channels * c.hidden_size
+    block = patches * 2 * c.hidden_size * c.mlp_dim
     return embed + c.num_layers * block + c.hidden_size * c.num_classes
 
 

@@ -9,7 +9,8 @@ from flax import nnx
 from jaxpr_walk import macs
 
 from vit_jax.models import mixer
-from vit_jax.models.mixer import Mixer, MixerConfig
+from vit_jax.models.configs import MixerConfig
+from vit_jax.models.mixer import Mixer
 from vit_jax.models.model import Model
 
 # hidden_size, num_layers, tokens_mlp_dim, mlp_dim: table 1 of the paper.

@@ -11,8 +11,9 @@ from flax import nnx
 from jaxpr_walk import equations, macs
 
 from vit_jax.models import resnet
+from vit_jax.models.configs import ResNetConfig
 from vit_jax.models.model import Model
-from vit_jax.models.resnet import Backbone, ResNet, ResNetConfig, Root, StdConv, Unit
+from vit_jax.models.resnet import Backbone, ResNet, Root, StdConv, Unit
 
 # Parameters with 1000 classes, as timm 1.0.31 counts them (`resnetv2_50x1_bit`, …).
 PARAMETERS = {

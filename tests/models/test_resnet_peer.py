@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from vit_jax.models.mixer import MixerConfig
+from vit_jax.models.configs import MixerConfig, ResNetConfig
 from vit_jax.models.model import Model
-from vit_jax.models.resnet import Backbone, ResNetConfig
+from vit_jax.models.resnet import Backbone
 
 timm = pytest.importorskip("timm", reason="timm is not installed: pip install .[peers]")
 torch = pytest.importorskip("torch", reason="torch is not installed: pip install .[peers]")

@@ -23,7 +23,7 @@ from vit_jax.benching.timing import Row, alternate, compare, in_a_row, summary
 from vit_jax.config import base, flat
 from vit_jax.errors import UserError, nearest
 from vit_jax.parallel.chips import peak_flops
-from vit_jax.ranges import microbatches
+from vit_jax.sizes import microbatches
 from vit_jax.training.memory import step_bytes
 from vit_jax.training.resolve import known
 from vit_jax.training.run import Run, run_of

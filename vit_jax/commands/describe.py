@@ -19,6 +19,7 @@ from vit_jax.errors import UserError
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command's options."""
     add_config(parser)
+    parser.epilog = recipe.keys_in_words()
     parser.add_argument("--batch", metavar="PNG", help="write one augmented batch as a picture")
 
 

@@ -14,6 +14,7 @@ from vit_jax.parallel import runtime
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command's options."""
     add_config(parser)
+    parser.epilog = recipe.keys_in_words()
     parser.add_argument(
         "--workdir", required=True, help="folder of the run, made if it is not there"
     )

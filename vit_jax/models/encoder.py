@@ -11,7 +11,6 @@ REMAT_POLICIES = {
     "full": None,  # keep a block's input alone
     "dots": "dots_with_no_batch_dims_saveable",  # keep the outputs of the dense layers too
 }
-REMAT = ("none", *REMAT_POLICIES)
 
 
 class Encoder(nnx.Module):

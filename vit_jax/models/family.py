@@ -10,81 +10,17 @@ import dataclasses
 import functools
 import re
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 from flax import nnx
 
+from vit_jax.models.configs import ImageConfig
 from vit_jax.models.data_config import DataConfig
 from vit_jax.paths import logical
 
-# -- fields ----------------------------------------------------------------------------------------
-
-
-class Fits(NamedTuple):
-    """What a field may hold: a kind of value, a test, and the test in words."""
-
-    kind: type
-    test: Callable[[Any], bool]
-    words: str
-
-
-COUNT = Fits(int, lambda n: n >= 1, "a whole number of at least 1")
-NATURAL = Fits(int, lambda n: n >= 0, "a whole number of at least 0")
-RATE = Fits(float, lambda rate: 0 <= rate < 1, "a number in [0, 1)")
-POSITIVE = Fits(float, lambda value: value > 0, "a positive number")
-NOT_NEGATIVE = Fits(float, lambda value: value >= 0, "a number of at least 0")
-
-
-def one_of(*words: str) -> Fits:
-    """One of a few words."""
-    return Fits(str, words.__contains__, f"one of {', '.join(words)}")
-
-
-def field(default: Any, says: str, fits: Fits | None = None) -> Any:
-    """A field of a family's config, with what it means and what it may hold. It is written here
-    once: the config key, `vit describe` and the refusal of a wrong value are made from it."""
-    return dataclasses.field(default=default, metadata={"says": says, "fits": fits})
-
-
-def check_fields(config: Any) -> None:
-    """Refuses a field that is not of its kind or does not fit.
-
-    Raises ValueError: `FIELD is WORDS, not VALUE`.
-    """
-    for row in dataclasses.fields(config):
-        fits, value = row.metadata.get("fits"), getattr(config, row.name)
-        if fits is None:
-            continue
-        number = isinstance(value, int | float) and not isinstance(value, bool)
-        right = fits.kind is str or (number and (fits.kind is float or value == int(value)))
-        if not right or not fits.test(value):
-            raise ValueError(f"{row.name} is {fits.words}, not {value!r}")
-
-
-def check_patches(image_size: tuple[int, int], patch_size: int, *, remainder: bool = False) -> None:
-    """Images that patches tile, or with `remainder` images of at least one patch each way.
-
-    Raises ValueError with the sizes that would work.
-    """
-    if any(side < patch_size or (side % patch_size and not remainder) for side in image_size):
-        down = tuple(max(1, side // patch_size) * patch_size for side in image_size)
-        up = tuple(max(1, -(-side // patch_size)) * patch_size for side in image_size)
-        raise ValueError(
-            f"image_size {tuple(image_size)} is not divisible by patch_size {patch_size}; "
-            f"{' or '.join(map(str, sorted({down, up})))} would work"
-        )
-
-
-# A family's config: a frozen dataclass of fields that `field` makes, among them at least
-# image_size, channels, num_classes and dtype. Each family has more of its own.
+# A family's config: a frozen dataclass of fields that `vit_jax.fields.field` makes. It has at least
+# image_size, channels, num_classes and dtype; each family has more of its own.
 Config = Any
-
-# Fields that a run decides, in every family that has them. All others come with the weights, and to
-# change one of them changes what the weights compute.
-OF_THE_RUN = (
-    "num_classes", "image_size", "channels", "head_bias", "pre_logits", "dropout",
-    "attention_dropout", "drop_path", "scan", "remat", "attention", "dtype",
-)  # fmt: skip
 
 # -- parameters ------------------------------------------------------------------------------------
 
@@ -157,6 +93,12 @@ class Family:
     def fields(self) -> dict[str, dataclasses.Field]:
         """The fields of its config, by name."""
         return {row.name: row for row in dataclasses.fields(self.config)}
+
+    @property
+    def of_run(self) -> set[str]:
+        """The fields that a run decides; all others come with the weights."""
+        flagged = {name for name, row in self.fields.items() if row.metadata.get("of_run")}
+        return flagged | {row.name for row in dataclasses.fields(ImageConfig)}
 
     def row(self, path: str) -> Param:
         """The row of a parameter, by its path with or without the layer's number.

@@ -4,7 +4,6 @@ The tokens' MLP has one weight for each patch, so a Mixer's parameters belong to
 positions need no embedding.
 """
 
-import dataclasses
 import re
 from typing import Any
 
@@ -13,62 +12,14 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Key
 
-from vit_jax.models.encoder import REMAT, Encoder
-from vit_jax.models.family import (
-    BLOCK,
-    COUNT,
-    NATURAL,
-    POSITIVE,
-    RATE,
-    Family,
-    Names,
-    check_fields,
-    check_patches,
-    field,
-    one_of,
-    under,
-)
-from vit_jax.models.layers import GELU, HEAD, MLP, NORM, Mlp, drop_path, make_head
+from vit_jax.models.configs import MixerConfig
+from vit_jax.models.encoder import Encoder
+from vit_jax.models.family import BLOCK, Family, Names, under
+from vit_jax.models.layers import HEAD, MLP, NORM, Mlp, drop_path, make_head
 from vit_jax.models.vit import PATCHES, PatchEmbed
 
 # Table 1: (hidden_size, num_layers, tokens_mlp_dim, mlp_dim).
 SIZES = {"s": (512, 8, 256, 2048), "b": (768, 12, 384, 3072), "l": (1024, 24, 512, 4096)}
-
-
-@dataclasses.dataclass(frozen=True)
-class MixerConfig:
-    """Everything that decides a Mixer's parameters and arithmetic. Sizes as in table 1."""
-
-    hidden_size: int = field(768, "C, of a token", COUNT)
-    num_layers: int = field(12, "blocks", COUNT)
-    patch_size: int = field(16, "P, pixels", COUNT)
-    tokens_mlp_dim: int = field(384, "D_S, hidden width of the MLP over tokens", COUNT)
-    mlp_dim: int = field(3072, "D_C, hidden width of the MLP over channels", COUNT)
-    image_size: tuple[int, int] = field((224, 224), "(height, width)")
-    channels: int = field(3, "of an image", COUNT)
-    num_classes: int = field(1000, "0: no head, logits are the pre-logits", NATURAL)
-    head_bias: float = field(0.0, "initial; negative for sigmoid losses")
-    dropout: float = field(0.0, "in both MLPs of every block", RATE)
-    drop_path: float = field(0.0, "of the last block; grows linearly from 0", RATE)
-    gelu: str = field("tanh", "", one_of(*GELU))
-    layernorm_eps: float = field(1e-6, "added to the variance", POSITIVE)
-    scan: bool = field(False, "compile one block and loop over stacked layers")
-    remat: str = field("none", "what the backward pass computes again", one_of(*REMAT))
-    dtype: str = field("float32", "of the arithmetic", one_of("float32", "bfloat16"))
-
-    def __post_init__(self):
-        check_fields(self)
-        check_patches(self.image_size, self.patch_size)
-
-    @property
-    def grid(self) -> tuple[int, int]:
-        """Patches down and across."""
-        return self.image_size[0] // self.patch_size, self.image_size[1] // self.patch_size
-
-    @property
-    def num_tokens(self) -> int:
-        """S, the number of patches."""
-        return self.grid[0] * self.grid[1]
 
 
 class MixerBlock(nnx.Module):

@@ -71,7 +71,7 @@ def _half_pixel(old: int, new: int, scale: float | None = None) -> np.ndarray:
 
 # How positions are interpolated along one side, as a matrix [new, old]. Weights were trained or
 # fine-tuned with one of these, and another one costs accuracy at other resolutions.
-_RULES = {
+RESIZE_RULES = {
     # vision_transformer: corners stay corners (scipy.ndimage.zoom of order 1).
     "google": lambda old, new: _sampled(
         np.arange(new) * ((old - 1) / max(new - 1, 1)), old, _linear, 1
@@ -90,7 +90,6 @@ _RULES = {
         _half_pixel(old, new, old / (new + 0.1)), old, lambda x: _cubic(x, -0.75), 2
     ),
 }
-RESIZE_RULES = tuple(_RULES)
 
 
 def resize_grid(
@@ -100,5 +99,7 @@ def resize_grid(
     code base that the weights come from does it (`RESIZE_RULES`)."""
     if grid.shape[:2] == tuple(shape):
         return grid
-    down, across = (_RULES[rule](old, new) for old, new in zip(grid.shape[:2], shape, strict=True))
+    down, across = (
+        RESIZE_RULES[rule](old, new) for old, new in zip(grid.shape[:2], shape, strict=True)
+    )
     return np.einsum("nh,hwd,mw->nmd", down, grid, across, optimize=True).astype(np.float32)

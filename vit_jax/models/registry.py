@@ -6,8 +6,9 @@ from collections.abc import Iterator
 from typing import Any
 
 from vit_jax.errors import UserError, nearest, printable
+from vit_jax.models.configs import check_patches
 from vit_jax.models.data_config import DataConfig
-from vit_jax.models.family import Config, Family, Names, check_patches
+from vit_jax.models.family import Config, Family, Names
 from vit_jax.models.model import FAMILIES, Model
 from vit_jax.models.vit_names import LETTERS
 from vit_jax.user_code import imported, may_import

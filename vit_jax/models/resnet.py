@@ -16,25 +16,12 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Key
 
+from vit_jax.models.configs import STEM, ResNetConfig, features_of, stride_of
 from vit_jax.models.data_config import SQUASHED
-from vit_jax.models.family import (
-    BEFORE,
-    CHANNELS,
-    COUNT,
-    NATURAL,
-    POSITIVE,
-    Family,
-    Names,
-    Param,
-    check_fields,
-    field,
-    one_of,
-    under,
-)
+from vit_jax.models.family import BEFORE, CHANNELS, Family, Names, Param, under
 from vit_jax.models.layers import HEAD, NORM, make_head
 
 GROUPS = 32
-STEM = 64  # channels of the root at width factor 1, and inside the first stage's units
 
 # What a kernel less its mean is divided by, from its variance. Published weights want their own.
 STANDARDIZATION = {
@@ -56,38 +43,6 @@ BACKBONE = (
 # BiT (arXiv 1912.11370): units of each stage; the widths that were published.
 RESNETS = {50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
 BIT_WIDTHS = {50: (1, 3), 101: (1, 3), 152: (2, 4)}
-
-
-@dataclasses.dataclass(frozen=True)
-class ResNetConfig:
-    """Everything that decides a BiT ResNet's parameters and arithmetic."""
-
-    resnet_layers: tuple[int, ...] = field((3, 4, 6, 3), "units of each stage")
-    width_factor: int = field(1, "of the channels", COUNT)
-    image_size: tuple[int, int] = field((224, 224), "(height, width), any")
-    channels: int = field(3, "of an image", COUNT)
-    num_classes: int = field(1000, "0: no head, logits are the pooled features", NATURAL)
-    head_bias: float = field(0.0, "initial; negative for sigmoid losses")
-    groupnorm_eps: float = field(1e-5, "added to the variance", POSITIVE)
-    standardization: str = field("bit", "of the convolutions", one_of(*STANDARDIZATION))
-    remat: str = field("none", "what the backward pass computes again", one_of("none", "full"))
-    dtype: str = field("float32", "of the arithmetic", one_of("float32", "bfloat16"))
-
-    def __post_init__(self):
-        check_fields(self)
-        for name, fits, wanted in (
-            ("resnet_layers", lambda n: n >= 1, "the units of each stage, such as (3, 4, 6, 3)"),
-            ("image_size", lambda n: n == 2, "(height, width), such as (224, 224)"),
-        ):
-            sizes = getattr(self, name)
-            listed = isinstance(sizes, tuple | list) and fits(len(sizes))
-            if not listed or not all(type(n) is int and n >= 1 for n in sizes):
-                raise ValueError(f"{name} is {wanted}, not {sizes!r}")
-
-    @property
-    def hidden_size(self) -> int:
-        """Width of what the head reads: 2048 at width factor 1."""
-        return features_of(self.resnet_layers, self.width_factor)
 
 
 class StdConv(nnx.Module):
@@ -270,19 +225,6 @@ class ResNet(nnx.Module):
         out["pre_logits"] = x = x.mean(axis=(1, 2))
         logits = self.head(x) if self.config.num_classes else x
         return logits.astype(jnp.float32), out
-
-
-def features_of(layers: tuple[int, ...], width_factor: int) -> int:
-    """Channels of a backbone's features: 256 after the first stage, doubled by every other."""
-    return STEM * width_factor * (4 * 2 ** (len(layers) - 1) if layers else 1)
-
-
-def stride_of(layers: tuple[int, ...]) -> int:
-    """Pixels of the image for one of the features: 4 for the root, 2 for each stage but the first.
-
-    With padding of either kind the features' sides are the image's over this, rounded up.
-    """
-    return 4 * 2 ** max(len(layers) - 1, 0)
 
 
 def backbone_macs(

@@ -1,6 +1,5 @@
 """The Vision Transformer (arXiv 2010.11929), from image to logits, in the order of the paper."""
 
-import dataclasses
 from typing import Any
 
 import jax
@@ -9,28 +8,10 @@ from flax import nnx
 from jaxtyping import Array, Float, Key
 
 from vit_jax.models.attention import ATTENTION, ATTENTION_POOL, Attention, AttentionPool
-from vit_jax.models.encoder import REMAT, Encoder
-from vit_jax.models.family import (
-    BEFORE,
-    BLOCK,
-    CHANNELS,
-    COUNT,
-    FRESH,
-    NATURAL,
-    NOT_NEGATIVE,
-    POSITIVE,
-    RATE,
-    RESIZED,
-    Family,
-    Param,
-    check_fields,
-    check_patches,
-    field,
-    one_of,
-    under,
-)
+from vit_jax.models.configs import ViTConfig, stride_of
+from vit_jax.models.encoder import Encoder
+from vit_jax.models.family import BEFORE, BLOCK, CHANNELS, FRESH, RESIZED, Family, Param, under
 from vit_jax.models.layers import (
-    GELU,
     HEAD,
     LAYER_SCALE,
     MLP,
@@ -43,126 +24,14 @@ from vit_jax.models.layers import (
     dropout,
     make_head,
 )
-from vit_jax.models.position import RESIZE_RULES, LearnedPositions, sincos2d
-from vit_jax.models.resnet import BACKBONE, STANDARDIZATION, Backbone, hybrid_macs, stride_of
+from vit_jax.models.position import LearnedPositions, sincos2d
+from vit_jax.models.resnet import BACKBONE, Backbone, hybrid_macs
 from vit_jax.models.vit_names import NAMES
 
 PATCHES = (
     Param("embed/kernel", (None, None, None, "fsdp"), decays=True, depth=BEFORE, at_init=CHANNELS),
     Param("embed/bias", depth=BEFORE),
 )
-
-
-@dataclasses.dataclass(frozen=True)
-class ViTConfig:
-    """Everything that decides a ViT's parameters and arithmetic. Sizes as in table 1."""
-
-    hidden_size: int = field(768, "D, of a token", COUNT)
-    num_layers: int = field(12, "L, blocks of the encoder", COUNT)
-    num_heads: int = field(12, "of attention; they divide hidden_size", COUNT)
-    mlp_dim: int = field(3072, "hidden width of a block's MLP", COUNT)
-    patch_size: int = field(16, "P, pixels of the image, of hybrids too", COUNT)
-    image_size: tuple[int, int] = field(
-        (224, 224), "a number or (height, width); whole patches of it are read"
-    )
-    channels: int = field(3, "of an image", COUNT)
-    num_classes: int = field(1000, "0: no head, logits are the pre-logits", NATURAL)
-    pool: str = field(
-        "cls", "what the head reads; cls_gap: class token and mean side by side",
-        one_of("cls", "gap", "map", "cls_gap"),
-    )  # fmt: skip
-    posemb: str = field("learned", "positions", one_of("learned", "sincos2d"))
-    posemb_resize: str = field(
-        "timm", "the interpolation of positions that the weights were made for",
-        one_of(*RESIZE_RULES),
-    )  # fmt: skip
-    prefix_positions: str = field(
-        "class", "tokens before the patches that have a position", one_of("none", "class", "all")
-    )
-    idle_class_token: bool = field(False, "a class token although `pool` does not read it")
-    distilled: bool = field(False, "DeiT's second token and head (arXiv 2012.12877)")
-    registers: int = field(0, "extra tokens (arXiv 2309.16588)", NATURAL)
-    resnet_layers: tuple[int, ...] | None = field(
-        None, "of a hybrid: units of each stage of its ResNet; (): the stem alone"
-    )
-    groupnorm_eps: float = field(1e-6, "added to the variance, in the hybrid's ResNet", POSITIVE)
-    standardization: str = field("google", "of the hybrid's convolutions", one_of(*STANDARDIZATION))
-    pre_norm: bool = field(False, "LayerNorm before the encoder, as in CLIP")
-    embed_bias: bool = field(True, "of the patches' projection")
-    qkv_bias: bool = field(True, "of queries, keys and values")
-    qk_norm: bool = field(False, "LayerNorm of queries and keys")
-    mlp: str = field("dense", "of a block", one_of("dense", "swiglu"))
-    gelu: str = field("tanh", "", one_of(*GELU))
-    layernorm_eps: float = field(1e-6, "added to the variance", POSITIVE)
-    layer_scale: float = field(0.0, "initial value; 0 leaves it out", NOT_NEGATIVE)
-    norm_after_pool: bool = field(False, "the last LayerNorm follows the pooling")
-    pre_logits: bool = field(False, "hidden tanh layer in the head, of pre-training")
-    head_bias: float = field(0.0, "initial; negative for sigmoid losses with many classes")
-    dropout: float = field(0.0, "after the positions and in both branches of every block", RATE)
-    attention_dropout: float = field(0.0, "of attention weights", RATE)
-    drop_path: float = field(0.0, "of the last block's branches; grows linearly from 0", RATE)
-    scan: bool = field(False, "compile one block and loop over stacked layers")
-    remat: str = field("none", "what the backward pass computes again", one_of(*REMAT))
-    attention: str = field("auto", "auto: cuDNN's where it can", one_of("auto", "xla", "cudnn"))
-    dtype: str = field(
-        "float32", "of the arithmetic; parameters are float32", one_of("float32", "bfloat16")
-    )
-
-    def __post_init__(self):
-        check_fields(self)
-        # A ResNet's features pad where patches cut, so only tiled images have a known meaning.
-        hybrid = self.resnet_layers is not None
-        check_patches(self.image_size, self.patch_size, remainder=not hybrid)
-        if self.hidden_size % self.num_heads:
-            raise ValueError(
-                f"hidden_size {self.hidden_size} is not divisible by num_heads {self.num_heads}"
-            )
-        if self.posemb == "sincos2d" and self.hidden_size % 4:
-            raise ValueError(
-                f"posemb 'sincos2d' needs hidden_size % 4 == 0, not {self.hidden_size}"
-            )
-        if self.resnet_layers is not None and self.patch_size % stride_of(self.resnet_layers):
-            raise ValueError(
-                f"patch_size of a hybrid is a multiple of its ResNet's stride, "
-                f"{stride_of(self.resnet_layers)}, not {self.patch_size}"
-            )
-        if self.distilled and self.pool != "cls":
-            raise ValueError(f"distilled needs pool 'cls', not {self.pool!r}")
-        if self.attention == "cudnn" and self.attention_dropout:
-            raise ValueError("attention 'cudnn' has no attention_dropout; use attention 'xla'")
-        if self.attention == "cudnn" and self.dtype == "float32":
-            raise ValueError("attention 'cudnn' needs dtype bfloat16")
-
-    @property
-    def grid(self) -> tuple[int, int]:
-        """Patches down and across."""
-        return self.image_size[0] // self.patch_size, self.image_size[1] // self.patch_size
-
-    @property
-    def class_token(self) -> bool:
-        """Whether there is a class token."""
-        return self.pool in ("cls", "cls_gap") or self.idle_class_token
-
-    @property
-    def num_prefix(self) -> int:
-        """Tokens before the patches: class, distillation, registers."""
-        return self.class_token + self.distilled + self.registers
-
-    @property
-    def num_prefix_positions(self) -> int:
-        """How many of them, from the first, have a position of their own."""
-        with_position = {"none": 0, "class": self.class_token + self.distilled}
-        return with_position.get(self.prefix_positions, self.num_prefix)
-
-    @property
-    def num_tokens(self) -> int:
-        """Length of the encoder's sequence: class token, registers and patches."""
-        return self.num_prefix + self.grid[0] * self.grid[1]
-
-    @property
-    def num_features(self) -> int:
-        """Width of what the head reads."""
-        return self.hidden_size * (2 if self.pool == "cls_gap" else 1)
 
 
 class PatchEmbed(nnx.Module):

@@ -12,13 +12,12 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from vit_jax.config import changed
+from vit_jax.config import AUTO, changed
 from vit_jax.errors import UserError
 from vit_jax.parallel.mesh import make_mesh
 from vit_jax.planning import analytic
 from vit_jax.planning.plan import GIB, Plan, by_formula, make_plan
 from vit_jax.planning.topologies import Target
-from vit_jax.ranges import AUTO
 from vit_jax.training.resolve import known
 from vit_jax.training.run import run_of
 

@@ -11,12 +11,10 @@ from typing import Any
 import numpy as np
 
 from vit_jax.errors import UserError, printable
+from vit_jax.models.configs import MixerConfig, ResNetConfig, ViTConfig, stride_of
 from vit_jax.models.data_config import SQUASHED, DataConfig
 from vit_jax.models.family import Config
-from vit_jax.models.mixer import MixerConfig
 from vit_jax.models.model import Model
-from vit_jax.models.resnet import ResNetConfig, stride_of
-from vit_jax.models.vit import ViTConfig
 from vit_jax.pretrained.files import Tensors, write_npz
 from vit_jax.pretrained.layout import (
     Description,

@@ -8,8 +8,8 @@ import re
 from typing import Any
 
 from vit_jax.errors import UserError
+from vit_jax.models.configs import ViTConfig
 from vit_jax.models.family import Config
-from vit_jax.models.vit import ViTConfig
 from vit_jax.pretrained.files import Tensors
 from vit_jax.pretrained.huggingface_config import (
     ACTIVATIONS,

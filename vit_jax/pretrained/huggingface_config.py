@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 
 from vit_jax.errors import UserError, printable
+from vit_jax.models.configs import ViTConfig
 from vit_jax.models.data_config import IMAGENET, SQUASHED, DataConfig, crop_of
 from vit_jax.models.model import Model
-from vit_jax.models.vit import ViTConfig
 from vit_jax.pretrained.layout import SHOWN_BY, some
 from vit_jax.pretrained.stated import MOST_BYTES, brief, check_classes, check_keys
 from vit_jax.records import read_object

@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 
 from vit_jax.errors import UserError, printable
+from vit_jax.models.configs import ViTConfig
 from vit_jax.models.data_config import DataConfig
 from vit_jax.models.family import Config
 from vit_jax.models.model import Model
-from vit_jax.models.vit import ViTConfig
 from vit_jax.pretrained.files import Tensors, write_safetensors
 from vit_jax.pretrained.rows import Row, Shape
 

@@ -18,7 +18,7 @@ from jax.sharding import Mesh, Sharding, SingleDeviceSharding
 from vit_jax.checkpoint.tree import Flat, flatten, is_stacked, nest, unstack
 from vit_jax.errors import UserError, nearest, printable
 from vit_jax.models.data_config import DataConfig
-from vit_jax.models.family import CHANNELS, CLASSES, FRESH, OF_THE_RUN, RESIZED
+from vit_jax.models.family import CHANNELS, CLASSES, FRESH, RESIZED
 from vit_jax.models.model import Model, Params
 from vit_jax.models.position import resize_grid
 from vit_jax.models.registry import check_tiled, create_model, make_config
@@ -263,7 +263,7 @@ def _check_sizes(weights: Weights, model: Model) -> None:
     theirs, ours = vars(weights.model.config), vars(model.config)
     shapes = {path: leaf.shape for path, leaf in listed_params(model).items()}
     body = {path for path in shapes if model.family.at_init(path) is None}
-    other = [f for f in ours if f not in OF_THE_RUN and ours[f] != theirs.get(f)]
+    other = [f for f in ours if f not in model.family.of_run and ours[f] != theirs.get(f)]
     if other and any(weights.shapes.get(path) != shapes[path] for path in body):
         sizes = ", ".join(f"{f} {theirs.get(f)} (the model here: {ours[f]})" for f in other)
         named = vars(create_model(weights.model.name).config)
@@ -379,5 +379,5 @@ def _changed_numerics(weights: Weights, model: Model) -> list[str]:
     return [
         f"{field} is {ours[field]!r}, the weights were trained with {theirs[field]!r}"
         for field in ours
-        if field not in OF_THE_RUN and ours[field] != theirs.get(field)
+        if field not in model.family.of_run and ours[field] != theirs.get(field)
     ]

@@ -19,10 +19,10 @@ from vit_jax.config import base, flat
 from vit_jax.data import ops
 from vit_jax.errors import UserError, nearest
 from vit_jax.files import whole
+from vit_jax.models.configs import ViTConfig
 from vit_jax.models.family import Config
 from vit_jax.models.model import Model, Params
 from vit_jax.models.position import sincos2d
-from vit_jax.models.vit import ViTConfig
 from vit_jax.pretrained.layout import Dialect, Writer, some
 from vit_jax.pretrained.layouts import OWN, writers
 from vit_jax.pretrained.opened import check_explained, listed_params

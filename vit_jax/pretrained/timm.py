@@ -7,11 +7,9 @@ mask token, and may number their blocks by chunk.
 from typing import Any
 
 from vit_jax.errors import UserError
+from vit_jax.models.configs import MixerConfig, ResNetConfig, ViTConfig, stride_of
 from vit_jax.models.data_config import IMAGENET, DataConfig
 from vit_jax.models.family import Config
-from vit_jax.models.mixer import MixerConfig
-from vit_jax.models.resnet import ResNetConfig, stride_of
-from vit_jax.models.vit import ViTConfig
 from vit_jax.models.vit_names import DINOV2, SIZES
 from vit_jax.pretrained.files import Tensors
 from vit_jax.pretrained.layout import (

@@ -7,12 +7,11 @@ import re
 from typing import Any
 
 from vit_jax.errors import UserError, printable
+from vit_jax.models.configs import MixerConfig, ResNetConfig
 from vit_jax.models.data_config import IMAGENET, DataConfig
 from vit_jax.models.family import Config
-from vit_jax.models.mixer import MixerConfig
 from vit_jax.models.model import Model
 from vit_jax.models.registry import create_model, find_family, list_models
-from vit_jax.models.resnet import ResNetConfig
 from vit_jax.pretrained.layout import SHOWN_BY
 from vit_jax.pretrained.stated import brief
 

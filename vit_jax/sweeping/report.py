@@ -111,7 +111,7 @@ def as_recipe(study: optuna.Study, config: ConfigDict) -> str:
     best = finished(study)[0]
     default = dict(leaves(base()))
     changed = {key: value for key, value in leaves(config)
-               if value != default[key] and key != "optimizer.kwargs"}  # fmt: skip
+               if value != default.get(key) and key != "optimizer.kwargs"}  # fmt: skip
     if arguments := config.optimizer.kwargs.to_dict():
         changed["optimizer.kwargs"] = arguments
     metric = study.user_attrs[IDENTITY]["metric"]

@@ -22,9 +22,8 @@ from optuna.distributions import (
 )
 
 from vit_jax import calls, recipe
-from vit_jax.config import check_read, check_tree, leaves, set_by_user
+from vit_jax.config import check_read, check_tree, check_values, leaves, set_by_user
 from vit_jax.errors import UserError, printable
-from vit_jax.ranges import check_ranges
 
 HINT = "write KEY=VALUE,VALUE;KEY=log(LOW,HIGH), or name a file that has a sweep()"
 KWARGS = "optimizer.kwargs"
@@ -96,7 +95,7 @@ def checked(config: ConfigDict, point: Point) -> ConfigDict:
     named = recipe.override(changed, overrides(point))
     check_tree(changed)
     check_read(changed, set_by_user(changed, named))
-    check_ranges(changed)
+    check_values(changed)
     return changed
 
 

@@ -22,7 +22,7 @@ from ml_collections import ConfigDict
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, Trial, TrialState
 
-from vit_jax.config import FREE_ON_RESUME, base, flat
+from vit_jax.config import COUNTS, FREE_ON_RESUME, base, flat
 from vit_jax.errors import UserError, cannot_write, nearest
 from vit_jax.sweeping import halving
 from vit_jax.sweeping.space import Space
@@ -196,12 +196,11 @@ def _stored_identity(study: optuna.Study) -> dict[str, Any] | None:
 def identity(config: ConfigDict, search: Search, elsewhere: Path | None = None) -> dict[str, Any]:
     """The identity of a study: how it searches, and the keys that its trials share and that decide
     their numbers. If the storage is not in the folder of the trials, `elsewhere` is that folder."""
-    lengths = ("total_", "init", "resume")  # keys that may change when one run is continued
     default = flat(base())
     keys = {
         key: value for key, value in flat(config).items()
-        if value != default[key] and key not in search.space.distributions
-        and (key.startswith(lengths) or not key.startswith(FREE_ON_RESUME))
+        if value != default.get(key) and key not in search.space.distributions
+        and key not in FREE_ON_RESUME - COUNTS
     }  # fmt: skip
     keys |= {"space": str(search.space), "method": search.method, "metric": search.metric}
     keys |= {"folder": str(elsewhere)} if elsewhere else {}

@@ -49,8 +49,6 @@ def make_optimizer(
     """
     if c.mu_dtype not in (None, "float32", "bfloat16"):
         raise UserError(f"optimizer.mu_dtype is float32 or bfloat16, not {c.mu_dtype!r}")
-    if c.decay_by not in ("rate", "schedule"):
-        raise UserError(f"optimizer.decay_by is rate or schedule, not {c.decay_by!r}")
     # The reference code adds the decay after the rate, times schedule / lr.
     decay = c.weight_decay / (c.lr or 1.0) if c.decay_by == "schedule" else c.weight_decay
     steps = [optax.clip_by_global_norm(c.clip_norm)] if c.clip_norm else []

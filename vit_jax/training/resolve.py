@@ -20,7 +20,6 @@ from vit_jax.evaluators.opened import Opened, check_evaluators, open_evaluators
 from vit_jax.models import Model, create_model
 from vit_jax.models.attention import cudnn_refuses
 from vit_jax.models.data_config import DataConfig
-from vit_jax.models.family import OF_THE_RUN
 from vit_jax.models.registry import find_family
 from vit_jax.pretrained.opened import Weights
 from vit_jax.tasks import Task, find_task
@@ -198,7 +197,7 @@ def _give_way(c: ConfigDict, named: list[str]) -> list[str]:
     for field, value in c.model.to_dict().items():
         if field == "name" or value is None or f"model.{field}" in named:
             continue
-        if field not in OF_THE_RUN or field in by_name or field not in family.fields:
+        if field not in family.of_run or field in by_name or field not in family.fields:
             c.model[field] = None
             lines.append(f"model.{field}={value} of the recipe gives way to model.name={name}")
     return lines
@@ -218,7 +217,7 @@ def _inherit(c: ConfigDict, weights: Weights) -> list[str]:
     usual = {name: field.default for name, field in family.fields.items()} | by_name
     lines = []
     for field, value in dataclasses.asdict(theirs).items():
-        if field in OF_THE_RUN or field in by_name or c.model[field] is not None:
+        if field in family.of_run or field in by_name or c.model.get(field) is not None:
             continue
         c.model[field] = value
         if value != usual[field]:

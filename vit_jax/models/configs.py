@@ -1,0 +1,232 @@
+"""The fields of the families that come with the package: each is the config key `model.FIELD`.
+
+A config decides a model's parameters and its arithmetic. Nothing here imports JAX: `config.py`
+makes the keys of a run from these fields, and launchers read it.
+"""
+
+import dataclasses
+
+from vit_jax.fields import (
+    COUNT,
+    NATURAL,
+    NOT_NEGATIVE,
+    POSITIVE,
+    RATE,
+    check_fields,
+    field,
+    one_of,
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class ImageConfig:
+    """What every family has: images in, logits out. A run decides all of it, not the weights."""
+
+    image_size: tuple[int, int] = field((224, 224), "a number or (height, width)")
+    channels: int = field(3, "of an image; the data set's", COUNT)
+    num_classes: int = field(
+        1000, "the data set's; 0: no head, logits are what it would read", NATURAL
+    )
+    head_bias: float = field(0.0, "initial; negative for sigmoid losses with many classes")
+    dtype: str = field(
+        "float32", "of the arithmetic; parameters are float32", one_of("float32", "bfloat16")
+    )
+
+    def __post_init__(self):
+        check_fields(self)
+
+
+@dataclasses.dataclass(frozen=True)
+class PatchConfig(ImageConfig):
+    """What the families have that cut an image into patches and stack equal blocks."""
+
+    hidden_size: int = field(768, "of a token: D, or C of a Mixer", COUNT)
+    num_layers: int = field(12, "L, the number of blocks", COUNT)
+    mlp_dim: int = field(3072, "hidden width of a block's MLP", COUNT)
+    patch_size: int = field(16, "P, in pixels of the image, of hybrids too", COUNT)
+    gelu: str = field("tanh", "the form of it", one_of("tanh", "exact", "quick"))
+    layernorm_eps: float = field(1e-6, "added to the variance", POSITIVE)
+    dropout: float = field(
+        0.0, "after the positions and in both branches of every block", RATE, of_run=True
+    )
+    drop_path: float = field(
+        0.0, "of the last block's branches; grows linearly from 0", RATE, of_run=True
+    )
+    scan: bool = field(False, "compile one block and loop over stacked layers", free=True)
+    remat: str = field(
+        "none", "what the backward pass computes again", one_of("none", "full", "dots"), free=True
+    )
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Patches down and across."""
+        return self.image_size[0] // self.patch_size, self.image_size[1] // self.patch_size
+
+
+@dataclasses.dataclass(frozen=True)
+class ViTConfig(PatchConfig):
+    """A ViT (arXiv 2010.11929), or a hybrid. Sizes as in table 1."""
+
+    num_heads: int = field(12, "of attention; they divide hidden_size", COUNT)
+    pool: str = field(
+        "cls", "what the head reads; cls_gap: class token and mean side by side",
+        one_of("cls", "gap", "map", "cls_gap"),
+    )  # fmt: skip
+    posemb: str = field("learned", "positions", one_of("learned", "sincos2d"))
+    posemb_resize: str = field(
+        "timm", "the interpolation of positions that the weights were made for: models/position.py",
+        one_of("google", "timm_npz", "timm", "dinov2_reg", "huggingface", "dinov2"),
+    )  # fmt: skip
+    prefix_positions: str = field(
+        "class", "tokens before the patches that have a position", one_of("none", "class", "all")
+    )
+    idle_class_token: bool = field(False, "a class token although `pool` does not read it")
+    distilled: bool = field(False, "DeiT's second token and head (arXiv 2012.12877)")
+    registers: int = field(0, "extra tokens (arXiv 2309.16588)", NATURAL)
+    resnet_layers: tuple[int, ...] | None = field(
+        None, "units of each stage of a ResNet or a hybrid's; (): the stem alone"
+    )
+    groupnorm_eps: float = field(1e-6, "added to the variance, of ResNets and hybrids", POSITIVE)
+    standardization: str = field(
+        "google", "of the convolutions of ResNets and hybrids", one_of("google", "bit", "timm")
+    )
+    pre_norm: bool = field(False, "LayerNorm before the encoder, as in CLIP")
+    embed_bias: bool = field(True, "of the patches' projection")
+    qkv_bias: bool = field(True, "of queries, keys and values")
+    qk_norm: bool = field(False, "LayerNorm of queries and keys")
+    mlp: str = field("dense", "of a block", one_of("dense", "swiglu"))
+    layer_scale: float = field(0.0, "initial value; 0 leaves it out", NOT_NEGATIVE)
+    norm_after_pool: bool = field(False, "the last LayerNorm follows the pooling")
+    pre_logits: bool = field(False, "hidden tanh layer in the head, of pre-training", of_run=True)
+    attention_dropout: float = field(0.0, "of attention weights", RATE, of_run=True)
+    attention: str = field(
+        "auto", "auto: cuDNN's where it can", one_of("auto", "xla", "cudnn"), of_run=True
+    )
+
+    def __post_init__(self):
+        super().__post_init__()
+        # A ResNet's features pad where patches cut, so only tiled images have a known meaning.
+        hybrid = self.resnet_layers is not None
+        check_patches(self.image_size, self.patch_size, remainder=not hybrid)
+        if self.hidden_size % self.num_heads:
+            raise ValueError(
+                f"hidden_size {self.hidden_size} is not divisible by num_heads {self.num_heads}"
+            )
+        if self.posemb == "sincos2d" and self.hidden_size % 4:
+            raise ValueError(
+                f"posemb 'sincos2d' needs hidden_size % 4 == 0, not {self.hidden_size}"
+            )
+        if self.resnet_layers is not None and self.patch_size % stride_of(self.resnet_layers):
+            raise ValueError(
+                f"patch_size of a hybrid is a multiple of its ResNet's stride, "
+                f"{stride_of(self.resnet_layers)}, not {self.patch_size}"
+            )
+        if self.distilled and self.pool != "cls":
+            raise ValueError(f"distilled needs pool 'cls', not {self.pool!r}")
+        if self.attention == "cudnn" and self.attention_dropout:
+            raise ValueError("attention 'cudnn' has no attention_dropout; use attention 'xla'")
+        if self.attention == "cudnn" and self.dtype == "float32":
+            raise ValueError("attention 'cudnn' needs dtype bfloat16")
+
+    @property
+    def class_token(self) -> bool:
+        """Whether there is a class token."""
+        return self.pool in ("cls", "cls_gap") or self.idle_class_token
+
+    @property
+    def num_prefix(self) -> int:
+        """Tokens before the patches: class, distillation, registers."""
+        return self.class_token + self.distilled + self.registers
+
+    @property
+    def num_prefix_positions(self) -> int:
+        """How many of them, from the first, have a position of their own."""
+        with_position = {"none": 0, "class": self.class_token + self.distilled}
+        return with_position.get(self.prefix_positions, self.num_prefix)
+
+    @property
+    def num_tokens(self) -> int:
+        """Length of the encoder's sequence: class token, registers and patches."""
+        return self.num_prefix + self.grid[0] * self.grid[1]
+
+    @property
+    def num_features(self) -> int:
+        """Width of what the head reads."""
+        return self.hidden_size * (2 if self.pool == "cls_gap" else 1)
+
+
+@dataclasses.dataclass(frozen=True)
+class MixerConfig(PatchConfig):
+    """A Mixer (arXiv 2105.01601). Sizes as in table 1; `mlp_dim` is D_C."""
+
+    tokens_mlp_dim: int = field(384, "D_S, hidden width of a Mixer's MLP over tokens", COUNT)
+
+    def __post_init__(self):
+        super().__post_init__()
+        check_patches(self.image_size, self.patch_size)
+
+    @property
+    def num_tokens(self) -> int:
+        """S, the number of patches."""
+        return self.grid[0] * self.grid[1]
+
+
+@dataclasses.dataclass(frozen=True)
+class ResNetConfig(ImageConfig):
+    """A BiT ResNet (arXiv 1912.11370)."""
+
+    resnet_layers: tuple[int, ...] = field((3, 4, 6, 3), "units of each stage")
+    width_factor: int = field(1, "of a ResNet's channels", COUNT)
+    groupnorm_eps: float = field(1e-5, "added to the variance", POSITIVE)
+    standardization: str = field("bit", "of the convolutions", one_of("google", "bit", "timm"))
+    remat: str = field(
+        "none", "what the backward pass computes again", one_of("none", "full"), free=True
+    )
+
+    def __post_init__(self):
+        super().__post_init__()
+        for name, fits, wanted in (
+            ("resnet_layers", lambda n: n >= 1, "the units of each stage, such as (3, 4, 6, 3)"),
+            ("image_size", lambda n: n == 2, "(height, width), such as (224, 224)"),
+        ):
+            sizes = getattr(self, name)
+            listed = isinstance(sizes, tuple | list) and fits(len(sizes))
+            if not listed or not all(type(n) is int and n >= 1 for n in sizes):
+                raise ValueError(f"{name} is {wanted}, not {sizes!r}")
+
+    @property
+    def hidden_size(self) -> int:
+        """Width of what the head reads: 2048 at width factor 1."""
+        return features_of(self.resnet_layers, self.width_factor)
+
+
+CONFIGS = (ViTConfig, MixerConfig, ResNetConfig)
+
+STEM = 64  # channels of a ResNet's root at width factor 1, and inside the first stage's units
+
+
+def features_of(layers: tuple[int, ...], width_factor: int) -> int:
+    """Channels of a backbone's features: 256 after the first stage, doubled by every other."""
+    return STEM * width_factor * (4 * 2 ** (len(layers) - 1) if layers else 1)
+
+
+def stride_of(layers: tuple[int, ...]) -> int:
+    """Pixels of the image for one of the features: 4 for the root, 2 for each stage but the first.
+
+    With padding of either kind the features' sides are the image's over this, rounded up.
+    """
+    return 4 * 2 ** max(len(layers) - 1, 0)
+
+
+def check_patches(image_size: tuple[int, int], patch_size: int, *, remainder: bool = False) -> None:
+    """Images that patches tile, or with `remainder` images of at least one patch each way.
+
+    Raises ValueError with the sizes that would work.
+    """
+    if any(side < patch_size or (side % patch_size and not remainder) for side in image_size):
+        down = tuple(max(1, side // patch_size) * patch_size for side in image_size)
+        up = tuple(max(1, -(-side // patch_size)) * patch_size for side in image_size)
+        raise ValueError(
+            f"image_size {tuple(image_size)} is not divisible by patch_size {patch_size}; "
+            f"{' or '.join(map(str, sorted({down, up})))} would work"
+        )
