@@ -1,4 +1,4 @@
-"""Every key with its default and a comment: see vit_jax/config.py.
+"""Every key with its default. `vit train --help` lists them with what they mean.
 
 vit describe --config=base.py --config.total_steps=100
 """
