@@ -1,9 +1,9 @@
 """The training loop."""
 
-import contextlib
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,6 @@ from vit_jax.training.run import Run, run_of
 from vit_jax.training.start import Start, first_state, open_origin
 from vit_jax.training.workdir import WorkFolder
 from vit_jax.training.writers import MetricWriter
-from vit_jax.user_code import signature
 
 IN_FLIGHT = 4  # steps queued on the device at most, so that batches do not pile up there
 
@@ -57,8 +56,7 @@ def train(
         folder.keep(flat(run.config), run.classes)
         where, best = folder.path / "checkpoints", run.task.best
         checkpoints = Checkpoints(where, **run.config.checkpoint, best=best)
-        progress = Progress(folder.path, run, start, writers, quiet, ledger)
-        try:
+        with closing(Progress(folder.path, run, start, writers, quiet, ledger)) as progress:
             progress.say("\n".join([*run.said, *fitted, *start.said, *run.in_numbers]))
             began = time.monotonic()
             with progress.spent("compile"):
@@ -67,8 +65,6 @@ def train(
             fit(run, train_step, start, checkpoints, progress, stop, watchdog)
             progress.times()
             return write_result(folder.path, run, start, progress)
-        finally:
-            progress.close()
 
 
 def fit(
@@ -77,11 +73,10 @@ def fit(
 ) -> None:  # fmt: skip
     """Steps from `start` to the end: batch, step, tell, evaluate, save; in this order."""
     c, state, examples_seen = run.config, start.state, start.examples_seen
-    total, (metric, best_of) = c.total_steps, run.task.best
-    best = progress.best(f"eval/{c.data.eval.split}/{metric}")
+    total = c.total_steps
     in_flight: deque[Any] = deque()
     batches = run.train_batches(examples_seen, total - start.step)
-    with contextlib.ExitStack() as at_end:
+    with ExitStack() as at_end:
         at_end.callback(progress.sync)
         at_end.enter_context(checkpoints)
         at_end.callback(batches.close)
@@ -102,37 +97,23 @@ def fit(
             checkpoints.check()
             progress.at(step)
             stop.after_step()
-            last, found = step == total, None
+            last, evaluated = step == total, None
             if step % c.log_every_steps == 0 or last:
                 progress.interval(step, metrics)
                 progress.check_finite(c.max_skipped_steps, now=last)
             if (evaluators := due(run, step)) and (last or not stop.code):
-                finish_queued(state, metrics, progress)
+                progress.finish(state, metrics)
                 with watchdog.slow, progress.spent("evaluate"):
                     for name, told in measured(run, evaluators, state, progress.say):
                         progress.evaluation(step, name, told)
-                        found = told if name == c.data.eval.split else found
-            before = best
-            if found:
-                best = found[metric] if best is None else best_of(best, found[metric])
-            better = c.checkpoint.keep_best and best != before
+                        evaluated = told if name == c.data.eval.split else evaluated
+            better = c.checkpoint.keep_best and evaluated and progress.is_best()
 
             if last or better or stop.code or checkpoints.due(step, progress.told == step):
-                finish_queued(state, metrics, progress)
+                progress.finish(state, metrics)
                 with watchdog.slow, progress.spent("checkpoint"):
                     progress.sync()
-                    about = {"config": flat(c), "classes": run.classes, "origin": start.origin,
-                             "sources": run.held,
-                             "train_examples": run.train_examples, "examples_seen": examples_seen,
-                             "goodput": progress.ledger.seconds,
-                             **signature(flat(c))}  # fmt: skip
-                    checkpoints.save(step, state, about, found)
+                    about = start.about(run, examples_seen, progress.ledger.seconds)
+                    checkpoints.save(step, state, about, evaluated)
             if stop.code and not last:
                 raise Stopped(f"stopped at step {step}; its state is saved", stop.code)
-
-
-def finish_queued(state: Any, metrics: Any, progress: Progress) -> None:
-    """Waits for the queued steps, as a part of them, before anything else is timed; tells the row
-    that waits for them."""
-    jax.block_until_ready((state, metrics))
-    progress.flush()

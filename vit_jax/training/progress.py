@@ -238,6 +238,12 @@ class Progress:
         for writer in self._writers:
             writer.write_scalars(row["step"], numbers)
 
+    def finish(self, *queued: Any) -> None:
+        """Waits for queued steps, as a part of them, before anything else is timed; tells the row
+        that waits for them."""
+        jax.block_until_ready(queued)
+        self.flush()
+
     def sync(self) -> None:
         """Everything up to now is told and on disk."""
         self.flush()
@@ -255,10 +261,12 @@ class Progress:
         measured = [row for row in self._rows.rows if row["step"] == step and "loss" not in row]
         return {key: value for row in measured for key, value in row.items()}
 
-    def best(self, key: str) -> float | None:
-        """The best value that a metric of the task had so far; None before the first."""
-        values = [row[key] for row in self._rows.rows if key in row]
-        return self._task.best[1](values) if values else None
+    def is_best(self) -> bool:
+        """Whether the last evaluation of `data.eval` is the best one, by the task's best metric."""
+        metric, best_of = self._task.best
+        key = f"eval/{self._config.data.eval.split}/{metric}"
+        *before, last = [row[key] for row in self._rows.rows if key in row]
+        return not before or best_of([*before, last]) != best_of(before)
 
     def times(self) -> None:
         """Tells where the time went; of several processes, which one the others waited for: it has

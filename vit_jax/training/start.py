@@ -1,11 +1,14 @@
 """Where a run begins: from scratch, from weights, or from a checkpoint of its own."""
 
 import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from ml_collections import ConfigDict
 
 from vit_jax.checkpoint import checksums, manager, steps
+from vit_jax.config import flat
 from vit_jax.errors import UserError
 from vit_jax.models.registry import find_family
 from vit_jax.parallel.runtime import everyones, share, together
@@ -15,6 +18,7 @@ from vit_jax.pretrained.weights import open_weights
 from vit_jax.training.run import Run
 from vit_jax.training.same_run import check_same_data, check_same_run
 from vit_jax.training.state import State
+from vit_jax.user_code import signature
 
 
 def open_origin(config: ConfigDict, workdir: Path) -> Weights | None:
@@ -44,6 +48,15 @@ class Start:
     step: int = 0
     examples_seen: int = 0
     ledger: dict[str, float] = dataclasses.field(default_factory=dict)  # goodput.PARTS: seconds
+
+    def about(self, run: Run, examples_seen: int, seconds: Mapping[str, float]) -> dict[str, Any]:
+        """What a checkpoint keeps beside its arrays, for `continued` and for those who open it."""
+        config = flat(run.config)
+        return {
+            "config": config, "classes": run.classes, "origin": self.origin, "sources": run.held,
+            "train_examples": run.train_examples, "examples_seen": examples_seen,
+            "goodput": dict(seconds), **signature(config),
+        }  # fmt: skip
 
 
 def first_state(run: Run, workdir: Path) -> Start:
