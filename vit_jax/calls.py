@@ -1,11 +1,48 @@
-"""Calls as configs write them, `knn('folder:PATH', k=10)|real`: Python's syntax, literals alone."""
+"""The one grammar of small languages in a config: `a|b(0.5)|my_package.my_module:c(k=10)`.
+
+Pipelines, evaluators, distillation and ranges of a sweep are calls, in Python's syntax, whose
+arguments are literals.
+"""
 
 import ast
 import inspect
-from collections.abc import Mapping
+import re
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from vit_jax.errors import UserError, nearest
+
+
+def split(text: str, separator: str = "|") -> Iterator[str]:
+    """The parts between separators outside of brackets and quotes, without empty ones."""
+    part, pieces = "", text.split(separator)
+    for number, piece in enumerate(pieces, 1):
+        part += piece
+        bare = re.sub(r"'[^']*'|\"[^\"]*\"", "", part)  # without what is quoted
+        opened = sum(map(bare.count, "([{")) - sum(map(bare.count, ")]}"))
+        if number == len(pieces) or not (opened or "'" in bare or '"' in bare):
+            if part.strip():
+                yield part.strip()
+            part = ""
+        else:
+            part += separator
+
+
+def name_of(call: str) -> str:
+    """The name of one call: what stands before its arguments, which may be an import path."""
+    return call.partition("(")[0].strip()
+
+
+def arguments_of(call: str) -> tuple[list[Any], dict[str, Any]]:
+    """The arguments of `a`, `a(224)` or `a(224, area_min=0.3)`.
+
+    Raises SyntaxError where it is no call, ValueError for an argument that is no literal.
+    """
+    node = ast.parse(f"call{call.removeprefix(name_of(call)).strip() or '()'}", mode="eval").body
+    if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Name):
+        raise SyntaxError("it is no call")
+    options = {str(option.arg): _literal(option.value) for option in node.keywords}
+    return [_literal(argument) for argument in node.args], options
 
 
 def made(text: str, kinds: Mapping[str, Any], what: str, hint: str) -> list[Any]:
@@ -14,22 +51,27 @@ def made(text: str, kinds: Mapping[str, Any], what: str, hint: str) -> list[Any]
     Raises UserError: text that cannot be read, no such kind (with the nearest), or arguments that
     a kind refuses with TypeError or ValueError.
     """
-    found = []
-    for node in _parts(text, what, hint):
-        call = ast.Call(node, [], []) if isinstance(node, ast.Name) else node
-        if not isinstance(call, ast.Call) or not isinstance(call.func, ast.Name):
+    results = []
+    for call in split(text):
+        name = name_of(call)
+        if not name.isidentifier():
             raise UserError(f"{what} {text!r}: {hint}")
-        name = call.func.id
+        try:
+            arguments, options = arguments_of(call)
+        except SyntaxError as error:
+            raise UserError(f"{what} {text!r} cannot be read ({error.msg}): {hint}") from error
+        except ValueError as error:
+            raise UserError(f"{what} {name}: {error}") from error
         if name not in kinds:
             raise UserError(f"unknown {what} {name!r}: {nearest(name, kinds)}")
         try:
-            arguments = [_literal(one) for one in call.args]
-            options = {str(one.arg): _literal(one.value) for one in call.keywords}
-            found.append(kinds[name](*arguments, **options))
+            results.append(kinds[name](*arguments, **options))
         except (TypeError, ValueError) as error:
             takes = ", ".join(map(str, inspect.signature(kinds[name]).parameters))
             raise UserError(f"{what} {name}: {error} (it takes {takes})") from error
-    return found
+    if not results:
+        raise UserError(f"{what} {text!r}: {hint}")
+    return results
 
 
 def _literal(node: ast.expr) -> Any:
@@ -38,15 +80,3 @@ def _literal(node: ast.expr) -> Any:
     except ValueError:
         told = ast.unparse(node)
         raise ValueError(f"{told} is no text in quotes, number or list of them") from None
-
-
-def _parts(text: str, what: str, hint: str) -> list[ast.expr]:
-    try:
-        node = ast.parse(text, mode="eval").body
-    except SyntaxError as error:
-        raise UserError(f"{what} {text!r} cannot be read ({error.msg}): {hint}") from error
-    parts: list[ast.expr] = []
-    while isinstance(node, ast.BinOp) and isinstance(node.op, ast.BitOr):
-        parts.append(node.right)
-        node = node.left
-    return [node, *reversed(parts)]

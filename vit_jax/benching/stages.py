@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from vit_jax import calls
 from vit_jax.benching.machine import cores
 from vit_jax.benching.timing import Row
 from vit_jax.data.levels import DamagedImage
@@ -38,6 +39,7 @@ def _one_thread(run: Run, seconds: float) -> tuple[dict[str, float], int]:
     source: Any = run.train_source
     pipeline, rng, images = run.resolved.pipelines[0], np.random.default_rng(0), 0
     decode = f"decode{' (its head; the rest in what follows)' if pipeline.encoded else ''}"
+    names = list(calls.split(pipeline.text))[1:]
     spent = dict.fromkeys(["read", decode], 0.0)
     began = now = time.perf_counter()
 
@@ -55,7 +57,7 @@ def _one_thread(run: Run, seconds: float) -> tuple[dict[str, float], int]:
             if not pipeline.encoded and not isinstance(image, np.ndarray):
                 image = image.pixels()
             mark(decode)
-            for step, name in zip(pipeline.steps, pipeline.text.split("|")[1:], strict=False):
+            for step, name in zip(pipeline.steps, names, strict=False):
                 image = step(image, rng)
                 mark(name)
         except DamagedImage:

@@ -5,7 +5,6 @@ An operation is a function of (image, rng, size, *arguments) to an image; `size`
 uint8 [height, width, channels].
 """
 
-import ast
 import dataclasses
 import functools
 import inspect
@@ -17,6 +16,7 @@ import cv2
 import numpy as np
 from PIL import Image
 
+from vit_jax import calls
 from vit_jax.data.decode import EncodedJpeg, encoded
 from vit_jax.data.levels import Levels
 from vit_jax.data.stored import check_size
@@ -304,11 +304,11 @@ def parse(
     Raises UserError: an unknown operation (with the nearest), one that must not be imported, or
       arguments that it does not take.
     """
-    parts = [part.strip() for part in text.split("|") if part.strip()]
-    if not parts or parts[0].partition("(")[0].strip() != "decode":
+    parts = list(calls.split(text))
+    if not parts or calls.name_of(parts[0]) != "decode":
         raise UserError(f"pipeline {text!r} must begin with decode, as in decode|resize")
     try:
-        arguments, options = _arguments(parts[0].removeprefix("decode").strip())
+        arguments, options = calls.arguments_of(parts[0])
         levels = decode(*arguments, **options)
     except Exception as error:  # whatever Python makes of such arguments
         raise _misused(parts[0], decode, error) from error
@@ -317,7 +317,7 @@ def parse(
     steps: list[Callable] = []
     shown, draws, encoded, blank = None, False, False, np.zeros((*model_size, 3), np.uint8)
     for number, part in enumerate(parts[1:], 1):
-        name = part.partition("(")[0].strip()
+        name = calls.name_of(part)
         last = part is parts[-1]
         function = SHOWN.get(name) if last else None
         of_image = function is None
@@ -335,7 +335,7 @@ def parse(
             known = [*OPS, *SHOWN]
             raise UserError(f"unknown operation {part!r} in pipeline: {nearest(name, known)}")
         try:
-            arguments, options = _arguments(part.removeprefix(name).strip())
+            arguments, options = calls.arguments_of(part)
             if not of_image:
                 shown = function(*arguments, **options)
                 continue
@@ -354,18 +354,9 @@ def _misused(part: str, function: Callable, error: Exception) -> UserError:
     """The line for arguments that an operation cannot use."""
     wants = list(map(str, inspect.signature(function).parameters.values()))
     of_image = function not in (decode, *SHOWN.values())
-    name, takes = part.partition("(")[0].strip(), ", ".join(wants[3 if of_image else 0 :])
+    name, takes = calls.name_of(part), ", ".join(wants[3 if of_image else 0 :])
     reason = " ".join(f"{error}".split())[:200]
     return UserError(f"operation {part!r} in pipeline: {name} takes ({takes}): {reason}")
-
-
-def _arguments(text: str) -> tuple[list, dict]:
-    """Those of ``, `(224)` or `(area_min=0.3)`: literals alone."""
-    call = ast.parse(f"operation{text or '()'}", mode="eval").body
-    if not isinstance(call, ast.Call) or not isinstance(call.func, ast.Name):
-        raise ValueError(text)
-    options = {str(option.arg): ast.literal_eval(option.value) for option in call.keywords}
-    return [ast.literal_eval(value) for value in call.args], options
 
 
 def _call(name, model_size, arguments, options, image, rng):  # by name, so that workers can pickle

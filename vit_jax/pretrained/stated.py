@@ -13,6 +13,7 @@ import typing
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from vit_jax import calls
 from vit_jax.data.ops import FILTERS
 from vit_jax.data.stored import MAX_PIXELS
 from vit_jax.errors import UserError, nearest
@@ -160,11 +161,11 @@ def check_pipeline(where: Any, text: Any) -> None:
 
 
 def _numbers(text: str) -> Iterator[Any]:
-    for part in text.split("|"):
-        if part.strip().startswith("decode"):
+    for part in calls.split(text):
+        if calls.name_of(part) == "decode":
             continue  # its numbers are values of pixels
         try:
-            tree = ast.parse(part.strip(), mode="eval")
+            tree = ast.parse(part, mode="eval")
         except (SyntaxError, ValueError, RecursionError, MemoryError):
             continue  # for the parser of pipelines, which says what is wrong with it
         for node in ast.walk(tree):

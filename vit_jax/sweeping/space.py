@@ -8,8 +8,7 @@ import copy
 import dataclasses
 import itertools
 import math
-import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -114,7 +113,7 @@ def in_words(point: Point) -> str:
 
 def _expression(text: str, config: ConfigDict) -> Space:
     distributions: dict[str, BaseDistribution] = {}
-    for part in _split(text, ";"):
+    for part in calls.split(text, ";"):
         key, equals, values = (piece.strip() for piece in part.partition("="))
         if not equals or not values:
             raise UserError(f"sweep {part.strip()!r} names no values: {HINT}")
@@ -157,7 +156,7 @@ def _distribution(config: ConfigDict, key: str, text: str) -> tuple[str, BaseDis
             return _value(config, key, str(made.low))[0], kind(*ends, log=made.log, step=step)
         except ValueError as error:
             raise UserError(f"sweep {key}={text}: {error}") from error
-    pairs = [_value(config, key, _unquoted(part)) for part in _split(text, ",")]
+    pairs = [_value(config, key, _unquoted(part)) for part in calls.split(text, ",")]
     values = [value for _, value in pairs]
     if len(set(values)) < len(values):
         raise UserError(f"sweep {key}={text}: a value is given twice")
@@ -217,21 +216,6 @@ def _in_words(distribution: Any) -> str:
         return ends
     step = "" if distribution.step in (None, 1) else f",step={distribution.step}"
     return f"{'log' if distribution.log else 'uniform'}({ends}{step})"
-
-
-def _split(text: str, separator: str) -> Iterator[str]:
-    """The parts between separators outside of brackets and quotes, without empty ones."""
-    part, pieces = "", text.split(separator)
-    for number, piece in enumerate(pieces, 1):
-        part += piece
-        bare = re.sub(r"'[^']*'|\"[^\"]*\"", "", part)  # without what is quoted
-        opened = sum(map(bare.count, "([{")) - sum(map(bare.count, ")]}"))
-        if number == len(pieces) or not (opened or "'" in bare or '"' in bare):
-            if part.strip():
-                yield part.strip()
-            part = ""
-        else:
-            part += separator
 
 
 def _unquoted(text: str) -> str:
