@@ -1,5 +1,9 @@
 """Finds a recipe (`configs/digits.py`, `pretrain.py:b16,imagenet21k`), runs it, and applies the
-overrides of the command line (`--config.optimizer.lr=1e-3`)."""
+overrides of the command line (`--config.optimizer.lr=1e-3`).
+
+absl's `config_flags` does not serve: an unknown key must name the nearest one, a duration replaces
+the recipe's in another unit, and nothing may read `sys.argv`.
+"""
 
 import ast
 import importlib.util

@@ -1,5 +1,8 @@
 """From what was asked for to final numbers: durations in steps, the data's and the mesh's sizes,
 paths from the root.
+
+`run_hash` names a run before its data and devices are known, so that a login node, a pod and a
+laptop name it alike.
 """
 
 import copy

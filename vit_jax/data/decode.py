@@ -1,5 +1,7 @@
 """Encoded bytes to uint8 pixels, by content and never by file name.
 
+A JPEG is decoded by the operation that needs it: a random crop at the head of a pipeline reads the
+size, and then decodes only the rows down to its lower edge, or a fraction of the resolution.
 Photographs stand upright: an EXIF orientation is applied. Alpha is dropped unless the model has a
 channel for it. What is no plain JPEG is read by `stored.py`; more than 8 bits become eight by the
 range that a pipeline states (`levels.py`).

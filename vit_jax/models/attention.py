@@ -1,7 +1,8 @@
 """Multi-head self-attention (ViT paper, appendix A) and attention pooling.
 
 Queries, keys and values come from one fused projection. Scores and softmax are float32 whatever
-the compute dtype is.
+the compute dtype is. `auto` is cuDNN's fused attention where a trial of it works on the GPU that is
+there, and XLA's everywhere else. A config keeps the word `auto`, so that a run may change machines.
 """
 
 import functools

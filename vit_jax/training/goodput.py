@@ -1,4 +1,8 @@
-"""Where the time of a run goes, over all its restarts."""
+"""Where the time of a run goes, over all its restarts.
+
+Waiting is booked where it belongs: queued steps are waited for as `step` before a save or an
+evaluation begins, and only time in which the devices have nothing to do counts as `data`.
+"""
 
 import contextlib
 import time

@@ -1,5 +1,9 @@
 """Which parameters train, which of them decay, and at what share of the learning rate: decided by
-their paths, each parameter exactly once."""
+their paths, each parameter exactly once.
+
+A frozen parameter is None in the tree that trains. An empty tree has no gradient, no optimiser's
+state and no average, so nothing has to be masked. The whole parameters stay in the state.
+"""
 
 import re
 from typing import Any

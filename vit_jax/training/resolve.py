@@ -1,5 +1,10 @@
 """From a config to everything that a run is made of, once: after `resolve`, nothing is parsed again
-and nothing changes."""
+and nothing changes.
+
+A model's name brings its sizes. Weights bring the rest of what decides the arithmetic (`gelu`,
+epsilons, `data.mean` …), where no key says otherwise. All of it ends up in the config, so that a run
+can continue when the weights are gone.
+"""
 
 import dataclasses
 from collections.abc import Callable, Iterable, Mapping, Sequence
