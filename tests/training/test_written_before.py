@@ -1,7 +1,8 @@
 """What an earlier version wrote is continued as that version would have continued it.
 
 `written_before.zip` is a work folder of 2026-11-28, from before tasks and families had their own
-files: its checkpoint of step 4, and the rows of all 8 steps. JAX 0.10.2, Orbax 0.12, one CPU device.
+files: its checkpoint of step 4, and the rows of all 8 steps. JAX 0.10.2, Orbax 0.12, one CPU
+device.
 """
 
 import shutil

@@ -2,7 +2,8 @@
 
 Functions of features [N, D] (the representation before the head) and labels [N] of a training and
 an evaluation split, in NumPy, float64. scikit-learn fits the linear probes. Few-shot least squares
-is our own: the paper's closed form, with every penalty's leave-one-out error from one decomposition.
+is our own: the paper's closed form, with every penalty's leave-one-out error from one
+decomposition.
 """
 
 from collections.abc import Callable, Sequence

@@ -1,9 +1,9 @@
 """Which device holds which part of each array. The axes of each parameter stand in its family's
 rows (models/family.py); one row serves stacked and listed layers.
 
-TPUs keep arrays in tiles of 8 x 128, so `fsdp` splits the dimension whose parts pad least. Gathering
-a block's weights (`gather_block`) has a gradient of its own, which scatters. The transpose of a
-sharding constraint would sum the whole gradient on every chip.
+TPUs keep arrays in tiles of 8 x 128, so `fsdp` splits the dimension whose parts pad least.
+Gathering a block's weights (`gather_block`) has a gradient of its own, which scatters. The
+transpose of a sharding constraint would sum the whole gradient on every chip.
 """
 
 import math

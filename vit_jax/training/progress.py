@@ -1,8 +1,8 @@
 """What a run tells: a row an interval in `metrics.jsonl` and to the metric writers, and a line for
 the person watching. Numbers are fetched one interval late, so that no step waits.
 
-Rows are on the disk before the checkpoint of their step is. A restart drops a torn last line and the
-rows after its checkpoint, and then writes the same numbers again.
+Rows are on the disk before the checkpoint of their step is. A restart drops a torn last line and
+the rows after its checkpoint, and then writes the same numbers again.
 """
 
 import contextlib

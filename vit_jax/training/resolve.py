@@ -2,8 +2,8 @@
 and nothing changes.
 
 A model's name brings its sizes. Weights bring the rest of what decides the arithmetic (`gelu`,
-epsilons, `data.mean` …), where no key says otherwise. All of it ends up in the config, so that a run
-can continue when the weights are gone.
+epsilons, `data.mean` …), where no key says otherwise. All of it ends up in the config, so that a
+run can continue when the weights are gone.
 """
 
 import dataclasses

@@ -3,8 +3,8 @@ device.
 
 If the gradient is not finite, the step keeps the whole state and counts itself as skipped; the data
 goes on. Pass j of k takes the rows j::k of the batch, so that no row changes its device. What every
-process must know (the checksum of the batch's examples, the number of damaged images) is computed on
-the devices, so that it is the same in all of them.
+process must know (the checksum of the batch's examples, the number of damaged images) is computed
+on the devices, so that it is the same in all of them.
 """
 
 from collections.abc import Callable
