@@ -83,7 +83,8 @@ class Family:
 
     name: str  # of the model whose sizes are all given as fields
     config: type  # a frozen dataclass: all that decides parameters and arithmetic
-    module: Callable[[Any, nnx.Rngs], nnx.Module]  # called as `Model.apply` says
+    # Of a config and the keys of its parameters; called as `Model.apply` says.
+    module: Callable[[Any, Any], nnx.Module]
     macs: Callable[[Any], int]  # multiply-adds of one image through the model
     params: tuple[Param, ...]
     names: tuple[Names, ...] = ()

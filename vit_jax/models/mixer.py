@@ -15,7 +15,7 @@ from jaxtyping import Array, Float, Key
 from vit_jax.models.configs import MixerConfig
 from vit_jax.models.encoder import Encoder
 from vit_jax.models.family import BLOCK, Family, Names, under
-from vit_jax.models.layers import HEAD, MLP, NORM, Mlp, drop_path, make_head
+from vit_jax.models.layers import HEAD, MLP, NORM, Mlp, ParamKeys, drop_path, make_head
 from vit_jax.models.vit import PATCHES, PatchEmbed
 
 # Table 1: (hidden_size, num_layers, tokens_mlp_dim, mlp_dim).
@@ -25,7 +25,7 @@ SIZES = {"s": (512, 8, 256, 2048), "b": (768, 12, 384, 3072), "l": (1024, 24, 51
 class MixerBlock(nnx.Module):
     """U = X + MLP(LN(X)ᵀ)ᵀ across the patches, Y = U + MLP(LN(U)) within each (eq. 1)."""
 
-    def __init__(self, c: MixerConfig, rngs: nnx.Rngs):
+    def __init__(self, c: MixerConfig, rngs: Any):
         dtype = jnp.dtype(c.dtype)
         norm: dict[str, Any] = {"epsilon": c.layernorm_eps, "dtype": dtype, "rngs": rngs}
         mlp: dict[str, Any] = {"gelu": c.gelu, "dropout": c.dropout, "dtype": dtype, "rngs": rngs}
@@ -53,12 +53,12 @@ class MixerBlock(nnx.Module):
 class Mixer(nnx.Module):
     """Patches, blocks, LayerNorm, mean over the patches, head."""
 
-    def __init__(self, c: MixerConfig, rngs: nnx.Rngs):
+    def __init__(self, c: MixerConfig, rngs: Any):
         dtype, width = jnp.dtype(c.dtype), c.hidden_size
         self.config = c
         self.embed = PatchEmbed(c.patch_size, c.channels, width, dtype=dtype, rngs=rngs)
         self.encoder = Encoder(
-            c.num_layers, lambda key: MixerBlock(c, nnx.Rngs(params=key)), drop_path=c.drop_path,
+            c.num_layers, lambda key: MixerBlock(c, ParamKeys(key)), drop_path=c.drop_path,
             scan=c.scan, remat=c.remat, key=rngs.params(),
         )  # fmt: skip
         self.norm = nnx.LayerNorm(width, epsilon=c.layernorm_eps, dtype=dtype, rngs=rngs)

@@ -16,6 +16,7 @@ from jaxtyping import Array, Float, Key
 from vit_jax.models import mixer, resnet, vit
 from vit_jax.models.data_config import DataConfig
 from vit_jax.models.family import Config, Family
+from vit_jax.models.layers import ParamKeys
 
 Params = dict[str, Any]  # nested plain dict of arrays, the leaves float32
 
@@ -61,7 +62,7 @@ class Model:
         return self.family.macs(self.config)
 
     def _module(self, key: Key[Array, ""]) -> nnx.Module:
-        return self.family.module(self.config, nnx.Rngs(params=key))
+        return self.family.module(self.config, ParamKeys(key))
 
     @functools.cached_property
     def _graph(self) -> tuple[Any, Params]:

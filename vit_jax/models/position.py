@@ -1,5 +1,7 @@
 """Positions of patches: learned (paper, eq. 1) or fixed sines and cosines, and their resizing."""
 
+from typing import Any
+
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
@@ -25,7 +27,7 @@ class LearnedPositions(nnx.Module):
     `grid` (rows, columns, D) states the grid it was trained on, so that resizing never guesses.
     """
 
-    def __init__(self, rows: int, columns: int, width: int, num_prefix: int, rngs: nnx.Rngs):
+    def __init__(self, rows: int, columns: int, width: int, num_prefix: int, rngs: Any):
         normal = nnx.initializers.normal(stddev=0.02)
         self.grid = nnx.Param(normal(rngs.params(), (rows, columns, width), jnp.float32))
         if num_prefix:

@@ -197,7 +197,7 @@ class Backbone(nnx.Module):
 class ResNet(nnx.Module):
     """BiT's ResNet v2: backbone, group norm, ReLU, global mean, head."""
 
-    def __init__(self, c: ResNetConfig, rngs: nnx.Rngs):
+    def __init__(self, c: ResNetConfig, rngs: Any):
         dtype = jnp.dtype(c.dtype)
         self.config = c
         self.backbone = Backbone(

@@ -19,6 +19,7 @@ from vit_jax.models.layers import (
     SWIGLU,
     LayerScale,
     Mlp,
+    ParamKeys,
     SwiGlu,
     drop_path,
     dropout,
@@ -64,7 +65,7 @@ class PatchEmbed(nnx.Module):
 class Block(nnx.Module):
     """One pre-norm encoder block: z' = MSA(LN(z)) + z (eq. 2), z = MLP(LN(z')) + z' (eq. 3)."""
 
-    def __init__(self, c: ViTConfig, rngs: nnx.Rngs):
+    def __init__(self, c: ViTConfig, rngs: Any):
         dtype = jnp.dtype(c.dtype)
         norm: dict[str, Any] = {"epsilon": c.layernorm_eps, "dtype": dtype, "rngs": rngs}
         self.norm1 = nnx.LayerNorm(c.hidden_size, **norm)
@@ -107,7 +108,7 @@ class Block(nnx.Module):
 class ViT(nnx.Module):
     """Patches (of the image, or of a ResNet's features), tokens, positions, encoder, head."""
 
-    def __init__(self, c: ViTConfig, rngs: nnx.Rngs):
+    def __init__(self, c: ViTConfig, rngs: Any):
         dtype, width = jnp.dtype(c.dtype), c.hidden_size
         norm: dict[str, Any] = {"epsilon": c.layernorm_eps, "dtype": dtype, "rngs": rngs}
         self.config = c
@@ -132,7 +133,7 @@ class ViT(nnx.Module):
         if c.pre_norm:
             self.pre_norm = nnx.LayerNorm(width, **norm)
         self.encoder = Encoder(
-            c.num_layers, lambda key: Block(c, nnx.Rngs(params=key)), drop_path=c.drop_path,
+            c.num_layers, lambda key: Block(c, ParamKeys(key)), drop_path=c.drop_path,
             scan=c.scan, remat=c.remat, key=rngs.params(),
         )  # fmt: skip
         self.norm = nnx.LayerNorm(c.num_features if c.norm_after_pool else width, **norm)
