@@ -131,7 +131,7 @@ def test_a_mistake_ends_the_job_with_its_code(slurm, signalled, tmp_path):
                *train(optimizer__lr=-1.0))  # fmt: skip
     assert told.returncode == 2
     log = Path(told.stdout.strip().partition("; logs: ")[2]).read_text(encoding="utf-8")
-    assert "vit: error: optimizer.lr must be 0 or more, not -1.0" in log
+    assert "vit: error: optimizer.lr is a number of at least 0, not -1.0" in log
     assert "back into the queue" not in log
 
 

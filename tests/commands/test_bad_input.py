@@ -509,7 +509,7 @@ def test_a_label_out_of_range_ends_the_run_in_one_line(
         ("data.train.source=hf:nothing", "vit_jax[hf]"),
         ("data.eval.split=tset", "has no split 'tset': it has train, val"),
         ("data.train.source=csv:/nowhere.csv", "there is no file /nowhere.csv"),
-        ("cutmix=-1", "cutmix must be 0 or more, not -1"),
+        ("cutmix=-1", "cutmix is a number of at least 0, not -1"),
     ],
 )
 def test_a_source_or_pipeline_that_cannot_be_is_one_line(train, tmp_path, key, told):

@@ -43,7 +43,7 @@ def test_a_local_job_does_not_run_it(here):
     done = run([*PYTHON, "-m", "vit_jax.cli", "launch", "local", "--platform=cpu", "--", "train",
                 "--config=digits.py", "--config.optimizer.lr=-1", "--workdir=w"], here)  # fmt: skip
     assert (done.returncode, done.stdout.count("vit: error: ")) == (2, 1)
-    assert "optimizer.lr must be 0 or more" in done.stdout
+    assert "optimizer.lr is a number of at least 0" in done.stdout
 
 
 def test_a_worker_process_of_vit_does_not_run_it(here, tmp_path):

@@ -138,7 +138,7 @@ def test_a_mistake_is_not_tried_again(tmp_path):
     with Launched(command=train(tmp_path / "run", optimizer__lr=-1.0)) as job:
         code, err = job.end()
     assert code == 2
-    assert job.out.count("vit: error: optimizer.lr must be 0 or more, not -1.0") == 1
+    assert job.out.count("vit: error: optimizer.lr is a number of at least 0, not -1.0") == 1
     assert "process 0 ended with 2; logs: " in err
     assert not (tmp_path / "run").exists()
 

@@ -212,7 +212,7 @@ def test_an_image_size_that_patches_do_not_fill_is_refused_with_what_would_work(
     [
         ("pool", "mean", "cls, gap, map"),
         ("posemb", "rope", "learned, sincos2d"),
-        ("gelu", "fast", "exact, tanh"),
+        ("gelu", "fast", "tanh, exact, quick"),
         ("remat", "some", "none, full, dots"),
         ("attention", "flash", "auto, xla, cudnn"),
         ("dtype", "int8", "float32, bfloat16"),

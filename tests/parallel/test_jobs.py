@@ -54,7 +54,7 @@ def test_a_mistake_that_one_process_sees_is_told_by_all_of_them(tmp_path):
         assert job.codes() == [2, 2]
     for number in (0, 1):
         line = job.said(number).splitlines()[-1]
-        assert line == "vit: error: optimizer.lr must be 0 or more, not -1.0"
+        assert line == "vit: error: optimizer.lr is a number of at least 0, not -1.0"
     assert not (tmp_path / "run").exists()
 
 
@@ -87,7 +87,8 @@ def test_what_one_process_alone_sees_is_told_by_all_of_them_with_its_number(tmp_
         assert job.codes() == [2, 2]
     for number in (0, 1):
         line = job.said(number).splitlines()[-1]
-        assert line == "vit: error: process 1: optimizer.clip_norm must be 0 or more, not -1.0"
+        refusal = "optimizer.clip_norm is a number of at least 0, not -1.0"
+        assert line == f"vit: error: process 1: {refusal}"
 
 
 @pytest.mark.parametrize("told", [0, 1] if FAULTS else [0])

@@ -125,10 +125,10 @@ def test_a_distilled_vit_learns_from_the_teacher_with_its_second_token(teacher):
         ({"loss__name": "sigmoid", "loss__label_smoothing": 0.1},
          "loss.label_smoothing is set, but loss.name='sigmoid' does not read it"),
         ({"loss__class_weights": [1.0, 2.0]}, "a number, 0 or more, for each of the 10 classes"),
-        ({"ema": 1.0}, "ema lies between 0 and 1"),
-        ({"optimizer__layer_decay": 0.0}, "optimizer.layer_decay lies between 0 and 1"),
+        ({"ema": 1.0}, "ema is a number between 0 and 1"),
+        ({"optimizer__layer_decay": 0.0}, r"optimizer.layer_decay is a number in \(0, 1\]"),
         ({"optimizer__name": "schedule_free"}, "needs schedule.name=constant"),
-        ({"optimizer__decay_by": "lr"}, "decay_by is rate or schedule"),
+        ({"optimizer__decay_by": "lr"}, "decay_by is one of rate, schedule, not .lr."),
         ({"optimizer__name": "muon", "optimizer__kwargs": {"steps": 3}}, "optimiser muon: .*steps"),
     ],
 )  # fmt: skip

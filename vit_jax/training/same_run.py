@@ -1,6 +1,6 @@
 """Whether a checkpoint belongs to a run: the same config, less what may differ, and the same data.
-Data is what it holds (number, classes, a hash of the examples' names and labels), wherever it lies:
-a folder that has moved is the same one.
+Data is what it holds (number, classes, a hash of the examples' names and entries), wherever it
+lies: a folder that has moved is the same one.
 """
 
 import json
