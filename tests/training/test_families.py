@@ -9,7 +9,6 @@ import pytest
 from tests.digits_run import rows, tiny_config
 from vit_jax import cli, recipe
 from vit_jax.training.loop import train
-from vit_jax.training.run import run_of
 
 # Small ones of each family: fields on top of the name's.
 FAMILIES = {
@@ -55,12 +54,3 @@ def test_the_losses_of_a_hybrid_agree_on_one_device_and_on_eight(tmp_path):
         train(c, workdir, named=named, devices=jax.devices()[:devices], quiet=True)
         told.append([row["loss"] for row in rows(workdir) if "loss" in row])
     np.testing.assert_allclose(told[0], told[1], rtol=2e-5)
-
-
-def test_a_recipe_gives_way_to_the_model_that_the_user_names_aloud():
-    c = recipe.load("digits.py")
-    named = recipe.override(c, {"model.name": "resnetv2_50x1_bit", "model.image_size": "32"})
-    run = run_of(c, named, jax.devices()[:1])
-    assert run.model.config.resnet_layers == (3, 4, 6, 3)
-    assert run.model.config.image_size == (32, 32)
-    assert any("model.pool=gap of the recipe gives way" in line for line in run.said)

@@ -202,14 +202,6 @@ def test_weights_of_another_family_are_refused(foreign, tmp_path):
     assert not (tmp_path / "checkpoints").exists()
 
 
-def test_a_wrong_value_range_is_refused(tmp_path):
-    for mean, std, says in (([0.1, 0.2], None, "data.mean"), (None, 0.0, "data.std")):
-        config = tiny_config(data__train__source="synthetic:size=8")
-        config.data.mean, config.data.std = mean, std
-        with pytest.raises(UserError, match=says):
-            run_of(config, devices=ONE)
-
-
 def test_a_run_goes_on_when_its_init_is_gone_also_where_a_tilde_names_its_work_folder(
     pretrained, tmp_path, monkeypatch
 ):

@@ -102,32 +102,3 @@ def test_six_channels_train(tmp_path):
     config = config_on(f"csv:{tmp_path}/t.csv", loss__name="softmax")
     train(config, tmp_path / "run", quiet=True)
     assert run_of(config).model.config.channels == 6
-
-
-@pytest.mark.parametrize(
-    ("end", "low", "high"),
-    [("value_range(0, 1)", 0, 1), ("value_range", -1, 1), ("normalise(0.25, 0.5)", -0.5, 1.5)],
-)
-def test_a_pipelines_end_says_how_images_are_shown(end, low, high):
-    config = tiny_config(
-        data__train__pipeline=f"decode|shift(1)|{end}", data__eval__pipeline=f"decode|{end}"
-    )
-    shown = run_of(config).model.data_config.normalise(np.array([[[[0], [255]]]], np.uint8))
-    np.testing.assert_allclose(np.asarray(shown).ravel(), [low, high], atol=1e-6)
-
-
-@pytest.mark.parametrize(
-    ("train_end", "eval_end", "named", "told_"),
-    [
-        ("|value_range(0, 1)", "", [], "belongs into both pipelines alike"),
-        ("|value_range(0, 1)", "|value_range(-1, 1)", [], "belongs into both pipelines alike"),
-        ("|value_range", "|value_range", ["data.mean"], "or data.mean and data.std"),
-        ("|value_range|shift(1)", "", [], "'value_range' in pipeline comes last"),
-    ],
-)
-def test_two_sayings_of_it_are_refused(train_end, eval_end, named, told_):
-    config = tiny_config(
-        data__train__pipeline=f"decode{train_end}", data__eval__pipeline=f"decode{eval_end}"
-    )
-    with pytest.raises(UserError, match=told_):
-        run_of(config, named)

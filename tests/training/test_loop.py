@@ -1,9 +1,8 @@
-"""The loop waits for no step, skips what is not finite, and keeps what it promises."""
+"""The loop waits for no step, ends after too many bad ones, and keeps what it promises."""
 
 import json
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -61,29 +60,6 @@ def test_no_metric_is_read_before_the_next_interval(tmp_path):
         fit(run, step, start, checkpoints, progress, stop, watchdog)
     progress.close()
     assert [row["step"] for row in rows(tmp_path)] == [4, 8, 12]
-
-
-def test_a_non_finite_step_keeps_the_whole_state_and_is_counted():
-    run = run_of(tiny_config(mixup=0.0), devices=ONE)
-    step, state = run.compile_train_step(), run.init_state()
-    batches = run.train_batches(0, 2)
-    _, batch = next(batches)
-    state, _ = step(state, batch)
-    before = jax.device_get(state)
-    broken = jax.tree.map(lambda x: x.at[(0,) * x.ndim].set(jnp.inf), state["params"]["head"])
-    poisoned = state | {"params": state["params"] | {"head": broken}}
-    wanted = jax.device_get(poisoned)
-    after, metrics = step(poisoned, next(batches)[1])
-    batches.close()
-    after = jax.device_get(after)
-    assert int(after["step"]) == int(before["step"]) + 1
-    assert (int(after["skipped"]["total"]), int(after["skipped"]["in_row"])) == (1, 1)
-    for part in ("params", "opt"):
-        for one, other in zip(
-            jax.tree.leaves(after[part]), jax.tree.leaves(wanted[part]), strict=True
-        ):
-            np.testing.assert_array_equal(one, other)
-    assert not np.isfinite(metrics["loss"]) or not np.isfinite(metrics["grad_norm"])
 
 
 @pytest.mark.parametrize("log_every_steps", [1, 60])
