@@ -16,7 +16,7 @@ demo: $(VENV)/.installed
 	$(BIN)/vit train --config=digits.py --workdir=runs/digits
 
 test: $(VENV)/.installed
-	$(BIN)/python -m pytest -n 2 --dist loadfile --ignore=tests/hostile $(TESTS)
+	$(BIN)/python -m pytest -n 2 --dist loadfile --ignore=tests/hostile --ignore=tests/faults $(TESTS)
 
 # Damaged and hostile files, each in a process that is watched: docs/security.md.
 test-hostile: $(VENV)/.installed
@@ -31,8 +31,10 @@ test-peers:
 test-cluster: $(VENV)/.installed
 	$(OPTIMISED) TEST_CLUSTER=1 $(BIN)/python -m pytest tests/cluster tests/launch/test_local.py
 
+# Jobs that are killed, stopped or starved, many rounds of each.
+FAULTS ?= tests/faults tests/parallel/test_jobs.py
 test-faults: $(VENV)/.installed
-	$(OPTIMISED) FAULT_ROUNDS=$${FAULT_ROUNDS:-20} FAULT_TABLE=$${FAULT_TABLE:-docs/results/faults.csv} $(BIN)/python -m pytest -n 2 --dist load tests/faults tests/parallel/test_jobs.py
+	$(OPTIMISED) FAULT_ROUNDS=$${FAULT_ROUNDS:-20} FAULT_TABLE=$${FAULT_TABLE-docs/results/faults.csv} $(BIN)/python -m pytest -n 2 --dist load $(FAULTS)
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .
