@@ -5,8 +5,8 @@ from typing import Any
 
 import numpy as np
 
-PADDING = -1  # label of a row that only fills a batch up
-NO_LABEL = -2  # fills the places of an example that has fewer labels than others
+PADDING = -1  # label of an empty row, which fills up a batch
+NO_LABEL = -2  # fills up the labels of an example that has fewer than others
 
 
 class Source:
@@ -47,7 +47,7 @@ class Facts:
 
     @classmethod
     def of(cls, source: Source) -> "Facts":
-        """Those of a source that is here."""
+        """The facts of an open source."""
         return cls(len(source), len(source.classes), source.channels, source.max_labels)
 
 

@@ -207,7 +207,7 @@ class ViT(nnx.Module):
         return jnp.concatenate([tokens, patches], axis=1)
 
     def _pool(self, x):
-        """y of eq. 4: the class token, the mean or attention pool of the patches, or two of them."""
+        """y of eq. 4: the class token, mean or attention pool of the patches, or two of them."""
         c = self.config
         patches = x[:, c.num_prefix :]
         if c.pool == "map":
