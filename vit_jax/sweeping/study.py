@@ -130,10 +130,10 @@ def opened(url: str | None, folder: Path) -> Any:
         return optuna.storages.JournalStorage(_Journal(str(journal)))
     except OSError as error:
         raise cannot_write(journal, error) from error
-    except Exception as error:  # Optuna raises anything for records that it has not written
-        what = damage or f"is no journal of Optuna's ({type(error).__name__})"
+    except Exception as error:  # Optuna may raise anything for foreign records
+        problem = damage or f"is no journal of Optuna's ({type(error).__name__})"
         raise UserError(
-            f"{journal} {what}: put back a copy of the file, or choose another --study"
+            f"{journal} {problem}: put back a copy of the file, or choose another --study"
         ) from error
 
 
@@ -153,8 +153,8 @@ def _damage(journal: Path) -> str:
 
 
 def _mend(journal: Path) -> None:
-    """Removes what a sweep leaves that was killed while it wrote: half a record, which would make
-    the next record unreadable too, and Optuna's lock, for which the next sweep would wait."""
+    """Removes what a sweep leaves if it is killed while it writes: half a record, which would make
+    the next record unreadable, too, and Optuna's lock, for which the next sweep would wait."""
     Path(f"{journal}.lock").unlink(missing_ok=True)
     if not journal.is_file():
         return
