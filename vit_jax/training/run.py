@@ -98,7 +98,7 @@ class Run:
         passes = c.batch_size // c.microbatch
         totals = counts(self.model.family, self.abstract_state["params"], o.freeze)
         texts = {name: f"{leaves:,} parameters ({numbers:,} numbers)"
-                for name, (leaves, numbers) in totals.items()}  # fmt: skip
+                 for name, (leaves, numbers) in totals.items()}  # fmt: skip
         decay = f"{o.weight_decay:g} by the {o.decay_by} on {texts['decayed']}"
         return [
             f"{self.train_examples:,} training examples, {c.model.num_classes:,} classes; batches "
@@ -175,8 +175,7 @@ class Run:
 
     @property
     def compiler_options(self) -> dict[str, Any] | None:
-        """Options for XLA. On a GPU, `deterministic` forbids atomics, and the choice of algorithms
-        by their measured time."""
+        """Options for XLA. On a GPU, `deterministic` forbids atomics and timed autotuning."""
         if not self.config.deterministic or self.mesh.devices.flat[0].platform != "gpu":
             return None
         return {"xla_gpu_deterministic_ops": True, "xla_gpu_autotune_level": 0}
@@ -184,9 +183,7 @@ class Run:
     @property
     def jitted_step(self) -> tuple[Any, list[Any]]:
         """The training step before compilation, and the shapes of its arguments."""
-        everywhere = NamedSharding(
-            self.mesh, PartitionSpec()
-        )  # so that every process can read the metrics
+        everywhere = NamedSharding(self.mesh, PartitionSpec())  # every process reads the metrics
         jitted = jax.jit(
             make_train_step(self.task, self.config, self.mesh), donate_argnums=0,
             out_shardings=(self.shardings, everywhere), compiler_options=self.compiler_options,

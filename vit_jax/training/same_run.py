@@ -28,8 +28,7 @@ def check_same_data(run: Run) -> None:
 
 
 def check_same_run(run: Run, checkpoint: Path) -> list[str]:
-    """Checks that the run may continue from a checkpoint. Returns a line for each source whose data
-    has moved.
+    """Checks that the run may continue from a checkpoint. Returns lines about data that has moved.
 
     Raises UserError: a key that changes the run's numbers differs, or the data does. It names all.
     """
@@ -37,9 +36,7 @@ def check_same_run(run: Run, checkpoint: Path) -> list[str]:
     before, now = about["config"], json.loads(json.dumps(flat(run.config)))
     kept = about.get("sources") or {"data.train.source": {"examples": about["train_examples"]}}
     moved, changed = [], _class_differences(about["classes"], run.classes)
-    same = (
-        set() if now["data.eval.split"] else {"data.eval.source"}
-    )  # evaluation is off, so it is not read
+    same = set() if now["data.eval.split"] else {"data.eval.source"}  # not read without evaluation
     for key, here in run.held.items():
         old, new, was = before.get(key), now[key], kept.get(key, {})
         if _without_paths(old) != _without_paths(new):
