@@ -72,13 +72,13 @@ class Subset(Source):
     def of_each_class(cls, source: Source, count: int) -> "Subset":
         """`count` examples of each class, or all if there are fewer, in a random order that is
         always the same. Reads examples until there are enough."""
-        left = np.full(len(source.classes), count)
+        missing = np.full(len(source.classes), count)
         chosen = []
         for index in np.random.default_rng(0).permutation(len(source)):
             label = int(source[int(index)]["label"])
-            if left[label] > 0:
-                left[label] -= 1
+            if missing[label] > 0:
+                missing[label] -= 1
                 chosen.append(index)
-                if not left.any():
+                if not missing.any():
                     break
         return cls(source, np.array(chosen))
