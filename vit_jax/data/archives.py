@@ -249,7 +249,7 @@ def label_map(name: str, synsets: Iterable[str | None] = ()) -> list[str]:
     for synset, count in Counter(listed or [""]).items():
         if count > 1 or not SYNSET.fullmatch(synset):
             problem = "twice there" if count > 1 else "no synset such as n01440764"
-            raise UserError(f"--labels={name}: {synset!r} is {problem}; it has one a line")
+            raise UserError(f"--labels={name}: {synset!r} is {problem}; write one synset per line")
     return listed
 
 

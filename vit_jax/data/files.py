@@ -156,7 +156,7 @@ class Folder(Files):
         if empty:
             notes.append(f"{shown}: the class {empty[0]!r}{_and_more(empty)} has no images")
         if len(classes) == 1:
-            notes.append(f"{shown} holds one class alone, {classes[0]!r}")
+            notes.append(f"{shown} holds only one class, {classes[0]!r}")
         if len(left_out) > MOST_NOTES:
             notes.append(f"{shown}, {len(left_out):,} of its classes: {left_out_text(every)}")
         else:

@@ -308,9 +308,9 @@ class OnDevice:
                 raise
             dead = [f"process {p.pid}" for p in self._workers if p.exitcode is not None]
             raise Stopped(
-                f"a data worker was killed ({', '.join(dead) or 'at once'}); if that was for want "
-                "of memory, take fewer --config.data.workers. Start again: the run goes on from "
-                "its last checkpoint",
+                f"a data worker was killed ({', '.join(dead) or 'at once'}); if "
+                "memory was too small, take fewer --config.data.workers. Start again: the run goes on "
+                "from its last checkpoint",
                 RESTART,
             ) from error
         if not self._there:

@@ -104,7 +104,7 @@ def linear_probe(
     from sklearn.linear_model import LogisticRegression
 
     if len(set(train_labels)) < 2:
-        raise UserError("evaluator linear_probe: its training split has one class alone")
+        raise UserError("evaluator linear_probe: its training split has only one class")
     x, z = standardised(train, test)
     held_out = np.arange(len(x)) % 10 == 9
     if not held_out.any() or len(set(train_labels[~held_out])) < 2:

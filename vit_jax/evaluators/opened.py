@@ -54,9 +54,7 @@ def open_evaluators(
             train = open_source(source, evaluator.train_split)
             test = open_source(source, split, train.classes)
             if max(train.max_labels, test.max_labels) > 1:
-                raise UserError(
-                    f"evaluator {evaluator.name} wants one label an example, not several"
-                )
+                raise UserError(f"evaluator {evaluator.name} needs one label for each example")
             if count := evaluator.shots():
                 train = Subset.of_each_class(train, count)
         else:

@@ -187,7 +187,7 @@ def _stored_identity(study: optuna.Study) -> dict[str, Any] | None:
     keys = ("space", "method", "metric")
     if not isinstance(stored, dict) or not all(isinstance(stored.get(key), str) for key in keys):
         raise UserError(
-            f"study {study.study_name} is none of vit sweep, for it does not say what it is of: "
+            f"study {study.study_name} is none of vit sweep: its config and search are not stored: "
             "choose another --study or --storage"
         )
     return stored
@@ -225,7 +225,7 @@ def begin(name: str, storage: Any, search: Search, of: dict[str, Any]) -> optuna
     ]:  # fmt: skip
         raise UserError(
             f"study {name} is of another config or search ({'; '.join(differing[:5])}"
-            f"{' …' if len(differing) > 5 else ''}): choose another --study, or what it was"
+            f"{' …' if len(differing) > 5 else ''}): choose another --study, or the old config"
         )
     if not search.space.ranges and search.method in ("grid", "halving"):
         points = search.space.points
