@@ -309,8 +309,8 @@ class OnDevice:
             dead = [f"process {p.pid}" for p in self._workers if p.exitcode is not None]
             raise Stopped(
                 f"a data worker was killed ({', '.join(dead) or 'at once'}); if "
-                "memory was too small, take fewer --config.data.workers. Start again: the run goes on "
-                "from its last checkpoint",
+                "memory was too small, take fewer --config.data.workers. Start again: the run goes "
+                "on from its last checkpoint",
                 RESTART,
             ) from error
         if not self._there:
