@@ -11,8 +11,8 @@ from typing import Any
 
 from vit_jax.errors import cannot_write
 
-USUAL_BYTES = 2**17  # of an image file, read at once
-MOST_BYTES = 2**29  # of an image file: 8-bit RGB of the most pixels (data/decode.py), uncompressed
+USUAL_BYTES = 2**17  # most image files are smaller, and are read at once
+MOST_BYTES = 2**29  # of an image file: enough for stored.MAX_PIXELS of RGB without compression
 
 
 class NotAFile(OSError):
@@ -20,11 +20,10 @@ class NotAFile(OSError):
 
 
 def read_bytes(path: str | os.PathLike, most: int = MOST_BYTES) -> bytes:
-    """The bytes of a file, by as few system calls as possible, because threads wait for each other
-    at each of them. A pipe that nobody writes to is empty.
+    """The bytes of a file. It makes few system calls, because threads wait for each other at each
+    of them. A pipe that nobody writes to is empty.
 
-    Raises OSError: it cannot be read, it is a device, or it holds more than `most` bytes, which are
-    not read then.
+    Raises OSError: the file cannot be read, is a device, or holds more than `most` bytes.
     """
     file = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
     try:
@@ -51,8 +50,8 @@ def read_bytes(path: str | os.PathLike, most: int = MOST_BYTES) -> bytes:
 
 @contextlib.contextmanager
 def whole(path: Path) -> Iterator[Path]:
-    """A place beside the path to write a file or a folder to, which then takes the path's name:
-    it appears whole or not at all. Raises UserError where nothing can be written."""
+    """Gives a temporary path to write a file or a folder to, and then renames it to `path`. So it
+    appears whole or not at all. Raises UserError if it cannot be written."""
     part = path.with_name(f".{path.name}.part")
     try:
         yield part

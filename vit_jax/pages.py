@@ -18,8 +18,8 @@ LEFT, RIGHT, TOP, BOTTOM = 64, WIDTH - 16, 24, HEIGHT - 36  # edges of a chart's
 COLOURS = (  # told apart by colour-blind readers, on white and on black
     "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7f7f7f", "currentColor",
 )  # fmt: skip
-FEW = 7  # so many different numbers are too many to mark all of them on an axis
-NAME_WIDTH, BAR_STEP = 220, 24  # of a bar chart
+FEW = 7  # an axis marks each number if there are fewer different ones
+NAME_WIDTH, BAR_STEP = 220, 24  # of a bar chart: space for names, distance of bars
 
 STYLE = """
 :root { color-scheme: light dark }

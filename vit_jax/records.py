@@ -17,13 +17,13 @@ from vit_jax.errors import UserError, printable
 from vit_jax.files import read_bytes
 
 Row = dict[str, Any]
-Kind = tuple[str, Callable[[Any], bool]]  # in words, and whether a value is of it
-Kinds = Mapping[str, Kind]  # of the keys of an object
+Kind = tuple[str, Callable[[Any], bool]]  # its name, and whether a value is of this kind
+Kinds = Mapping[str, Kind]  # key of an object -> kind of its value
 NOTHING: Kinds = types.MappingProxyType({})
 
 MOST_OBJECT = 2**27  # bytes of a file that holds one object
 MOST_ROWS = 2**32  # bytes of a file of rows
-TEXTS = {"examples_hash"}  # what is text in a row; everything else is a number
+TEXTS = {"examples_hash"}  # keys of a row whose values are texts; all others are numbers
 
 
 def is_number(value: Any, finite: bool = True) -> bool:
@@ -44,7 +44,7 @@ TEXT: Kind = ("a text", lambda value: isinstance(value, str))
 TEXT_OR_NULL: Kind = ("a text or null", lambda value: value is None or isinstance(value, str))
 LIST_OF_TEXTS: Kind = (
     "a list of texts",
-    lambda value: isinstance(value, list) and all(isinstance(one, str) for one in value),
+    lambda value: isinstance(value, list) and all(isinstance(item, str) for item in value),
 )
 OBJECT: Kind = ("an object", lambda value: isinstance(value, dict))
 OBJECT_OF_NUMBERS: Kind = (
@@ -54,25 +54,25 @@ OBJECT_OF_NUMBERS: Kind = (
 
 
 def load(path: Path, needs: Kinds = NOTHING, may: Kinds = NOTHING, most: int = MOST_OBJECT) -> Row:
-    """The JSON object that a file holds: with the keys that it `needs` and those that it `may`
-    have, each of its kind. Other keys are not looked at. `most` is the limit of the file's bytes.
+    """The JSON object in a file of at most `most` bytes. It must have the keys `needs` and can have
+    the keys `may`, with values of these kinds. Other keys are not checked.
 
-    Raises OSError, or ValueError that says what is wrong inside the file.
+    Raises OSError, or ValueError with what is wrong inside the file.
     """
-    found = object_in(read_bytes(path, most))
+    record = object_in(read_bytes(path, most))
     for key, (words, fits) in {**may, **needs}.items():
-        if key not in found:
+        if key not in record:
             if key in needs:
                 raise ValueError(f"it has no {key}")
-        elif not fits(found[key]):
-            raise ValueError(f"{key} is {words}, not {_shown(found[key])}")
-    return found
+        elif not fits(record[key]):
+            raise ValueError(f"{key} is {words}, not {_shown(record[key])}")
+    return record
 
 
 def read_object(
     path: Path, needs: Kinds = NOTHING, may: Kinds = NOTHING, most: int = MOST_OBJECT
 ) -> Row:
-    """As `load`. Raises UserError."""
+    """`load`, but raises UserError."""
     try:
         return load(path, needs, may, most)
     except (OSError, ValueError) as error:
@@ -80,29 +80,29 @@ def read_object(
 
 
 def reason(error: Exception) -> str:
-    """What an error of `load` says, in one line."""
+    """The message of an error of `load`, in one line."""
     text = getattr(error, "strerror", None) or str(error)
     return printable(text.partition("\n")[0][:200])
 
 
 def object_in(data: bytes) -> Row:
-    """The JSON object that bytes hold. Raises ValueError that says what is wrong with them."""
+    """The JSON object in some bytes. Raises ValueError with what is wrong with them."""
     try:
-        found = json.loads(data.decode("utf-8"))
+        value = json.loads(data.decode("utf-8"))
     except RecursionError:
         raise ValueError("it is damaged, its brackets are nested too deep") from None
     except UnicodeDecodeError:
         raise ValueError("it is no JSON, because it is not text in UTF-8") from None
     except ValueError as error:
-        what = (
+        message = (
             "it is empty"
             if not data.strip()
             else f"it is no JSON, or damaged or cut short ({error})"
         )
-        raise ValueError(what) from None
-    if not isinstance(found, dict):
-        raise ValueError(f"it holds no JSON object but {_shown(found)}")
-    return found
+        raise ValueError(message) from None
+    if not isinstance(value, dict):
+        raise ValueError(f"it holds no JSON object but {_shown(value)}")
+    return value
 
 
 def _shown(value: Any) -> str:
@@ -115,8 +115,8 @@ def _shown(value: Any) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class Line:
-    """A line of `metrics.jsonl`: its text, and its row, where it holds one. `fault` says what is
-    wrong with the line, or with a value that the row leaves out therefore."""
+    """A line of `metrics.jsonl`: its text, and its row if it holds one. `fault` says what is wrong
+    with the line, or with a value, which the row then lacks."""
 
     number: int
     text: str
@@ -125,10 +125,10 @@ class Line:
 
 
 def rows_in(data: bytes, having: bytes = b"") -> Iterator[Line]:
-    """Every line, less a last one that is torn, because the run was killed or writes it just now.
+    """Every line, except an incomplete last one: the run was killed, or is writing it.
 
-    With `having`, of the lines that do not have it the last two and damaged ones alone are given.
-    A row has a `step`, and under every other key a number, which may be infinite or NaN.
+    With `having`, lines without it are left out, except the last two and damaged lines. A row has
+    a `step`, and under every other key a number, which may be infinite or NaN.
     """
     lines = data.split(b"\n")
     lines, tail = lines[:-1], lines[-1].strip(b" \t\r\0")
@@ -150,14 +150,14 @@ def rows_in(data: bytes, having: bytes = b"") -> Iterator[Line]:
         yield Line(number + 1, text, row, fault)
 
 
-def _row(found: Row) -> tuple[Row | None, str]:
-    step = found.get("step")
+def _row(record: Row) -> tuple[Row | None, str]:
+    step = record.get("step")
     if isinstance(step, float) and step.is_integer():
         step = int(step)
     if not is_count(step):
-        return None, f"step is {_shown(step)}" if "step" in found else "it has no step"
+        return None, f"step is {_shown(step)}" if "step" in record else "it has no step"
     row, wrong = {"step": step}, ""
-    for key, value in found.items():
+    for key, value in record.items():
         if isinstance(value, str) if key in TEXTS else is_number(value, finite=False):
             row.setdefault(key, value)
         elif key != "step":
@@ -166,13 +166,13 @@ def _row(found: Row) -> tuple[Row | None, str]:
 
 
 def finite(row: Row) -> Row:
-    """A row without its numbers that are infinite or NaN."""
+    """The row without numbers that are infinite or NaN."""
     return {key: value for key, value in row.items() if key in TEXTS or is_number(value)}
 
 
 def read_rows(path: Path, having: bytes = b"", infinite: bool = False) -> tuple[list[Row], str]:
-    """The rows of a file, whose numbers are finite (or else `infinite` or NaN) or not there, and a
-    line about its damaged lines, empty where there are none; `having` as in `rows_in`.
+    """The rows of a file, and a line about its damaged lines, empty if there are none. Numbers that
+    are infinite or NaN are left out unless `infinite`. `having` as in `rows_in`.
 
     Raises OSError.
     """
@@ -182,7 +182,7 @@ def read_rows(path: Path, having: bytes = b"", infinite: bool = False) -> tuple[
 
 
 def damage(path: Path, lines: list[Line]) -> str:
-    """One line about the damaged lines of a file; empty where there are none."""
+    """One line about the damaged lines of a file; empty if there are none."""
     bad = [line for line in lines if line.fault]
     if not bad:
         return ""

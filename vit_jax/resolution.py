@@ -40,14 +40,14 @@ def resolve(
     outputs: Callable[[ConfigDict, "Facts"], int],
     named: Iterable[str] = (),
 ) -> tuple[ConfigDict, list[str]]:
-    """A copy of the config with every number final, and what has to be said about it aloud.
+    """A copy of the config in which every number is final, and lines for the user.
 
     Args:
       config: a tree made from `base()`.
       data: the number of examples, channels and classes of the training data.
-      devices: how many there are.
-      outputs: the task's width of the model's head.
-      named: keys that the user gave explicitly, for the check of unread ones.
+      devices: the number of devices.
+      outputs: the task's function of config and data that gives the width of the model's head.
+      named: keys that the user gave explicitly; it is an error if the run does not read them.
 
     Raises:
       UserError: an unknown or unread key, two units for one duration, a size that cannot work.
@@ -63,12 +63,12 @@ def resolve(
             "init and resume are both set: init takes the parameters alone, resume the whole "
             "state; keep one of them"
         )
-    of_evaluation = [key for key in named if key.startswith(("data.eval.", "eval_"))]
-    for key in of_evaluation if not config.data.eval.split else ():
+    eval_keys = [key for key in named if key.startswith(("data.eval.", "eval_"))]
+    for key in eval_keys if not config.data.eval.split else ():
         if dict(leaves(config))[key]:
             raise UserError(f"{key} is set, but data.eval.split is empty: there is no evaluation")
     c = copy.deepcopy(ConfigDict(config)).unlock()
-    said: list[str] = []
+    lines: list[str] = []
     check_values(c)
     total = _steps(c, "total", data)
     if total is None:
@@ -77,12 +77,12 @@ def resolve(
     c.total_steps = total
     c.schedule.warmup_steps = _steps(c, "warm-up", data) or 0
     if c.schedule.warmup_steps > total:
-        said.append(
+        lines.append(
             f"warm-up of {c.schedule.warmup_steps} steps is longer than the run: shortened to "
             f"{total} steps"
         )
     c.eval_every_steps = _steps(c, "evaluation", data) or total
-    said += _scale_rate(c)
+    lines += _scale_rate(c)
     for names in DURATIONS.values():
         for key in names[1:]:
             c.update_from_flattened_dict({key: None})
@@ -92,7 +92,7 @@ def resolve(
     c.mesh.data, c.mesh.fsdp, c.mesh.tensor = mesh_sizes(c.mesh, devices)
     rows = c.mesh.data * c.mesh.fsdp
     c.eval_batch_size = c.eval_batch_size or -(-c.batch_size // rows) * rows
-    # What `auto` is, the compiled step decides (training/memory.py); the whole batch until then.
+    # `auto` is the whole batch until the step is compiled (training/memory.py).
     c.microbatch = c.batch_size if c.microbatch in (None, AUTO) else c.microbatch
     divides(c, "batch_size", rows, "mesh.data x mesh.fsdp")
     divides(c, "eval_batch_size", rows, "mesh.data x mesh.fsdp")
@@ -108,32 +108,32 @@ def resolve(
     c.model.num_classes = outputs(c, data)
     c.model.channels = c.model.channels or data.channels
     if c.batch_size > data.num_examples:
-        said.append(
+        lines.append(
             f"batch_size {c.batch_size} is more than the {data.num_examples} training examples: "
             "a batch holds some of them twice"
         )
     _absolute_paths(c)
-    return c, said
+    return c, lines
 
 
 def _scale_rate(c: ConfigDict) -> list[str]:
-    """The learning rate for this batch size, where it is given for another one."""
-    of, lr = c.optimizer.lr_per, c.optimizer.lr
-    if not of:
+    """Scales a learning rate that the config states for another batch size (`lr_per`)."""
+    reference_batch, lr = c.optimizer.lr_per, c.optimizer.lr
+    if not reference_batch:
         return []
-    c.optimizer.lr, c.optimizer.lr_per = lr * c.batch_size / of, None
+    c.optimizer.lr, c.optimizer.lr_per = lr * c.batch_size / reference_batch, None
     return [
-        f"learning rate {lr:g} for batches of {of} is {c.optimizer.lr:g} for batch_size "
-        f"{c.batch_size}"
+        f"learning rate {lr:g} for batches of {reference_batch} is {c.optimizer.lr:g} for "
+        f"batch_size {c.batch_size}"
     ]
 
 
 def _steps(c: ConfigDict, duration: str, data: "Facts") -> int | None:
-    """A duration in steps, whatever its unit; None where it is not given."""
-    given = {key: value for key, value in leaves(c) if key in DURATIONS[duration] and value}
-    if len(given) > 1:
-        raise UserError(f"{' and '.join(given)} are both set: keep one of them")
-    for key, value in given.items():
+    """A duration in steps, from any unit; None if the config does not state it."""
+    durations = {key: value for key, value in leaves(c) if key in DURATIONS[duration] and value}
+    if len(durations) > 1:
+        raise UserError(f"{' and '.join(durations)} are both set: keep one of them")
+    for key, value in durations.items():
         if value < 0:
             raise UserError(f"{key} must be positive, not {value}")
         if key.endswith("steps"):
@@ -144,10 +144,10 @@ def _steps(c: ConfigDict, duration: str, data: "Facts") -> int | None:
 
 
 def _absolute_paths(c: ConfigDict) -> None:
-    """Paths from the root, so that a work folder can be used from anywhere."""
+    """Makes paths absolute, so that a work folder can be used from any folder."""
     for key, paths, absolute in (("evaluators", "(?:folder|csv):[^'\"]+", _absolute),
                                  ("distill", "[^'\"]+", _there)):  # fmt: skip
-        if c[key]:  # what stands in quotes there
+        if c[key]:  # its paths stand in quotes
             parts = re.split(rf"((?<=['\"]){paths}(?=['\"]))", c[key])
             c[key] = "".join(absolute(part) if i % 2 else part for i, part in enumerate(parts))
     c.data.eval.source = _absolute(c.data.eval.source or c.data.train.source)
@@ -155,33 +155,33 @@ def _absolute_paths(c: ConfigDict) -> None:
 
 
 def _absolute(source: str) -> str:
-    """A source with its paths from the root."""
+    """A source with absolute paths."""
     return with_paths(source, lambda path: str(Path(path).expanduser().absolute()))
 
 
 def with_paths(source: str, change: Callable[[str], str]) -> str:
-    """A source with the path of `folder:PATH`, `csv:FILE` or `hf:/FOLDER` changed, or those of a
-    mixture of them."""
+    """Applies `change` to the path of `folder:PATH`, `csv:FILE` or `hf:/FOLDER`, or to each path of
+    a mixture."""
 
-    def placed(part: str) -> str:
-        found = re.fullmatch(r"((?:[0-9.eE-]+\*)?(folder|csv|hf):)(.*)", part, re.DOTALL)
-        if not found or (found[2] == "hf" and not found[3].startswith(("/", "~", "."))):
+    def changed(part: str) -> str:
+        match = re.fullmatch(r"((?:[0-9.eE-]+\*)?(folder|csv|hf):)(.*)", part, re.DOTALL)
+        if not match or (match[2] == "hf" and not match[3].startswith(("/", "~", "."))):
             return part
-        path, *query = found[3].split("?", 1) if found[2] == "hf" else [found[3]]
-        return "?".join([found[1] + change(path), *query])
+        path, *query = match[3].split("?", 1) if match[2] == "hf" else [match[3]]
+        return "?".join([match[1] + change(path), *query])
 
-    return " + ".join(placed(part) for part in source.split(" + "))
+    return " + ".join(changed(part) for part in source.split(" + "))
 
 
 def _there(path: str) -> str:
-    """A path that exists from the root; a name of weights as it is."""
-    found = Path(path).expanduser()
-    return str(found.absolute()) if found.exists() else path
+    """A path that exists, made absolute; any other text (a name of weights) stays as it is."""
+    file = Path(path).expanduser()
+    return str(file.absolute()) if file.exists() else path
 
 
 def run_hash(config: ConfigDict) -> str:
-    """The hash by which a run is named before its data and devices are seen: of every key but
-    those that change none of its numbers. Equal hashes continue each other."""
+    """The hash that names a run before its data and devices are known. Keys that change none of the
+    run's numbers are left out. A run continues one with the same hash."""
     c = copy.deepcopy(config).unlock()
     _absolute_paths(c)
     return config_hash({

@@ -15,7 +15,7 @@ import numpy as np
 
 from vit_jax.benching.timing import Row, json_from, summary
 
-# Parts of the time, in their order, and how the table names them.
+# Parts of the time, in order -> their names in the table.
 PARTS = {
     "set_up": "imports, devices, set-up", "trace": "trace", "lower": "lower",
     "compile": "compile", "first_step": "first state and step",
@@ -25,7 +25,7 @@ CACHES = ("empty cache", "warm cache")
 
 
 def once(began: float, set_up: Callable[[], Any]) -> dict[str, Any]:
-    """Seconds of every part in this process, which was started at `began` (of `time.time`)."""
+    """Seconds of every part in this process, which started at `began` (by `time.time`)."""
     from vit_jax.benching.steps import synthetic_batch
 
     marks = [began]
@@ -64,7 +64,7 @@ def measure(config: str, overrides: Mapping[str, str], rounds: int) -> list[Row]
 
 
 def in_a_process(config: str, overrides: Mapping[str, str], cache: str) -> dict[str, Any]:
-    """`once` in a process of its own, with the compile cache in the folder `cache`."""
+    """Runs `once` in a new process, with the compile cache in the folder `cache`."""
     environment = {
         "JAX_COMPILATION_CACHE_DIR": cache, "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
         "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",

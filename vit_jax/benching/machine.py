@@ -12,7 +12,7 @@ from typing import Any
 
 from vit_jax.benching.timing import Side, in_a_row
 
-LOAD = os.getloadavg()[0]  # of the machine before this process did anything
+LOAD = os.getloadavg()[0]  # load of the machine before this process did anything
 PACKAGES = (
     "vit_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "torch", "timm",
     "transformers", "tensorflow", "pillow", "simplejpeg", "opencv-python-headless", "grain",
@@ -55,7 +55,7 @@ def hardware() -> dict[str, Any]:
 
 
 def resident(kind: str = "VmRSS") -> int:
-    """Bytes of this process that are in memory now; of kind `RssAnon`, without pages of files."""
+    """Bytes of memory that this process uses now. The kind `RssAnon` leaves out pages of files."""
     if not (size := _field("/proc/self/status", kind)):
         raise OSError(f"this system does not report {kind}")
     return int(size.split()[0]) * 1024
@@ -69,8 +69,8 @@ def _field(file: str, name: str) -> str:
 
 
 def high_water(device: Any) -> dict[str, int]:
-    """Peak memory up to now: what JAX held of the device, or, if the device does not count it, what
-    the whole process held of the machine's memory."""
+    """Peak memory up to now: that of JAX on the device, or that of the whole process on the machine
+    if the device does not count it."""
     counted = device.memory_stats() or {}
     if "peak_bytes_in_use" in counted:
         return {"peak_device_bytes": counted["peak_bytes_in_use"]}
@@ -86,7 +86,7 @@ def out_of_memory(error: BaseException) -> bool:
 def matmul(device: Any, dtype: str) -> tuple[Side, float]:
     """Returns a side that multiplies square matrices on one device, and the FLOPs of one product.
 
-    The rate of these products is what the machine can reach; a model's FLOP/s are compared with it.
+    Their rate is the highest that the machine reaches. A model's FLOP/s are compared with it.
     """
     import jax
     import jax.numpy as jnp

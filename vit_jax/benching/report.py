@@ -72,7 +72,7 @@ def write(measured: dict[str, Any], to_json: str | None = None, to_csv: str | No
 
 
 def as_csv(rows: list[Row]) -> str:
-    """The rows as CSV. The columns stand in the order in which they first appear."""
+    """The rows as CSV, with columns in the order of their first appearance."""
     names = list(dict.fromkeys(name for row in rows for name in row))
     return pages.as_csv([names, *([row.get(name) for name in names] for row in rows)])
 

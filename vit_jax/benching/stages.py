@@ -19,23 +19,23 @@ from vit_jax.training.run import Run
 
 
 def stages(run: Run, seconds: float) -> Iterator[Row]:
-    """One row for each stage. A thread uses one core, batches all cores that the run may use."""
+    """One row for each stage. A thread uses one core; batches use all cores of the run."""
     data = run.config.data
     one_thread, images = _one_thread(run, seconds)
     if not images:
         raise UserError(f"{data.train.source}: no image could be read")
     for name, spent in [*one_thread.items(), ("one thread", sum(one_thread.values()))]:
         yield _row(name, spent / images, 1)
-    made_by = f"{data.workers} workers" if data.workers else f"{data.threads} threads"
+    workers = f"{data.workers} workers" if data.workers else f"{data.threads} threads"
     used = min(cores(), data.workers or data.threads or 1)
-    for where, batches in (("host", run.train_host_batches), ("devices", run.train_batches)):
-        made = batches(0, 10**9 // run.config.batch_size)
-        spent = _seconds_an_image(made, run.config.batch_size, seconds)
-        yield _row(f"batches on the {where}, {made_by}", spent, used)
+    for place, batches in (("host", run.train_host_batches), ("devices", run.train_batches)):
+        feed = batches(0, 10**9 // run.config.batch_size)
+        spent = _seconds_an_image(feed, run.config.batch_size, seconds)
+        yield _row(f"batches on the {place}, {workers}", spent, used)
 
 
 def _one_thread(run: Run, seconds: float) -> tuple[dict[str, float], int]:
-    """Seconds of each stage, and the number of images that took them."""
+    """Seconds of each stage in one thread, and the number of images."""
     source: Any = run.train_source
     pipeline, rng, images = run.resolved.pipelines[0], np.random.default_rng(0), 0
     decode = f"decode{' (its head; the rest in what follows)' if pipeline.encoded else ''}"
@@ -66,9 +66,9 @@ def _one_thread(run: Run, seconds: float) -> tuple[dict[str, float], int]:
     return spent, images
 
 
-def _seconds_an_image(made: Any, size: int, seconds: float) -> float:
-    """Of batches, after the first ones, which were made while nobody waited for them."""
-    batches = iter(made)
+def _seconds_an_image(feed: Any, size: int, seconds: float) -> float:
+    """Seconds per image of the batches, without the first ones, which were prepared before."""
+    batches = iter(feed)
     try:
         for _ in range(4):
             next(batches)
@@ -78,7 +78,7 @@ def _seconds_an_image(made: Any, size: int, seconds: float) -> float:
             count += 1
         return spent / (count * size)
     finally:
-        made.close()
+        feed.close()
 
 
 def _row(stage: str, seconds: float, cores: int) -> Row:

@@ -31,7 +31,7 @@ from vit_jax.training.run import Run, run_of
 OURS, MATMUL = "vit_jax", "matmul"
 FLOPS_PER_MAC = {"step": 6, "forward": 2}
 
-# Work that a config can ask of our step and that the peers' steps do not do.
+# Config keys for work of our step that the peers' steps do not do.
 NOT_THEIRS = (
     "mixup", "cutmix", "ema", "optimizer.clip_norm", "optimizer.freeze", "optimizer.layer_decay",
     "model.dropout", "model.attention_dropout", "model.drop_path",
@@ -55,7 +55,7 @@ class Work:
     high_water: Callable[[], Row] = dict
 
 
-# what, run, normalised images [B, H, W, C], labels [B] -> its work; raises NotMeasured
+# (`step` or `forward`, run, normalised images [B, H, W, C], labels [B]) -> work, or NotMeasured
 Peer = Callable[[str, Run, np.ndarray, np.ndarray], Work]
 
 
@@ -82,8 +82,8 @@ def find_peers(text: str) -> dict[str, Peer]:
 
 
 def plain_run(name: str, batch_size: int, classes: int, devices: Any = None, **fields: Any) -> Run:
-    """A run that the peers can match: AdamW at a constant rate, without clipping, mixup or dropout,
-    on noise. `fields` are fields of the model."""
+    """A run on noise with AdamW at a constant rate, without clipping, mixup or dropout, because the
+    peers can do the same. `fields` are fields of the model."""
     c = base()
     c.batch_size, c.total_steps = batch_size, 1_000_000
     c.model.name = name
@@ -96,15 +96,14 @@ def plain_run(name: str, batch_size: int, classes: int, devices: Any = None, **f
 
 
 def measure(run: Run, what: str, *, say: Say, **how: Any) -> list[Row]:
-    """Measures `what`, which is `step` or `forward`; returns one row for each side, and one for the
-    matrix products that were measured in the same turns.
+    """Returns one row for each side, and one for the matrix products, measured in the same turns.
 
     Args:
-      run: the run, whose batch is halved until all sides fit into memory.
+      run: its batch is halved until all sides fit into memory.
       what: `step` or `forward`.
-      say: gets a line about everything that is left out or changed.
-      how: `peers`, `real` data, `rounds`, `count` of one measurement in a row, `label` of the case,
-        and `within`: no round begins after so many seconds.
+      say: is called with a line about everything that is left out or changed.
+      how: `peers`; `real` data; `rounds`; `count` steps in one measurement; `label` of the case;
+        and `within`: no round begins after this number of seconds.
 
     Raises UserError if even the smallest batch needs too much memory.
     """
@@ -115,7 +114,7 @@ def measure(run: Run, what: str, *, say: Say, **how: Any) -> list[Row]:
             if not machine.out_of_memory(error):
                 raise
             reason = str(error).strip().partition("\n")[0][:100]
-        gc.collect()  # outside of `except`, where nothing refers to the arrays of the attempt
+        gc.collect()  # after `except`, when nothing refers to the arrays any more
         say(f"a batch of {run.config.batch_size:,} takes too much memory ({reason}): halved")
         run = _halved(run)
 
@@ -148,7 +147,7 @@ def _measured(
             take = lambda: batch  # noqa: E731
         works = [OUR_WORK[what](run, take)]
         _warm_up(works[0], say)
-        # A peak that was there before belongs to another model, or to a batch that did not fit.
+        # An older peak belongs to another model, or to a batch that did not fit.
         peaks = machine.high_water(device).items()
         works[0].about.update({name: size for name, size in peaks if size > before.get(name, 0)})
         for name, peer in peers.items():
@@ -216,7 +215,7 @@ def _timed_next(feed: Any, waits: list[float]) -> Callable[[], dict[str, jax.Arr
 
 
 def _warm_up(work: Work, say: Say) -> None:
-    """Runs it once, because the first time may compile and choose algorithms."""
+    """Runs the work once, because the first time may compile and choose algorithms."""
     began = time.perf_counter()
     work.wait(work.start())
     compiled = f"compiled in {work.about['compile_s']:.1f} s, " if work.about else ""

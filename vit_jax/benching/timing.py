@@ -22,7 +22,7 @@ Side = Callable[[], float]
 Row = dict[str, Any]
 
 MIN_ROUNDS = 3  # rounds that a median needs
-REST = 0.01  # seconds between two sides, in which the threads of the last one go to sleep
+REST = 0.01  # seconds between two sides, in which the threads of the first one become idle
 
 
 def timed(work: Callable[[], Any]) -> Side:
@@ -50,7 +50,7 @@ def in_a_row(start: Callable[[], Any], wait: Callable[[Any], Any], count: int) -
 
 
 def json_from(command: Sequence[Any], environment: Mapping[str, str] | None = None) -> Any:
-    """Runs a process of its own and returns the JSON object of its last line of output.
+    """Runs a new process and returns the JSON object in its last line of output.
 
     Raises UserError with the process's message if it ends with exit code 2.
     """
@@ -69,10 +69,10 @@ def alternate(
     sides: Mapping[str, Side], rounds: int, *, warmup: int = 2, rest: float = REST,
     within: float = math.inf,
 ) -> dict[str, np.ndarray]:  # fmt: skip
-    """Returns the seconds of every side in every round; element r of each was measured in round r.
+    """Returns the seconds of every side in every round: element r is from round r.
 
     Each round runs every side once and begins one side later than the round before. The first
-    `warmup` rounds are not counted. After `within` seconds and `MIN_ROUNDS` rounds no other begins.
+    `warmup` rounds are not counted. No round begins after `within` seconds and `MIN_ROUNDS` rounds.
     """
     began = time.perf_counter()
     names = list(sides)

@@ -248,8 +248,8 @@ def label_map(name: str, synsets: Iterable[str | None] = ()) -> list[str]:
     listed = [line.split()[0] for line in lines if line.strip()]
     for synset, count in Counter(listed or [""]).items():
         if count > 1 or not SYNSET.fullmatch(synset):
-            what = "twice there" if count > 1 else "no synset such as n01440764"
-            raise UserError(f"--labels={name}: {synset!r} is {what}; it has one a line")
+            problem = "twice there" if count > 1 else "no synset such as n01440764"
+            raise UserError(f"--labels={name}: {synset!r} is {problem}; write one synset per line")
     return listed
 
 

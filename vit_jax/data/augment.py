@@ -29,13 +29,13 @@ SMOOTH = np.array([[1, 1, 1], [1, 5, 1], [1, 1, 1]], np.float32) / 13
 
 
 def _look_up(image: Image, table: np.ndarray) -> Image:
-    """Every value v becomes table[v]; `table` is [256], or [256, channels]."""
+    """Replaces every value v by table[v]. `table` is [256], or [256, channels]."""
     return cv2.LUT(image, table.astype(np.uint8)[None]).reshape(image.shape)
 
 
 def _blend(first: Image, second: Image, factor: float) -> Image:
-    """first + factor (second - first), clipped and cut to whole levels as by Pillow's `blend`."""
-    # OpenCV rounds. A little under a half less cuts instead; a half would cut whole levels too.
+    """first + factor (second - first), clipped and cut to whole levels, as Pillow's `blend`."""
+    # OpenCV rounds. To cut instead, subtract a little less than 0.5: 0.5 would lower whole levels.
     return cv2.addWeighted(second, factor, first, 1 - factor, -0.499).reshape(first.shape)
 
 
@@ -46,8 +46,8 @@ def _blend_level(level: int, image: Image, factor: float) -> Image:
 
 
 def auto_contrast(image: Image) -> Image:
-    """Stretches each channel's lowest … highest value to 0 … 255; Pillow's `autocontrast`."""
-    rows = image.reshape(len(image), -1)  # down the columns first, where NumPy is quick
+    """Stretches each channel's values to 0 … 255, as Pillow's `autocontrast`."""
+    rows = image.reshape(len(image), -1)  # columns first, because NumPy is fast there
     low = rows.min(axis=0).reshape(-1, image.shape[-1]).min(axis=0).astype(int)
     high = rows.max(axis=0).reshape(-1, image.shape[-1]).max(axis=0).astype(int)
     scale = 255 / np.maximum(high - low, 1)
@@ -56,8 +56,8 @@ def auto_contrast(image: Image) -> Image:
 
 
 def equalize(image: Image) -> Image:
-    """Spreads each channel's values evenly over 0 … 255; Pillow's `equalize`: v becomes
-    (pixels below v + s // 2) // s, where s = (pixels - those at the highest value) // 255."""
+    """Spreads each channel's values evenly over 0 … 255, as Pillow's `equalize`: v becomes
+    (pixels below v + s // 2) // s, where s = (pixels - those with the highest value) // 255."""
     tables = []
     for channel in range(image.shape[-1]):
         counts = cv2.calcHist([image], [channel], None, [256], [0, 256]).ravel().astype(int)
@@ -73,12 +73,12 @@ def invert(image: Image) -> Image:
 
 
 def posterize(image: Image, bits: int) -> Image:
-    """Keeps the upper `bits` of each value's eight; black for none, the image from eight on."""
+    """Keeps the upper `bits` of each value's eight bits: black for 0, the image for 8 or more."""
     return image & np.uint8(256 - 2 ** max(8 - bits, 0))
 
 
 def solarize_above(image: Image, threshold: float) -> Image:
-    """255 - v for values from `threshold` on; nothing changes where that is above 255."""
+    """255 - v for values of `threshold` or more. A threshold above 255 changes nothing."""
     return _look_up(image, np.where(threshold > LEVELS, LEVELS, 255 - LEVELS))
 
 
@@ -95,29 +95,29 @@ def greyscale(image: Image) -> Image:
 
 
 def color(image: Image, factor: float) -> Image:
-    """Saturation: 0 is grey, 1 the image, 2 as far again; Pillow's `ImageEnhance.Color`."""
+    """Changes the saturation as Pillow's `ImageEnhance.Color`: 0 is grey, 1 the image, 2 double."""
     return _blend(greyscale(image), image, factor)
 
 
 def contrast(image: Image, factor: float) -> Image:
-    """0 is one level, the rounded mean of the grey image (without colours, of all channels), 1 the
-    image; Pillow's `ImageEnhance.Contrast`."""
+    """Changes the contrast as Pillow's `ImageEnhance.Contrast`: 1 is the image, 0 is one level, the
+    rounded mean of the grey image (or of all channels if they are not colours)."""
     rows = greyscale(image).reshape(len(image), -1)
     return _blend_level(int(cv2.mean(rows)[0] + 0.5), image, factor)
 
 
 def brightness(image: Image, factor: float) -> Image:
-    """factor v, clipped; Pillow's `ImageEnhance.Brightness`."""
+    """factor v, clipped, as Pillow's `ImageEnhance.Brightness`."""
     return _blend_level(0, image, factor)
 
 
 def shift_hue(image: Image, fraction: float) -> Image:
-    """Turns the hue of HSV by a `fraction` of the circle of colours."""
+    """Turns the hue of HSV by a `fraction` of the colour circle."""
     if image.shape[-1] != 3:
         return image
-    work = np.array(image, np.float32, order="C")  # in place: fresh memory costs five times as much
+    work = np.array(image, np.float32, order="C")  # in place: new memory takes five times as long
     cv2.cvtColor(work, cv2.COLOR_RGB2HSV, work)
-    work[..., 0] += 360 * (fraction % 1)  # degrees; OpenCV takes them beyond one turn
+    work[..., 0] += 360 * (fraction % 1)  # in degrees; OpenCV accepts more than 360
     return cv2.convertScaleAbs(cv2.cvtColor(work, cv2.COLOR_HSV2RGB, work))
 
 
@@ -125,26 +125,26 @@ def shift_hue(image: Image, fraction: float) -> Image:
 
 
 def sharpness(image: Image, factor: float) -> Image:
-    """0 is smoothed by `SMOOTH`, 1 the image, 2 as far again; the border's pixels stay. Pillow's
-    `ImageEnhance.Sharpness`."""
-    made = _blend(cv2.filter2D(image, -1, SMOOTH).reshape(image.shape), image, factor)
-    made[[0, -1]], made[:, [0, -1]] = image[[0, -1]], image[:, [0, -1]]
-    return made
+    """Changes the sharpness as Pillow's `ImageEnhance.Sharpness`: 0 is the image smoothed by
+    `SMOOTH`, 1 the image, 2 sharpened. The border's pixels do not change."""
+    sharpened = _blend(cv2.filter2D(image, -1, SMOOTH).reshape(image.shape), image, factor)
+    sharpened[[0, -1]], sharpened[:, [0, -1]] = image[[0, -1]], image[:, [0, -1]]
+    return sharpened
 
 
 def gaussian_blur(image: Image, sigma: float) -> Image:
-    """A Gaussian of standard deviation `sigma` pixels; the border's values go on outside."""
-    # In floats: OpenCV's own GaussianBlur has weights of eight bits, and is slower.
+    """A Gaussian with a standard deviation of `sigma` pixels. Outside, the border repeats."""
+    # With float weights: those of OpenCV's own GaussianBlur have eight bits, and it is slower.
     kernel = cv2.getGaussianKernel(2 * math.ceil(4 * sigma) + 1, sigma, cv2.CV_32F)
     blurred = cv2.sepFilter2D(image, -1, kernel, kernel, borderType=cv2.BORDER_REPLICATE)
     return blurred.reshape(image.shape)
 
 
 def affine(image: Image, matrix, fill: int) -> Image:
-    """The pixel at (x, y) becomes the one at matrix @ (x, y, 1), rounded, halves up; `fill` where
-    that is outside. `matrix` is [2, 3]; pixels have whole coordinates, the first (0, 0)."""
+    """The new pixel at (x, y) is the old one at matrix @ (x, y, 1), rounded with halves up, or
+    `fill` outside the image. `matrix` is [2, 3]. The first pixel is at (0, 0)."""
     height, width = image.shape[:2]
-    # OpenCV 5 rounds halves to even, which would double and drop pixels: lift them a little.
+    # OpenCV 5 rounds halves to even, which would double and drop pixels. So add a little.
     matrix = np.asarray(matrix, float) + [[0, 0, 2**-11]]
     how = cv2.INTER_NEAREST | cv2.WARP_INVERSE_MAP
     moved = cv2.warpAffine(image, matrix, (width, height), flags=how, borderValue=(fill,) * 4)
@@ -152,26 +152,26 @@ def affine(image: Image, matrix, fill: int) -> Image:
 
 
 def rotate(image: Image, degrees: float, fill: int) -> Image:
-    """Turns counter-clockwise about the middle."""
+    """Rotates the image counter-clockwise about its middle."""
     middle = (image.shape[1] - 1) / 2, (image.shape[0] - 1) / 2
     return affine(image, cv2.getRotationMatrix2D(middle, -degrees, 1.0), fill)
 
 
 def cutout(image: Image, half: int, rng: Rng, fill: int) -> Image:
-    """`fill` in a square of side 2 `half` whose centre is any pixel (arXiv 1708.04552); what is
-    beyond the border is cut off."""
+    """Fills a square of side 2 `half` around a random pixel (arXiv 1708.04552). The part outside
+    the image is cut off."""
     y, x = (rng.integers(side) for side in image.shape[:2])
-    made = image.copy()
-    made[max(y - half, 0) : y + half, max(x - half, 0) : x + half] = fill
-    return made
+    cut = image.copy()
+    cut[max(y - half, 0) : y + half, max(x - half, 0) : x + half] = fill
+    return cut
 
 
 # -- policies: tables of transformations ------------------------------------------------------
 
 
 class Row(NamedTuple):
-    """A transformation, and its arguments after the image from a strength, random draws and `px`:
-    lengths are those of an image of 224 pixels, for which the policies were made, times that."""
+    """A transformation, and a function of (strength, rng, px) for its arguments after the image.
+    The policies were made for images of 224 pixels. Lengths are multiplied by `px` for others."""
 
     transform: Callable[..., Image]
     arguments: Callable[..., tuple] = lambda s, rng, px=1.0: ()
@@ -194,8 +194,8 @@ def _happens(probability: float, rng: Rng) -> bool:
 def _rows(
     fill: int, turn: float, shear: float, pixels: Callable, factor: Callable
 ) -> dict[str, Row]:
-    """Rows that all policies share. What comes in is `fill`; `turn` in degrees and `shear` are
-    those of strength 1, `pixels` and `factor` functions of the strength."""
+    """Rows that all policies share. New pixels have the value `fill`. `turn` (degrees) and `shear`
+    are those of strength 1. `pixels` and `factor` are functions of the strength."""
 
     def skew(s: float, rng: Rng) -> float:
         return _sign(rng) * s * shear
@@ -223,10 +223,10 @@ def _rows(
 
 
 def _reference_rows(pixels: float, half: float) -> dict[str, Row]:
-    """The sixteen of TensorFlow's EfficientNet, taken over by big_vision; strength = level / 10.
+    """The sixteen of TensorFlow's EfficientNet, which big_vision uses, too; strength = level / 10.
 
-    Where that code differs from what it sets out to do, this does the latter: its `contrast` takes
-    the number of pixels / 256 for the mean, and in its `solarize` a threshold above 255 wraps.
+    Two errors of that code are not repeated. Its `contrast` uses the number of pixels / 256 as the
+    mean. In its `solarize`, a threshold above 255 wraps around.
     """
     return _rows(GREY, 30, 0.3, lambda s: s * pixels, lambda s, rng, px=1.0: (s * 1.8 + 0.1,)) | {
         "Invert": Row(invert),
@@ -239,7 +239,7 @@ def _reference_rows(pixels: float, half: float) -> dict[str, Row]:
 
 RANDAUGMENT = _reference_rows(pixels=100, half=40)
 AUTOAUGMENT = _reference_rows(pixels=250, half=100)
-# The wide space of TrivialAugment's code; strength = 0 … 1.
+# The wide search space of TrivialAugment's code; strength = 0 … 1.
 TRIVIALAUGMENT = _rows(
     BLACK, 135, 0.99, lambda s: int(s * 32), lambda s, rng, px=1.0: (1 + _sign(rng) * s * 0.99,)
 ) | {
@@ -248,8 +248,8 @@ TRIVIALAUGMENT = _rows(
     "Solarize": Row(solarize_above, lambda s, rng, px=1.0: (255 * (1 - s),)),
 }
 
-# Sub-policies: two of (name, probability, level of ten). `v0` is that of EfficientNet's code for
-# ImageNet, which is not the one in the paper's Table 9.
+# Each sub-policy has two transformations: (name, probability, level of ten). `v0` is that of
+# EfficientNet's code for ImageNet. It differs from Table 9 of the paper.
 POLICIES = {
     "v0": (
         (("Equalize", 0.8, 1), ("ShearY", 0.8, 4)), (("Color", 0.4, 9), ("Equalize", 0.6, 3)),
@@ -276,11 +276,11 @@ def randaug(
     image, rng, model_size, num_ops: int = 2, magnitude: float = 15, probability: float = 1.0
 ):
     """RandAugment (arXiv 1909.13719) as in AugReg (arXiv 2106.10270) and big_vision: `num_ops`
-    times one of sixteen transformations, each as likely, at level `magnitude` of ten.
+    times one of sixteen equally likely transformations, at level `magnitude` of ten.
 
-    Their code draws a probability of 0.2 … 0.8 for each and drops it, so that each is applied, as
-    in the paper. `probability` 0.5 is what those draws would come to. Raises ValueError: `num_ops`
-    below 1, a negative `magnitude`, a `probability` not in 0 … 1.
+    Their code draws a probability of 0.2 … 0.8 for each, but does not use it: it applies each one,
+    as in the paper. With these draws, the mean `probability` would be 0.5. Raises ValueError:
+    `num_ops` below 1, a negative `magnitude`, a `probability` outside 0 … 1.
     """
     if num_ops < 1 or magnitude < 0:
         raise ValueError(f"num_ops {num_ops} is below 1, or magnitude {magnitude} below 0")
@@ -294,8 +294,8 @@ def randaug(
 
 @op(random=True)
 def autoaugment(image, rng, model_size, policy: str = "v0"):
-    """AutoAugment (arXiv 1805.09501): a sub-policy of `POLICIES[policy]`, each as likely. Raises
-    KeyError: no such policy."""
+    """AutoAugment (arXiv 1805.09501): one of the equally likely sub-policies `POLICIES[policy]`.
+    Raises KeyError for an unknown policy."""
     policies = POLICIES[policy]
     for name, probability, level in policies[rng.integers(len(policies))]:
         if _happens(probability, rng):
@@ -306,12 +306,12 @@ def autoaugment(image, rng, model_size, policy: str = "v0"):
 @op(random=True)
 def trivialaugment(image, rng, model_size):
     """TrivialAugment (arXiv 2103.10158), wide: one of fourteen transformations at one of 31
-    strengths, each as likely. What comes in is black."""
+    strengths, all equally likely. New pixels are black."""
     rows = list(TRIVIALAUGMENT.values())
     return rows[rng.integers(len(rows))](image, rng.integers(31) / 30, rng)
 
 
-# (transformation, strength that changes nothing, the least), as color_jitter's arguments.
+# (transformation, factor that changes nothing, least factor), in the order of the arguments.
 JITTERED = (brightness, 1, 0), (contrast, 1, 0), (color, 1, 0), (shift_hue, 0, -np.inf)
 
 
@@ -320,8 +320,8 @@ def color_jitter(
     image, rng, model_size,
     brightness: float = 0.4, contrast: float = 0.4, saturation: float = 0.4, hue: float = 0.0,
 ):  # fmt: skip
-    """The first three by factors of 1 ± strength, not below 0, and the hue turned by ± `hue` of the
-    circle, in random order; PyTorch's `ColorJitter`. Raises ValueError: a negative strength."""
+    """PyTorch's `ColorJitter`, in random order: factors of 1 ± strength (0 or more) for the first
+    three, and a turn of the hue by ± `hue` of the circle. Raises ValueError: negative strength."""
     strengths = (brightness, contrast, saturation, hue)
     for which in rng.permutation(4):
         (transform, middle, least), strength = JITTERED[which], strengths[which]
@@ -343,9 +343,9 @@ def random_erasing(
     image, rng, model_size,
     probability: float = 0.25, area_min: float = 0.02, area_max: float = 1 / 3, fill: str = "noise",
 ):  # fmt: skip
-    """One of `FILLS` in a rectangle of `area_min` … `area_max` of the image, of aspect 0.3 … 1/0.3,
-    evenly in its logarithm (arXiv 1708.04896, Algorithm 1); none where ten draws do not fit.
-    Raises KeyError: no such fill; ValueError: areas or a probability that cannot be."""
+    """Fills a rectangle of `area_min` … `area_max` of the image with one of `FILLS`. Its aspect is
+    log-uniform in 0.3 … 1/0.3 (arXiv 1708.04896, Algorithm 1). If ten draws do not fit, nothing
+    changes. Raises KeyError: unknown fill; ValueError: impossible areas or probability."""
     height, width = image.shape[:2]
     filling = FILLS[fill]
     if not 0 < area_min <= area_max <= 1:
@@ -366,13 +366,13 @@ def random_erasing(
 
 @op(random=True)
 def grey(image, rng, model_size, probability: float = 0.2):
-    """`greyscale` of every fifth image, or as `probability` says."""
+    """`greyscale` with a probability."""
     return greyscale(image) if _happens(probability, rng) else image
 
 
 @op(random=True)
 def solarize(image, rng, model_size, probability: float = 0.2):
-    """`solarize_above` 128 of every fifth image, or as `probability` says."""
+    """`solarize_above` 128 with a probability."""
     return solarize_above(image, 128) if _happens(probability, rng) else image
 
 
@@ -380,7 +380,7 @@ def solarize(image, rng, model_size, probability: float = 0.2):
 def blur(
     image, rng, model_size, probability: float = 0.5, sigma_min: float = 0.1, sigma_max: float = 2.0
 ):
-    """`gaussian_blur` of every other image, or as `probability` says, its sigma drawn evenly."""
+    """`gaussian_blur` with a probability and a uniformly drawn sigma."""
     sigma = rng.uniform(sigma_min, sigma_max)
     return gaussian_blur(image, sigma) if _happens(probability, rng) else image
 
@@ -390,5 +390,5 @@ THREE_AUGMENT = (grey, solarize, blur)
 
 @op(random=True)
 def three_augment(image, rng, model_size):
-    """3-Augment of DeiT III (arXiv 2204.07118): `grey`, `solarize` or `blur`, each as likely."""
+    """3-Augment of DeiT III (arXiv 2204.07118): `grey`, `solarize` or `blur`, equally likely."""
     return THREE_AUGMENT[rng.integers(3)](image, rng, model_size, 1.0)

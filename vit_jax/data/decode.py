@@ -20,31 +20,31 @@ from vit_jax.errors import UserError
 
 __all__ = ["ORIENTATION", "DamagedImage", "EncodedJpeg", "Pixels", "decode", "encoded", "values_of"]
 
-JPEG = b"\xff\xd8\xff"  # how it begins
+JPEG = b"\xff\xd8\xff"  # first bytes of a JPEG
 
 Pixels = UInt8[np.ndarray, "height width channels"]
 
 
 def decode(data: bytes | np.ndarray, channels: int = 3, levels: Levels | None = None) -> Pixels:
-    """Pixels of a file of one of the formats in `formats.py`: images with 1 to 4 channels (grey,
-    grey and alpha, RGB, RGBA), or NumPy's, [H, W] or [H, W, channels]. Or of the values
-    [H, W, channels] that a source gives.
+    """The pixels of encoded bytes, or of values [H, W, channels]. The bytes have a format of
+    `formats.py`: an image with 1 to 4 channels (grey, grey and alpha, RGB, RGBA), or a NumPy file,
+    [H, W] or [H, W, channels].
 
-    JPEGs go through libjpeg-turbo's exact decoder. Whatever it complains about is judged by
-    Pillow, which takes harmless oddities and refuses truncated files.
+    libjpeg-turbo decodes JPEGs exactly. If it complains about one, Pillow decodes it: Pillow
+    accepts harmless errors and refuses truncated files.
 
     Args:
-      channels: those of the model.
+      channels: the number of channels of the model.
       levels: the range of values of more than 8 bits. Without, 16 bits become their upper eight.
 
-    Raises DamagedImage with the reason, and UserError where a file cannot have such channels.
+    Raises DamagedImage with the reason, and UserError if a file cannot have such channels.
     """
     image = encoded(data, channels, levels)
     return image.pixels() if isinstance(image, EncodedJpeg) else image
 
 
 def values_of(image: bytes | np.ndarray, channels: int) -> Values:
-    """What an image holds, in its own depth. Raises as `decode` does."""
+    """The values of an image in its own depth. Raises the same errors as `decode`."""
     if not isinstance(image, bytes):
         return image
     return decode(image, channels) if image[:3] == JPEG else stored(image, channels, deep=True)
@@ -52,11 +52,11 @@ def values_of(image: bytes | np.ndarray, channels: int) -> Values:
 
 @dataclasses.dataclass(frozen=True)
 class EncodedJpeg:
-    """An upright JPEG that is not decoded yet, of which a part may be had for less."""
+    """An upright JPEG that is not decoded yet. To decode a part of it takes less time."""
 
     data: bytes
     shape: tuple[int, int, int]
-    frame: int | None = None  # where the header with its height stands, if that may be changed
+    frame: int | None = None  # offset of the frame header, if its height may be changed
 
     def pixels(self) -> Pixels:
         """The whole image."""
@@ -65,9 +65,9 @@ class EncodedJpeg:
     def region(
         self, top: int, left: int, height: int, width: int, least: tuple[int, int]
     ) -> Pixels:
-        """A part of the image, at a half, quarter or eighth of its resolution where that is still
-        `least` (height, width) or more. The reduction is libjpeg's, in the frequency domain; at
-        full resolution the pixels are those of `pixels`."""
+        """A part of the image, at a half, quarter or eighth of its resolution if that is still at
+        least `least` (height, width). libjpeg reduces it in the frequency domain. At full
+        resolution, the pixels are the same as those of `pixels`."""
         factor = next((f for f in (8, 4, 2) if height >= f * least[0] and width >= f * least[1]), 1)
         rows = slice(top // factor, top // factor + height // factor)
         columns = slice(left // factor, left // factor + width // factor)
@@ -79,12 +79,12 @@ class EncodedJpeg:
         return self._decode(tall, wide)[rows, columns]
 
     def _down_to(self, bottom: int) -> Pixels | None:
-        """The image down to a row and a little more, or None where that cannot be had.
+        """The image from the top to a row, and a few rows more; None if that is not possible.
 
-        Most of the time goes into Huffman's code, which only ends where the image does: so the
-        decoder is told that this image ends after the row. It then complains about what follows.
+        Huffman decoding takes most of the time, and can only stop at the end of the image. So the
+        header gets a smaller height. The decoder then complains about the data that follows.
         """
-        rows = -(-(bottom + 8) // 16) * 16  # whole blocks, and what smooth upsampling looks at
+        rows = -(-(bottom + 8) // 16) * 16  # whole blocks, and rows that smooth upsampling reads
         if self.frame is None or rows >= self.shape[0] or b"\xff\xd9" not in self.data[-64:]:
             return None
         shorter = bytearray(self.data)
@@ -112,8 +112,8 @@ class EncodedJpeg:
 
 
 def _head(data: bytes) -> tuple[int | None, bytes]:
-    """Where the frame header of a sequential JPEG stands (ITU-T T.81, B.2.2), None for others; and
-    the EXIF before it."""
+    """The offset of the frame header of a sequential JPEG (ITU-T T.81, B.2.2), None for other
+    JPEGs; and the EXIF data before it."""
     at, exif = 2, b""
     while at + 4 <= len(data) and data[at] == 0xFF:
         marker = data[at + 1]
@@ -131,7 +131,7 @@ def _head(data: bytes) -> tuple[int | None, bytes]:
 def encoded(
     data: bytes | np.ndarray, channels: int, levels: Levels | None = None
 ) -> Pixels | EncodedJpeg:
-    """What `decode` gives, but a plain JPEG as it is, its size read from its head."""
+    """As `decode`, but a plain JPEG is not decoded: only its size is read from its header."""
     if not isinstance(data, bytes):
         numbers = data.dtype.kind in "buif" if levels else data.dtype == np.uint8
         if not numbers or data.ndim != 3:
@@ -161,5 +161,5 @@ def _upright(exif: bytes) -> bool:
         tags = Image.Exif()
         tags.load(exif)
         return tags.get(ORIENTATION, 1) == 1
-    except Exception:  # EXIF that is damaged turns nothing
+    except Exception:  # damaged EXIF is ignored
         return True

@@ -156,7 +156,7 @@ class Folder(Files):
         if empty:
             notes.append(f"{shown}: the class {empty[0]!r}{_and_more(empty)} has no images")
         if len(classes) == 1:
-            notes.append(f"{shown} holds one class alone, {classes[0]!r}")
+            notes.append(f"{shown} holds only one class, {classes[0]!r}")
         if len(left_out) > MOST_NOTES:
             notes.append(f"{shown}, {len(left_out):,} of its classes: {left_out_text(every)}")
         else:
@@ -200,8 +200,8 @@ def _place(rest: str, split: str, training: bool) -> _Place:
         refuse_crossed(top, others)
         chosen = choose(f"{shown} (CLASS/* without splits)", split, ("train", "val"), training)
         return _Place(top, chosen, False, chosen == "train")
-    there = splits if meaning(split) else [*splits, *others]
-    chosen = choose(shown, split, there, training)
+    existing = splits if meaning(split) else [*splits, *others]
+    chosen = choose(shown, split, existing, training)
     trains = (meaning(chosen) or ("train" if training else "val")) == "train"
     notes = passed_over(printable(top), chosen, splits)
     if splits and trains and others:
@@ -343,8 +343,8 @@ def _row(row: dict[str, Any], file: Path, line: int) -> Row:
     label is a number but not a finite one."""
     for column, value in row.items():
         if column is None or value is None or (column in ("image", "split") and not value.strip()):
-            what = "more columns than the first line" if column is None else f"no {column}"
-            raise UserError(f"{file}, line {line} has {what}")
+            problem = "more columns than the first line" if column is None else f"no {column}"
+            raise UserError(f"{file}, line {line} has {problem}")
     if "\0" in row["image"]:
         raise UserError(f"{file}, line {line}: {printable(row['image'])!r} is no file's name")
     classes = [name.strip() for name in row["label"].split(";") if name.strip()]

@@ -2,7 +2,7 @@
 
 from pathlib import PurePath
 
-HEAD = 32  # bytes that decide
+HEAD = 32  # first bytes, which decide the format
 
 # Format, as Pillow names it (NumPy's files are read without Pillow): usual endings of file names.
 # Pillow tries only these, because it starts programs for some others (Ghostscript for EPS).

@@ -10,16 +10,16 @@ from jaxtyping import Num, UInt8
 
 from vit_jax.errors import UserError
 
-FEW = 32  # of the 256 levels: an eighth
-BLOCK = 2**20  # values computed with at a time, in float64
+FEW = 32  # fewer of the 256 levels than this are worth a warning
+BLOCK = 2**20  # values that are converted at a time, in float64
 
 
 class DamagedImage(ValueError):
-    """The bytes are no whole image."""
+    """The bytes are not a whole image."""
 
 
 class NeedsRange(DamagedImage):
-    """The values have no range of their own, and the pipeline states none."""
+    """The type of the values has no range of its own, and the pipeline states none."""
 
     def __init__(self, dtype: np.dtype):
         kind = "floats" if dtype.kind == "f" else "integers"
@@ -32,14 +32,14 @@ class NeedsRange(DamagedImage):
 
 @dataclasses.dataclass(frozen=True)
 class Levels:
-    """The range of a file's values: one for all channels, or one each. Made by `between`."""
+    """The range of a file's values, for all channels or for each. `between` makes it."""
 
     low: tuple[float, ...]
     high: tuple[float, ...]
 
     @classmethod
     def between(cls, low: Any, high: Any) -> "Levels":
-        """Each a number, or one for each channel. Raises ValueError for what is no range."""
+        """Each end is a number, or one for each channel. Raises ValueError if they are no range."""
         lows, highs = _numbers("low", low), _numbers("high", high)
         count = max(len(lows), len(highs))
         if {len(lows), len(highs)} - {1, count}:
@@ -51,7 +51,7 @@ class Levels:
         return cls(lows, highs)
 
     def check(self, channels: int) -> None:
-        """Raises UserError where there is neither one range nor one for each channel."""
+        """Raises UserError unless there is one range, or one for each channel."""
         if len(self.low) not in (1, channels):
             raise UserError(
                 f"decode(low, high) of the pipeline has {len(self.low)} ranges, the images have "
@@ -61,9 +61,9 @@ class Levels:
     def eight_bits(
         self, values: Num[np.ndarray, "height width channels"]
     ) -> UInt8[np.ndarray, "height width channels"]:
-        """Value v becomes round(255 (v - low) / (high - low)), what lies beyond the range its end.
+        """Value v becomes round(255 (v - low) / (high - low)), clipped to 0 … 255.
 
-        Raises DamagedImage where a value is not a number.
+        Raises DamagedImage if a value is not a number.
         """
         self.check(values.shape[-1])
         low, high = np.array(self.low), np.array(self.high)
@@ -77,14 +77,14 @@ class Levels:
 
 
 def blocks(values: np.ndarray) -> list[slice]:
-    """Rows of an image that hold about `BLOCK` values, or one row."""
+    """Slices of rows that hold about `BLOCK` values, or one row, for a whole image."""
     rows = max(1, BLOCK // max(1, values[0].size))
     return [slice(top, top + rows) for top in range(0, len(values), rows)]
 
 
 def eight_bits(values: np.ndarray, levels: Levels | None) -> np.ndarray:
-    """Pixels of a file's values. 8 bits are in their range already. Without a range, 16 unsigned
-    bits become their upper eight; other values raise NeedsRange."""
+    """Pixels of a file's values. 8 bits stay as they are. Without a range, 16 unsigned bits become
+    their upper eight, and other values raise NeedsRange."""
     if values.dtype == np.uint8:
         return values
     if levels is not None:
@@ -95,8 +95,8 @@ def eight_bits(values: np.ndarray, levels: Levels | None) -> np.ndarray:
 
 
 def unused(dtype: np.dtype, least: np.ndarray, most: np.ndarray, levels: Levels | None) -> str:
-    """What to say of values of more than 8 bits that lie between `least` and `most` [channels],
-    of which decoding makes few levels; empty where it makes enough, or has to refuse them."""
+    """A warning if decoding makes few levels of values between `least` and `most` [channels];
+    empty if it makes enough, or if the values have 8 bits."""
     ends = np.stack([least, most])[:, None].astype(dtype)
     pixels = eight_bits(ends, levels).astype(int)
     if dtype == np.uint8 or (pixels[1] - pixels[0]).max() >= FEW:
@@ -112,9 +112,9 @@ def _numbers(name: str, value: Any) -> tuple[float, ...]:
     each = tuple(value) if isinstance(value, list | tuple) else (value,)
     try:
         if each and not any(isinstance(v, bool) or not isinstance(v, numbers.Real) for v in each):
-            found = tuple(map(float, each))
-            if all(map(math.isfinite, found)):
-                return found
+            floats = tuple(map(float, each))
+            if all(map(math.isfinite, floats)):
+                return floats
     except OverflowError:
         pass
     raise ValueError(f"{name} is a finite number, or one for each channel, not {value!r}")

@@ -113,11 +113,11 @@ def tfds_splits(rest: str) -> list[str]:
 
 
 def prepared_builder(rest: str) -> Any:
-    """TFDS's builder of a data set on this machine; None of another one. Raises UserError: it is
+    """TFDS's builder of a data set on this machine; None if it is not here. Raises UserError: it is
     damaged, or names features that are not TFDS's own."""
     folder = prepared_folder(rest)
-    own = rest.partition(".")[0] if names_builder(rest) else ""
-    return None if folder is None else open_builder(f"tfds:{rest}", folder, own)
+    package = rest.partition(".")[0] if names_builder(rest) else ""
+    return None if folder is None else open_builder(f"tfds:{rest}", folder, package)
 
 
 def tfds_root() -> Path:

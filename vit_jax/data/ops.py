@@ -27,12 +27,12 @@ cv2.setNumThreads(0)  # the pipeline's threads are the parallelism
 
 Size = int | tuple[int, int] | None
 LOG_ASPECT = math.log(4 / 3)
-MOST_RESIZED = 2**24  # pixels; larger results of `resize_small` are cut where they are strips
-STRIP = 32  # and a strip is longer than this many times its width
+MOST_RESIZED = 2**24  # pixels; `resize_small` cuts strips whose result would be larger
+STRIP = 32  # a strip is longer than this many times its width
 
 OPS: dict[str, Callable] = {}
-RANDOM: set[str] = set()  # those that draw from `rng`; evaluation refuses them
-ENCODED: set[str] = set()  # those that take an EncodedJpeg too, and decode what they need of it
+RANDOM: set[str] = set()  # operations that draw from `rng`; evaluation refuses them
+ENCODED: set[str] = set()  # operations that also take an EncodedJpeg, and decode a part of it
 
 
 def op(*, random: bool = False, encoded: bool = False) -> Callable[[Callable], Callable]:
@@ -55,13 +55,13 @@ def _pair(size: Size, default: tuple[int, int]) -> tuple[int, int]:
     return (size, size) if isinstance(size, int) else (size[0], size[1])
 
 
-# Pillow's filters, antialiased where the image shrinks: those of PyTorch's code bases.
+# Pillow's filters, which PyTorch's code bases use. They antialias if the image shrinks.
 FILTERS = {
     "nearest": Image.Resampling.NEAREST, "bilinear": Image.Resampling.BILINEAR,
     "bicubic": Image.Resampling.BICUBIC, "lanczos": Image.Resampling.LANCZOS,
     "area": Image.Resampling.BOX, "hamming": Image.Resampling.HAMMING,
 }  # fmt: skip
-# The same without antialiasing, at pixel centres.
+# The same filters without antialiasing, at pixel centres.
 POINTS = {"nearest": cv2.INTER_NEAREST_EXACT, "bilinear": cv2.INTER_LINEAR,
           "bicubic": cv2.INTER_CUBIC, "lanczos": cv2.INTER_LANCZOS4}  # fmt: skip
 
@@ -75,7 +75,7 @@ def _by_cv2(image: np.ndarray, height: int, width: int, filter_: int) -> np.ndar
 def _resize(
     image: np.ndarray, height: int, width: int, how: str | None = None, antialias: bool = True
 ) -> np.ndarray:
-    """Bilinear, or by area where the image shrinks; or with one of `FILTERS`."""
+    """Resizes with one of `FILTERS`; by default by area if the image shrinks, else bilinear."""
     if how is not None and how not in (FILTERS if antialias else POINTS):
         raise ValueError(f"how is one of {', '.join(FILTERS if antialias else POINTS)}")
     if image.shape[:2] == (height, width):
@@ -95,8 +95,8 @@ def _resize(
 
 
 def _resize_for_training(image: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Bilinear, after averaging blocks of whole pixels where the image shrinks twofold or more:
-    a fifth of the time of averaging exact areas."""
+    """Bilinear. If the image shrinks to a half or less, blocks of whole pixels are averaged first.
+    That takes a fifth of the time of averaging exact areas."""
     block = min(image.shape[0] // height, image.shape[1] // width)
     if block >= 2:
         tall, wide = image.shape[0] // block, image.shape[1] // block
@@ -118,10 +118,10 @@ def resize(
 def resize_small(
     image, rng, model_size, size: Size = None, how: str | None = None, antialias: bool = True
 ):
-    """Short side to `size` (1/0.875 of the model's, as in 256 for 224), aspect kept, the long side
-    cut to whole pixels as torchvision and Transformers do. Of a `size` (height, width) that is no
-    square, the smallest image that covers it, its sides rounded as timm does. Of a strip that would
-    be very large, the middle."""
+    """Resizes the short side to `size` (by default the model's size / 0.875: 256 for 224) and keeps
+    the aspect. The long side is rounded down, as in torchvision and Transformers. If `size` is
+    (height, width) and no square, the result is the smallest image that covers it, with its sides
+    rounded as in timm. A strip whose result would be very large is cut to its middle."""
     tall, wide = _pair(size, (int(model_size[0] / 0.875), int(model_size[1] / 0.875)))
     height, width = image.shape[:2]
     ratio = min(height / tall, width / wide)
@@ -135,16 +135,15 @@ def resize_small(
 
 
 def _middle(image: np.ndarray, height: int, width: int) -> np.ndarray:
-    """The image without as many rows and columns at either end as are too many, so that its
-    middle stays where it is."""
+    """Cuts rows and columns beyond `height` and `width` off both ends, the same number each."""
     top, left = max(0, image.shape[0] - height) // 2, max(0, image.shape[1] - width) // 2
     return image[top : image.shape[0] - top, left : image.shape[1] - left]
 
 
 @op()
 def central_crop(image, rng, model_size, size: Size = None, floor: bool = False):
-    """The middle `size`. The image must be as large. A border of half a pixel more is rounded to
-    the even one, as torchvision does; with `floor` cut, as Transformers do."""
+    """The middle part of `size`. The image must be as large. A border that ends in half a pixel is
+    rounded to even, as in torchvision; with `floor` down, as in Transformers."""
     height, width = _pair(size, model_size)
     borders = (max(image.shape[0] - height, 0), max(image.shape[1] - width, 0))
     top, left = (border // 2 if floor else round(border / 2) for border in borders)
@@ -153,13 +152,13 @@ def central_crop(image, rng, model_size, size: Size = None, floor: bool = False)
 
 @op(random=True)
 def random_crop(image, rng, model_size, size: Size = None, padding: int = 0):
-    """A random part of `size`, from the image with a black border of `padding` pixels."""
+    """A random part of `size` of the image, which first gets a black border of `padding` pixels."""
     height, width = _pair(size, model_size)
     if padding:
         image = np.pad(image, ((padding, padding), (padding, padding), (0, 0)))
     top, left = (
-        rng.integers(max(there - wanted, 0) + 1)
-        for there, wanted in zip(image.shape, (height, width), strict=False)
+        rng.integers(max(side - wanted, 0) + 1)
+        for side, wanted in zip(image.shape, (height, width), strict=False)
     )
     return image[top : top + height, left : left + width]
 
@@ -169,7 +168,7 @@ def inception_crop(
     image, rng, model_size, size: Size = None, area_min: float = 0.05, area_max: float = 1.0
 ):
     """A random part of `area_min` … `area_max` of the image, aspect 3/4 … 4/3, resized to
-    `size` (arXiv 1409.4842, section 6). The central square where ten draws do not fit. A JPEG much
+    `size` (arXiv 1409.4842, section 6). If ten draws do not fit, the central square. A JPEG much
     larger than `size` is decoded at a half, quarter or eighth of its resolution."""
     if not 0 < area_min <= area_max <= 1:
         raise ValueError(f"areas {area_min} … {area_max} are not in 0 … 1")
@@ -192,13 +191,13 @@ def inception_crop(
 
 @op(random=True)
 def flip_lr(image, rng, model_size):
-    """Mirrors left and right with probability one half."""
+    """Mirrors the image left to right with probability 1/2."""
     return cv2.flip(image, 1).reshape(image.shape) if rng.random() < 0.5 else image
 
 
 @op(random=True)
 def shift(image, rng, model_size, pixels: int = 1):
-    """Moves the image by up to `pixels` each way; what comes in is black."""
+    """Moves the image by up to `pixels` in each direction. New pixels are black."""
     padded = np.pad(image, ((pixels, pixels), (pixels, pixels), (0, 0)))
     top, left = rng.integers(2 * pixels + 1, size=2)
     return padded[top : top + image.shape[0], left : left + image.shape[1]]
@@ -206,7 +205,7 @@ def shift(image, rng, model_size, pixels: int = 1):
 
 @op(random=True)
 def rotate(image, rng, model_size, degrees: float = 10.0):
-    """Turns the image about its centre by up to `degrees` either way; corners are black."""
+    """Rotates the image about its centre by up to ± `degrees`. New pixels are black."""
     height, width = image.shape[:2]
     turn = cv2.getRotationMatrix2D(
         ((width - 1) / 2, (height - 1) / 2), rng.uniform(-degrees, degrees), 1.0
@@ -215,15 +214,15 @@ def rotate(image, rng, model_size, degrees: float = 10.0):
 
 
 def value_range(low: float = -1.0, high: float = 1.0):
-    """Pixels from 0 … 255 to `low` … `high`; the last in a pipeline, done on the device."""
+    """Maps pixels from 0 … 255 to `low` … `high`. It comes last, because the device does it."""
     if not (_finite(low) and _finite(high) and low < high):
         raise ValueError(f"low is a finite number less than high, not {low!r} and {high!r}")
     return -low / (high - low), 1 / (high - low)
 
 
 def normalise(mean: float | tuple[float, ...], std: float | tuple[float, ...]):
-    """Pixels in 0 … 1 less `mean`, over `std`, each one number or one a channel; the last in a
-    pipeline, done on the device."""
+    """(p / 255 - mean) / std for each pixel p. Both are one number, or one for each channel. It
+    comes last in a pipeline, because the device does it."""
     for name, value in (("mean", mean), ("std", std)):
         if wrong := not_shown_by(name, value):
             raise ValueError(wrong)
@@ -231,8 +230,8 @@ def normalise(mean: float | tuple[float, ...], std: float | tuple[float, ...]):
 
 
 def not_shown_by(name: str, value: Any) -> str:
-    """Why a value is no `mean` or `std` to show images by: a number or several, of which a std is
-    positive. Empty where it is one."""
+    """The reason why a value cannot be `mean` or `std`; empty if it can. It must be one or several
+    finite numbers, and a std must be positive."""
     each = value if isinstance(value, list | tuple) else [value]
     if each and all(_finite(v) and (name == "mean" or v > 0) for v in each):
         return ""
@@ -249,36 +248,36 @@ def _finite(value: Any) -> bool:
 def decode(
     low: float | tuple[float, ...] | None = None, high: float | tuple[float, ...] | None = None
 ):
-    """The pixels of a file, uint8 [height, width, channels]; always the first. With `low` and
-    `high`, one number or one a channel, values of more than 8 bits become
-    round(255 (v - low) / (high - low)), cut to 0 … 255; files of 8 bits stay as they are."""
+    """The pixels of a file, uint8 [height, width, channels]. It always comes first. With `low` and
+    `high` (one number, or one for each channel), values of more than 8 bits become
+    round(255 (v - low) / (high - low)), clipped to 0 … 255. Files of 8 bits stay as they are."""
     return None if low is None and high is None else Levels.between(low, high)
 
 
-# How images are shown to the model: functions to (mean, std), as data.mean and data.std have them.
+# Last operations, which the device does: functions that return (mean, std), as in data.mean.
 SHOWN: dict[str, Callable] = {"value_range": value_range, "normalise": normalise}
 
 
 @dataclasses.dataclass(frozen=True)
 class Pipeline:
-    """A parsed pipeline string. Call it with (image, rng); `random` says whether it draws."""
+    """A parsed pipeline string, called with (image, rng). `random`: whether it draws from `rng`."""
 
     text: str
     steps: tuple[Callable, ...]
     random: bool
     encoded: bool = False  # the first operation takes an EncodedJpeg
     levels: Levels | None = None  # the range of values of more than 8 bits
-    shown: tuple[Any, Any] | None = None  # mean and std, where the text says them
+    shown: tuple[Any, Any] | None = None  # mean and std, if the text states them
 
     def open(self, image: bytes | np.ndarray, channels: int) -> np.ndarray | EncodedJpeg:
-        """What a source gives, as the pipeline takes it. Raises DamagedImage and UserError, as
+        """Prepares the image of a source for a call. Raises DamagedImage and UserError, as
         `decode` does."""
         return encoded(image, channels, self.levels)
 
     def __call__(
         self, image: np.ndarray | EncodedJpeg, rng: np.random.Generator | None
     ) -> np.ndarray:
-        """uint8 [H, W, C] of an image or of an encoded one. Raises DamagedImage."""
+        """The pixels after all operations, uint8 [H, W, C]. Raises DamagedImage."""
         if isinstance(image, EncodedJpeg) and not self.encoded:
             image = image.pixels()
         for step in self.steps:
@@ -293,16 +292,16 @@ def parse(
     imports: bool = False,
     channels: int | None = None,
 ) -> Pipeline:
-    """The pipeline that `text` names. `decode` comes first and is done by the reader.
+    """Parses a pipeline. `decode` comes first; `Pipeline.open` does it.
 
     Args:
-      channels: the model's, which the ranges of `decode(low, high)` are compared with.
+      channels: of the model, to check the number of ranges in `decode(low, high)`.
       imports: whether an operation may be one of the user's own, named by its import path,
         `my_package.my_module:NAME(…)`. True for text that the user wrote; False for text from a
         file, which could run any code otherwise.
 
-    Raises UserError: an unknown operation (with the nearest), one that must not be imported, or
-      arguments that it does not take.
+    Raises UserError: an unknown operation (with the nearest names), one that must not be imported,
+      or arguments that it does not take.
     """
     parts = list(calls.split(text))
     if not parts or calls.name_of(parts[0]) != "decode":
@@ -310,7 +309,7 @@ def parse(
     try:
         arguments, options = calls.arguments_of(parts[0])
         levels = decode(*arguments, **options)
-    except Exception as error:  # whatever Python makes of such arguments
+    except Exception as error:  # wrong arguments may raise anything
         raise _misused(parts[0], decode, error) from error
     if levels is not None and channels is not None:
         levels.check(channels)
@@ -339,10 +338,10 @@ def parse(
             if not of_image:
                 shown = function(*arguments, **options)
                 continue
-            made = function(blank, np.random.default_rng(0), model_size, *arguments, **options)
-            if made.ndim != blank.ndim or not made.size or made.dtype != np.uint8:
-                raise ValueError(f"makes an image of {made.dtype}, of shape {made.shape}")
-        except Exception as error:  # whatever an operation does with arguments it cannot use
+            result = function(blank, np.random.default_rng(0), model_size, *arguments, **options)
+            if result.ndim != blank.ndim or not result.size or result.dtype != np.uint8:
+                raise ValueError(f"makes an image of {result.dtype}, of shape {result.shape}")
+        except Exception as error:  # an operation may raise anything about its arguments
             raise _misused(part, function, error) from error
         steps.append(functools.partial(_call, name, model_size, arguments, options))
         draws = draws or name in RANDOM or name not in OPS
@@ -351,7 +350,7 @@ def parse(
 
 
 def _misused(part: str, function: Callable, error: Exception) -> UserError:
-    """The line for arguments that an operation cannot use."""
+    """The error for arguments that an operation cannot use."""
     wants = list(map(str, inspect.signature(function).parameters.values()))
     of_image = function not in (decode, *SHOWN.values())
     name, takes = calls.name_of(part), ", ".join(wants[3 if of_image else 0 :])

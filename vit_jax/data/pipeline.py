@@ -30,29 +30,29 @@ from vit_jax.data.sources import Mixture
 from vit_jax.errors import RESTART, Stopped, UserError
 
 Batch = dict[str, Any]
-MAX_DAMAGED = 100  # in a row
-SAMPLE = 32  # images whose values are looked at before training
+MAX_DAMAGED = 100  # damaged images in a row
+SAMPLE = 32  # images whose values are checked before training
 PART = 8  # rows that a thread fills at a time
-POLL = 0.001  # seconds between two looks at the devices while no batch is there
+POLL = 0.001  # seconds between two checks of the devices, while no batch is ready
 
 
 class Entries(Protocol):
-    """What a task keeps of an example beside its image (tasks/task.py)."""
+    """What a task keeps of an example besides its image (tasks/task.py)."""
 
     @property
     def filler(self) -> dict[str, np.ndarray]:
-        """Entry -> what stands in a row that counts for nothing, of every row's shape and dtype."""
+        """The entries of an empty row, name -> array. Every row has these shapes and dtypes."""
 
     def row(self, example: dict[str, Any], name: Callable[[], str]) -> dict[str, Any]:
-        """The entries of an example of the source, which `name` names in messages."""
+        """The entries of an example. `name` returns its name for messages."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Prepare(grain.transforms.RandomMap):
     """Example number of the source -> decoded, augmented, checked example.
 
-    `damaged` is the number of a damaged image met on the way, or -1. In training the next image
-    takes its place; in evaluation it is masked out.
+    `damaged` is the number of a damaged image that was read, or -1. In training, the next image
+    takes its place. In evaluation, its row is empty.
     """
 
     source: Source
@@ -100,17 +100,17 @@ class Prepare(grain.transforms.RandomMap):
         return self.random_map(element, None)
 
     def filler(self) -> Batch:
-        """What stands in a row that counts for nothing."""
+        """An empty row, which does not count."""
         image = np.zeros(self.shape, np.uint8)
         counts = {"id": np.int64(-1), "damaged": np.int64(-1)}
         return {"image": image, **self.entries.filler, **counts}
 
 
 def check_depth(source: Source, pipeline: Pipeline, channels: int) -> str:
-    """What to say where images have more than 8 bits and decoding keeps little of their values;
-    empty otherwise. Looks at one image, and if that has more than 8 bits, at `SAMPLE` of them.
+    """A warning if images have more than 8 bits and decoding makes few levels of their values; else
+    empty. Reads one image, and if that has more than 8 bits, `SAMPLE` images.
 
-    Raises UserError where the first image cannot be decoded without a range.
+    Raises UserError if an image cannot be decoded without a range.
     """
     least, most, dtype = np.full(channels, np.inf), np.full(channels, -np.inf), None
     for index in np.unique(np.linspace(0, len(source) - 1, SAMPLE).astype(int)).tolist():
@@ -119,7 +119,7 @@ def check_depth(source: Source, pipeline: Pipeline, channels: int) -> str:
             eight_bits(values[:1, :1], pipeline.levels)
         except NeedsRange as error:
             raise UserError(f"{source.describe(index)}: {error}") from error
-        except (DamagedImage, OSError, UserError):  # training says what is wrong with it
+        except (DamagedImage, OSError, UserError):  # training reports what is wrong
             continue
         if dtype is None and values.dtype == np.uint8:
             return ""
@@ -132,12 +132,12 @@ def check_depth(source: Source, pipeline: Pipeline, channels: int) -> str:
 
 
 class Batches:
-    """The batches of a run's next steps, of which this process makes the rows that its devices
-    hold: dicts of arrays with a first axis of [rows].
+    """The batches of a run's next steps: dicts of arrays with a first axis of [rows]. This process
+    only makes the rows that its devices hold.
 
-    Iterate over it, two batches being in the making at a time, so that no thread waits for the
-    slowest image of one; with workers, each of them makes whole batches, so that their content does
-    not depend on how many there are. Or take batch k by its number, as Grain does.
+    Iterating makes two batches at a time, so that no thread waits for the slowest image of a batch.
+    With workers, each worker makes whole batches, so that the content does not depend on their
+    number. Grain reads batch k as `batches[k]`.
     """
 
     def __init__(
@@ -152,7 +152,7 @@ class Batches:
         return self.steps
 
     def __getitem__(self, step: int) -> Batch:
-        empty = SharedMemoryArray if self.workers else np.empty  # which Grain passes on uncopied
+        empty = SharedMemoryArray if self.workers else np.empty  # Grain does not copy shared memory
         batch: Batch = {
             name: empty((len(self.rows), *value.shape), value.dtype)
             for name, value in self.filler.items()
@@ -180,7 +180,7 @@ class Batches:
 
     @property
     def dataset(self) -> grain.IterDataset:
-        """The batches in order, made in the background."""
+        """The batches in order. They are made in the background."""
         dataset = grain.MapDataset.source(self)
         if not self.workers:
             return dataset.to_iter_dataset(grain.ReadOptions(num_threads=2, prefetch_buffer_size=2))
@@ -188,9 +188,9 @@ class Batches:
 
         if not flags.FLAGS.is_parsed():
             flags.FLAGS.mark_as_parsed()  # Grain's workers ask for them
-        one = grain.ReadOptions(num_threads=1, prefetch_buffer_size=1)
+        read_options = grain.ReadOptions(num_threads=1, prefetch_buffer_size=1)
         options = grain.MultiprocessingOptions(num_workers=self.workers, per_worker_buffer_size=2)
-        return dataset.to_iter_dataset(one).mp_prefetch(
+        return dataset.to_iter_dataset(read_options).mp_prefetch(
             options, worker_init_fn=_live_as_long_as_the_run
         )
 
@@ -198,7 +198,7 @@ class Batches:
         return iter(self.dataset)
 
     def close(self) -> None:
-        """Ends the threads; a batch that is in the making fails."""
+        """Ends the threads. A batch that is being made fails."""
         if self._threads:
             self._threads.shutdown(cancel_futures=True)
 
@@ -215,7 +215,7 @@ def train_batches(
 ) -> Batches:  # fmt: skip
     """Batches of the next `steps` steps of a run that has seen `examples_seen` examples.
 
-    Every epoch has each example once, in an order of its own. A batch has `image` uint8
+    Every epoch has each example once, in a new order. A batch has `image` uint8
     [rows, H, W, C], `id` and `damaged` int64 [rows], and the task's entries.
     """
     prepare = Prepare(source, pipeline, shape, entries, training=True)
@@ -226,7 +226,7 @@ def train_batches(
 
 
 def _order(source: Source, seed: int) -> grain.MapDataset:
-    """Numbers of examples, epoch after epoch; of a mixture with weights, drawn by their shares."""
+    """Numbers of examples, epoch after epoch. A mixture draws from its sources by their weights."""
 
     def shuffled(first: int, end: int) -> grain.MapDataset:
         return grain.MapDataset.range(first, end).seed(seed).shuffle().repeat()
@@ -242,8 +242,8 @@ def eval_batches(
     source: Source, pipeline: Pipeline, shape: tuple[int, int, int], entries: Entries, *,
     batch_size: int, rows: np.ndarray, threads: int, workers: int = 0,
 ) -> Batches:  # fmt: skip
-    """Batches that hold every example once, in order; the last one is filled up with rows
-    of id -1."""
+    """Batches that hold every example once, in order. The last one is filled up with empty rows,
+    whose id is -1."""
     if pipeline.random:
         raise UserError(f"data.eval.pipeline {pipeline.text!r} is random: evaluation is not")
     prepare = Prepare(source, pipeline, shape, entries, training=False)
@@ -254,8 +254,8 @@ def eval_batches(
 
 
 def _live_as_long_as_the_run(worker: int, workers: int) -> None:
-    """A terminal sends Ctrl-C to the workers too, and a scheduler SIGTERM; they must feed the run
-    until it has saved. They end when it does, however it ended, and shared memory with them."""
+    """Makes a worker ignore Ctrl-C and SIGTERM, which terminals and schedulers send to it, too: the
+    run needs batches until it has saved. The worker ends when the run has ended in any way."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
 
@@ -268,9 +268,9 @@ def _live_as_long_as_the_run(worker: int, workers: int) -> None:
 
 
 class OnDevice:
-    """Iterates over (host part, device part) of batches, `prefetch` of them on the way in the
-    background. The host part has this process's `id` and `damaged`; the device part is global and
-    sharded, its numbers int32."""
+    """Iterates over (host part, device part) of batches. `prefetch` batches are prepared in the
+    background. The host part has `id` and `damaged` of this process's rows. The device part is the
+    global batch, sharded, with both as int32."""
 
     def __init__(self, batches: Batches, sharding: NamedSharding, prefetch: int = 2):
         def put(batch: Batch) -> tuple[Batch, Batch]:
@@ -296,7 +296,7 @@ class OnDevice:
         return self
 
     def wait(self, idle: Callable[[], bool]) -> None:
-        """Returns when the next batch is there, or none is and `idle()` holds."""
+        """Returns when the next batch is ready, or `idle()` is true."""
         while not self._there and not idle():
             self._there = self._made.acquire(timeout=POLL)
 
@@ -308,15 +308,15 @@ class OnDevice:
                 raise
             dead = [f"process {p.pid}" for p in self._workers if p.exitcode is not None]
             raise Stopped(
-                f"a data worker was killed ({', '.join(dead) or 'at once'}); if that was for want "
-                "of memory, take fewer --config.data.workers. Start again: the run goes on from "
-                "its last checkpoint",
+                f"a data worker was killed ({', '.join(dead) or 'at once'}); if "
+                "memory was too small, take fewer --config.data.workers. Start again: the run goes "
+                "on from its last checkpoint",
                 RESTART,
             ) from error
         if not self._there:
             self._made.acquire()
         self._there = False
-        if len(self._workers) < self._batches.workers:  # they start one after the other
+        if len(self._workers) < self._batches.workers:  # they start one by one
             self._workers = multiprocessing.active_children()
         return batch
 

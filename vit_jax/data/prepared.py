@@ -145,13 +145,13 @@ def _check_features(name: str, file: Path, own: str) -> None:
 
 def _classes(features: Any) -> Iterator[str]:
     """Every class that the JSON of features names, also in JSON inside its texts."""
-    left = [features]
-    while left:
-        value = left.pop()
+    values = [features]
+    while values:
+        value = values.pop()
         if isinstance(value, list):
-            left += value
+            values += value
         elif isinstance(value, dict):
-            left += [inside for inside in value.values() if not isinstance(inside, str)]
+            values += [inside for inside in value.values() if not isinstance(inside, str)]
             yield from (value[key] for key in _CLASS_KEYS if isinstance(value.get(key), str))
             with contextlib.suppress(KeyError, TypeError, ValueError, RecursionError):
-                left.append(json.loads(value["json"]))
+                values.append(json.loads(value["json"]))

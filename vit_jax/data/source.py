@@ -5,8 +5,8 @@ from typing import Any
 
 import numpy as np
 
-PADDING = -1  # label of a row that only fills a batch up
-NO_LABEL = -2  # fills the places of an example that has fewer labels than others
+PADDING = -1  # label of an empty row, which fills up a batch
+NO_LABEL = -2  # fills up the labels of an example that has fewer than others
 
 
 class Source:
@@ -47,7 +47,7 @@ class Facts:
 
     @classmethod
     def of(cls, source: Source) -> "Facts":
-        """Those of a source that is here."""
+        """The facts of an open source."""
         return cls(len(source), len(source.classes), source.channels, source.max_labels)
 
 
@@ -72,13 +72,13 @@ class Subset(Source):
     def of_each_class(cls, source: Source, count: int) -> "Subset":
         """`count` examples of each class, or all if there are fewer, in a random order that is
         always the same. Reads examples until there are enough."""
-        left = np.full(len(source.classes), count)
+        missing = np.full(len(source.classes), count)
         chosen = []
         for index in np.random.default_rng(0).permutation(len(source)):
             label = int(source[int(index)]["label"])
-            if left[label] > 0:
-                left[label] -= 1
+            if missing[label] > 0:
+                missing[label] -= 1
                 chosen.append(index)
-                if not left.any():
+                if not missing.any():
                     break
         return cls(source, np.array(chosen))

@@ -57,8 +57,8 @@ def open_source(spec: str, split: str, classes: list[str] | None = None, **optio
     elif "." in kind:
         source = ByImportPath(spec, split)
     else:
-        own = "; one of your own is my_package.my_module:NAME" if rest.isidentifier() else ""
-        raise UserError(f"unknown data source {spec!r}: {nearest(kind, KINDS)}{own}")
+        hint = "; one of your own is my_package.my_module:NAME" if rest.isidentifier() else ""
+        raise UserError(f"unknown data source {spec!r}: {nearest(kind, KINDS)}{hint}")
     if classes is not None and source.classes != classes:
         raise UserError(
             f"{spec} has other classes ({len(source.classes)}) than the training data "
@@ -146,7 +146,7 @@ class Mixture(Source):
         example, numbers = self.sources[which][inside], self._labels[which]
         label = example["label"]
         several = isinstance(label, Sequence | np.ndarray)
-        return example | {"label": [numbers[own] for own in label] if several else numbers[label]}
+        return example | {"label": [numbers[n] for n in label] if several else numbers[label]}
 
     def describe(self, index: int) -> str:
         which, inside = self._find(index)
@@ -211,8 +211,8 @@ class ByImportPath(Source):
             ) from error
 
     def describe(self, index: int) -> str:
-        own = getattr(self.source, "describe", None)
-        return own(index) if own else super().describe(index)
+        describe = getattr(self.source, "describe", None)
+        return describe(index) if describe else super().describe(index)
 
 
 Splits = Sequence[str] | Callable[[str], Sequence[str]]

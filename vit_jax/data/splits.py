@@ -16,7 +16,7 @@ ALIASES = {
     "test": ("test", "testing"),
 }
 _MEANING = {alias: split for split, aliases in ALIASES.items() for alias in aliases}
-ENOUGH = 100  # held-out images; with fewer, a note says that choosing a checkpoint is chance
+ENOUGH = 100  # held-out images; with fewer, a note warns that they choose checkpoints by chance
 _LISTED = 50
 
 

@@ -239,7 +239,7 @@ def _array(data: bytes, _: str, channels: int, deep: bool) -> Values:
     file = io.BytesIO(data)
     try:
         shape, by_column, dtype = numpy_header(file)
-    except Exception as error:  # whatever NumPy makes of such bytes
+    except Exception as error:  # NumPy may raise anything
         reason = str(error).partition("\n")[0][:200] or type(error).__name__
         raise DamagedImage(f"no whole NumPy file: {printable(reason)}") from error
     is_image = len(shape) in (2, 3) and all(isinstance(side, int) and side > 0 for side in shape)
@@ -251,11 +251,11 @@ def _array(data: bytes, _: str, channels: int, deep: bool) -> Values:
     if dtype.newbyteorder("=") not in (np.uint8, np.uint16) and not deep:
         raise NeedsRange(dtype)
     check_size(shape[0], shape[1])
-    count, there = math.prod(shape), len(data) - file.tell()
-    if count * dtype.itemsize > there:
+    count, available = math.prod(shape), len(data) - file.tell()
+    if count * dtype.itemsize > available:
         raise DamagedImage(
             f"no whole NumPy file: its head claims {count * dtype.itemsize:,} bytes of pixels, "
-            f"{there:,} are there"
+            f"{available:,} are there"
         )
     values = np.frombuffer(data, dtype, count, file.tell())
     values = values.reshape(shape, order="F" if by_column else "C")

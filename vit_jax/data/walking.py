@@ -140,8 +140,8 @@ def _is_folder(entry: os.DirEntry) -> bool:
 
 
 class _Entered:
-    """The folders that a walk must not enter again: those above its root, and those it has entered.
-    Nothing is looked up before the walk meets the first folder inside its root."""
+    """The folders that a walk must not enter: its root, those above it, and those it has entered.
+    The first two are only looked up when the walk meets a folder inside its root."""
 
     def __init__(self, root: str):
         self._root = root

@@ -15,13 +15,13 @@ from jaxtyping import Array
 from vit_jax.data.source import NO_LABEL
 from vit_jax.models import Model
 
-Rows = dict[str, np.ndarray]  # of a split's examples, a row each
-BINS = 15  # of confidence, for the calibration error
+Rows = dict[str, np.ndarray]  # name -> values, one row for each example of a split
+BINS = 15  # intervals of confidence, for the calibration error
 
 
 def make_eval_step(model: Model, scores: bool = False, gather: Callable | None = None) -> Callable:
-    """(params, batch) -> a value a row: `label`, `ahead` (classes ranked before the label), `nll`,
-    `predicted`, `confidence`; with `scores` all `scores` [B, classes] too.
+    """A function (params, batch) -> `label`, `ahead` (how many classes rank before the label),
+    `nll`, `predicted` and `confidence` of each row; with `scores` also the logits, `scores`.
 
     Of several labels, the one that ranks highest counts, and the loss is that of the sigmoid.
     `gather` as in `Model.apply`.
@@ -33,8 +33,8 @@ def make_eval_step(model: Model, scores: bool = False, gather: Callable | None =
         logits, _ = model.apply(params, images, gather=gather)
         of_labels = jnp.take_along_axis(logits, jnp.maximum(labels, 0), axis=-1)
         wanted = jnp.max(jnp.where(labels < 0, -jnp.inf, of_labels), axis=-1, keepdims=True)
-        # The rank among logits; ties count against, so that constant logits score nothing, and so
-        # does what is not a number, which is ahead of nothing and behind nothing.
+        # Equal logits rank before the label, so that constant logits score nothing. So do NaNs,
+        # because no comparison with them is true.
         ahead = jnp.sum(~(logits < wanted), axis=-1) - 1
         if batch["label"].ndim == 2:
             ahead = jnp.where(jnp.any(labels >= 0, axis=-1), ahead, logits.shape[-1])
@@ -53,53 +53,52 @@ def make_eval_step(model: Model, scores: bool = False, gather: Callable | None =
 
 
 def metrics(rows: Rows) -> dict[str, float]:
-    """`accuracy`, `top5_accuracy`, `loss` and `examples`; of one label each also
-    `class_accuracy` (the mean over classes) and `ece`; of several, with `scores`, also `map`."""
+    """`accuracy`, `top5_accuracy`, `loss` and `examples`. If each example has one label, also
+    `class_accuracy` (the mean over classes) and `ece`; if several and with `scores`, also `map`."""
     count = len(rows["label"])
     if not count:
         return {"accuracy": 0.0, "top5_accuracy": 0.0, "loss": 0.0, "examples": 0}
     correct = rows["ahead"] < 1
-    found = {
+    measured = {
         "accuracy": float(correct.mean()),
         "top5_accuracy": float((rows["ahead"] < 5).mean()),
         "loss": float(rows["nll"].astype(np.float64).mean()),
     }
     if rows["label"].ndim == 1:
-        right = np.bincount(rows["label"], correct)
-        each = np.bincount(rows["label"])
-        found["class_accuracy"] = float((right[each > 0] / each[each > 0]).mean())
-        found["ece"] = calibration_error(rows["confidence"], correct)
+        right, total = np.bincount(rows["label"], correct), np.bincount(rows["label"])
+        measured["class_accuracy"] = float((right[total > 0] / total[total > 0]).mean())
+        measured["ece"] = calibration_error(rows["confidence"], correct)
     elif "scores" in rows:
-        found["map"] = mean_average_precision(rows["scores"], rows["label"])
-    return found | {"examples": count}
+        measured["map"] = mean_average_precision(rows["scores"], rows["label"])
+    return measured | {"examples": count}
 
 
 def calibration_error(confidence: np.ndarray, correct: np.ndarray) -> float:
-    """Expected calibration error (arXiv 1706.04599, eq. 3) over `BINS` bins of equal width, each
-    open below."""
-    confidence = np.nan_to_num(confidence.astype(np.float64))  # of logits that are no numbers
+    """Expected calibration error (arXiv 1706.04599, eq. 3) over `BINS` bins of equal width. A
+    bin does not include its lower end."""
+    confidence = np.nan_to_num(confidence.astype(np.float64))  # if logits are NaN
     bins = np.clip(np.ceil(confidence * BINS) - 1, 0, BINS - 1).astype(int)
     gap = np.bincount(bins, correct, BINS) - np.bincount(bins, confidence, BINS)
     return float(np.abs(gap).sum() / len(correct))
 
 
 def mean_average_precision(scores: np.ndarray, labels: np.ndarray) -> float:
-    """The mean over the classes that occur of the average precision of their scores [N, classes];
-    labels [N, max_labels], below 0 where there is none."""
+    """The average precision of each class that occurs, averaged over these classes. `scores` are
+    [N, classes], `labels` [N, max_labels], filled with numbers below 0."""
     from sklearn.metrics import average_precision_score
 
-    there = np.zeros(scores.shape, bool)
+    has_label = np.zeros(scores.shape, bool)
     row, column = np.nonzero(labels >= 0)
-    there[row, labels[row, column]] = True
-    occurs = there.any(axis=0)
+    has_label[row, labels[row, column]] = True
+    occurs = has_label.any(axis=0)
     return float(
-        np.mean(average_precision_score(there[:, occurs], scores[:, occurs], average=None))
+        np.mean(average_precision_score(has_label[:, occurs], scores[:, occurs], average=None))
     )
 
 
 def within(rows: Rows, classes: np.ndarray) -> Rows:
-    """The rows of a split whose labels are some of the classes, of which alone the model may then
-    choose (ImageNet-A and -R: arXiv 1907.07174, 2006.16241). Needs `scores` and one label each."""
+    """The rows as if the model could only choose among some `classes`, which include all labels
+    (ImageNet-A and -R: arXiv 1907.07174, 2006.16241). Needs `scores` and one label each."""
     scores = np.full(rows["scores"].shape, -np.inf)
     scores[:, classes] = rows["scores"][:, classes]
     wanted = np.take_along_axis(scores, rows["label"][:, None], axis=-1)
@@ -115,25 +114,25 @@ def within(rows: Rows, classes: np.ndarray) -> Rows:
 
 
 def real_accuracy(predicted: np.ndarray, numbers: np.ndarray, labels: list[list[int]]) -> float:
-    """ReaL accuracy (arXiv 2006.07159, section 3): a prediction is right that is one of the image's
-    labels; images without any are left out. `numbers` are the images', from 0."""
+    """ReaL accuracy (arXiv 2006.07159, section 3): a prediction is right if it is one of the
+    image's labels. Images without labels are left out. `numbers` are the images', from 0."""
     right = [p in labels[n] for p, n in zip(predicted, numbers, strict=True) if labels[n]]
     return float(np.mean(right)) if right else 0.0
 
 
 @dataclasses.dataclass(frozen=True)
 class Confusion:
-    """Counts [class, predicted class], and the examples that were mistaken, the most confident
-    first."""
+    """Counts [class, predicted class], and the numbers of the wrongly classified examples, those
+    with the highest confidence first."""
 
     counts: np.ndarray
     mistakes: np.ndarray
 
     @classmethod
     def of(cls, rows: Rows, num_classes: int) -> "Confusion":
-        one = rows["label"] if rows["label"].ndim == 1 else rows["label"][:, 0]
-        known = one != NO_LABEL
+        labels = rows["label"] if rows["label"].ndim == 1 else rows["label"][:, 0]
+        known = labels != NO_LABEL
         counts = np.zeros((num_classes, num_classes), np.int64)
-        np.add.at(counts, (one[known], rows["predicted"][known]), 1)
+        np.add.at(counts, (labels[known], rows["predicted"][known]), 1)
         wrong = np.flatnonzero(rows["ahead"] >= 1)
         return cls(counts, wrong[np.argsort(-rows["confidence"][wrong], kind="stable")])

@@ -15,7 +15,7 @@ from vit_jax.errors import UserError
 from vit_jax.models import Model
 
 L2_GRID = tuple(2.0**power for power in range(-10, 21))
-BIAS = 100.0  # the constant feature, which the penalty then hardly touches
+BIAS = 100.0  # the constant feature; it is large, so that its weight is hardly penalised
 
 
 def make_feature_step(model: Model, gather: Callable | None = None) -> Callable:
@@ -30,7 +30,7 @@ def make_feature_step(model: Model, gather: Callable | None = None) -> Callable:
 
 
 def standardised(train: np.ndarray, test: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Both less the training features' mean, over their standard deviation."""
+    """Both sets of features with the training features' mean 0 and standard deviation 1."""
     train, test = train.astype(np.float64), test.astype(np.float64)
     mean, std = train.mean(axis=0), train.std(axis=0) + 1e-5
     return (train - mean) / std, (test - mean) / std
@@ -43,12 +43,12 @@ def few_shot(
     test_labels: np.ndarray,
     num_classes: int,
 ) -> tuple[float, float]:
-    """Accuracy of the regularised least-squares map from features to targets of -1 and 1, in closed
-    form (ViT paper, section 4.1), and its penalty, of `L2_GRID` the one with the smallest
-    leave-one-out error on the shots themselves: no test image is looked at to choose it."""
+    """Accuracy of regularised least squares from features to targets of -1 and 1, in closed form
+    (ViT paper, section 4.1), and the L2 penalty. The penalty is the one of `L2_GRID` with the
+    smallest leave-one-out error on the training images, so no test image influences it."""
     x, z = (np.pad(f, ((0, 0), (0, 1)), constant_values=BIAS) for f in standardised(train, test))
     y = 2.0 * np.eye(num_classes)[train_labels] - 1.0
-    # x = u s v: every penalty's solution, and its leave-one-out residuals, from one decomposition.
+    # x = u s v gives the solution and the leave-one-out residuals for every penalty.
     u, s, v = np.linalg.svd(x, full_matrices=False)
     projected = u.T @ y
     errors = []
@@ -72,9 +72,9 @@ def nearest(
     ks: Sequence[int] = (10, 20, 100, 200),
     temperature: float = 0.07,
 ) -> dict[int, float]:
-    """Accuracy by k nearest training images in cosine similarity, each voting exp(similarity /
-    temperature) for its class (arXiv 1805.01978, section 3.4); of every k that there are images
-    for."""
+    """Accuracy of k nearest neighbours by cosine similarity, for each k up to the number of
+    training images. A neighbour votes for its class with the weight exp(similarity / temperature)
+    (arXiv 1805.01978, section 3.4)."""
     train = train.astype(np.float64) / np.linalg.norm(train, axis=1, keepdims=True).clip(1e-12)
     test = test.astype(np.float64) / np.linalg.norm(test, axis=1, keepdims=True).clip(1e-12)
     ks = [k for k in ks if k <= len(train)] or [len(train)]
@@ -84,7 +84,7 @@ def nearest(
         similar = test[rows] @ train.T
         order = np.argsort(-similar, axis=1, kind="stable")[:, : max(ks)]
         near = np.take_along_axis(similar, order, axis=1)
-        votes = np.exp((near - near[:, :1]) / temperature)  # of which the ratios count
+        votes = np.exp((near - near[:, :1]) / temperature)  # only their ratios matter
         for k in ks:
             totals = np.zeros((len(order), num_classes))
             row = np.repeat(np.arange(len(order)), k)
@@ -101,17 +101,16 @@ def linear_probe(
     *,
     grid: Sequence[float] = (0.001, 0.01, 0.1, 1.0, 10.0),
 ) -> tuple[float, float]:
-    """Accuracy of multinomial logistic regression (scikit-learn's), and its C: of the grid, the one
-    that is best on every tenth training example, left out for that. The features are had in one
-    pass over the images, whatever the grid."""
+    """Accuracy of scikit-learn's multinomial logistic regression, and its C: the value of the grid
+    with the best accuracy on every tenth training example, which is held out for this choice."""
     from sklearn.linear_model import LogisticRegression
 
     if len(set(train_labels)) < 2:
-        raise UserError("evaluator linear_probe: its training split has one class alone")
+        raise UserError("evaluator linear_probe: its training split has only one class")
     x, z = standardised(train, test)
     held_out = np.arange(len(x)) % 10 == 9
     if not held_out.any() or len(set(train_labels[~held_out])) < 2:
-        held_out = np.zeros(len(x), bool)  # too few to choose by
+        held_out = np.zeros(len(x), bool)  # too few examples to choose C
 
     def fitted(c: float, rows: np.ndarray) -> LogisticRegression:
         return LogisticRegression(C=c, max_iter=1000).fit(x[rows], train_labels[rows])

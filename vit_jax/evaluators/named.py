@@ -18,16 +18,16 @@ from vit_jax.errors import UserError
 from vit_jax.evaluators import classification, frozen
 from vit_jax.evaluators.classification import Rows
 
-REAL_NUMBER = re.compile(r"_val_0*(\d+)")  # of a validation image of ImageNet, from 1, in its name
+REAL_NUMBER = re.compile(r"_val_0*(\d+)")  # an ImageNet validation image's number, from 1
 
 
 @dataclasses.dataclass(frozen=True)
 class Evaluator:
-    """What all of them take: the data (that of `data.eval`, where not given), how its images are
-    prepared, how often to measure, and a name for the metrics, `eval/NAME/METRIC`.
+    """The arguments of every evaluator: the data (by default that of `data.eval`), the pipeline of
+    its images, how often to measure, and the NAME in the metrics `eval/NAME/METRIC`.
 
-    Each has `measure(rows, names)`: the metrics of a split's rows; `names` are the examples', where
-    it wants them (`named`)."""
+    `measure(rows, names)` returns the metrics of a split's rows. `names` are the names of the
+    examples if `named`, else empty."""
 
     source: str | None = None
     split: str | None = None
@@ -37,10 +37,10 @@ class Evaluator:
     name: str | None = None
 
     kind: ClassVar[str]
-    named: ClassVar[bool] = False  # whether it wants the examples' names
+    named: ClassVar[bool] = False  # whether `measure` needs the examples' names
 
     def reads(self, source: Source) -> str:
-        """Which of the task's compiled steps it reads of a source's examples (`Task.judge`)."""
+        """The name of the task's compiled step (`Task.judge`) whose outputs it reads."""
         return "rows"
 
     def __post_init__(self) -> None:
@@ -58,23 +58,22 @@ class Evaluator:
 
 @dataclasses.dataclass(frozen=True)
 class Means(Evaluator):
-    """The mean of each number that the task says of a row: a task's evaluation, where it has no
-    other."""
+    """The mean of each of the step's outputs: the evaluation of a task that has no other one."""
 
     kind = "means"
 
     def measure(self, rows: Rows, names: list[str]) -> dict[str, float]:
-        found = {
+        means = {
             name: float(values.astype(np.float64).mean())
             for name, values in rows.items() if name not in ("id", "index")
         }  # fmt: skip
-        return found | {"examples": len(rows["index"])}
+        return means | {"examples": len(rows["index"])}
 
 
 @dataclasses.dataclass(frozen=True)
 class Classification(Evaluator):
-    """Accuracy, top-5, per class, calibration and loss, and mean average precision of several
-    labels. With `subset` the model may choose among the split's classes alone."""
+    """The metrics of `classification.metrics`. With `subset`, the model may only choose among the
+    classes that occur in the split."""
 
     subset: bool = False
     kind = "classification"
@@ -90,8 +89,8 @@ class Classification(Evaluator):
 
 @dataclasses.dataclass(frozen=True)
 class Real(Evaluator):
-    """ImageNet-ReaL (arXiv 2006.07159): `real_accuracy` on the 50,000 validation images by the
-    labels of the file `labels`, real.json."""
+    """ImageNet-ReaL (arXiv 2006.07159): `real_accuracy` on the 50,000 validation images. `labels`
+    is the file real.json."""
 
     labels: str | None = None
     kind = "real"
@@ -108,10 +107,10 @@ class Real(Evaluator):
     def measure(self, rows: Rows, names: list[str]) -> dict[str, float]:
         try:
             labels = json.loads(Path(str(self.labels)).expanduser().read_text(encoding="utf-8"))
-            found = [REAL_NUMBER.search(name) for name in names]
-            numbers = np.array([int(match[1]) - 1 for match in found if match])
+            matches = [REAL_NUMBER.search(name) for name in names]
+            numbers = np.array([int(match[1]) - 1 for match in matches if match])
             if len(numbers) < len(names):
-                name = names[found.index(None)]
+                name = names[matches.index(None)]
                 raise UserError(
                     f"evaluator real: {name!r} is no validation image of ImageNet "
                     "(ILSVRC2012_val_00000001.JPEG)"
@@ -126,8 +125,8 @@ class Real(Evaluator):
 
 @dataclasses.dataclass(frozen=True)
 class OfFeatures(Evaluator):
-    """On the frozen representation of a data set with classes of its own. It measures two splits:
-    `measure(train, test, num_classes)`."""
+    """An evaluator of frozen features on a data set with its own classes. It learns from one split
+    and measures another: `measure(train, test, num_classes)`."""
 
     train_split: str = "train"
 
@@ -135,16 +134,16 @@ class OfFeatures(Evaluator):
         return "features"
 
     def shots(self) -> int | None:
-        """Training examples of each class that are wanted; None for all."""
+        """How many training examples of each class are needed; None for all."""
         return None
 
 
-def _numbers(what: str, given: Any, kind: Any) -> None:
-    """Raises ValueError for what is no list of numbers above 0."""
-    several = given if isinstance(given, tuple | list) else ()
+def _numbers(name: str, value: Any, kind: Any) -> None:
+    """Raises ValueError if a value is no list of numbers above 0."""
+    several = value if isinstance(value, tuple | list) else ()
     right = [isinstance(n, kind) and not isinstance(n, bool) and n > 0 for n in several]
     if not right or not all(right):
-        raise ValueError(f"{what} is a list of numbers above 0, such as (5, 10)")
+        raise ValueError(f"{name} is a list of numbers above 0, such as (5, 10)")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -162,15 +161,15 @@ class FewShot(OfFeatures):
         return max(self.n)
 
     def measure(self, train: Rows, test: Rows, num_classes: int) -> dict[str, float]:
-        found = {}
+        accuracies = {}
         for n in self.n:
             chosen = first_of_each(train["label"], n)
             accuracy, _ = frozen.few_shot(
                 train["features"][chosen], train["label"][chosen],
                 test["features"], test["label"], num_classes,
             )  # fmt: skip
-            found[f"accuracy_{n}"] = accuracy
-        return found
+            accuracies[f"accuracy_{n}"] = accuracy
+        return accuracies
 
 
 @dataclasses.dataclass(frozen=True)
@@ -187,11 +186,11 @@ class Knn(OfFeatures):
         _numbers("temperature", (self.temperature,), int | float)
 
     def measure(self, train: Rows, test: Rows, num_classes: int) -> dict[str, float]:
-        found = frozen.nearest(
+        accuracies = frozen.nearest(
             train["features"], train["label"], test["features"], test["label"], num_classes,
             ks=self.k, temperature=self.temperature,
         )  # fmt: skip
-        return {f"accuracy_{k}": accuracy for k, accuracy in found.items()}
+        return {f"accuracy_{k}": accuracy for k, accuracy in accuracies.items()}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -225,16 +224,20 @@ def first_of_each(labels: np.ndarray, count: int) -> np.ndarray:
 
 
 def parse(text: str | None, kinds: dict[str, type[Evaluator]] = KINDS) -> list[Evaluator]:
-    """The evaluators that a string names, joined by `|`; a task has its own `kinds`.
+    """The evaluators that a string names, joined by `|`. Each task has its own `kinds`.
 
-    Raises UserError: no such evaluator (with the nearest), arguments that it does not take, two of
-    one name.
+    Raises UserError: an unknown evaluator (with the nearest names), arguments that it does not
+    take, or two evaluators with the same name.
     """
     hint = "write them as fewshot('folder:PATH')|knn('folder:PATH', every_steps=500)"
-    asked = calls.made(text, kinds, "evaluator", hint) if text else []
-    found = [dataclasses.replace(one, name=one.name or one.kind) for one in asked]
-    names = [str(one.name) for one in found]
+    parsed = calls.made(text, kinds, "evaluator", hint) if text else []
+    evaluators = [dataclasses.replace(e, name=e.name or e.kind) for e in parsed]
+    check_names([str(evaluator.name) for evaluator in evaluators])
+    return evaluators
+
+
+def check_names(names: list[str]) -> None:
+    """Raises UserError if two evaluators have the same name."""
     for name in names:
         if names.count(name) > 1:
             raise UserError(f"two evaluators are called {name!r}: give one of them name='…'")
-    return found

@@ -42,10 +42,10 @@ ATTENTION_POOL = (
 
 @jax.custom_jvp
 def softmax(scores: Float[Array, "... keys"]) -> Float[Array, "... keys"]:
-    """Softmax over the last axis whose derivative keeps the weights alone: dy = y (ds - <y, ds>).
+    """Softmax over the last axis. Its derivative needs only its result: dy = y (ds - <y, ds>).
 
-    `jax.nn.softmax` differentiates its exponential and its division apart, which keeps three
-    arrays of the scores' size for the backward pass where one is enough.
+    `jax.nn.softmax` differentiates its exponential and its division separately. So it keeps three
+    arrays of the scores' size for the backward pass, instead of one.
     """
     return jax.nn.softmax(scores, axis=-1)
 
@@ -65,9 +65,9 @@ def attend(
     rate: float = 0.0,
     key: Key[Array, ""] | None = None,
 ) -> tuple[Float[Array, "batch queries heads dim"], Float[Array, "batch heads queries keys"]]:
-    """softmax(q kᵀ / sqrt(dim)) v (eq. 6, 7) with dropout on the weights; returns weights too.
+    """softmax(q kᵀ / sqrt(dim)) v (eq. 6, 7), with dropout on the weights; and the weights.
 
-    Heads stand before tokens, so that each product of a head is over neighbouring numbers.
+    The axis of heads comes before that of tokens, so that each head's numbers are contiguous.
     """
     q = q * jnp.asarray(q.shape[-1] ** -0.5, q.dtype)
     scores = jnp.einsum("bhqd,bhkd->bhqk", q, k, preferred_element_type=jnp.float32)
@@ -78,8 +78,8 @@ def attend(
 
 @functools.cache
 def cudnn_refuses(tokens: int, head_dim: int, dtype: str, dropout: float = 0.0) -> str | None:
-    """Why cuDNN's fused attention cannot be used for such heads here; None where it can, forward
-    and backward, which is tried once."""
+    """The reason why cuDNN's fused attention cannot be used for such heads on this machine; None if
+    it can. The forward and the backward pass are tried once."""
     if jax.default_backend() != "gpu":
         return "there is no NVIDIA GPU"
     if jnp.dtype(dtype).itemsize != 2:
@@ -93,13 +93,13 @@ def cudnn_refuses(tokens: int, head_dim: int, dtype: str, dropout: float = 0.0) 
 
     try:
         jax.block_until_ready(jax.jit(jax.grad(total))(jnp.ones((2, tokens, 2, head_dim), dtype)))
-    except Exception as error:  # whatever JAX, cuDNN or the driver have against it
+    except Exception as error:  # JAX, cuDNN or the driver may raise anything
         return f"cuDNN refuses: {str(error).partition(chr(10))[0][:150]}"
     return None
 
 
 def backend_of(backend: str, tokens: int, head_dim: int, dtype: str, dropout: float) -> str:
-    """xla or cudnn: what `auto` comes to here."""
+    """The backend of attention, xla or cudnn; `auto` is cudnn if this machine can use it."""
     if backend != "auto":
         return backend
     return "xla" if cudnn_refuses(tokens, head_dim, dtype, dropout) else "cudnn"

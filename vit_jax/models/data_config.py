@@ -12,18 +12,18 @@ from jaxtyping import Array, Float
 class DataConfig:
     """How images were shown to the model: pixels p in 0..255 become (p/255 - mean) / std.
 
-    At evaluation the image is resized to the model's size over `crop`, its aspect kept or, with
-    `squash`, whatever that is, and the middle taken.
+    At evaluation the image is resized to the model's size divided by `crop`, and the middle is cut
+    out. The aspect ratio is kept, unless `squash`.
     """
 
     mean: float | tuple[float, ...] = 0.5  # one for all channels, or one each
     std: float | tuple[float, ...] = 0.5
     interpolation: str = "bilinear"  # one of `FILTERS` in data/ops.py
-    crop: float = 0.875  # side of the central crop over that of the resized image, rounded down
+    crop: float = 0.875  # side of the central crop / side of the resized image
     squash: bool = False
-    floor: bool = False  # where the crop begins: `central_crop` in data/ops.py
-    image_size: tuple[int, int] | None = None  # shown, where that is not the model's
-    written: str = ""  # the whole pipeline, where a run's config states it
+    floor: bool = False  # rounds the border of the crop: `central_crop` in data/ops.py
+    image_size: tuple[int, int] | None = None  # the size to resize for, if it is not the model's
+    written: str = ""  # the whole pipeline, if a run's config states it
 
     def __post_init__(self):  # JSON has no tuples
         for field, value in vars(self).items():
@@ -35,14 +35,14 @@ class DataConfig:
         return pixels.astype(jnp.float32) * (1 / (255 * std)) - mean / std
 
     def per_channel(self, channels: int) -> tuple[list[float], list[float]]:
-        """Mean and standard deviation, one for each channel; over other channels than those that
-        they were taken over, their means."""
+        """Mean and standard deviation for each channel. If they were computed for another number of
+        channels, each channel gets the average over those."""
         mean, std = (np.atleast_1d(np.asarray(v, float)) for v in (self.mean, self.std))
-        wanted = [v if len(v) == channels else v.mean().repeat(channels) for v in (mean, std)]
-        return wanted[0].tolist(), wanted[1].tolist()
+        values = [v if len(v) == channels else v.mean().repeat(channels) for v in (mean, std)]
+        return values[0].tolist(), values[1].tolist()
 
     def pipeline(self, image_size: tuple[int, int]) -> str:
-        """The evaluation pipeline in the words of `data.eval.pipeline`."""
+        """The evaluation pipeline, as `data.eval.pipeline` would state it."""
         if self.written:
             return self.written
         height, width = self.resized(image_size)
@@ -52,12 +52,12 @@ class DataConfig:
         return f"decode|{resize}" + crop * (not self.squash or (height, width) != tuple(image_size))
 
     def resized(self, image_size: tuple[int, int]) -> tuple[int, int]:
-        """(H, W) before the crop; that of images that are no squares covers it (timm's rule)."""
+        """(H, W) before the crop. An image that is not square covers this size (timm's rule)."""
         return math.floor(image_size[0] / self.crop), math.floor(image_size[1] / self.crop)
 
 
 def crop_of(side: int, resized: int) -> float:
-    """The `DataConfig.crop` that takes `side` out of a side of `resized`: the usual one, or the
+    """The `DataConfig.crop` that cuts `side` out of a side of `resized`: the default, or the
     shortest decimal."""
     decimals = [side * 10**digits // resized / 10**digits for digits in range(1, 17)]
     crops = (crop for crop in (DataConfig.crop, *decimals) if crop)

@@ -8,17 +8,17 @@ from flax import nnx
 from jaxtyping import Array, Key
 
 REMAT_POLICIES = {
-    "full": None,  # keep a block's input alone
-    "dots": "dots_with_no_batch_dims_saveable",  # keep the outputs of the dense layers too
+    "full": None,  # keeps only the input of a block
+    "dots": "dots_with_no_batch_dims_saveable",  # also keeps the outputs of dense layers
 }
 
 
 class Encoder(nnx.Module):
-    """`make_block(key)` makes a block, called as `block(z, key, drop_path_rate, return_weights)`
-    and returning (z, attention weights or None).
+    """A stack of blocks. `make_block(key)` makes a block, and
+    `block(z, key, drop_path_rate, return_weights)` returns (z, attention weights or None).
 
-    Layer l's parameters and dropout draws are the same unrolled and stacked. `name` is the module's
-    own in the model, by which `gather` finds the rows of its parameters.
+    A layer has the same parameters and the same dropout, unrolled or stacked. `name` is the name of
+    this module in the model: `gather` finds the rows of its parameters by it.
     """
 
     def __init__(
@@ -37,7 +37,7 @@ class Encoder(nnx.Module):
         self.name = name
 
     def __call__(self, z, key, *, return_weights=False, gather=None):
-        """`gather(params, name)` maps one block's parameters to those it computes with
+        """`gather(params, name)` maps one block's sharded parameters to those that it computes with
         (parallel/sharding.py)."""
         rates = jnp.linspace(0.0, self.drop_path, self.num_layers, dtype=jnp.float32)
         keys = None if key is None else jax.random.split(key, self.num_layers)

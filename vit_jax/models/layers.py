@@ -63,12 +63,12 @@ xavier_uniform = nnx.initializers.xavier_uniform()
 
 
 def per_projection(parts: int):
-    """Xavier-uniform for `parts` projections stored side by side, each with its own fan-out."""
+    """Xavier-uniform initialisation for `parts` projections in one array, each by its own size."""
 
     def init(key, shape, dtype=jnp.float32):
-        one = (shape[0], shape[1] // parts)
+        part_shape = (shape[0], shape[1] // parts)
         keys = jax.random.split(key, parts)
-        return jnp.concatenate([xavier_uniform(k, one, dtype) for k in keys], axis=1)
+        return jnp.concatenate([xavier_uniform(k, part_shape, dtype) for k in keys], axis=1)
 
     return init
 
@@ -121,7 +121,7 @@ class Mlp(nnx.Module):
         self, x: Float[Array, "batch tokens width"], key: Key[Array, ""] | None = None
     ) -> Float[Array, "batch tokens width"]:
         inner, outer = (None, None) if key is None else jax.random.split(key)
-        # The backward pass computes the GELU again rather than keep its half dozen temporaries.
+        # The backward pass computes the GELU again, to save the memory of its temporaries.
         x = jax.checkpoint(GELU[self.gelu])(self.fc1(x))
         return dropout(self.fc2(dropout(x, self.dropout, inner)), self.dropout, outer)
 
@@ -145,7 +145,7 @@ class SwiGlu(nnx.Module):
 
 
 def make_head(features: int, num_classes: int, *, bias: float, dtype: Any, rngs: Any) -> nnx.Linear:
-    """Zero-initialised: a fresh head leaves the pre-trained features alone (section 3.2)."""
+    """A linear layer with zeros as its kernel, as fine-tuning begins (ViT paper, section 3.2)."""
     return nnx.Linear(
         features, num_classes, kernel_init=nnx.initializers.zeros,
         bias_init=nnx.initializers.constant(bias), dtype=dtype, rngs=rngs,

@@ -73,7 +73,7 @@ class Mixer(nnx.Module):
         return_weights: bool = False,
         gather=None,
     ) -> tuple[Float[Array, "batch classes"], dict[str, Array]]:
-        """Called as a ViT is; there are no attention weights to return."""
+        """The same arguments as for a ViT. There are no attention weights to return."""
         out = {"patches": self.embed(images)}
         x, blocks = self.encoder(out["patches"], key, gather=gather)
         x = self.norm(x)
@@ -109,7 +109,7 @@ FAMILY = Family(
                 patch_size=int(of["patch"]), image_size=int(of["side"]),
             ),
             tuple(f"mixer_{size}{patch}_224" for size in SIZES for patch in (32, 16)),
-            # The resolution is that of the grid that the weights are for.
+            # A short name has no resolution, because the weights fit one grid of patches only.
             full=lambda short, side: (
                 f"{short.lower()}_224" if re.fullmatch(r"mixer_[sbl]\d+", short.lower()) else None
             ),

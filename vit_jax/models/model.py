@@ -18,15 +18,15 @@ from vit_jax.models.data_config import DataConfig
 from vit_jax.models.family import Config, Family
 from vit_jax.models.layers import ParamKeys
 
-Params = dict[str, Any]  # nested plain dict of arrays, the leaves float32
+Params = dict[str, Any]  # nested plain dict of float32 arrays
 
-# The families, by the class of their config. One of the user's own joins when it is first named.
+# The families, by the class of their config. A user's family is added when it is first named.
 FAMILIES: dict[type, Family] = {
     family.config: family for family in (vit.FAMILY, mixer.FAMILY, resnet.FAMILY)
 }
 
-# What makes of logits what is told of an image: a distribution over the classes, a probability of
-# each class by itself, or (of a regression) the values as they are.
+# Functions from logits to predictions: a distribution over the classes, an independent probability
+# of each class, or the values as they are (regression).
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "softmax": jax.nn.softmax,
     "sigmoid": jax.nn.sigmoid,
@@ -36,8 +36,8 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
 
 @dataclasses.dataclass(frozen=True)
 class Model:
-    """A named architecture with its sizes, how images were shown to it, and what its logits mean
-    (one of `ACTIVATIONS`; the loss decides). Made by `create_model`."""
+    """A named architecture with its sizes, the value range of its images, and the meaning of its
+    logits (a key of `ACTIVATIONS`, which follows from the loss). Made by `create_model`."""
 
     name: str
     config: Config
@@ -46,7 +46,7 @@ class Model:
 
     @property
     def output_activation(self) -> str:
-        """`activation`; of a single output the sigmoid, as its softmax is 1 for any image."""
+        """`activation`, but sigmoid for a single output, because its softmax is always 1."""
         single = self.config.num_classes == 1 and self.activation == "softmax"
         return "sigmoid" if single else self.activation
 
@@ -56,9 +56,9 @@ class Model:
 
     @property
     def macs(self) -> int:
-        """Multiply-accumulates of one image through the model. Every convolution and matrix product
-        counts; biases, normalisation and softmax do not. One is two FLOPs, and a training step
-        costs about three forward passes."""
+        """Multiply-accumulates of one image through the model: convolutions and matrix products,
+        without biases, normalisation and softmax. Each is two FLOPs. A training step takes about
+        three times as many as a forward pass."""
         return self.family.macs(self.config)
 
     def _module(self, key: Key[Array, ""]) -> nnx.Module:
@@ -66,7 +66,7 @@ class Model:
 
     @functools.cached_property
     def _graph(self) -> tuple[Any, Params]:
-        # The key is made inside, so that building a model touches no device.
+        # The key is created inside `eval_shape`, so that building a model uses no device.
         abstract = nnx.eval_shape(lambda: self._module(jax.random.key(0)))
         graph, params = nnx.split(abstract, nnx.Param)
         return graph, nnx.to_pure_dict(params)
@@ -85,11 +85,11 @@ class Model:
         return sum(leaf.size for leaf in jax.tree.leaves(self.abstract_params))
 
     def init_fn(self, key: Key[Array, ""]) -> Params:
-        """Fresh parameters; a pure function, to be compiled with the shardings wanted."""
+        """Random parameters: a pure function. Compile it with the shardings to use."""
         return nnx.to_pure_dict(nnx.state(self._module(key), nnx.Param))
 
     def init(self, seed: int = 0) -> Params:
-        """Fresh parameters on the default device: a plain dict of float32 arrays."""
+        """Random parameters on the default device: a plain dict of float32 arrays."""
         return self._compiled_init(jax.random.key(seed))
 
     def apply(
@@ -107,18 +107,18 @@ class Model:
         Args:
           params: plain dict, as `init` gives it.
           images: float32 in the model's value range (`data_config.normalise`).
-          train: dropout and stochastic depth are on; needs `key`.
-          key: of this step, as `jax.random.key(...)`.
+          train: whether dropout and stochastic depth are on; needs `key`.
+          key: the random key of this step, `jax.random.key(...)`.
           attention_weights: also return `attention00`, … (batch, heads, tokens, tokens).
-          gather: maps one block's parameters to those it computes with (parallel/sharding.py).
+          gather: maps one block's sharded parameters to those that it computes with
+            (parallel/sharding.py).
 
         Returns:
           logits (batch, classes) and a dict with `patches` (batch, N, D), `block00` …,
           `encoded` (batch, tokens, D) and `pre_logits` (batch, D).
 
         Raises:
-          ValueError: the images' shape is not the model's, they are integers, or train without a
-            key.
+          ValueError: the images have another shape or are integers, or `train` without `key`.
         """
         expected = (*self.config.image_size, self.config.channels)
         if images.ndim != 4 or images.shape[1:] != expected:

@@ -12,7 +12,7 @@ def sincos2d(
     rows: int, columns: int, width: int, temperature: float = 10_000.0
 ) -> Float[np.ndarray, "rows columns width"]:
     """Fixed 2-D positions: sin x, cos x, sin y, cos y of width/4 frequencies each
-    (arXiv 2205.01580, section 2, after MoCo v3). Raises ValueError where width % 4 != 0."""
+    (arXiv 2205.01580, section 2, after MoCo v3). Raises ValueError if width % 4 != 0."""
     if width % 4:
         raise ValueError(f"posemb 'sincos2d' needs a hidden_size divisible by 4, not {width}")
     frequency = temperature ** -(np.arange(width // 4) / (width // 4 - 1 or 1))
@@ -22,9 +22,9 @@ def sincos2d(
 
 
 class LearnedPositions(nnx.Module):
-    """One vector a patch on its grid, and one for each prefix token that has a position (eq. 1).
+    """A vector for each patch of the grid, and for each prefix token that has a position (eq. 1).
 
-    `grid` (rows, columns, D) states the grid it was trained on, so that resizing never guesses.
+    `grid` is (rows, columns, D), so that its shape states the grid that it was trained on.
     """
 
     def __init__(self, rows: int, columns: int, width: int, num_prefix: int, rngs: Any):
@@ -47,19 +47,18 @@ def _cubic(x: np.ndarray, a: float) -> np.ndarray:
 
 
 def _sampled(source: np.ndarray, old: int, kernel, reach: int) -> np.ndarray:
-    """Weights of the neighbours of each source coordinate; the border is repeated outwards."""
+    """Weights of the neighbours of each source coordinate. Outside the grid, the border repeats."""
     weights = np.zeros((len(source), old))
     first = np.floor(source).astype(int)
     for offset in range(1 - reach, reach + 1):
-        there = first + offset
-        np.add.at(
-            weights, (np.arange(len(source)), np.clip(there, 0, old - 1)), kernel(source - there)
-        )
+        place = first + offset
+        rows, columns = np.arange(len(source)), np.clip(place, 0, old - 1)
+        np.add.at(weights, (rows, columns), kernel(source - place))
     return weights
 
 
 def _filtered(old: int, new: int) -> np.ndarray:
-    """Bicubic (a = -1/2) over a support that grows as the grid shrinks, renormalised at borders."""
+    """Bicubic (a = -1/2). Its support grows if the grid shrinks. Each row sums to 1."""
     scale = old / new
     centres = (np.arange(new) + 0.5) * scale
     distance = np.arange(old)[None] + 0.5 - centres[:, None]
@@ -71,8 +70,8 @@ def _half_pixel(old: int, new: int, scale: float | None = None) -> np.ndarray:
     return (np.arange(new) + 0.5) * (scale or old / new) - 0.5
 
 
-# How positions are interpolated along one side, as a matrix [new, old]. Weights were trained or
-# fine-tuned with one of these, and another one costs accuracy at other resolutions.
+# How positions are interpolated along one side, as a matrix [new, old]. Each code base has its own
+# rule. At another resolution, weights lose accuracy with any other rule than their own.
 RESIZE_RULES = {
     # vision_transformer: corners stay corners (scipy.ndimage.zoom of order 1).
     "google": lambda old, new: _sampled(
@@ -87,7 +86,7 @@ RESIZE_RULES = {
     "huggingface": lambda old, new: _sampled(
         _half_pixel(old, new), old, lambda x: _cubic(x, -0.75), 2
     ),
-    # DINOv2 without registers: the same, by a scale factor with 0.1 added to the new side.
+    # DINOv2 without registers: the same, but 0.1 is added to the new side for the scale.
     "dinov2": lambda old, new: _sampled(
         _half_pixel(old, new, old / (new + 0.1)), old, lambda x: _cubic(x, -0.75), 2
     ),
@@ -97,8 +96,8 @@ RESIZE_RULES = {
 def resize_grid(
     grid: Float[np.ndarray, "rows columns width"], shape: tuple[int, int], rule: str = "timm"
 ) -> Float[np.ndarray, "new_rows new_columns width"]:
-    """2-D interpolation of learned positions for another resolution (paper, section 3.2), as the
-    code base that the weights come from does it (`RESIZE_RULES`)."""
+    """2-D interpolation of learned positions for another resolution (paper, section 3.2). `rule` is
+    that of the code base that the weights come from (`RESIZE_RULES`)."""
     if grid.shape[:2] == tuple(shape):
         return grid
     down, across = (

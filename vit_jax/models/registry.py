@@ -19,13 +19,13 @@ def _names() -> Iterator[tuple[Family, Names]]:
 
 
 def list_models(pattern: str = "*") -> list[str]:
-    """Names that `create_model` knows and that match the shell pattern, sorted."""
+    """The sorted names of models that match a shell pattern."""
     return sorted(fnmatch.filter((name for _, names in _names() for name in names.listed), pattern))
 
 
 def full_name(short: str, resolution: int = 224) -> str:
-    """The model's name for a recipe's short one: `b16` -> `vit_base_patch16_224`, `R50_B16`,
-    `mixer_b16`, `bit_50x1`. A full name stays as it is.
+    """The full name of a model for a short name of recipes, such as `b16` (which is
+    `vit_base_patch16_224`), `R50_B16`, `mixer_b16` or `bit_50x1`. A full name stays as it is.
 
     Raises UserError for a short name that no family knows.
     """
@@ -42,12 +42,12 @@ def full_name(short: str, resolution: int = 224) -> str:
 
 
 def takes(name: str, field: str) -> bool:
-    """Whether the config of the named model has a field: a ResNet has no `scan`."""
+    """Whether the config of the named model has a field. A ResNet has no `scan`, for example."""
     return field in find_family(name, imports=True)[0].fields
 
 
 def find_family(name: str, *, imports: bool = False) -> tuple[Family, dict[str, Any], DataConfig]:
-    """What a name means: its family, the fields that the name sets, how images are shown.
+    """The family of a name, the fields that the name sets, and how its images are prepared.
 
     Args:
       imports: whether `my_package.my_module:MY_FAMILY`, a `Family` of the user's own, may be
@@ -65,7 +65,7 @@ def find_family(name: str, *, imports: bool = False) -> tuple[Family, dict[str, 
         if groups := re.fullmatch(names.pattern, name):
             try:
                 return family, names.fields(groups.groupdict()), names.data
-            except KeyError:  # a size that there is not
+            except KeyError:  # an unknown size
                 continue
     short = str(name).replace("/", "").replace("-", "_").lower().removeprefix("vit_")
     hint = nearest(str(name), list_models())
@@ -75,7 +75,7 @@ def find_family(name: str, *, imports: bool = False) -> tuple[Family, dict[str, 
 
 
 def _own(name: str, imports: bool) -> Family:
-    """A family by its import path. Raises UserError where it is none, or must not be imported."""
+    """Imports a family. Raises UserError if it is no family, or must not be imported."""
     if not (imports or may_import(name)):
         raise UserError(
             f"the model's name {printable(name)!r} comes from a file: it is not imported, because "
@@ -90,32 +90,31 @@ def _own(name: str, imports: bool) -> Family:
 
 
 def create_model(name: str, *, remainder: bool = False, **fields: Any) -> Model:
-    """A model by name, with any field of its family's config set anew; a field of None keeps the
-    name's.
+    """A model by name. `fields` replace fields of its family's config; None keeps the name's value.
 
     `image_size` may be one number or (height, width).
 
     Args:
-      remainder: whether patches may leave a rest of the image that is not read, as in some
-        published weights (384 pixels with patches of 14).
+      remainder: whether the image size need not be a multiple of the patch size, as in some
+        published weights (384 pixels with patches of 14). The rest of the image is not read.
 
     Raises:
-      UserError: no such name (the three nearest are shown), no such field, or sizes that do not
+      UserError: an unknown name (with the three nearest), an unknown field, or sizes that do not
         fit each other.
     """
     family, sizes, shown = find_family(name, imports=True)
-    given = {field: value for field, value in fields.items() if value is not None}
-    for field in given:
+    changes = {field: value for field, value in fields.items() if value is not None}
+    for field in changes:
         if field not in family.fields:
             raise UserError(f"{name} has no field {field!r}: {nearest(field, family.fields)}")
-    config = make_config(family.config, sizes | given, f"model {name}")
+    config = make_config(family.config, sizes | changes, f"model {name}")
     if not remainder:
         check_tiled(config, f"model {name}")
     return Model(name, config, shown)
 
 
 def make_config(family: type, fields: dict[str, Any], what: str) -> Config:
-    """The config of a family from its fields. Raises UserError where they do not fit each other."""
+    """The config of a family from its fields. Raises UserError if they do not fit each other."""
     try:
         if "image_size" in fields:
             fields = dict(fields, image_size=_two_sides(fields["image_size"]))
@@ -127,8 +126,8 @@ def make_config(family: type, fields: dict[str, Any], what: str) -> Config:
 
 
 def check_tiled(config: Config, what: str) -> None:
-    """Refuses an image size that patches do not tile. Weights may have been trained at one, but
-    where a size can be chosen, pixels that are never read are a mistake. Raises UserError."""
+    """Raises UserError if the image size is no multiple of the patch size. Published weights may
+    have such a size. A user who chooses one has made a mistake: some pixels are never read."""
     if not hasattr(config, "patch_size"):
         return
     try:
@@ -137,21 +136,21 @@ def check_tiled(config: Config, what: str) -> None:
         raise UserError(f"{what}: {error}") from error
 
 
-# What a name says beyond sizes and parts: others may compute with other numbers.
+# Fields of a name besides sizes and parts. A config may have other values and the same name.
 _NUMERICS = {"image_size", "gelu", "posemb_resize", "layer_scale"}
 
 
 def _parts(family: Family, config: Config) -> tuple:
-    """What sets kinds of one family apart."""
+    """The values that distinguish architectures of one family, besides their sizes."""
     scaled, pool = getattr(config, "layer_scale", 0) > 0, getattr(config, "pool", "") == "map"
     return *(getattr(config, field) for field in family.parts), scaled, pool
 
 
 def name_of(config: Config, like: str = "") -> str:
-    """The name of a model with the sizes and parts of a config: one that begins with `like` if it
-    can, then one of its numerics and its resolution.
+    """The name of a model with the sizes and parts of a config. Names that begin with `like` come
+    first, then names with most fields equal (its numerics and resolution).
 
-    A config that has no name gets its family's, whose sizes all come from fields.
+    A config without such a name gets the family's name, for which fields state all sizes.
     """
     family = FAMILIES[type(config)]
     best, most = family.name, (False, 0)

@@ -23,14 +23,14 @@ from vit_jax.models.layers import HEAD, NORM, make_head
 
 GROUPS = 32
 
-# What a kernel less its mean is divided by, from its variance. Published weights want their own.
+# Divisor of a centred kernel, from its variance. Each set of published weights needs its own.
 STANDARDIZATION = {
     "google": lambda variance: jnp.sqrt(variance) + 1e-5,  # vision_transformer's hybrids
     "bit": lambda variance: jnp.sqrt(variance + 1e-10),  # big_transfer's BiT
-    "timm": lambda variance: jnp.sqrt(variance + 1e-8),  # timm's, of both
+    "timm": lambda variance: jnp.sqrt(variance + 1e-8),  # timm's hybrids and BiT
 }
 
-# Convolutions compute on all their channels: their kernels are split over `fsdp` alone.
+# A convolution needs all of its channels, so its kernel is split over `fsdp` only.
 _CONV = Param(
     "kernel", (None, None, None, "fsdp"), decays=True, muon=((0, 1, 2), (3,)), depth=BEFORE
 )
@@ -40,16 +40,16 @@ BACKBONE = (
     *under(r"root/norm|stage\d+/unit\d+/(norm[123]|proj_norm)", NORM),
 )
 
-# BiT (arXiv 1912.11370): units of each stage; the widths that were published.
+# BiT (arXiv 1912.11370): depth -> units of each stage, and depth -> published width factors.
 RESNETS = {50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
 BIT_WIDTHS = {50: (1, 3), 101: (1, 3), 152: (2, 4)}
 
 
 class StdConv(nnx.Module):
-    """A convolution without bias, its kernel (h, w, in, out) standardised at every forward pass.
+    """A convolution without bias. Every forward pass standardises its kernel (h, w, in, out).
 
-    How large an output channel's weights are therefore decides how fast they learn, not what they
-    compute; they start LeCun-normal, as in Google's code.
+    So the scale of an output channel's weights does not change what they compute, only how fast
+    they learn. They start LeCun-normal, as in Google's code.
     """
 
     def __init__(
@@ -77,7 +77,7 @@ class StdConv(nnx.Module):
 
 
 def group_norm(features: int, epsilon: float, *, dtype, rngs, scale: float = 1.0) -> nnx.GroupNorm:
-    """32 groups, float32 statistics; the variance from centred values, as E[x²] - E[x]² cancels."""
+    """32 groups, float32 statistics; not by `use_fast_variance`, as E[x²] - E[x]² is inexact."""
     return nnx.GroupNorm(
         features, GROUPS, epsilon=epsilon, use_fast_variance=False,
         scale_init=nnx.initializers.constant(scale), dtype=dtype, rngs=rngs,
@@ -101,15 +101,15 @@ class Root(nnx.Module):
             x = nnx.relu(self.norm(x))
         if self.padding == "same":
             return nnx.max_pool(x, (3, 3), (2, 2), "SAME")
-        # BiT pads with zeros, which count: its root's values may all be negative in a window.
+        # BiT pads with zeros. They can be the maximum, because there is no ReLU before the pool.
         return nnx.max_pool(jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0))), (3, 3), (2, 2))
 
 
 class Unit(nnx.Module):
     """A bottleneck: 1 x 1 to `width` channels, 3 x 3 with the stride, 1 x 1 to 4 `width`.
 
-    v1 (arXiv 1512.03385) normalises after each convolution, v2 (arXiv 1603.05027) before. v1's last
-    scale starts at zero: a new unit passes on its shortcut, projected where the shape changes.
+    v1 (arXiv 1512.03385) normalises after each convolution, v2 (arXiv 1603.05027) before. The last
+    scale of v1 starts at zero, so that a new unit is its shortcut (projected if shapes differ).
     """
 
     def __init__(
@@ -145,7 +145,7 @@ class Unit(nnx.Module):
 
 
 class Stage(nnx.Module):
-    """Units `unit01`, `unit02`, … of one width; the first has the stride."""
+    """Units `unit01`, `unit02`, … of one width. The first one has the stride."""
 
     def __init__(self, units: int, inputs: int, width: int, stride: int, **how: Any):
         self.unit01 = Unit(inputs, width, stride, **how)
@@ -156,8 +156,8 @@ class Stage(nnx.Module):
 class Backbone(nnx.Module):
     """Root and stages: images to `features` channels at 1 / `stride_of(layers)` of their sides.
 
-    `layers` are the units of each stage, () the root alone. `padding` is "same" (TensorFlow's,
-    which depends on the size: hybrids) or "symmetric" (half the kernel on every side: BiT).
+    `layers` are the numbers of units in each stage; () is the root alone. `padding` is "same" (of
+    TensorFlow, for hybrids; it depends on the size) or "symmetric" (half the kernel, for BiT).
     """
 
     def __init__(
@@ -187,7 +187,7 @@ class Backbone(nnx.Module):
         return x, out
 
     def _run(self, unit: Unit, x):
-        """With `remat` of any kind the backward pass keeps a unit's input alone."""
+        """With any kind of `remat`, the backward pass keeps only the input of a unit."""
         if not self.recomputes:
             return unit(x)
         graph, params = nnx.split(unit, nnx.Param)
@@ -219,7 +219,7 @@ class ResNet(nnx.Module):
         return_weights: bool = False,
         gather=None,
     ) -> tuple[Float[Array, "batch classes"], dict[str, Array]]:
-        """Called as a ViT is, though nothing here is random, attends or is an encoder's block."""
+        """The same arguments as for a ViT; all but `images` have no effect."""
         x, out = self.backbone(images)
         out["encoded"] = x = nnx.relu(self.norm(x))
         out["pre_logits"] = x = x.mean(axis=(1, 2))
@@ -230,7 +230,7 @@ class ResNet(nnx.Module):
 def backbone_macs(
     layers: tuple[int, ...], width_factor: int, image_size: tuple[int, int], channels: int
 ) -> int:
-    """Multiply-accumulates of one image's convolutions, their padding included."""
+    """Multiply-accumulates of one image's convolutions, with their padding."""
 
     def positions(stride: int) -> int:
         return math.prod(-(-side // stride) for side in image_size)
@@ -255,7 +255,7 @@ def forward_macs(c: ResNetConfig) -> int:
 def hybrid_macs(
     layers: tuple[int, ...], image_size: tuple[int, int], channels: int, patch: int, width: int
 ) -> int:
-    """The same of a hybrid's backbone and embedding: `patch` in pixels of the image, `width` D."""
+    """The same for a hybrid's backbone and embedding: `patch` in pixels of the image, `width` D."""
     backbone = backbone_macs(layers, 1, image_size, channels)
     embedded = math.prod(side // patch for side in image_size) * (patch // stride_of(layers)) ** 2
     return backbone + embedded * features_of(layers, 1) * width

@@ -36,9 +36,9 @@ PATCHES = (
 
 
 class PatchEmbed(nnx.Module):
-    """E of eq. 1: every P x P patch flattened and projected, as one matrix product.
+    """E of eq. 1: each P x P patch is flattened and projected, as one matrix product.
 
-    What is left at the bottom and right edge is not read, as in a convolution without padding.
+    Pixels at the bottom and right edge that fill no patch are not read.
     """
 
     def __init__(self, patch: int, channels: int, width: int, *, bias: bool = True, dtype, rngs):
@@ -182,14 +182,14 @@ class ViT(nnx.Module):
         out["pre_logits"] = x
         logits = self.head(x) if c.num_classes else x
         if c.distilled and c.num_classes:
-            # DeiT's prediction: the mean of what the two tokens say (arXiv 2012.12877, section 4).
+            # DeiT's prediction: the mean of both heads' logits (arXiv 2012.12877, section 4).
             out["logits_dist"] = self.head_dist(tokens[:, 1]).astype(jnp.float32)
             out["logits_cls"] = logits.astype(jnp.float32)
             logits = (out["logits_cls"] + out["logits_dist"]) / 2
         return logits.astype(jnp.float32), out
 
     def _add_tokens(self, patches):
-        """z_0 of eq. 1: [class; distillation; registers; patches], positions where there are."""
+        """z_0 of eq. 1: [class; distillation; registers; patches], with their positions."""
         c, dtype = self.config, patches.dtype
         batch, _, width = patches.shape
         if c.posemb == "learned":
@@ -198,7 +198,7 @@ class ViT(nnx.Module):
             grid = jnp.asarray(sincos2d(*c.grid, width))
         patches = patches + grid.astype(dtype).reshape(1, -1, width)
         names = {"cls": c.class_token, "dist": c.distilled, "registers": c.registers > 0}
-        prefix = [getattr(self, name)[...] for name, there in names.items() if there]
+        prefix = [getattr(self, name)[...] for name, exists in names.items() if exists]
         if not prefix:
             return patches
         tokens = jnp.concatenate(prefix)
@@ -208,7 +208,7 @@ class ViT(nnx.Module):
         return jnp.concatenate([tokens, patches], axis=1)
 
     def _pool(self, x):
-        """y of eq. 4: the class token, the mean or attention pool of the patch tokens, or two."""
+        """y of eq. 4: the class token, mean or attention pool of the patches, or two of them."""
         c = self.config
         patches = x[:, c.num_prefix :]
         if c.pool == "map":

@@ -29,7 +29,7 @@ LETTERS = {
     "h": "huge", "g": "giant", "G": "gigantic",
 }  # fmt: skip
 
-# What list_models names: size -> (patch, resolution). Any other patch and resolution works too.
+# Names in `list_models`: size -> (patch, resolution). Other patches and resolutions work, too.
 LISTED = {
     "mu": [(16, 224), (4, 32)],
     "nano": [(4, 8), (4, 32), (8, 64)],
@@ -52,7 +52,7 @@ HYBRIDS = {
     "vit_large_r50_s32": ("large", (3, 4, 6, 3), 32, "r50_l32"),
 }
 
-# DINOv2's giant (arXiv 2304.07193, table 17) is another one, with SwiGLU.
+# DINOv2's giant (arXiv 2304.07193, table 17) has other sizes than `giant` above, and SwiGLU.
 DINOV2 = {"small": SIZES["small"], "base": SIZES["base"], "large": SIZES["large"],
           "giant": (1536, 40, 24, 4096)}  # fmt: skip
 SIGLIP = [("base", 16, 224), ("base", 16, 256), ("base", 16, 384), ("large", 16, 256),
@@ -65,7 +65,7 @@ def _encoder(size: tuple[int, int, int, int], patch: int, resolution: int, **fie
 
 
 def _sized(of: dict[str, str], **fields: Any) -> dict[str, Any]:
-    """The fields of a name that says size, patch and resolution."""
+    """The fields of a name that states size, patch and resolution."""
     return _encoder(SIZES[of["size"]], int(of["patch"]), int(of["side"]), **fields)
 
 
@@ -84,8 +84,8 @@ def _dinov2(of: dict[str, str]) -> dict[str, Any]:
 
 
 def _by_letter(short: str, side: int) -> str | None:
-    """`b16`, `B_16` -> `vit_base_patch16_224`; only g and G differ by case. The resolution is the
-    nearest one below that patches tile: `h14` at 384 -> `vit_huge_patch14_378`."""
+    """The full name for `b16` or `B_16`: `vit_base_patch16_224`. Case matters for g and G only. The
+    resolution is rounded down to whole patches: `h14` at 384 is `vit_huge_patch14_378`."""
     letter_and_patch = re.fullmatch(r"([A-Za-z]+?)_?(\d+)", short)
     if letter_and_patch is None:
         return None

@@ -7,11 +7,11 @@ import re
 
 @dataclasses.dataclass(frozen=True)
 class Chip:
-    """One device as JAX counts devices (on TPU v4 and v5p, a chip with both cores).
+    """One device, as JAX counts devices. (On TPU v4 and v5p, a device is a chip with two cores.)
 
-    Three bandwidths of one device, in bytes a second: `bandwidth` of its memory; `link` of a ring
-    over the links inside a slice or a host, both directions together; `network` of its share of
-    the network between slices or hosts.
+    A device has three bandwidths in bytes per second. `bandwidth` is that of its memory. `link` is
+    that of a ring over the links inside a slice or a host, both directions together. `network` is
+    its share of the network between slices or hosts.
     """
 
     name: str
@@ -24,13 +24,13 @@ class Chip:
     network: float
 
     def peak(self, dtype: str) -> float:
-        """FLOP/s of products of a model that computes in `dtype`: bfloat16 or float32."""
+        """Peak FLOP/s of matrix products in `dtype`: bfloat16 or float32."""
         return self.peak_float32 if dtype == "float32" else self.peak_flops
 
 
-# Peaks and memory: the vendors' data sheets; a TPU's usable memory: what its compiler says. Links
-# and networks of TPUs: "How to Scale Your Model" (Google DeepMind, 2025), chapter 2; of GPUs:
-# NVLink (one direction), and one 400 Gb/s adapter a GPU (200 for an A100).
+# Sources. Peaks and memory: the vendors' data sheets; the usable memory of a TPU: its compiler.
+# Links and networks of TPUs: "How to Scale Your Model" (Google DeepMind, 2025), chapter 2. Those of
+# GPUs: NVLink in one direction, and one adapter per GPU with 400 Gb/s (200 Gb/s for an A100).
 CHIPS: tuple[Chip, ...] = (
     Chip("h200", r".*H200.*", 989e12, 495e12, 131.0, 4.8e12, 450e9, 50e9),
     Chip("h100", r".*H100.*|.*GH200.*", 989e12, 495e12, 74.0, 3.35e12, 450e9, 50e9),

@@ -16,16 +16,16 @@ AXES = ("data", "fsdp", "tensor")
 def make_mesh(
     sizes: tuple[int, int, int], devices: Sequence[jax.Device] | int | None = None
 ) -> Mesh:
-    """A mesh of `sizes` over `devices` (all there are, by default) with automatic partitioning; an
-    abstract one over a number of devices that are not there.
+    """A mesh of `sizes` over `devices` (by default all devices) with automatic partitioning. If
+    `devices` is a number, an abstract mesh over devices that need not exist.
 
-    Over all devices the order follows the interconnect, as `jax.make_mesh` chooses it; of several
-    TPU slices, `data` alone crosses the slower network between them. Hosts with GPUs count as
-    slices too: there the last axes stay on a host as far as they fit.
+    If the mesh has all devices, their order follows the interconnect, as in `jax.make_mesh`. With
+    several TPU slices, only `data` crosses the slower network between them. Hosts with GPUs count
+    as slices, too: the last axes stay inside a host if they fit.
     """
     auto = (AxisType.Auto,) * len(AXES)  # jax.make_mesh would make them Explicit
     if isinstance(devices, int):
-        abstract: Any = AbstractMesh(sizes, AXES, axis_types=auto)  # all that shapes ask for
+        abstract: Any = AbstractMesh(sizes, AXES, axis_types=auto)  # enough to compute shapes
         return abstract
     every = sorted(devices or jax.devices(), key=lambda device: device.id)
     tpu = every[0].platform == "tpu"
@@ -39,9 +39,9 @@ def make_mesh(
 
 
 def over_slices(sizes: tuple[int, int, int], devices: Sequence[Any]) -> np.ndarray:
-    """Devices [data, fsdp, tensor] of which each slice holds whole rows of `data`.
+    """Devices as an array [data, fsdp, tensor], in which each slice holds whole rows of `data`.
 
-    Raises UserError where `data` is no multiple of the number of slices.
+    Raises UserError if `data` is no multiple of the number of slices.
     """
     data, fsdp, tensor = sizes
     slices = len({device.slice_index for device in devices})

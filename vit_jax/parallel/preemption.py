@@ -26,7 +26,7 @@ class StopSignals:
     def __init__(self) -> None:
         self.code: int | None = None
         self._job = jax.process_count() > 1
-        self._own = RESTART  # what this process leaves with when the job stops
+        self._own = RESTART  # the exit code of this process when the job stops
         self._steps = 0  # since the start; JAX chooses the step to stop after by this count
         self._before: dict[int, Any] = {}
 
@@ -70,7 +70,7 @@ class StopSignals:
 
 
 def _write_or_silence(line: bytes) -> None:
-    """Writes to stderr. If the terminal of stderr or stdout is gone, sends later output nowhere, so
+    """Writes to stderr. If the terminal of stderr or stdout is gone, later output is discarded, so
     that it does not end the run before its save."""
     for number, text in ((2, line), (1, b"")):
         try:

@@ -22,7 +22,7 @@ from typing import Any, TypeVar
 from vit_jax.errors import RESTART, Stopped, UserError
 
 T = TypeVar("T")
-MESSAGE = 2000  # bytes of a line that processes send each other
+MESSAGE = 2000  # bytes of a line that processes send to each other, at most
 
 # Parts of the errors that libraries raise in a collective when another process is gone.
 LOST = (
@@ -186,22 +186,20 @@ def together(call: Callable[[], T]) -> T:
     """
     if share()[1] == 1:
         return call()
-    mistake, made, other = "", None, None
+    message, result, unexpected = "", None, None
     try:
-        made = call()
+        result = call()
     except UserError as error:
-        mistake = str(error) or "error"
-    except (
-        Exception
-    ) as error:  # a fault of the code: the others hear of it, and it is raised unchanged
-        mistake, other = f"{type(error).__name__}: {error}", error
-    lines = everyones(mistake)
-    if other is not None:
-        raise other
+        message = str(error) or "error"
+    except Exception as error:  # a bug: it is raised unchanged, after the others have its message
+        message, unexpected = f"{type(error).__name__}: {error}", error
+    lines = everyones(message)
+    if unexpected is not None:
+        raise unexpected
     for number, line in enumerate(lines):
         if line:
             raise UserError(line if len(set(lines)) == 1 else f"process {number}: {line}")
-    return made  # type: ignore[return-value]
+    return result  # type: ignore[return-value]
 
 
 def first_says(yes: bool) -> bool:

@@ -19,13 +19,13 @@ from jax.sharding import PartitionSpec as P
 from vit_jax.models.family import BOTH, Family
 from vit_jax.paths import is_stacked, path_of
 
-BATCH = P(("data", "fsdp"))  # of every array with a leading batch axis
+BATCH = P(("data", "fsdp"))  # the partition of every array with a leading batch axis
 
 
 def param_spec(family: Family, path: str, shape: tuple[int, ...], mesh: Mesh, min_size: int) -> P:
-    """The partition of one parameter: the axes of its row, less those that do not divide it.
+    """The partition of one parameter: the axes of its row, except those that do not divide it.
 
-    Parameters of fewer than `min_size` elements (of one layer) are replicated.
+    A parameter with fewer than `min_size` elements (in one layer) is replicated.
     """
     stacked = is_stacked(path)
     layer = shape[1:] if stacked else shape
@@ -37,24 +37,24 @@ def param_spec(family: Family, path: str, shape: tuple[int, ...], mesh: Mesh, mi
     return P(*spec)
 
 
-def _placed(wanted: tuple, shape: tuple[int, ...], mesh: Mesh) -> list:
-    """What splits each dimension of `shape`: an axis, several or None. `tensor` splits where the
-    row says, `fsdp` that one of its dimensions whose parts pad least (the first of equals);
-    neither what it does not divide."""
+def _placed(row_axes: tuple, shape: tuple[int, ...], mesh: Mesh) -> list:
+    """The mesh axes that split each dimension of `shape`: one, several or None. `tensor` splits the
+    dimensions that the row names. `fsdp` splits only one of its dimensions: the first one whose
+    parts need least padding. No axis splits a dimension that it does not divide."""
     spec: list = [None] * len(shape)
-    held = list(shape)
+    part = list(shape)
 
     def dimensions(axis: str) -> list[int]:
         size = mesh.shape[axis]
-        named = [i for i, axes in enumerate(wanted[: len(shape)]) if axes and axis in axes]
-        return [i for i in named if size > 1 and held[i] % size == 0]
+        named = [i for i, axes in enumerate(row_axes[: len(shape)]) if axes and axis in axes]
+        return [i for i in named if size > 1 and part[i] % size == 0]
 
     for i in dimensions("tensor"):
         spec[i] = "tensor"
-        held[i] //= mesh.shape["tensor"]
+        part[i] //= mesh.shape["tensor"]
 
     def padded(i: int) -> int:
-        return tiled_size((*held[:i], held[i] // mesh.shape["fsdp"], *held[i + 1 :]))
+        return tiled_size((*part[:i], part[i] // mesh.shape["fsdp"], *part[i + 1 :]))
 
     if places := dimensions("fsdp"):
         i = min(places, key=padded)
@@ -63,11 +63,11 @@ def _placed(wanted: tuple, shape: tuple[int, ...], mesh: Mesh) -> list:
 
 
 def tiled_size(shape: tuple[int, ...]) -> int:
-    """Numbers in the tiles of 8 x 128 that hold an array, over the two dimensions that pad least.
+    """Numbers that an array takes with padding to tiles of 8 x 128, if the tiles lie along the two
+    dimensions that need least padding, as the TPU compiler chooses.
 
-    The TPU compiler lays arrays out by such a choice: of H/14's kernel of queries, keys and values
-    a sixteenth by rows, (80, 3, 16, 80), takes 1.6 times its numbers, by heads, (1280, 3, 1, 80),
-    just them.
+    Example: a sixteenth of the qkv kernel of H/14. Split by rows, it is (80, 3, 16, 80) and takes
+    1.6 times its numbers. Split by heads, it is (1280, 3, 1, 80) and needs no padding.
     """
     if len(shape) < 2:
         return math.prod(shape)
@@ -80,9 +80,9 @@ def tiled_size(shape: tuple[int, ...]) -> int:
 def state_shardings(family: Family, state: Any, mesh: Mesh, min_size: int) -> Any:
     """Shardings of a whole training state `{params, opt, step, …}`.
 
-    A leaf of the optimiser takes the partition of the parameter whose path ends its own and whose
-    shape it has; one that lacks some of the parameter's dimensions (Adafactor's rows and columns)
-    keeps the axes of the others; anything else is replicated.
+    The path of an optimiser's leaf ends with the path of its parameter. If both have the same
+    shape, the leaf has the parameter's partition. If the leaf lacks some dimensions (as Adafactor's
+    rows and columns), it keeps the axes of the others. All other leaves are replicated.
     """
     params = {
         path_of(keys): leaf.shape
@@ -105,7 +105,7 @@ def state_shardings(family: Family, state: Any, mesh: Mesh, min_size: int) -> An
 
 
 def in_host_memory(leaf: Any, where: NamedSharding) -> NamedSharding:
-    """The same partition of an array in the memory of each device's host; scalars stay."""
+    """The same partition in the memory of each device's host; scalars stay on the devices."""
     return where.with_memory_kind("pinned_host") if leaf.ndim else where
 
 
@@ -115,7 +115,7 @@ def _suffixes(path: str):
 
 
 def _derived(spec: P, shape: tuple[int, ...], smaller: tuple[int, ...]) -> P:
-    """The spec of a leaf whose shape is its parameter's with some dimensions left out."""
+    """The partition of a leaf that has the shape of its parameter without some dimensions."""
     axes, rest = [], list(zip(shape, (*spec, *[None] * len(shape)), strict=False))
     for n in smaller:
         while rest and rest[0][0] != n:
@@ -129,18 +129,17 @@ def _derived(spec: P, shape: tuple[int, ...], smaller: tuple[int, ...]) -> P:
 def gather_block(
     family: Family, mesh: Mesh, min_size: int, dtype: Any
 ) -> Callable[[Any, str], Any] | None:
-    """For `Model.apply`: a function of one block's parameters and the name of its stack. They are
-    cast to `dtype`, then gathered over `fsdp`; their
-    gradients scattered again (ZeRO's third stage, arXiv 1910.02054).
+    """The `gather` of `Model.apply`: a function of one block's parameters and its stack's name. It
+    casts them to `dtype` and gathers them over `fsdp`. Their gradients are scattered again (stage 3
+    of ZeRO, arXiv 1910.02054). None if `fsdp` has one device.
 
-    Casting first halves the bytes that travel when the arithmetic is bfloat16. Placed inside the
-    loop over layers, it keeps one layer's gathered weights alive at a time. None where `fsdp` has
-    one device.
+    The cast comes first, because bfloat16 halves the bytes that are sent. The call is inside the
+    loop over layers, so that only one layer's gathered weights are in memory at a time.
     """
     if mesh.shape["fsdp"] == 1:
         return None
 
-    def one(stack, keys, leaf):
+    def gather_leaf(stack, keys, leaf):
         path = f"{stack}/block00/{path_of(keys)}"
         spec = param_spec(family, path, leaf.shape, mesh, min_size)
         if not any(spec):
@@ -148,13 +147,13 @@ def gather_block(
         kept = P(*("tensor" if "tensor" in (axes or ()) else None for axes in spec))
         return _gathered(leaf.astype(dtype), NamedSharding(mesh, kept), NamedSharding(mesh, spec))
 
-    return lambda block, stack: jax.tree_util.tree_map_with_path(partial(one, stack), block)
+    return lambda block, stack: jax.tree_util.tree_map_with_path(partial(gather_leaf, stack), block)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(1, 2))
 def _gathered(x, whole: NamedSharding, parts: NamedSharding):
-    """`x` as `whole` places it. Its gradient is wanted as `parts` has it: a constraint's own
-    transpose would ask for the whole of it on every device, twice the bytes of a scatter."""
+    """`x` with the sharding `whole`. Its gradient gets the sharding `parts`. By default it would be
+    whole on every device, which sends twice the bytes of a scatter."""
     return jax.lax.with_sharding_constraint(x, whole)
 
 

@@ -11,8 +11,8 @@ from types import TracebackType
 
 from vit_jax.errors import WATCHDOG
 
-TIMES_MEDIAN = 20  # how many usual steps one step may take
-SLOW = 10  # times as long for announced pauses and the first steps, while others compile
+TIMES_MEDIAN = 20  # how many median steps one step may take
+SLOW = 10  # factor for announced pauses, and for the first steps, when other processes compile
 FIRST = 10  # number of first steps
 
 
@@ -49,20 +49,20 @@ class Watchdog:
         return _Slow(self)
 
     def _watch(self) -> None:
-        every = min(1.0, self._floor / 4)
-        expected = time.monotonic() + every
-        while not self._over.wait(every):
+        interval = min(1.0, self._floor / 4)
+        expected = time.monotonic() + interval
+        while not self._over.wait(interval):
             late = time.monotonic() - expected
-            expected = time.monotonic() + every
-            if late > every + 1.0 and self._last:  # Ctrl-Z, or a scheduler
+            expected = time.monotonic() + interval
+            if late > interval + 1.0 and self._last:  # Ctrl-Z, or a scheduler
                 self._last += late
             factor = SLOW if len(self._intervals) < FIRST else self._factor
             silent, limit = time.monotonic() - self._last, self._limit * factor
             if self._last and silent > limit:
-                said = (
+                line = (
                     f"vit: no step for {silent:.0f} s (limit {limit:.0f} s, --config.step_timeout)"
                 )
-                os.write(2, f"{said}; stacks of all threads:\n".encode())
+                os.write(2, f"{line}; stacks of all threads:\n".encode())
                 faulthandler.dump_traceback(sys.__stderr__ or 2, all_threads=True)
                 os._exit(WATCHDOG)
 

@@ -31,7 +31,7 @@ Point = dict[str, Any]  # key -> value of one trial
 
 @dataclasses.dataclass(frozen=True)
 class Space:
-    """The values or the range of each key; and the points, if these are listed one by one."""
+    """The values or the range of each key, and the points if they are listed one by one."""
 
     distributions: dict[str, BaseDistribution]
     listed: list[Point] | None = None
@@ -143,17 +143,17 @@ def _list(points: Iterable[Any], config: ConfigDict) -> Space:
 def _distribution(config: ConfigDict, key: str, text: str) -> tuple[str, BaseDistribution]:
     now = dict(leaves(config)).get(key)
     if "(" in text and (isinstance(now, int | float) or text.startswith(tuple(RANGES))):
-        made, *more = calls.made(text, RANGES, "search range", HINT)
+        limits, *more = calls.made(text, RANGES, "search range", HINT)
         if more:
             raise UserError(f"sweep {key}={text}: one range a key")
-        ends = [_value(config, key, str(end))[1] for end in (made.low, made.high)]
+        ends = [_value(config, key, str(end))[1] for end in (limits.low, limits.high)]
         if not all(type(end) in (int, float) for end in ends):
             raise UserError(f"sweep: {key} is no number and has no range: list its values")
         try:
             whole = all(isinstance(end, int) for end in ends)
             kind: Any = IntDistribution if whole else FloatDistribution
-            step = (made.step or 1) if whole else made.step
-            return _value(config, key, str(made.low))[0], kind(*ends, log=made.log, step=step)
+            step = (limits.step or 1) if whole else limits.step
+            return _value(config, key, str(limits.low))[0], kind(*ends, log=limits.log, step=step)
         except ValueError as error:
             raise UserError(f"sweep {key}={text}: {error}") from error
     pairs = [_value(config, key, _unquoted(part)) for part in calls.split(text, ",")]

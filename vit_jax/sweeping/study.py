@@ -130,10 +130,10 @@ def opened(url: str | None, folder: Path) -> Any:
         return optuna.storages.JournalStorage(_Journal(str(journal)))
     except OSError as error:
         raise cannot_write(journal, error) from error
-    except Exception as error:  # Optuna raises anything for records that it has not written
-        what = damage or f"is no journal of Optuna's ({type(error).__name__})"
+    except Exception as error:  # Optuna may raise anything for foreign records
+        problem = damage or f"is no journal of Optuna's ({type(error).__name__})"
         raise UserError(
-            f"{journal} {what}: put back a copy of the file, or choose another --study"
+            f"{journal} {problem}: put back a copy of the file, or choose another --study"
         ) from error
 
 
@@ -153,8 +153,8 @@ def _damage(journal: Path) -> str:
 
 
 def _mend(journal: Path) -> None:
-    """Removes what a sweep leaves that was killed while it wrote: half a record, which would make
-    the next record unreadable too, and Optuna's lock, for which the next sweep would wait."""
+    """Removes what a sweep leaves if it is killed while it writes: half a record, which would make
+    the next record unreadable, too, and Optuna's lock, for which the next sweep would wait."""
     Path(f"{journal}.lock").unlink(missing_ok=True)
     if not journal.is_file():
         return
@@ -187,7 +187,7 @@ def _stored_identity(study: optuna.Study) -> dict[str, Any] | None:
     keys = ("space", "method", "metric")
     if not isinstance(stored, dict) or not all(isinstance(stored.get(key), str) for key in keys):
         raise UserError(
-            f"study {study.study_name} is none of vit sweep, for it does not say what it is of: "
+            f"study {study.study_name} is none of vit sweep: its config and search are not stored: "
             "choose another --study or --storage"
         )
     return stored
@@ -225,7 +225,7 @@ def begin(name: str, storage: Any, search: Search, of: dict[str, Any]) -> optuna
     ]:  # fmt: skip
         raise UserError(
             f"study {name} is of another config or search ({'; '.join(differing[:5])}"
-            f"{' …' if len(differing) > 5 else ''}): choose another --study, or what it was"
+            f"{' …' if len(differing) > 5 else ''}): choose another --study, or the old config"
         )
     if not search.space.ranges and search.method in ("grid", "halving"):
         points = search.space.points

@@ -35,7 +35,7 @@ from vit_jax.sweeping import study as studies
 from vit_jax.sweeping.space import in_words, overrides
 from vit_jax.sweeping.study import Search
 
-TICK = 0.1  # seconds between two looks at the trials
+TICK = 0.1  # seconds between two checks of the trials
 PRUNED_AT, STEPS, REASON = "pruned_at", "steps", "reason"  # attributes of a stored trial
 DIVERGED = "diverged"
 
@@ -71,8 +71,8 @@ class Live:
     slot: int
     rows: Rows
     reported: int
-    rung: int | None = None  # of halving: the trial stops there
-    waits: bool = False  # it has stopped at its rung, until the others are there
+    rung: int | None = None  # the rung of successive halving at which the trial stops
+    waits: bool = False  # whether it has stopped at its rung, until the others reach theirs
     running: Any = None
 
 
@@ -146,8 +146,8 @@ class Sweep:
         return studies.following(self._study, self._search)
 
     def _contender(self) -> tuple[Trial | None, int | None]:
-        """The next trial of successive halving, and the rung up to which it may run. Stores that
-        the trials which are not continued were pruned."""
+        """The next trial of successive halving, and the rung up to which it may run. Stores the
+        trials that are not continued as pruned."""
         search, trials = self._search, self._study.get_trials(deepcopy=False)
         race, rung = halving.standing(trials, search.trials, self.failed, search.sign)
         numbers = {trial.number for trial in race}

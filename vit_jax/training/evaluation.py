@@ -20,27 +20,27 @@ IN_FLIGHT = 4  # batches queued on the device at most
 
 
 def due(run: Run, step: int) -> list[Opened]:
-    """The evaluators that are to measure after a step."""
+    """The evaluators that run after this step."""
     last = step == run.config.total_steps
-    return [one for one in run.evaluators if last or step % one.every == 0]
+    return [evaluator for evaluator in run.evaluators if last or step % evaluator.every == 0]
 
 
 def judged(run: Run, state: Any) -> dict[str, Any]:
-    """Weights by what their metrics' names end in: those that are trained (or that the optimiser
-    wants to be judged by), and their moving average."""
+    """The weights to evaluate, by the suffix of their metrics' names: "" for the trained weights
+    (or the optimiser's own average of them), `_ema` for their moving average."""
     c = run.config.optimizer
-    own = averaged(c.name, state["opt"], trainable(state["params"], c.freeze))
-    weights = {"": state["params"] if own is None else merged(own, state["params"])}
+    average = averaged(c.name, state["opt"], trainable(state["params"], c.freeze))
+    weights = {"": state["params"] if average is None else merged(average, state["params"])}
     return weights | ({"_ema": merged(state["ema"], state["params"])} if "ema" in state else {})
 
 
 def measured(
     run: Run, evaluators: list[Opened], state: Any, say: Callable[[str], None]
 ) -> Iterator[tuple[str, dict[str, float]]]:
-    """(name, metrics) of each evaluator, of each kind of weights."""
+    """(name, metrics) of each evaluator, for each kind of weights in `judged`."""
     for suffix, params in judged(run, state).items():
-        for one in evaluators:
-            yield one.name + suffix, measure_one(run, one, params, say)[0]
+        for evaluator in evaluators:
+            yield evaluator.name + suffix, measure_one(run, evaluator, params, say)[0]
 
 
 def measure(run: Run, params: Any, say: Callable[[str], None]) -> dict[str, float]:
@@ -49,29 +49,29 @@ def measure(run: Run, params: Any, say: Callable[[str], None]) -> dict[str, floa
 
 
 def measure_one(
-    run: Run, one: Opened, params: Any, say: Callable[[str], None]
+    run: Run, opened: Opened, params: Any, say: Callable[[str], None]
 ) -> tuple[dict[str, float], Rows]:
-    """An evaluator's metrics with some weights, and the rows of the split that they are made of."""
-    evaluator: Any = one.evaluator
-    reads = evaluator.reads(one.test)
-    rows, damaged = collect(run, reads, params, one.test, one.pipeline, say)
-    if one.train is None:
-        names = [one.test.describe(int(i)) for i in rows["index"]] if evaluator.named else []
-        found = evaluator.measure(rows, names)
+    """The metrics of one evaluator, and the rows that they are computed from."""
+    evaluator: Any = opened.evaluator
+    reads = evaluator.reads(opened.test)
+    rows, damaged = collect(run, reads, params, opened.test, opened.pipeline, say)
+    if opened.train is None:
+        names = [opened.test.describe(int(i)) for i in rows["index"]] if evaluator.named else []
+        metrics = evaluator.measure(rows, names)
     else:
-        train, lost = collect(run, reads, params, one.train, one.pipeline, say)
+        train, lost = collect(run, reads, params, opened.train, opened.pipeline, say)
         damaged += lost
-        found = evaluator.measure(train, rows, len(one.train.classes))
-        found["examples"] = len(rows["index"])
-    return found | {"damaged_images": damaged}, rows
+        metrics = evaluator.measure(train, rows, len(opened.train.classes))
+        metrics["examples"] = len(rows["index"])
+    return metrics | {"damaged_images": damaged}, rows
 
 
 def collect(
     run: Run, reads: str, params: Any, source: Source, pipeline: ops.Pipeline,
     say: Callable[[str], None],
 ) -> tuple[Rows, int]:  # fmt: skip
-    """What a compiled step says of each example of a source, in order, with its number as `index`;
-    and how many images were damaged and left out."""
+    """Runs a compiled step over a source. Returns its outputs, one row per example in order, with
+    the example's number as `index`; and the number of damaged images, which are left out."""
     step, batches = run.row_steps[reads], run.eval_batches(source, pipeline)
     waiting: deque[Any] = deque()
     parts: list[Rows] = []
@@ -85,9 +85,9 @@ def collect(
         batches.close()
     parts += jax.device_get(list(waiting))
     rows = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-    there = rows.pop("id") >= 0
-    rows = {name: values[there] for name, values in rows.items()}
-    return rows | {"index": np.flatnonzero(there)}, len(source) - int(there.sum())
+    is_example = rows.pop("id") >= 0
+    rows = {name: values[is_example] for name, values in rows.items()}
+    return rows | {"index": np.flatnonzero(is_example)}, len(source) - int(is_example.sum())
 
 
 def report_damaged(
@@ -97,8 +97,8 @@ def report_damaged(
 
     Raises UserError at the first one where `data.damaged` is `fail`.
     """
-    found = [int(index) for index in ids if index >= 0]
-    for index in found:
+    damaged = [int(index) for index in ids if index >= 0]
+    for index in damaged:
         name = source.describe(index) if source else index
         if run.config.data.damaged == "fail":
             raise UserError(f"damaged image {name} (--config.data.damaged=skip goes on without it)")

@@ -8,16 +8,16 @@ import contextlib
 import time
 from collections.abc import Iterator
 
-# What stands behind each name: all before the first state is there; compiling the training step;
-# waiting for a batch while the devices have nothing to do; steps, and waiting for those that are
-# queued; evaluation; waiting for a save; steps done again because a checkpoint was before them.
+# In this order: everything before the first state exists; compiling the training step; waiting for
+# a batch while the devices are idle; training steps, with the wait for queued ones; evaluation;
+# waiting for a save; training that is repeated because the last checkpoint is older.
 PARTS = ("init", "compile", "data", "step", "evaluate", "checkpoint", "lost")
 TRAINING = ("data", "step", "checkpoint")
 
 
 class Ledger:
-    """Seconds by name, on top of those `before` a restart. At every moment one part runs: `init`
-    first, from `began` on."""
+    """Seconds per part, added to those `before` a restart. Exactly one part runs at any time. The
+    first one is `init`, which starts at `began`."""
 
     def __init__(self, before: dict[str, float], began: float):
         self._seconds = dict.fromkeys(PARTS, 0.0) | before
@@ -25,7 +25,7 @@ class Ledger:
 
     @contextlib.contextmanager
     def spent(self, part: str) -> Iterator[None]:
-        """The time inside is that of `part`."""
+        """Books the time inside the `with` block on `part`."""
         outside = self._part
         self.turn(part)
         try:
@@ -34,30 +34,30 @@ class Ledger:
             self.turn(outside)
 
     def turn(self, part: str) -> None:
-        """From now on it is `part` that runs."""
+        """Books the time from now on on `part`."""
         now = time.monotonic()
         self._seconds[self._part] += now - self._mark
         self._part, self._mark = part, now
 
     def add(self, before: dict[str, float]) -> None:
-        """Takes over what earlier starts of the run have booked."""
+        """Adds the seconds that earlier starts of the run have booked."""
         for part, seconds in before.items():
             self._seconds[part] = self._seconds.get(part, 0.0) + seconds
 
     def lose(self, seconds: float) -> None:
-        """Books what was trained after the checkpoint that the run went back to."""
+        """Books the training after the last checkpoint, because it is repeated."""
         self._seconds["lost"] += max(0.0, seconds)
 
     @property
     def seconds(self) -> dict[str, float]:
-        """All of it up to now."""
+        """Seconds per part up to now."""
         return self._seconds | {
             self._part: self._seconds[self._part] + time.monotonic() - self._mark
         }
 
     @property
     def train_seconds(self) -> float:
-        """Training: without starts, compilation and evaluation."""
+        """Seconds of training, without starts, compilation and evaluation."""
         return sum(self.seconds[part] for part in TRAINING)
 
     def in_words(self) -> str:

@@ -18,18 +18,18 @@ from vit_jax.paths import STACKED, is_stacked, layer_of, logical, path_of
 
 
 def decay_mask(family: Family, params: Any) -> Any:
-    """True for every parameter that weight decay applies to."""
+    """A tree of bools: whether weight decay applies to each parameter."""
     return jax.tree_util.tree_map_with_path(
         lambda keys, _: family.row(path_of(keys)).decays, params
     )
 
 
 def frozen_mask(params: Any, pattern: str | None) -> Any:
-    """True for every parameter whose whole path the pattern is: `encoder/block03/mlp/fc1/kernel`,
-    or without the layer's number.
+    """A tree of bools: whether the pattern matches the whole path of each parameter, such as
+    `encoder/block03/mlp/fc1/kernel`, or the path without the layer's number.
 
-    Raises UserError: no pattern of `re`, one that matches nothing or everything, or stacked layers
-    of which it matches some.
+    Raises UserError: the pattern is no regular expression, it matches nothing or everything, or it
+    matches only some layers of a stacked parameter.
     """
     if pattern is None:
         return jax.tree.map(lambda _: False, params)
@@ -38,20 +38,20 @@ def frozen_mask(params: Any, pattern: str | None) -> Any:
     except re.error as error:
         raise UserError(f"optimizer.freeze {pattern!r} is no regular expression: {error}") from None
 
-    def one(keys: tuple, leaf: Any) -> bool:
+    def is_frozen(keys: tuple, leaf: Any) -> bool:
         path = path_of(keys)
         names = [path]
         if stack := STACKED.fullmatch(path):
             names = [f"{stack[1]}{i:02d}{stack[2]}" for i in range(leaf.shape[0])]
-        found = {bool(match(name) or match(logical(name))) for name in names}
-        if len(found) > 1:
+        matches = {bool(match(name) or match(logical(name))) for name in names}
+        if len(matches) > 1:
             raise UserError(
                 f"optimizer.freeze {pattern!r} matches some layers of {path}, which model.scan "
                 "stacks into one parameter: --config.model.scan=False keeps them apart"
             )
-        return found.pop()
+        return matches.pop()
 
-    mask = jax.tree_util.tree_map_with_path(one, params)
+    mask = jax.tree_util.tree_map_with_path(is_frozen, params)
     if len(set(jax.tree.leaves(mask))) > 1:
         return mask
     paths = [path_of(keys) for keys, _ in jax.tree_util.tree_leaves_with_path(params)]
@@ -63,25 +63,25 @@ def frozen_mask(params: Any, pattern: str | None) -> Any:
 
 
 def trainable(params: Any, pattern: str | None) -> Any:
-    """The parameters with None, an empty tree, in place of each frozen one: such a tree's gradients
-    and optimiser state have nothing for them."""
+    """The parameters, with None (an empty tree) in place of each frozen one. So gradients and the
+    optimiser's state take no memory for frozen parameters."""
     if pattern is None:
         return params
     return jax.tree.map(lambda p, f: None if f else p, params, frozen_mask(params, pattern))
 
 
 def merged(trained: Any, params: Any) -> Any:
-    """`params` with the leaves of `trained` where it has some."""
+    """`params`, with each leaf replaced by that of `trained` if it is not None there."""
     return jax.tree.map(
         lambda new, old: old if new is None else new, trained, params, is_leaf=lambda x: x is None
     )
 
 
 def layer_scales(family: Family, params: Any, decay: float) -> Any:
-    """The share of the learning rate of each parameter: decay ** (number of blocks above it), and
-    1 behind the last block (arXiv 2106.08254). Of stacked layers, an array with their leading axis.
+    """The factor of the learning rate for each parameter: decay ** (number of blocks above it), and
+    1 after the last block (arXiv 2106.08254). For stacked layers, an array with one factor a layer.
 
-    Raises UserError where there are no blocks.
+    Raises UserError if the model has no blocks.
     """
     in_blocks = [
         (path, leaf) for keys, leaf in jax.tree_util.tree_leaves_with_path(params)
@@ -95,7 +95,7 @@ def layer_scales(family: Family, params: Any, decay: float) -> Any:
             "hybrids and Mixers"
         )
 
-    def one(keys: tuple, leaf: Any) -> Any:
+    def scale_of(keys: tuple, leaf: Any) -> Any:
         path = path_of(keys)
         place = family.row(path).depth
         if place != BLOCK:
@@ -105,12 +105,12 @@ def layer_scales(family: Family, params: Any, decay: float) -> Any:
         scales = decay ** (depth - np.arange(depth, dtype=np.float32))
         return jnp.asarray(scales.reshape(depth, *[1] * (leaf.ndim - 1)))
 
-    return jax.tree_util.tree_map_with_path(one, params)
+    return jax.tree_util.tree_map_with_path(scale_of, params)
 
 
 def by_layer(family: Family, updates: Any, params: Any, decay: float | None) -> Any:
-    """The updates of the parameters that train, at each one's share of the rate; `params` are all
-    of them, which decide how many blocks there are."""
+    """The updates of the trained parameters, times their factors of the learning rate. `params` are
+    all parameters, because the frozen ones count for the number of blocks, too."""
     if decay is None:
         return updates
     return jax.tree.map(
@@ -120,11 +120,12 @@ def by_layer(family: Family, updates: Any, params: Any, decay: float | None) -> 
 
 
 def counts(family: Family, params: Any, pattern: str | None) -> dict[str, tuple[int, int]]:
-    """(parameters, numbers in them) that are `trained`, `frozen` and, of the trained, `decayed`."""
+    """(arrays, numbers in them) of the parameters that are `trained`, `frozen` and `decayed`.
+    A frozen parameter does not count as decayed."""
     frozen, decays = frozen_mask(params, pattern), decay_mask(family, params)
-    found = {"trained": (0, 0), "frozen": (0, 0), "decayed": (0, 0)}
-    for leaf, still, decay in zip(*map(jax.tree.leaves, (params, frozen, decays)), strict=True):
-        names = ["frozen"] if still else ["trained", "decayed"] if decay else ["trained"]
+    totals = {"trained": (0, 0), "frozen": (0, 0), "decayed": (0, 0)}
+    for leaf, is_frozen, decay in zip(*map(jax.tree.leaves, (params, frozen, decays)), strict=True):
+        names = ["frozen"] if is_frozen else ["trained", "decayed"] if decay else ["trained"]
         for name in names:
-            found[name] = (found[name][0] + 1, found[name][1] + int(np.prod(leaf.shape)))
-    return found
+            totals[name] = (totals[name][0] + 1, totals[name][1] + int(np.prod(leaf.shape)))
+    return totals

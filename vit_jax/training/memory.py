@@ -17,31 +17,32 @@ from vit_jax.training.run import Run
 def step_bytes(compiled: Any) -> int:
     """Bytes that a compiled step needs on each device, arguments included.
 
-    The TPU compiler refuses a program by its peak, and states temporaries that may be larger than
-    the chip of programs that it takes (libtpu 0.0.42); elsewhere temporaries are one allocation.
+    The TPU compiler checks the peak against the chip's memory. Its size of temporaries may be more
+    than the chip has, even for a program that fits (libtpu 0.0.42). On other devices the
+    temporaries are one allocation.
     """
-    found = compiled.memory_analysis()
+    memory = compiled.memory_analysis()
     placed = jax.tree.leaves(compiled.input_shardings)[0].device_set
-    if next(iter(placed)).platform == "tpu" and found.peak_memory_in_bytes:
-        return found.peak_memory_in_bytes
+    if next(iter(placed)).platform == "tpu" and memory.peak_memory_in_bytes:
+        return memory.peak_memory_in_bytes
     return (
-        found.argument_size_in_bytes + found.output_size_in_bytes + found.temp_size_in_bytes
-        - found.alias_size_in_bytes
+        memory.argument_size_in_bytes + memory.output_size_in_bytes + memory.temp_size_in_bytes
+        - memory.alias_size_in_bytes
     )  # fmt: skip
 
 
 def device_bytes(device: jax.Device) -> int | None:
-    """The memory that a device may use; None where it does not say, as a CPU."""
+    """Bytes of memory that a device may use; None if it does not report them, as a CPU."""
     stats = device.memory_stats() or {}
     return stats.get("bytes_limit")
 
 
 def fitting(run: Run, asked: ConfigDict) -> tuple[Run, list[str]]:
-    """The run, where `microbatch=auto` was asked for with what fits its devices, and a line on
-    that; with `preflight`, a run that does not fit them is refused."""
-    mine = device_bytes(run.mesh.local_devices[0])
-    told = [int(limit) for limit in everyones(str(mine or "")) if limit]
-    limit = min(told) if told else None
+    """The run, and lines for the user. With `microbatch=auto`, the run has the largest microbatch
+    that fits its devices. With `preflight`, a run that does not fit raises UserError."""
+    own_limit = device_bytes(run.mesh.local_devices[0])
+    limits = [int(limit) for limit in everyones(str(own_limit or "")) if limit]
+    limit = min(limits) if limits else None
     if asked.microbatch == AUTO:
         return within(run, limit)
     if asked.preflight and limit:
@@ -50,7 +51,7 @@ def fitting(run: Run, asked: ConfigDict) -> tuple[Run, list[str]]:
 
 
 def check_fits(run: Run, limit: int) -> None:
-    """Raises UserError where a step takes more than `limit` bytes a device."""
+    """Raises UserError if a step needs more than `limit` bytes on a device."""
     needed = step_bytes(run.compiled_step)
     if needed > limit:
         raise UserError(
@@ -62,10 +63,10 @@ def check_fits(run: Run, limit: int) -> None:
 
 
 def within(run: Run, limit: int | None) -> tuple[Run, list[str]]:
-    """The run with the largest microbatch whose step takes at most `limit` bytes a device, its step
-    compiled, and a line on it; where nothing is known of the limit, the run as it is.
+    """The run with the largest microbatch whose step needs at most `limit` bytes on a device, and a
+    line about it. Its step is compiled. Without a limit, the run stays as it is.
 
-    Raises UserError where even the smallest takes more.
+    Raises UserError if even the smallest microbatch needs more.
     """
     c = run.config
     if limit is None:
@@ -82,14 +83,14 @@ def within(run: Run, limit: int | None) -> tuple[Run, list[str]]:
                 raise
             return math.inf
 
-    # Mostly all fits; where it does not, halving the sizes that are left compiles few of them.
+    # The largest usually fits. If not, a binary search compiles few of the other sizes.
     fit = len(sizes)
     if needed(sizes[-1]) > limit:
         fit = bisect.bisect(sizes[:-1], float(limit), key=needed)
     if fit:
         chosen = runs[sizes[fit - 1]]
-        told = f"{step_bytes(chosen.compiled_step) / 2**30:.2f} of {limit / 2**30:.2f} GiB a device"
-        return chosen, [f"microbatch {sizes[fit - 1]} of {c.batch_size}: its step takes {told}"]
+        used = f"{step_bytes(chosen.compiled_step) / 2**30:.2f} of {limit / 2**30:.2f} GiB a device"
+        return chosen, [f"microbatch {sizes[fit - 1]} of {c.batch_size}: its step takes {used}"]
     smallest = needed(sizes[0])
     least = f" ({smallest / 2**30:.2f} GiB)" if smallest < math.inf else ""
     raise UserError(

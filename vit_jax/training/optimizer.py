@@ -21,19 +21,19 @@ from vit_jax.models.family import Family
 from vit_jax.paths import is_stacked, path_of
 from vit_jax.training.groups import decay_mask
 
-# Functions of optax that are no optimisers, want more than gradients, or whose update is not the
-# learning rate times something: they cannot be built with rate 1 and scaled afterwards.
+# Functions of optax that cannot be built with rate 1 and scaled afterwards: they are no optimisers,
+# they need more than gradients, or their update is not proportional to the learning rate.
 NOT_SCALABLE = ("fromage", "lbfgs", "rprop", "scale_by_learning_rate", "scale_by_rprop")
 
-# What scales by norms of whole parameters, of which model.scan makes one for all layers.
+# Optimisers that scale by the norm of a parameter. With model.scan, one parameter holds all layers.
 NORM_OF_PARAMETER = ("lamb", "lars", "novograd")
 
 
 class _For(NamedTuple):
-    """What an optimiser is made for."""
+    """What an optimiser needs to know of the run."""
 
     family: Family
-    decay: float  # of kernels
+    decay: float  # weight decay of the kernels
     schedule: optax.Schedule | float
 
     def mask(self, params: Any) -> Any:
@@ -43,13 +43,13 @@ class _For(NamedTuple):
 def make_optimizer(
     c: ConfigDict, family: Family, schedule: optax.Schedule | float = 1.0
 ) -> optax.GradientTransformation:
-    """`clip_norm`, then `c.name` of `OWN` or of optax with its arguments.
+    """Clipping by `clip_norm`, followed by the optimiser `c.name` from `OWN` or from optax.
 
-    Raises UserError: optax has no such optimiser, or it takes no such argument.
+    Raises UserError: there is no such optimiser, or it takes no such argument.
     """
     if c.mu_dtype not in (None, "float32", "bfloat16"):
         raise UserError(f"optimizer.mu_dtype is float32 or bfloat16, not {c.mu_dtype!r}")
-    # The reference code adds the decay after the rate, times schedule / lr.
+    # The reference code adds decay * schedule / lr after it has applied the learning rate.
     decay = c.weight_decay / (c.lr or 1.0) if c.decay_by == "schedule" else c.weight_decay
     steps = [optax.clip_by_global_norm(c.clip_norm)] if c.clip_norm else []
     try:
@@ -60,7 +60,7 @@ def make_optimizer(
 
 
 def _of_optax(c: ConfigDict, of: _For) -> optax.GradientTransformation:
-    """A function of optax, with the arguments that it has of ours and `kwargs`."""
+    """An optimiser of optax, with our own arguments for Adam and `kwargs` for all others."""
     make = getattr(optax, c.name, None)
     takes = inspect.signature(make).parameters if inspect.isfunction(make) else {}
     if c.name in NOT_SCALABLE:
@@ -78,7 +78,7 @@ def _of_optax(c: ConfigDict, of: _For) -> optax.GradientTransformation:
     if "weight_decay" in takes and mask:
         arguments = {"weight_decay": of.decay, mask: of.mask} | arguments
         return make(learning_rate=1.0, **arguments)
-    if "weight_decay" in takes:  # of everything, where kernels alone are to decay
+    if "weight_decay" in takes:  # optax would decay everything, not only kernels
         arguments = {"weight_decay": 0.0} | arguments
     return _decayed(make(learning_rate=1.0, **arguments), of)
 
@@ -93,8 +93,8 @@ def _sgd(c: ConfigDict, of: _For) -> optax.GradientTransformation:
 
 
 def _adafactor(c: ConfigDict, of: _For) -> optax.GradientTransformation:
-    """Adafactor as Scaling Vision Transformers has it (arXiv 2106.04560, section 3.4): a factored
-    second moment of decay 0.999 at most, a first moment in half precision, no relative steps."""
+    """Adafactor as in Scaling Vision Transformers (arXiv 2106.04560, section 3.4): a factored
+    second moment with decay 0.999 at most, a first moment in half precision, no relative steps."""
 
     def second(count, exponent):
         return jnp.minimum(0.999, 1.0 - (count + 1.0) ** -exponent)
@@ -105,14 +105,14 @@ def _adafactor(c: ConfigDict, of: _For) -> optax.GradientTransformation:
 
 
 def muon_dimensions(family: Family, params: Any) -> Any:
-    """How Muon reads each parameter as matrices; None for those that Adam updates."""
+    """The axes that Muon reads as a matrix, for each parameter; None if Adam updates it."""
 
-    def one(keys: tuple, _) -> MuonDimensionNumbers | None:
+    def dimensions_of(keys: tuple, _) -> MuonDimensionNumbers | None:
         path = path_of(keys)
-        kernel, first = family.row(path).muon, is_stacked(path)  # the first axis: of layers
+        kernel, first = family.row(path).muon, is_stacked(path)  # then axis 0 is that of the layers
         return kernel and MuonDimensionNumbers(*(tuple(i + first for i in axes) for axes in kernel))
 
-    return jax.tree_util.tree_map_with_path(one, params)
+    return jax.tree_util.tree_map_with_path(dimensions_of, params)
 
 
 def _muon(c: ConfigDict, of: _For) -> optax.GradientTransformation:
@@ -128,7 +128,7 @@ def _muon(c: ConfigDict, of: _For) -> optax.GradientTransformation:
 
 
 def _schedule_free(c: ConfigDict, of: _For) -> optax.GradientTransformation:
-    """Schedule-free AdamW (arXiv 2405.15682); evaluated at its averaged weights."""
+    """Schedule-free AdamW (arXiv 2405.15682). Evaluation uses its averaged weights (`averaged`)."""
     base = optax.chain(
         optax.scale_by_adam(b1=0.0, b2=c.b2, eps=c.eps),
         optax.add_decayed_weights(of.decay, of.mask),
@@ -140,25 +140,25 @@ def _schedule_free(c: ConfigDict, of: _For) -> optax.GradientTransformation:
 OWN: dict[str, Callable[..., optax.GradientTransformation]] = {
     "sgd": _sgd, "adafactor": _adafactor, "muon": _muon, "schedule_free": _schedule_free,
 }  # fmt: skip
-HOLD_RATE = ("schedule_free",)  # their updates have the learning rate in them
+HOLD_RATE = ("schedule_free",)  # their updates already include the learning rate
 
 
 def averaged(name: str, opt: Any, params: Any) -> Any | None:
-    """The weights that an optimiser wants to be judged by, or None: those that are trained."""
+    """The averaged weights that an optimiser is evaluated with; None for the trained weights."""
     if name != "schedule_free":
         return None
     states = jax.tree.leaves(opt, is_leaf=lambda x: isinstance(x, optax.contrib.ScheduleFreeState))
-    own = next(s for s in states if isinstance(s, optax.contrib.ScheduleFreeState))
-    return optax.contrib.schedule_free_eval_params(own, params)
+    state = next(s for s in states if isinstance(s, optax.contrib.ScheduleFreeState))
+    return optax.contrib.schedule_free_eval_params(state, params)
 
 
 def check_updates(c: ConfigDict, family: Family, params: Any) -> None:
-    """Raises UserError where an optimiser cannot update such parameters, for its arguments or
-    because it wants more than gradients; nothing is computed."""
+    """Raises UserError if the optimiser cannot update such parameters, because of its arguments or
+    because it needs more than gradients. Only shapes are computed."""
     tx = make_optimizer(c, family)
     try:
         jax.eval_shape(lambda p: tx.update(p, tx.init(p), p), params)
-    except Exception as error:  # whatever optax makes of them
+    except Exception as error:  # optax may raise anything
         reason = " ".join(str(error).split())[:200]
         raise UserError(
             f"optimiser {c.name} with optimizer.kwargs {c.kwargs.to_dict()} cannot update the "

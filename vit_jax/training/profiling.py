@@ -19,8 +19,8 @@ class Profile:
         self._running = False
 
     def after(self, step: int) -> str | None:
-        """Call this before the first step and after every step. Returns a line when a trace is
-        done."""
+        """To be called before the first step and after every step. Returns a line when a trace has
+        been written."""
         if self._first and not self._running and self._first <= step + 1 < self._end:
             jax.profiler.start_trace(self._folder)
             self._first, self._running = step + 1, True

@@ -33,8 +33,8 @@ Row = dict[str, Any]
 
 
 class MetricRows:
-    """`metrics.jsonl`: appended, flushed to disk before a save commits, cut back on restart. All
-    processes of a job know the rows; the first writes them."""
+    """`metrics.jsonl`. Rows are appended, and are on disk before a save commits. A restart removes
+    those after its checkpoint. All processes keep the rows; only the first one writes them."""
 
     def __init__(self, path: Path, last_step: int, writes: bool):
         self._path, self._writes = path, writes
@@ -44,7 +44,7 @@ class MetricRows:
         self._file = path.open("a", encoding="utf-8") if writes else io.StringIO()
 
     def _cut(self, last_step: int) -> list[Row]:
-        """Drops what is no row, and every row after `last_step`."""
+        """Removes lines that are no rows, and all rows after `last_step`. Returns the rows kept."""
         try:
             lines = list(records.rows_in(read_bytes(self._path, records.MOST_ROWS)))
         except FileNotFoundError:
@@ -75,7 +75,7 @@ class MetricRows:
         self.rows.append(row)
 
     def sync(self) -> None:
-        """Returns when the rows are on the disk."""
+        """Waits until the rows are on the disk."""
         try:
             if self._writes:
                 os.fsync(self._file.fileno())
@@ -90,7 +90,7 @@ class MetricRows:
 
 
 class Console:
-    """A line an interval; on a terminal a progress bar below them."""
+    """Prints one line per interval; on a terminal also a progress bar below the lines."""
 
     def __init__(self, total: int, start: int):
         from rich.console import Console as RichConsole
@@ -118,7 +118,7 @@ class Console:
 
 
 class Progress:
-    """Collects a step's metrics at each interval and tells those of the interval before."""
+    """Takes a step's metrics at each interval, and reports those of the interval before."""
 
     def __init__(self, workdir: Path, run: Run, start: Start,
                  writers: Sequence[MetricWriter] = (), quiet: bool = False,
@@ -144,7 +144,7 @@ class Progress:
         self.ledger.lose(max(trained, default=0.0) - self.ledger.train_seconds)
         self._mark = (start.step, self.ledger.seconds)
         self._profile.after(start.step)
-        self.told = start.step  # the last step of an interval
+        self.told = start.step  # the last step of the last interval
         if not self._quiet:
             self._console.start()
         if self._rows.damage:
@@ -156,7 +156,7 @@ class Progress:
 
     # -- rows ------------------------------------------------------------------------------
     def interval(self, step: int, metrics: Any) -> None:
-        """Takes the metrics of step `step`, still on the device; tells those taken before."""
+        """Takes the metrics of a step, still on the device, and reports those taken before."""
         self.flush()
         (step_then, then), now = self._mark, self.ledger.seconds
         spent = {part: now[part] - then[part] for part in TRAINING}
@@ -179,35 +179,35 @@ class Progress:
         self._pending = (row, metrics)
 
     def check_finite(self, most: int, now: bool = False) -> None:
-        """Raises Stopped where the last row told (`now`: the one that waits) ends `most`
-        non-finite steps in a row."""
+        """Raises Stopped if the last `most` steps or more were not finite, by the last row that was
+        written. With `now`, the row that waits is written first."""
         if now:
             self.flush()
-        told = self.last("loss")
-        if told.get("skipped_in_row", 0) >= most:
+        row = self.last("loss")
+        if row.get("skipped_in_row", 0) >= most:
             raise Stopped(
-                f"{told['skipped_in_row']} steps in a row up to step {told['step']} were not "
+                f"{row['skipped_in_row']} steps in a row up to step {row['step']} were not "
                 "finite: start again in a new --workdir with a lower optimizer.lr or with "
                 "optimizer.clip_norm",
                 NON_FINITE,
             )
 
     def flush(self) -> None:
-        """Fetches and writes the row that waits, if any."""
+        """Fetches the row that waits, if there is one; writes and prints it."""
         if self._pending is None:
             return
         row, metrics = self._pending
         self._pending = None
-        told = jax.device_get(metrics)
-        skipped = told.pop("skipped")
+        values = jax.device_get(metrics)
+        skipped = values.pop("skipped")
         row = {
             "step": row["step"],
-            **{name: float(told[name]) for name in ("loss", "learning_rate", "grad_norm")},
-            **{f"loss/{name}": float(part) for name, part in told["parts"].items()},
+            **{name: float(values[name]) for name in ("loss", "learning_rate", "grad_norm")},
+            **{f"loss/{name}": float(part) for name, part in values["parts"].items()},
             "skipped_steps": int(skipped["total"]), "skipped_in_row": int(skipped["in_row"]),
             "last_skipped_step": int(skipped["last"]),
-            "examples_hash": f"{int(told['examples_hash']):08x}",
-            "damaged_images": int(told["damaged_images"]), **row,
+            "examples_hash": f"{int(values['examples_hash']):08x}",
+            "damaged_images": int(values["damaged_images"]), **row,
         }  # fmt: skip
         before = self.last("loss").get("skipped_steps", 0)
         self._write(row)
@@ -243,13 +243,13 @@ class Progress:
             writer.write_scalars(row["step"], numbers)
 
     def finish(self, *queued: Any) -> None:
-        """Waits for queued steps, as a part of them, before anything else is timed; tells the row
-        that waits for them."""
+        """Waits for queued steps, so that their time is not booked on what comes next. Then reports
+        the row that waits."""
         jax.block_until_ready(queued)
         self.flush()
 
     def sync(self) -> None:
-        """Everything up to now is told and on disk."""
+        """Reports the row that waits, and returns when everything is on disk."""
         self.flush()
         self._rows.sync()
         for writer in self._writers:
@@ -257,24 +257,24 @@ class Progress:
 
     def last(self, prefix: str = "") -> Row:
         """The last row that has a key starting with `prefix`."""
-        found = (row for row in reversed(self._rows.rows) if any(k.startswith(prefix) for k in row))
-        return next(found, {})
+        rows = (row for row in reversed(self._rows.rows) if any(k.startswith(prefix) for k in row))
+        return next(rows, {})
 
     def evaluated(self, step: int) -> Row:
-        """Everything that was measured after a step."""
+        """All evaluation metrics that were measured after a step."""
         measured = [row for row in self._rows.rows if row["step"] == step and "loss" not in row]
         return {key: value for row in measured for key, value in row.items()}
 
     def is_best(self) -> bool:
-        """Whether the last evaluation of `data.eval` is the best one, by the task's best metric."""
+        """Whether the last evaluation of `data.eval` is the best so far, by `task.best`."""
         metric, best_of = self._task.best
         key = f"eval/{self._config.data.eval.split}/{metric}"
         *before, last = [row[key] for row in self._rows.rows if key in row]
         return not before or best_of([*before, last]) != best_of(before)
 
     def times(self) -> None:
-        """Tells where the time went; of several processes, which one the others waited for: it has
-        waited longest for data, or least for the others (in its steps)."""
+        """Prints where the time went. With several processes, prints it for each, to find the one
+        that the others waited for: it waited longest for data, or its steps took least time."""
         self.say(f"time: {self.ledger.in_words()}")
         if jax.process_count() > 1:
             mine = self.ledger.seconds
@@ -284,12 +284,12 @@ class Progress:
 
     # -- people ----------------------------------------------------------------------------
     def say(self, text: str) -> None:
-        """A line for the person watching."""
+        """Prints a line, unless the run is quiet or this is not the first process."""
         if not self._quiet:
             self._console.say(printable_lines(text))
 
     def warn(self, text: str) -> None:
-        """A line that a process other than the first says too."""
+        """Prints a line in every process, for problems of one process alone."""
         if process() > 0:
             print(f"process {process()}: {printable_lines(text)}", file=sys.stderr)
         self.say(text)

@@ -19,16 +19,16 @@ from vit_jax.training.same_run import check_same_run
 from vit_jax.training.start import continued, open_origin
 from vit_jax.training.step import make_gradients
 
-SHOWN = 10  # number of gradients that are shown, the largest first
+SHOWN = 10  # gradients that are shown, those with the largest norms
 
 
 def replay(
     config: ConfigDict, workdir: str | Path, step: int, named: Iterable[str] = ()
 ) -> list[str]:
-    """Trains from the last checkpoint before `step`, or from the beginning, to that step. Returns
-    lines about it.
+    """Trains to `step` from the last checkpoint before it, or from the beginning. Returns lines
+    about that step.
 
-    Raises UserError if the run has no such step, or if the checkpoint is of another run.
+    Raises UserError if the run has no such step, or if the checkpoint belongs to another run.
     """
     if jax.process_count() > 1:
         raise UserError("--replay-step is for one process: its numbers are those of any mesh")

@@ -21,8 +21,8 @@ from vit_jax.training.start import Start
 
 
 def write_result(workdir: Path, run: Run, start: Start, progress: Progress) -> dict[str, Any]:
-    """Writes `result.json` and `model_card.md`; returns the former: the task's best metric,
-    steps, times, and every final metric."""
+    """Writes `result.json` and `model_card.md`. Returns the content of `result.json`: the task's
+    best metric, steps, times, and all final metrics."""
     c = run.config
     trained, evaluated = progress.last("loss"), progress.evaluated(c.total_steps)
     examples, metric = c.total_steps * c.batch_size, run.task.best[0]
@@ -55,19 +55,19 @@ def _sizes(config: Config) -> str:
 
 
 def _markdown(name: str) -> str:
-    """A name as Markdown shows it literally, also where HTML stands in it."""
+    """A name with Markdown and HTML escaped, so that it is shown literally."""
     return re.sub(r"([\\`*_\[\]|~])", r"\\\1", html.escape(printable(name), quote=False))
 
 
 def _code(text: str) -> str:
-    """A text as code, which none of its own backticks ends."""
+    """A text as Markdown code, between more backticks than it holds in a row."""
     ticks = "`" * (max(map(len, re.findall("`+", text)), default=0) + 1)
     space = " " if text[:1] == "`" or text[-1:] == "`" else ""
     return f"{ticks}{space}{printable(text)}{space}{ticks}"
 
 
 def model_card(run: Run, origin: str, result: dict[str, Any]) -> str:
-    """What the model is, what it was trained on and how, what it reached; in Markdown."""
+    """The model card in Markdown: the model, its data, its training and its results."""
     c, m = run.config, run.model.config
     split = c.data.eval.split
     height, width = m.image_size

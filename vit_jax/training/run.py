@@ -34,7 +34,7 @@ def run_of(
     data: Callable[[ConfigDict], Data] = opened,
     weights: Weights | None = None,
 ) -> "Run":
-    """The run of a config: `resolve` with its arguments, on a mesh of those devices."""
+    """Resolves a config (`resolve`), and places the run on a mesh of the devices."""
     resolved = resolve(config, named, devices, data=data, weights=weights)
     mesh = resolved.config.mesh
     shapes = abstract_state(resolved.model, resolved.config)
@@ -67,7 +67,7 @@ class Run:
 
     @property
     def classes(self) -> list[str]:
-        """Names of the model's outputs; empty where they have none."""
+        """Names of the model's outputs; empty if the outputs are not classes."""
         return self.resolved.data.classes if self.task.outputs_are_classes else []
 
     @property
@@ -76,7 +76,7 @@ class Run:
 
     @property
     def evaluators(self) -> tuple[Opened, ...]:
-        """That of `data.eval` first."""
+        """The evaluators of the run; the first one is that of `data.eval`."""
         return self.resolved.evaluators
 
     @property
@@ -85,21 +85,21 @@ class Run:
 
     @property
     def summary(self) -> str:
-        """Model, size and mesh in a line."""
+        """One line: the model, its number of parameters and the mesh."""
         mesh = " × ".join(f"{name} {size}" for name, size in self.mesh.shape.items())
         return f"{self.model.name}, {self.model.num_params:,} parameters; mesh {mesh}"
 
     @property
     def in_numbers(self) -> list[str]:
-        """Batches, steps, rates, and what trains and decays, once everything is resolved."""
+        """Lines on batches, steps, rates, and how many parameters train and decay."""
         c, o = self.config, self.config.optimizer
         seen = c.total_steps * c.batch_size
         share = c.batch_size // (c.mesh.data * c.mesh.fsdp)
         passes = c.batch_size // c.microbatch
-        found = counts(self.model.family, self.abstract_state["params"], o.freeze)
-        told = {name: f"{leaves:,} parameters ({numbers:,} numbers)"
-                for name, (leaves, numbers) in found.items()}  # fmt: skip
-        decay = f"{o.weight_decay:g} by the {o.decay_by} on {told['decayed']}"
+        totals = counts(self.model.family, self.abstract_state["params"], o.freeze)
+        texts = {name: f"{leaves:,} parameters ({numbers:,} numbers)"
+                 for name, (leaves, numbers) in totals.items()}  # fmt: skip
+        decay = f"{o.weight_decay:g} by the {o.decay_by} on {texts['decayed']}"
         return [
             f"{self.train_examples:,} training examples, {c.model.num_classes:,} classes; batches "
             f"of {c.batch_size:,}, {share:,} on each of {self.mesh.size} devices, "
@@ -109,18 +109,18 @@ class Run:
             f"{o.name}: rate {o.lr:g}, {c.schedule.name} after "
             f"{min(c.schedule.warmup_steps, c.total_steps):,} steps; "
             f"decay {decay if o.weight_decay else 'none'}; frozen "
-            f"{told['frozen'] if found['frozen'][0] else 'none'}, trained {told['trained']}",
+            f"{texts['frozen'] if totals['frozen'][0] else 'none'}, trained {texts['trained']}",
         ]
 
     @functools.cached_property
     def held(self) -> dict[str, dict[str, Any]]:
-        """What the sources hold, by the keys that name them, as checkpoints keep it: the number of
-        examples, and a hash of their names and classes in order (None where a source has no
-        names); of what the task holds, a hash of it."""
+        """What identifies the run's data, as checkpoints save it, by config key: the number of
+        examples, and a hash of their names and classes in order (None if a source has no names).
+        `distill` has a hash of the arrays that the task holds."""
         sources: dict[str, Any] = {"data.train.source": self.train_source}
         if self.config.data.eval.split and self.evaluators:
             sources["data.eval.source"] = self.evaluators[0].test
-        found = {
+        facts = {
             key: {"examples": len(source), "names": getattr(source, "names_hash", None)}
             for key, source in sources.items() if source is not None
         }  # fmt: skip
@@ -128,8 +128,8 @@ class Run:
             digest = hashlib.blake2b(digest_size=16)
             for path, leaf in sorted(flatten(self.task.held).items()):
                 digest.update(path.encode() + jax.device_get(leaf).tobytes())
-            found["distill"] = {"examples": None, "names": digest.hexdigest()}
-        return found
+            facts["distill"] = {"examples": None, "names": digest.hexdigest()}
+        return facts
 
     @functools.cached_property
     def shardings(self) -> Any:
@@ -141,15 +141,15 @@ class Run:
         return where
 
     def changed(self, keys: Mapping[str, Any], mesh: Mesh | None = None) -> "Run":
-        """The same run with other values of some keys that leave the shapes of its state as they
-        are (`microbatch`), or on another mesh."""
+        """The same run on another mesh, or with other values of some keys. The keys must not change
+        the shapes of the state (`microbatch` does not)."""
         return dataclasses.replace(
             self, resolved=self.resolved.changed(keys), mesh=mesh or self.mesh
         )
 
     @property
     def abstract_sharded_state(self) -> State:
-        """The abstract state, each leaf with its sharding."""
+        """The shapes and dtypes of the state, with shardings."""
         return jax.tree.map(
             lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where),
             self.abstract_state, self.shardings,
@@ -160,7 +160,7 @@ class Run:
         return NamedSharding(self.mesh, BATCH)
 
     def abstract_batch(self, size: int) -> dict[str, jax.ShapeDtypeStruct]:
-        """Shapes of a batch on the devices."""
+        """Shapes, dtypes and sharding of a batch of `size` examples."""
         c, where = self.model.config, self.batch_sharding
         filler = self.task.entries(self.resolved.data.facts).filler
         shapes: dict[str, tuple[tuple[int, ...], Any]] = {
@@ -175,15 +175,15 @@ class Run:
 
     @property
     def compiler_options(self) -> dict[str, Any] | None:
-        """For XLA; with `deterministic` on a GPU neither atomics nor algorithms chosen by time."""
+        """Options for XLA. On a GPU, `deterministic` forbids atomics and timed autotuning."""
         if not self.config.deterministic or self.mesh.devices.flat[0].platform != "gpu":
             return None
         return {"xla_gpu_deterministic_ops": True, "xla_gpu_autotune_level": 0}
 
     @property
     def jitted_step(self) -> tuple[Any, list[Any]]:
-        """The training step to be compiled, and the shapes that it is compiled for."""
-        everywhere = NamedSharding(self.mesh, PartitionSpec())  # so that every process reads them
+        """The training step before compilation, and the shapes of its arguments."""
+        everywhere = NamedSharding(self.mesh, PartitionSpec())  # every process reads the metrics
         jitted = jax.jit(
             make_train_step(self.task, self.config, self.mesh), donate_argnums=0,
             out_shardings=(self.shardings, everywhere), compiler_options=self.compiler_options,
@@ -197,7 +197,7 @@ class Run:
         return jitted, arguments
 
     def held_on_devices(self) -> Any:
-        """What the task holds, on every device; None where it holds nothing."""
+        """The arrays that the task holds, on every device; None if it holds none."""
         if self.task.held is None:
             return None
         everywhere = NamedSharding(self.mesh, PartitionSpec())
@@ -205,14 +205,14 @@ class Run:
 
     @functools.cached_property
     def compiled_step(self) -> Any:
-        """The training step, compiled ahead of time; it takes over the old state's memory."""
+        """The training step, compiled ahead of time. It reuses the memory of the old state."""
         jitted, arguments = self.jitted_step
         return jitted.lower(*arguments).compile()
 
     def compile_train_step(self) -> Callable:
-        """(state, batch) -> (state, metrics), compiled; the old state is gone afterwards. Arrays
-        that are not on the devices yet are an error: a hidden transfer would make every step wait.
-        """
+        """(state, batch) -> (state, metrics), compiled. The old state cannot be used afterwards.
+        Arguments that are not on the devices are an error, because a transfer would delay every
+        step."""
         step, held = self.compiled_step, self.held_on_devices()
         more = () if held is None else (held,)
 
@@ -224,7 +224,8 @@ class Run:
 
     @functools.cached_property
     def row_steps(self) -> dict[str, Any]:
-        """What is said of each row of a batch, by what evaluators read; every process has all."""
+        """Compiled steps (params, batch) -> outputs per row, by the kind of output that evaluators
+        read. Every process gets all rows."""
         c = self.config
         gather = gather_block(
             self.model.family, self.mesh, c.mesh.min_shard_size, jnp.dtype(c.model.dtype)
@@ -251,7 +252,7 @@ class Run:
         }
 
     def train_host_batches(self, examples_seen: int, steps: int) -> pipeline.Batches:
-        """The batches of the next `steps` steps, the rows of this process."""
+        """The batches of the next `steps` steps on the host: the rows of this process."""
         assert self.train_source is not None
         return pipeline.train_batches(
             self.train_source, self.resolved.pipelines[0], seed=self.config.seed,
@@ -260,12 +261,12 @@ class Run:
         )  # fmt: skip
 
     def train_batches(self, examples_seen: int, steps: int) -> pipeline.OnDevice:
-        """The same on the devices."""
+        """The batches of the next `steps` steps, on the host and on the devices."""
         host = self.train_host_batches(examples_seen, steps)
         return pipeline.OnDevice(host, self.batch_sharding)
 
     def eval_batches(self, source: Source, parsed: ops.Pipeline) -> pipeline.OnDevice:
-        """Every example of a source once, prepared by a pipeline."""
+        """Batches with every example of a source once, prepared by a pipeline."""
         host = pipeline.eval_batches(
             source,
             parsed,
@@ -274,7 +275,7 @@ class Run:
         return pipeline.OnDevice(host, self.batch_sharding)
 
     def init_state(self, params: Any = None) -> State:
-        """The state of step 0, each device making its own part; `params` are fresh, or given."""
+        """The state of step 0, with random `params` by default. Each device computes its part."""
         where = self.shardings
         if params is None:
             return jax.jit(make_init(self.model, self.config), out_shardings=where)()

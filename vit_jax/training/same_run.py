@@ -17,10 +17,10 @@ from vit_jax.training.run import Run
 
 
 def check_same_data(run: Run) -> None:
-    """Refuses a job whose processes read different data, as copies on their own disks may be."""
-    told = [json.loads(line) for line in everyones(json.dumps(run.held))]
-    for number, theirs in enumerate(told):
-        for key, first in told[0].items():
+    """Raises UserError if processes read different data, as copies on their own disks may be."""
+    all_held = [json.loads(line) for line in everyones(json.dumps(run.held))]
+    for number, theirs in enumerate(all_held):
+        for key, first in all_held[0].items():
             if theirs[key] != first:
                 raise UserError(
                     f"process {number} reads other data than process 0: {key} "
@@ -30,19 +30,19 @@ def check_same_data(run: Run) -> None:
 
 
 def check_same_run(run: Run, checkpoint: Path) -> list[str]:
-    """What has to be said of a checkpoint that the run may continue: which data has moved.
+    """Checks that the run may continue from a checkpoint. Returns lines about data that has moved.
 
-    Raises UserError naming everything that decides a run's numbers and differs.
+    Raises UserError: a key that changes the run's numbers differs, or the data does. It names all.
     """
     about = manager.about(checkpoint)
     before, now = about["config"], json.loads(json.dumps(flat(run.config)))
     kept = about.get("sources") or {"data.train.source": {"examples": about["train_examples"]}}
-    said, changed = [], _class_differences(about["classes"], run.classes)
-    same = set() if now["data.eval.split"] else {"data.eval.source"}  # which is not read then
+    moved, changed = [], _class_differences(about["classes"], run.classes)
+    same = set() if now["data.eval.split"] else {"data.eval.source"}  # not read without evaluation
     for key, here in run.held.items():
         old, new, was = before.get(key), now[key], kept.get(key, {})
         if _without_paths(old) != _without_paths(new):
-            continue  # another kind of source: told with the other keys
+            continue  # another kind of source: `differences` finds it
         same.add(key)
         if _differs(was, here):
             changed.append(f"{key} {printable(new)} {_change(was, here)}")
@@ -51,30 +51,30 @@ def check_same_run(run: Run, checkpoint: Path) -> list[str]:
                 "; the checkpoint holds no names of its examples, so their number and classes "
                 "alone were compared"
             )  # fmt: skip
-            said.append(f"the data has moved: {printable(old)} -> {printable(new)}{known}")
-    found = [line for line in differences(before, now) if line.partition(":")[0] not in same]
-    if found:
+            moved.append(f"the data has moved: {printable(old)} -> {printable(new)}{known}")
+    different = [line for line in differences(before, now) if line.partition(":")[0] not in same]
+    if different:
         raise UserError(
             f"{checkpoint} belongs to another run; what differs:\n  "
-            + "\n  ".join(found + changed)
+            + "\n  ".join(different + changed)
             + "\nUse another --workdir (--config.init takes the parameters alone), or the config "
             "that it was started with"
         )
     if changed:
-        own = checkpoint.parent.name == "checkpoints"
+        in_run = checkpoint.parent.name == "checkpoints"
         raise UserError(
             f"the data has changed since {checkpoint} was saved: {'; '.join(changed)}: put it back "
             "as it was, or start a new run from this one: --workdir=NEW "
-            f"--config.init={checkpoint.parents[1] if own else checkpoint}"
+            f"--config.init={checkpoint.parents[1] if in_run else checkpoint}"
         )
-    return list(dict.fromkeys(said))
+    return list(dict.fromkeys(moved))
 
 
 def _differs(was: dict[str, Any], here: dict[str, Any]) -> bool:
-    """Whether two records are of different data, by what both of them know."""
+    """Whether two records describe different data. Only facts that both of them have count."""
     return any(
-        was.get(what) is not None and here[what] is not None and was[what] != here[what]
-        for what in ("names", "examples")
+        was.get(key) is not None and here[key] is not None and was[key] != here[key]
+        for key in ("names", "examples")
     )
 
 
@@ -90,7 +90,7 @@ def _change(was: dict[str, Any], here: dict[str, Any]) -> str:
 
 
 def _without_paths(value: Any) -> Any:
-    """A source with its paths taken out, or the call of a teacher without its weights."""
+    """A source without its paths, or a teacher's call without its quoted weights."""
     if not isinstance(value, str):
         return value
     return re.sub(r"(['\"]).*?\1", "''", with_paths(value, lambda path: ""))

@@ -6,12 +6,12 @@ from ml_collections import ConfigDict
 
 
 def make_schedule(c: ConfigDict, lr: float, total_steps: int) -> optax.Schedule:
-    """step (from 0) -> learning rate: lr (step + 1) / (warmup_steps + 1) during the warm-up, so
-    that no step is spent at rate 0, then `c.name`.
+    """A function from the step (from 0) to the learning rate. During the warm-up, the rate is
+    lr (step + 1) / (warmup_steps + 1), so no step has rate 0. Then `c.name` applies.
 
-    cosine and linear end at `end_lr` after the last step; rsqrt falls as
-    sqrt(timescale / (timescale + steps since warm-up)) (arXiv 2106.04560, section 3.5) and, over
-    the last `cooldown_steps`, linearly to `end_lr`.
+    cosine and linear reach `end_lr` after the last step. rsqrt multiplies lr by
+    sqrt(timescale / (timescale + steps since warm-up)) (arXiv 2106.04560, section 3.5), and falls
+    linearly to `end_lr` over the last `cooldown_steps`.
     """
     warmup = min(c.warmup_steps, total_steps)
     decay_steps = max(1, total_steps - warmup)

@@ -23,7 +23,7 @@ State = dict[str, Any]
 
 
 def make_rest(model: Model, config: ConfigDict) -> Callable[[Any], State]:
-    """A pure function from parameters to the rest of the state of step 0."""
+    """A pure function from the parameters to all other entries of the state at step 0."""
     schedule = make_schedule(config.schedule, config.optimizer.lr, config.total_steps)
     tx = make_optimizer(config.optimizer, model.family, schedule)
 
@@ -38,7 +38,7 @@ def make_rest(model: Model, config: ConfigDict) -> Callable[[Any], State]:
 
 
 def make_init(model: Model, config: ConfigDict) -> Callable[[], State]:
-    """A pure function to the state of step 0, to be compiled with the shardings wanted."""
+    """A pure function that returns the state of step 0. Compile it with the shardings to use."""
 
     def init() -> State:
         params = model.init_fn(jax.random.key(config.seed))
@@ -53,7 +53,7 @@ def abstract_state(model: Model, config: ConfigDict) -> State:
 
 
 def moved_average(ema: Any, params: Any, decay: float, step: Any) -> Any:
-    """The average after a step (counted from 0): its decay rises as (1 + step) / (10 + step) to
-    `decay`, so that the first weights are soon forgotten."""
+    """The moving average after a step (counted from 0). Its decay is (1 + step) / (10 + step), at
+    most `decay`, so that the initial weights lose their influence quickly."""
     keep = jnp.minimum(decay, (1.0 + step) / (10.0 + step))
     return jax.tree.map(lambda old, new: keep * old + (1.0 - keep) * new, ema, params)

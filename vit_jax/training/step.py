@@ -29,11 +29,11 @@ Metrics = dict[str, Array]
 
 
 def make_gradients(task: Task, config: ConfigDict, mesh: Mesh) -> Callable:
-    """(state, batch, what the task holds) -> ((loss, its parts), gradients of what trains) of a
-    whole batch.
+    """A function of (state, batch, what the task holds). It returns the loss and its parts, and the
+    gradients of the trained parameters: ((loss, parts), gradients).
 
-    With `microbatch` m < batch_size B, gradients are the mean over k = B/m passes, of which pass j
-    takes rows j::k (so that rows stay on their device).
+    With `microbatch` m < batch_size B, all of these are means over k = B/m passes. Pass j takes
+    rows j::k, so that rows stay on their device.
     """
     c, family = config, task.model.family
     gather = gather_block(family, mesh, c.mesh.min_shard_size, jnp.dtype(c.model.dtype))
@@ -50,36 +50,35 @@ def make_gradients(task: Task, config: ConfigDict, mesh: Mesh) -> Callable:
         of_step = jax.random.fold_in(jax.random.key(c.seed), state["step"])
         of_batch, key = jax.random.split(of_step)
         seen = task.prepared(entries_of(batch), of_batch)
-        both = jax.value_and_grad(loss_of, has_aux=True)
+        loss_and_gradients = jax.value_and_grad(loss_of, has_aux=True)
         if passes == 1:
-            return both(trained, state["params"], held, seen, key)
+            return loss_and_gradients(trained, state["params"], held, seen, key)
 
-        def one(total, microbatch_and_key):
-            new = both(trained, state["params"], held, *microbatch_and_key)
+        def add_pass(total, microbatch_and_key):
+            new = loss_and_gradients(trained, state["params"], held, *microbatch_and_key)
             return jax.tree.map(jnp.add, total, new), None
 
         parts = (jax.tree.map(split, seen), jax.random.split(key, passes))
         first = jax.tree.map(lambda x: x[0], parts)
-        shapes = jax.eval_shape(lambda: both(trained, state["params"], held, *first))
+        shapes = jax.eval_shape(lambda: loss_and_gradients(trained, state["params"], held, *first))
         zero = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
-        total, _ = jax.lax.scan(one, zero, parts)
+        total, _ = jax.lax.scan(add_pass, zero, parts)
         return jax.tree.map(lambda x: x / passes, total)
 
     return gradients
 
 
 def entries_of(batch: dict[str, Any]) -> dict[str, Any]:
-    """What a task sees of a batch: all but which examples they are."""
+    """The entries of a batch that a task reads: all but `id` and `damaged`."""
     return {name: rows for name, rows in batch.items() if name not in ("id", "damaged")}
 
 
 def make_train_step(task: Task, config: ConfigDict, mesh: Mesh) -> Callable:
-    """(state, batch, what the task holds) -> (state, metrics), of a batch with `image` uint8
-    [B, H, W, C], the task's entries, and `id` and `damaged` int32 [B].
+    """A function (state, batch, what the task holds) -> (state, metrics). The batch has `image`
+    uint8 [B, H, W, C], the task's entries, and `id` and `damaged` int32 [B].
 
-    A step whose loss or gradient is not finite, or whose gradient's norm is above
-    `optimizer.skip_norm`, keeps parameters and optimiser as they were; `step` advances all the
-    same.
+    A step is skipped if its loss or gradient is not finite, or if the gradient's norm is above
+    `optimizer.skip_norm`: the parameters and the optimiser's state stay, but `step` still advances.
     """
     c, family = config, task.model.family
     schedule = make_schedule(c.schedule, c.optimizer.lr, c.total_steps)
@@ -97,15 +96,15 @@ def make_train_step(task: Task, config: ConfigDict, mesh: Mesh) -> Callable:
         updates, opt = tx.update(grads, state["opt"], trained)
         updates = by_layer(family, updates, state["params"], c.optimizer.layer_decay)
         moved = jax.tree.map(lambda p, u: p + factor * u, trained, updates)
-        made = {"params": merged(moved, state["params"]), "opt": opt}
+        updated = {"params": merged(moved, state["params"]), "opt": opt}
         if c.ema:
-            made["ema"] = moved_average(state["ema"], moved, c.ema, step)
+            updated["ema"] = moved_average(state["ema"], moved, c.ema, step)
 
         fine = jnp.isfinite(loss) & jnp.isfinite(norm)
         if c.optimizer.skip_norm:
             fine &= norm <= c.optimizer.skip_norm
         kept, skipped = state["skipped"], (~fine).astype(jnp.int32)
-        new = {name: _choose(fine, value, state[name]) for name, value in made.items()} | {
+        new = {name: _choose(fine, value, state[name]) for name, value in updated.items()} | {
             "step": step + 1,
             "skipped": {
                 "total": kept["total"] + skipped,
@@ -124,8 +123,8 @@ def make_train_step(task: Task, config: ConfigDict, mesh: Mesh) -> Callable:
 
 
 def examples_hash(ids: Int[Array, " batch"]) -> Array:
-    """uint32 [] of the numbers of a batch's examples and their order, the same on any mesh: the sum
-    of (2 row + 1) mix(id), modulo 2^32, where mix is MurmurHash3's last step."""
+    """A uint32 hash of a batch's example numbers and their order, the same on any mesh: the sum of
+    (2 row + 1) mix(id), modulo 2^32, where mix is the last step of MurmurHash3."""
     x = ids.astype(jnp.uint32)
     for shift, factor in ((16, 0x85EBCA6B), (13, 0xC2B2AE35)):
         x = (x ^ (x >> shift)) * jnp.uint32(factor)
@@ -134,8 +133,8 @@ def examples_hash(ids: Int[Array, " batch"]) -> Array:
 
 
 def make_loss(task: Task, gather: Any = None) -> Callable:
-    """(trained parameters, all of them, what the task holds, batch, key) -> (mean loss of a batch
-    that the task has prepared, its parts)."""
+    """A function (trained parameters, all parameters, what the task holds, batch, key) -> (mean
+    loss, its parts). The batch is one that the task has prepared."""
 
     def loss_of(trained, params, held, batch, key):
         return task.loss(merged(trained, params), batch, key, gather=gather, held=held)

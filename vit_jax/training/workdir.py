@@ -14,13 +14,13 @@ from vit_jax.files import write_json
 from vit_jax.parallel.compile_cache import make_private
 from vit_jax.parallel.runtime import probe, process, together
 
-TRIES = 20  # at the lock, which `vit runs` takes for a moment to see whether a run lives
+TRIES = 20  # to lock: `vit runs` holds the lock for a moment, to see whether a run is alive
 
 
 class WorkFolder:
-    """A run's folder, held by one run at a time.
+    """A run's folder, which one run at a time may use.
 
-    Raises UserError on entering: it cannot be made, or a living run holds it.
+    Raises UserError on entering: it cannot be made, or a running process holds its lock.
     """
 
     def __init__(self, path: str | Path):
@@ -37,7 +37,7 @@ class WorkFolder:
         return self
 
     def _take(self) -> None:
-        """Of several processes the first takes the lock for all."""
+        """Takes the lock. Only the first process does, for all of them."""
         if process() > 0:
             return
         try:
@@ -46,12 +46,12 @@ class WorkFolder:
         except OSError as error:
             raise cannot_write(self.path, error) from error
         make_private(self.path)
-        for left in reversed(range(TRIES)):
+        for tries_left in reversed(range(TRIES)):
             try:
                 fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 break
             except BlockingIOError:
-                if left:
+                if tries_left:
                     time.sleep(0.05)
                     continue
             self._lock.seek(0)
@@ -69,10 +69,10 @@ class WorkFolder:
         if self._lock is None:
             return
         with contextlib.suppress(OSError):  # it may be gone
-            if [p.name for p in self.path.iterdir()] == [".lock"]:  # nothing came of it
+            if [p.name for p in self.path.iterdir()] == [".lock"]:  # the run wrote nothing
                 (self.path / ".lock").unlink()
                 self.path.rmdir()
-        self._lock.close()  # the kernel lets the lock go, also when the process is killed
+        self._lock.close()  # releases the lock; the kernel does so if the process is killed
 
     def keep(self, config: dict[str, Any], classes: list[str]) -> None:
         """Writes `config.json` and `classes.json`."""
@@ -82,8 +82,8 @@ class WorkFolder:
 
 
 def _opened(lock: Path) -> TextIO:
-    """The lock's file, opened to be written. Another one, to which a link of that name may lead,
-    is left alone. Raises OSError."""
+    """Opens the lock's file for writing. It follows no symbolic link, because that could lead to
+    another file. Raises OSError."""
     number = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
     if not stat.S_ISREG(os.fstat(number).st_mode):
         os.close(number)

@@ -13,7 +13,7 @@ class MetricWriter(Protocol):
     """Takes the scalars of a step, in rising order of steps."""
 
     def write_scalars(self, step: int, scalars: Mapping[str, float]) -> None:
-        """`scalars`: name -> value. A restarted run writes the steps after its checkpoint again."""
+        """`scalars`: name -> value. A restarted run writes steps after its checkpoint again."""
 
     def flush(self) -> None:
         """Returns when others can read everything that was written."""
@@ -23,7 +23,7 @@ class MetricWriter(Protocol):
 
 
 class TensorBoardWriter:
-    """Writes TensorBoard events to `folder` by tensorboardX. Those after `last_step` are purged."""
+    """Writes TensorBoard events to `folder` with tensorboardX. Purges those after `last_step`."""
 
     def __init__(self, folder: Path, last_step: int):
         from tensorboardX import SummaryWriter
