@@ -1,6 +1,6 @@
 """Evaluators by name: `fewshot('folder:FLOWERS')|knn('folder:FLOWERS', every_steps=500)`.
 
-Each says what it reads (`asks`) and makes numbers of the rows it is given; opening data and running
+Each says what it reads (`reads`) and makes numbers of the rows it is given; opening data and running
 the model is the caller's.
 """
 
