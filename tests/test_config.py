@@ -258,6 +258,18 @@ def test_a_run_from_before_a_key_was_is_the_same_run():
     assert differences(before, now | {"task": "a.b:C"}) == ["task: 'classification' -> 'a.b:C'"]
 
 
+def test_a_field_of_models_that_came_later_changes_no_run_that_was_written_without_it(monkeypatch):
+    monkeypatch.setitem(config.LATER, "model.rope", False)
+    before = flat(resolved())
+    for value in (None, False):  # of another family, and of its own one
+        now = before | {"model.rope": value}
+        assert differences(before, now) == differences(now, before) == []
+        assert config.config_hash(before) == config.config_hash(now)
+    now = before | {"model.rope": True}
+    assert differences(before, now) == ["model.rope: False -> True"]
+    assert config.config_hash(before) != config.config_hash(now)
+
+
 def test_everything_else_that_differs_is_named_with_both_values():
     new = resolved(seed=3, optimizer__lr=0.5, schedule__warmup_steps=4, model__num_layers=2)
     assert differences(flat(resolved()), flat(new)) == [

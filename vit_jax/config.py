@@ -4,6 +4,7 @@ numbers.
 """
 
 import copy
+import dataclasses
 import hashlib
 import json
 import re
@@ -46,7 +47,7 @@ TRACED = Fits(
 # and which choices of its component read it, where not all do. An empty key takes what its meaning
 # says.
 KEYS = (
-    Key("task", "classification", "or one of your own, my_package.my_module:MyTask"),
+    Key("task", "classification", "or one of your own, my_package.my_module:MyTask", later=True),
     Key("seed", 0, "of parameters, order of examples, augmentation, dropout", SEED),
     Key("batch_size", 128, "examples a step, over all devices", COUNT),
     Key("microbatch", object, "examples a pass; fewer than batch_size accumulates | auto", PASS,
@@ -241,8 +242,13 @@ DURATIONS = {
     "evaluation": ("eval_every_steps", "eval_every_epochs"),
 }
 
-# Keys that came after runs had been written without them: what such a run means by their absence.
-LATER = {"task": "classification"}
+# What runs mean that were written before there was such a key.
+LATER = {key.name: key.default for key in KEYS if key.later} | {
+    f"model.{field.name}": field.default
+    for family in CONFIGS
+    for field in dataclasses.fields(family)
+    if field.metadata["later"]
+}
 
 
 def leaves(config: ConfigDict, prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -334,12 +340,15 @@ def check_read(config: ConfigDict, user_keys: set[str]) -> None:
 
 def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
     """`key: old -> new` for every resolved key that decides a run's numbers and differs."""
-    old, new = LATER | old, LATER | new
-    return [
-        f"{key}: {old.get(key)!r} -> {new.get(key)!r}"
-        for key in sorted(old.keys() | new.keys())
-        if old.get(key) != new.get(key) and key not in FREE_ON_RESUME
-    ]
+    keys = sorted((old.keys() | new.keys()) - FREE_ON_RESUME)
+    both = [(key, _meant(old, key), _meant(new, key)) for key in keys]
+    return [f"{key}: {before!r} -> {now!r}" for key, before, now in both if before != now]
+
+
+def _meant(config: dict[str, Any], key: str) -> Any:
+    """The value of a key, also where the config was written before there was such a key."""
+    value = config.get(key)
+    return LATER.get(key) if value is None else value
 
 
 def flat(config: ConfigDict) -> dict[str, Any]:
@@ -349,5 +358,9 @@ def flat(config: ConfigDict) -> dict[str, Any]:
 
 def config_hash(config: dict[str, Any]) -> str:
     """A short hash of a flat config's keys and values, the same as before a key of `LATER` was."""
-    config = {key: v for key, v in config.items() if key not in LATER or v != LATER[key]}
+    config = {
+        key: value
+        for key, value in config.items()
+        if key not in LATER or _meant(config, key) != LATER[key]
+    }
     return hashlib.sha1(json.dumps(config, sort_keys=True).encode()).hexdigest()[:12]

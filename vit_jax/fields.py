@@ -43,8 +43,9 @@ def one_of(*words: str) -> Fits:
 
 
 def field(
-    default: Any, says: str, fits: Fits | None = None, *, of_run: bool = False, free: bool = False
-) -> Any:
+    default: Any, says: str, fits: Fits | None = None, *,
+    of_run: bool = False, free: bool = False, later: bool = False,
+) -> Any:  # fmt: skip
     """A field of a family's config.
 
     Args:
@@ -53,8 +54,11 @@ def field(
       of_run: whether a run decides it. All others come with the weights, and to change one of them
         changes what the weights compute.
       free: whether it may also differ when a run is continued.
+      later: whether models were written before there was such a field: they mean its default.
     """
-    row = {"says": says, "fits": fits, "of_run": of_run or free, "free": free}
+    row = {
+        "says": says, "fits": fits, "of_run": of_run or free, "free": free, "later": later
+    }  # fmt: skip
     return dataclasses.field(default=default, metadata=row)
 
 
@@ -80,6 +84,8 @@ class Key(NamedTuple):
     read_by: tuple[str, ...] = ()
     # Whether it may differ when a run is continued: it decides none of a step's numbers.
     free: bool = False
+    # Whether runs were written before there was such a key: they mean its default.
+    later: bool = False
 
     @property
     def empty(self) -> bool:

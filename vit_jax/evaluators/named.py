@@ -1,7 +1,7 @@
 """Evaluators by name: `fewshot('folder:FLOWERS')|knn('folder:FLOWERS', every_steps=500)`.
 
-Each says what it reads (`reads`) and makes numbers of the rows it is given; opening data and running
-the model is the caller's.
+Each says what it reads (`reads`) and makes numbers of the rows it is given; opening data and
+running the model is the caller's.
 """
 
 import dataclasses
