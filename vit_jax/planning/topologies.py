@@ -115,8 +115,8 @@ def find(topology: str, slices: int = 1) -> Target:
                 + f"of {kind} there are {', '.join(short)}"
                 + (" (multiples of 4, in ascending order)" if kind in LARGEST else "")
             )
-        devices = _tpu_devices(topology, slices)
-        return Target(topology, devices, _chip(kind), _sides(size), slices)
+        tpus = _tpu_devices(topology, slices)
+        return Target(topology, tpus, _chip(kind), _sides(size), slices)
     if kind == "gpu":
         return _gpus(topology, size, slices)
     raise UserError(

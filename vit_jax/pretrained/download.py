@@ -52,8 +52,8 @@ class Patience:
     """How long a download goes on.
 
     Attributes:
-      pauses: seconds before the next try. Number n is for n tries in a row without progress, and
-        one more such try ends the download. Pauses get longer with the number of all tries.
+      pauses: seconds before the next try: `pauses[n]` after n tries in a row without progress. The
+        download ends after `len(pauses)` such tries. Pauses grow with the number of all tries.
       least: a try is progress if it receives so many bytes. A connection that receives fewer in
         a `window` counts as lost.
       window: seconds.

@@ -127,8 +127,8 @@ def _answer(url: str, stream: http.client.HTTPResponse, here: Here) -> Answer | 
     lengths = headers.get_all("Content-Length", [])
     length = _number(lengths[0]) if lengths else None
     if lengths and (length is None or len(set(lengths)) > 1 or chunked):
-        said = ", ".join(lengths) + (" and chunks" if chunked else "")
-        raise refuse(f"states no usable length (Content-Length: {_short(said)})")
+        stated = ", ".join(lengths) + (" and chunks" if chunked else "")
+        raise refuse(f"states no usable length (Content-Length: {_short(stated)})")
     if length == 0:
         raise refuse("sends an empty file")
     version = headers.get("ETag") or headers.get("Last-Modified") or ""
@@ -138,8 +138,8 @@ def _answer(url: str, stream: http.client.HTTPResponse, here: Here) -> Answer | 
         return Answer(stream, 0, length, length, version)
     part = headers.get("Content-Range", "")
     if not here.size:
-        said = f"Content-Range: {_short(part)}"
-        raise refuse(f"sends a part ({said}) where the whole file was asked for")
+        stated = f"Content-Range: {_short(part)}"
+        raise refuse(f"sends a part ({stated}) where the whole file was asked for")
     match = _PART.fullmatch(part.strip())
     start, last, total = map(int, match.groups()) if match else (0, 0, 0)
     # A server may ignore Range or If-Range. Then its answer does not continue the part.
@@ -164,16 +164,16 @@ def _as_error(url: str, error: Exception) -> Exception:
         first = str(error.reason).partition("\n")[
             0
         ]  # urllib's message about circular redirects has three
-        said = f"HTTP {error.code} {_short(first)}"
+        status = f"HTTP {error.code} {_short(first)}"
         if error.code in PASSING:
-            return Lost(said)
+            return Lost(status)
         if error.code in (404, 410):
-            return Missing(f"{url}: nothing is there ({said})")
+            return Missing(f"{url}: nothing is there ({status})")
         if 300 <= error.code < 400:
-            return UserError(f"{url}: {host} redirects it to nowhere ({said}); {BY_HAND}")
+            return UserError(f"{url}: {host} redirects it to nowhere ({status}); {BY_HAND}")
         on_hub = error.code in (401, 403) and _host(url) == _host(endpoint())
         hint = "; is the name right? a private or gated repository takes HF_TOKEN" if on_hub else ""
-        return UserError(f"{url}: {host} refuses it ({said}){hint}")
+        return UserError(f"{url}: {host} refuses it ({status}){hint}")
     reason: Any = getattr(error, "reason", error)  # URLError wraps the cause
     if isinstance(reason, socket.gaierror):
         return UserError(f"{url}: there is no host {host}: check the address and the network")
@@ -214,8 +214,8 @@ def read(stream: Any, most: int) -> bytes:
     try:
         return getattr(stream, "read1", stream.read)(min(CHUNK, most))
     except Exception as error:  # see _open_gs
-        said = _short(error) or type(error).__name__
-        raise Lost(f"the connection was lost ({said})") from error
+        reason = _short(error) or type(error).__name__
+        raise Lost(f"the connection was lost ({reason})") from error
 
 
 def endpoint() -> str:

@@ -61,7 +61,8 @@ def open_weights(path: str | Path, **overrides: Any) -> Weights:
     """
     path = Path(path).expanduser()
     overrides = {field: value for field, value in overrides.items() if value is not None}
-    normalisation = {field: overrides.pop(field) for field in ("mean", "std") if field in overrides}
+    keys = overrides.keys() & {"mean", "std"}
+    normalisation = {key: overrides.pop(key) for key in sorted(keys)}
     check_data("how images are normalised", normalisation)
     try:
         own, of_own, inside = is_own(path), is_own(path.parent), path.parent.is_file()
