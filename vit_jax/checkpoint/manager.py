@@ -143,14 +143,14 @@ def restore(checkpoint: Path, abstract: Any, shardings: Any, part: str = "") -> 
         for p, leaf in stored_shapes(checkpoint).items()
         if p.startswith(prefix)
     }
-    wanted, where = flatten(abstract), flatten(shardings)
+    wanted, sharding_of = flatten(abstract), flatten(shardings)
     as_stored = in_layout_of(wanted, stored)
     check_same(stored, as_stored, str(checkpoint))
     if as_stored.keys() != wanted.keys():  # the other layout is read whole, then converted
-        whole = NamedSharding(next(iter(where.values())).mesh, PartitionSpec())
-        where = dict.fromkeys(as_stored, whole)
+        whole = NamedSharding(next(iter(sharding_of.values())).mesh, PartitionSpec())
+        sharding_of = dict.fromkeys(as_stored, whole)
     target = {
-        prefix + p: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where[p])
+        prefix + p: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding_of[p])
         for p, leaf in as_stored.items()
     }
     flat = {p.removeprefix(prefix): leaf for p, leaf in read(checkpoint, target).items()}

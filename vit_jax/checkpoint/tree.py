@@ -119,7 +119,7 @@ def check_same(stored: Flat, wanted: Flat, where: str) -> None:
         lines += [f"  {line}" for line in leaves[:16]] + ["  …"] * (len(leaves) > 16)
     if lines:
         raise UserError(
-            f"{where} does not hold this run's state (as `init`, what fits would be taken over)\n"
+            f"{where} does not hold this run's state (`init` would load the tensors that fit)\n"
             + "\n".join(lines)
         )
 

@@ -54,7 +54,7 @@ class Trace:
 def shard_bytes(tree: Any, shardings: Any) -> int:
     """Bytes of a tree of arrays on one device."""
     parts = jax.tree.map(
-        lambda leaf, where: math.prod(where.shard_shape(leaf.shape)) * leaf.dtype.itemsize,
+        lambda leaf, sharding: math.prod(sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize,
         tree, shardings,
     )  # fmt: skip
     return sum(jax.tree.leaves(parts))
@@ -142,9 +142,9 @@ def _collectives(run: Run, passes: int, itemsize: int) -> list[Collective]:
     fsdp, data, tensor = shape["fsdp"], shape["data"], shape["tensor"]
     split = whole = 0.0
     flat = jax.tree_util.tree_leaves_with_path(run.abstract_state["params"])
-    for (keys, leaf), where in zip(flat, jax.tree.leaves(run.shardings["params"]), strict=True):
+    for (keys, leaf), sharding in zip(flat, jax.tree.leaves(run.shardings["params"]), strict=True):
         size = math.prod(leaf.shape) * itemsize
-        axes = jax.tree.leaves(tuple(where.spec))  # several axes may split one dimension
+        axes = jax.tree.leaves(tuple(sharding.spec))  # several axes may split one dimension
         size /= tensor if "tensor" in axes else 1
         if "fsdp" in axes:
             split += size * (passes if in_block(path_of(keys)) else 1)

@@ -82,7 +82,8 @@ class Costs:
     collectives: list[Collective]
 
 
-Computations = dict[str, dict[str, Instruction]]
+Computation = dict[str, Instruction]
+Computations = dict[str, Computation]
 
 
 def costs(text: str, axes: dict[str, int], slices: int = 1) -> Costs:
@@ -92,12 +93,12 @@ def costs(text: str, axes: dict[str, int], slices: int = 1) -> Costs:
     flops = recomputed = moved = 0.0
     totals: dict[tuple, list[float]] = collections.defaultdict(lambda: [0.0, 0])
     seen: set[tuple[str, str, str]] = set()
-    for instruction, where, times, home in _walk(computations, entry, 1, entry):
+    for instruction, computation, times, home in _walk(computations, entry, 1, entry):
         if instruction.op in ("dot", "convolution"):
-            amount = times * _flops(instruction, where)
+            amount = times * _flops(instruction, computation)
             flops += amount
             recomputed += amount * ("rematted_computation" in instruction.rest)
-        kind = _kind(instruction, where)
+        kind = _kind(instruction, computation)
         if kind:
             # The start, steps and end of an asynchronous collective are several instructions.
             channel = _group_of(r"channel_id=(\d+)", instruction.rest) or instruction.name
@@ -106,10 +107,10 @@ def costs(text: str, axes: dict[str, int], slices: int = 1) -> Costs:
                 between = instruction.op == "send"
                 axis, size = ("slices", slices) if between else _axis(instruction.rest, axes)
                 total = totals[kind, axis, size]
-                total[0] += times * _whole(instruction, where)
+                total[0] += times * _whole(instruction, computation)
                 total[1] += times
-        if where is computations[home]:
-            moved += times * _moved(instruction, where, computations)
+        if computation is computations[home]:
+            moved += times * _moved(instruction, computation, computations)
     collectives = [Collective(*key, *total) for key, total in sorted(totals.items()) if key[2] > 1]
     return Costs(flops, recomputed, moved, collectives)
 
@@ -158,12 +159,12 @@ def _walk(computations: Computations, name: str, times: int, home: str) -> Itera
     """Every instruction of a computation and of all that it calls, as (instruction, its
     computation, how often it runs, home). `home` is the name of its computation, or, inside a
     fusion, of the computation that runs the fusion."""
-    where = computations[name]
-    for instruction in where.values():
-        yield instruction, where, times, home
+    computation = computations[name]
+    for instruction in computation.values():
+        yield instruction, computation, times, home
         if instruction.op == "while":
             body, condition = (instruction.called(part) for part in ("body", "condition"))
-            trips = _trips(instruction, where, computations[condition], computations[body])
+            trips = _trips(instruction, computation, computations[condition], computations[body])
             yield from _walk(computations, body, times * trips, body)
         elif instruction.op == "conditional":
             for branch in re.findall(r"%([\w.\-]+)", instruction.rest.partition("branch")[2]):
@@ -177,9 +178,8 @@ def _walk(computations: Computations, name: str, times: int, home: str) -> Itera
 
 
 def _trips(
-    loop: Instruction, where: dict[str, Instruction], condition: dict[str, Instruction],
-    body: dict[str, Instruction],
-) -> int:  # fmt: skip
+    loop: Instruction, computation: Computation, condition: Computation, body: Computation
+) -> int:
     """How often a loop runs, as the compiler notes it. Without a note, it is computed from the
     counter of the loop: its first value, its step, and the limit in the loop's condition."""
     if known := _group_of(r'known_trip_count":\{"n":"(\d+)"', loop.rest):
@@ -199,16 +199,16 @@ def _trips(
         if added and added.op == "add":
             steps = [_constant(_through_copies(name, body)) for name in added.operands]
             step = next((n for n in steps if n), 1)
-        first = where.get(loop.operands[0])
+        first = computation.get(loop.operands[0])
         if first and first.op == "tuple":
-            start = _constant(_through_copies(first.operands[int(index)], where)) or 0
+            start = _constant(_through_copies(first.operands[int(index)], computation)) or 0
     return max(1, -(-((ends[0] or 0) - start) // step))
 
 
-def _through_copies(name: str, where: dict[str, Instruction]) -> Instruction | None:
-    source = where.get(name)
+def _through_copies(name: str, computation: Computation) -> Instruction | None:
+    source = computation.get(name)
     while source and source.op in ("copy", "bitcast", "convert") and source.operands:
-        source = where.get(source.operands[0])
+        source = computation.get(source.operands[0])
     return source
 
 
@@ -217,10 +217,10 @@ def _constant(instruction: Instruction | None) -> int | None:
     return int(number[0]) if instruction and instruction.op == "constant" and number else None
 
 
-def _flops(instruction: Instruction, where: dict[str, Instruction]) -> float:
+def _flops(instruction: Instruction, computation: Computation) -> float:
     """2 x multiply-accumulates of a `dot` or `convolution`, without those on padding."""
     result = instruction.shapes[0].dims
-    left, right = (where[name].shapes[0].dims for name in instruction.operands[:2])
+    left, right = (computation[name].shapes[0].dims for name in instruction.operands[:2])
     if instruction.op == "dot":
         dims = _group_of(r"lhs_contracting_dims=\{([\d,]*)\}", instruction.rest)
         contracted = [left[int(n)] for n in dims.split(",") if n]
@@ -244,30 +244,30 @@ def _flops(instruction: Instruction, where: dict[str, Instruction]) -> float:
     return 2 * pairs * batch * features * right[labels[2].index("i")]
 
 
-def _kind(instruction: Instruction, where: dict[str, Instruction]) -> str | None:
+def _kind(instruction: Instruction, computation: Computation) -> str | None:
     """The kind of collective that an instruction is or starts, or None. For a reduce-scatter, a
     TPU program has an all-reduce in a small fusion, and each device keeps a part of the result."""
     op = instruction.op.removesuffix("-start")
     if op == "send":  # between slices
         transfer = _group_of(r'_xla_megascale_transfer_type="(\w+)"', instruction.rest)
         return transfer.lower().replace("_", "-") or None
-    if op not in KINDS or _continues(instruction, where):
+    if op not in KINDS or _continues(instruction, computation):
         return None
-    if op == "all-reduce" and any(other.op == "dynamic-slice" for other in where.values()):
-        return "reduce-scatter" if len(where) < 40 else op
+    if op == "all-reduce" and any(other.op == "dynamic-slice" for other in computation.values()):
+        return "reduce-scatter" if len(computation) < 40 else op
     return op
 
 
-def _continues(instruction: Instruction, where: dict[str, Instruction]) -> bool:
+def _continues(instruction: Instruction, computation: Computation) -> bool:
     """Whether an instruction continues or ends a collective that another fusion started. It may be
     in a loop inside the computation with the start."""
     return "chain_id=" in instruction.rest and not any(
         "AsyncCollectiveStart" in other.rest and instruction.name in other.operands
-        for other in where.values()
+        for other in computation.values()
     )
 
 
-def _whole(instruction: Instruction, where: dict[str, Instruction]) -> float:
+def _whole(instruction: Instruction, computation: Computation) -> float:
     """Bytes of a collective's whole arrays: before a scatter, or after a gather."""
     if instruction.op.startswith("all-gather"):
         shapes = instruction.shapes
@@ -275,7 +275,8 @@ def _whole(instruction: Instruction, where: dict[str, Instruction]) -> float:
             shapes = shapes[len(shapes) // 2 :]
         return sum(shape.bytes for shape in shapes)
     operands = instruction.operands[:1] if instruction.op == "send" else instruction.operands
-    return sum(s.bytes for name in operands if name in where for s in where[name].shapes)
+    known = [computation[name] for name in operands if name in computation]
+    return sum(shape.bytes for operand in known for shape in operand.shapes)
 
 
 def _axis(rest: str, axes: dict[str, int]) -> tuple[str, int]:
@@ -318,9 +319,7 @@ def _iota(dims: str, order: str | None) -> np.ndarray:
     return ids.transpose([int(n) for n in order.split(",")]) if order else ids
 
 
-def _moved(
-    instruction: Instruction, where: dict[str, Instruction], computations: Computations
-) -> float:
+def _moved(instruction: Instruction, computation: Computation, computations: Computations) -> float:
     """Bytes that one instruction reads and writes in main memory. If it slices an array, or updates
     it in place, only that part counts. An array that it only passes through does not count."""
     if instruction.op in FREE or 'custom_call_target="AllocateBuffer"' in instruction.rest:
@@ -329,7 +328,7 @@ def _moved(
     if instruction.op == "dynamic-slice":
         return 2 * _slow(instruction.shapes)
     if instruction.op == "dynamic-update-slice":
-        return 2 * _slow(where[instruction.operands[1]].shapes)
+        return 2 * _slow(computation[instruction.operands[1]].shapes)
     parameters = _parameters(inner)
     aliases = _group_of(r"output_to_operand_aliasing=\{(.*?\})\}", instruction.rest)
     pairs = re.findall(r"\{(\d*)\}: \((\d+), \{", aliases)
@@ -338,7 +337,7 @@ def _moved(
     in_place = {_origin(part.operands[0], inner) for part in updates}
     total = sum(_slow(inner[part.operands[1]].shapes) for part in updates)
     for number, name in enumerate(instruction.operands):
-        shapes = where[name].shapes if name in where else ()
+        shapes = computation[name].shapes if name in computation else ()
         inside = parameters.get(number)
         if number in passed or inside in in_place:
             continue
@@ -350,7 +349,7 @@ def _moved(
     return total + max(0.0, _slow(written) - sum(map(_slow, arrays)))
 
 
-def _read(name: str, inner: dict[str, Instruction], computations: Computations) -> float:
+def _read(name: str, inner: Computation, computations: Computations) -> float:
     """Bytes that a fusion reads from its parameter `name`, also in views and fusions inside it."""
     total = 0.0
     for part in inner.values():
@@ -369,7 +368,7 @@ def _read(name: str, inner: dict[str, Instruction], computations: Computations) 
     return total
 
 
-def _parameters(computation: dict[str, Instruction]) -> dict[int, str]:
+def _parameters(computation: Computation) -> dict[int, str]:
     return {
         int(part.rest.partition(")")[0]): part.name
         for part in computation.values()
@@ -377,7 +376,7 @@ def _parameters(computation: dict[str, Instruction]) -> dict[int, str]:
     }
 
 
-def _origin(name: str, inner: dict[str, Instruction]) -> str:
+def _origin(name: str, inner: Computation) -> str:
     """The parameter of a fusion that a name refers to, through any views."""
     while name in inner and inner[name].op == "bitcast":
         name = inner[name].operands[0]

@@ -90,7 +90,7 @@ def search(
             best = choice, plan
     if best is None:
         raise UserError(
-            f"nothing fits {target.name}: the least is {' '.join(least[0].overrides)}, about "
+            f"nothing fits {target.name}: the smallest is {' '.join(least[0].overrides)}, about "
             f"{least[1].memory.total / GIB:.1f} of {least[1].memory.limit / GIB:.2f} GiB a chip"
         )
     return best

@@ -98,9 +98,9 @@ def find(topology: str, slices: int = 1) -> Target:
     as_written, topology = topology, by_shape(topology)
     kind, _, size = topology.partition(":")
     if slices < 1:
-        raise UserError(f"--slices={slices}: one or more")
+        raise UserError(f"--slices={slices} must be 1 or more")
     if topology == "local" and slices > 1:
-        raise UserError("--slices is of TPUs by name; local is what is here")
+        raise UserError("--slices is for TPUs by name, not for the devices of this machine (local)")
     if topology == "local":
         devices = jax.devices()
         return Target(topology, devices, chip_of(devices[0].device_kind))
@@ -138,7 +138,7 @@ def _gpus(topology: str, size: str, slices: int) -> Target:
             f"{', '.join(names)}"
         )
     if slices > 1:
-        raise UserError("--slices is of TPUs; of GPUs give the count of all: gpu:h100x64")
+        raise UserError("--slices is for TPUs; for GPUs, give the number of all: gpu:h100x64")
     chip, count = _chip(match[1]), int(match[2])
     if jax.default_backend() == "gpu":
         here = [d for d in jax.devices() if chip_of(d.device_kind) is chip]
@@ -162,8 +162,8 @@ def _tpu_devices(topology: str, slices: int) -> Sequence[Any]:
     if jax.default_backend() != "tpu":
         if importlib.util.find_spec("libtpu") is None:
             raise UserError(
-                f"planning for {topology} takes the TPU compiler: pip install vit_jax[tpu] (or "
-                "libtpu); it needs no TPU"
+                f"planning for {topology} needs the TPU compiler, but no TPU: pip install "
+                "vit_jax[tpu] (or libtpu)"
             )
         for name, value in _NO_TPU.items():
             os.environ.setdefault(name, value)

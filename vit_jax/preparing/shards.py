@@ -18,7 +18,7 @@ def new_folder(root: Path, target: str) -> Iterator[Path]:
     Raises UserError: the target exists already, or another process is writing it.
     """
     if re.search(r"\w+:/\w", str(root)):  # such as gs://
-        raise UserError(f"{root} is no folder of this machine: prepare to one, and copy it there")
+        raise UserError(f"{root} is no folder of this machine: prepare into one, and copy it there")
     final = root / target
     if final.exists():
         raise UserError(f"{final} is there already: delete it, or write elsewhere with --output")

@@ -84,7 +84,7 @@ def distrust(facts: os.stat_result, user: int) -> str:
     if user and facts.st_uid not in (0, user):
         return f"it belongs to another user (number {facts.st_uid})"
     if facts.st_mode & stat.S_IWOTH and not facts.st_mode & stat.S_ISVTX:
-        return "every user can write to it (chmod o-w helps where it is yours)"
+        return "every user can write to it (if it is yours, chmod o-w helps)"
     return ""
 
 

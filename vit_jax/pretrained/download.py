@@ -105,7 +105,7 @@ def fetch(
     if not separator or scheme == "file":
         return _local(unquote(rest) if separator else str(address), sha256)
     if not address.isprintable():
-        raise UserError(f"{printable(address)}: write what is no plain letter as %XX")
+        raise UserError(f"{printable(address)}: write unprintable characters as %XX")
     start = functools.partial(
         _Download, cache=Cache(_cache_folder(cache)), say=say, patience=patience
     )

@@ -153,7 +153,7 @@ def _check_comment(path: Path, archive: zipfile.ZipFile) -> None:
 def _open_npz(path: Path) -> Tensors:
     archive = zipfile.ZipFile(path)
     _check_comment(path, archive)
-    shapes, dtypes, where, checked = {}, {}, {}, set()
+    shapes, dtypes, members, checked = {}, {}, {}, set()
     for info in archive.infolist():
         name = info.filename.removesuffix(".npy")
         if name in shapes:
@@ -169,14 +169,14 @@ def _open_npz(path: Path) -> Tensors:
                 )
             if member.tell() + math.prod(shape) * dtype.itemsize != info.file_size:
                 raise ValueError(f"{name!r} is not as long as its shape {list(shape)} says")
-            shapes[name], where[name] = shape, (info, member.tell(), fortran, dtype)
+            shapes[name], members[name] = shape, (info, member.tell(), fortran, dtype)
             # NumPy writes bfloat16 as the dtype "two bytes of void".
             dtypes[name] = "bfloat16" if dtype == np.dtype("V2") else dtype.name
     file = path.open("rb")
     mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
 
     def read(name: str) -> np.ndarray:
-        info, header, fortran, dtype = where[name]
+        info, header, fortran, dtype = members[name]
         with _readable(path):
             if info.compress_type == zipfile.ZIP_STORED:
                 # The data follow the local header, two fields of which state its length.
@@ -321,21 +321,21 @@ def _open_folder(folder: Path) -> Tensors:
 
 
 def _open_shards(folder: Path, index: Path) -> Tensors:
-    where = read_object(index, most=MOST_BYTES).get("weight_map")
-    if not isinstance(where, dict) or not all(isinstance(name, str) for name in where.values()):
+    file_of = read_object(index, most=MOST_BYTES).get("weight_map")
+    if not isinstance(file_of, dict) or not all(isinstance(name, str) for name in file_of.values()):
         raise UserError(f"{index} has no weight_map from tensors to files")
-    for name in where.values():
+    for name in file_of.values():
         if not fits(name) or len(name.encode()) > MOST_NAME:
             raise UserError(f"{index} names the file {brief(name)}, which is not beside it")
-    shards = {name: _open_file(folder / name) for name in sorted(set(where.values()))}
-    missing = [name for name, shard in where.items() if name not in shards[shard].shapes]
+    shards = {name: _open_file(folder / name) for name in sorted(set(file_of.values()))}
+    missing = [name for name, shard in file_of.items() if name not in shards[shard].shapes]
     if missing:
-        name, shard = missing[0], where[missing[0]]
+        name, shard = missing[0], file_of[missing[0]]
         raise UserError(f"{index} names {name!r} in {shard!r}, which does not hold it")
-    shapes = {name: shards[shard].shapes[name] for name, shard in where.items()}
-    dtypes = {name: shards[shard].dtypes[name] for name, shard in where.items()}
+    shapes = {name: shards[shard].shapes[name] for name, shard in file_of.items()}
+    dtypes = {name: shards[shard].dtypes[name] for name, shard in file_of.items()}
     return Tensors(
-        folder, "safetensors", shapes, dtypes, lambda name: shards[where[name]].read(name)
+        folder, "safetensors", shapes, dtypes, lambda name: shards[file_of[name]].read(name)
     )
 
 

@@ -141,8 +141,8 @@ def _describe(tensors: Tensors, known: dict[str, Any]) -> Description:
         else shapes.get(f"{prefix}embeddings.register_tokens", (1, 0))[1],
         "prefix_positions": "all" if dist and not teacher else "class",
     }  # fmt: skip
-    where = tensors.path / "config.json"
-    classes, activation = classes_of(where, c, head[0]), activation_of(where, c)
+    file = tensors.path / "config.json"
+    classes, activation = classes_of(file, c, head[0]), activation_of(file, c)
     data, guessed = preprocessing(tensors.path, model, fields["image_size"])
     masked = f"{prefix}embeddings.mask_token" in shapes
     dialect = {"model": model, "prefix": prefix, "masked": masked}

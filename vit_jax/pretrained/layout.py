@@ -189,8 +189,8 @@ def size_of(
         if side * side == positions - prefix:
             return (side * patch, side * patch), prefix
     raise UserError(
-        f"{what} has positions for {positions - prefixes[0]} patches, which is no square: say "
-        "source_image_size=(HEIGHT, WIDTH) that the weights were trained at"
+        f"{what} has positions for {positions - prefixes[0]} patches, which is no square: give "
+        "source_image_size=(HEIGHT, WIDTH), the size that the weights were trained at"
     )
 
 

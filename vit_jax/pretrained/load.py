@@ -198,11 +198,11 @@ def fill(
     stacked = flatten(model.abstract_params) if getattr(model.config, "scan", False) else wanted
     _check_sizes(weights, model)
     fates = _fates(weights, model, wanted, keep_head)
-    where: Flat = dict.fromkeys(stacked, SingleDeviceSharding(jax.local_devices()[0]))
+    sharding_of: Flat = dict.fromkeys(stacked, SingleDeviceSharding(jax.local_devices()[0]))
     if shardings is not None:
-        where = flatten(shardings)
+        sharding_of = flatten(shardings)
     fresh = [p for p, fate in fates.items() if fate.startswith("re-initialised")]
-    flat = _initialised(model, fresh, where, seed) if fresh else {}
+    flat = _initialised(model, fresh, sharding_of, seed) if fresh else {}
     not_finite: list[str] = []
 
     def read(path: str) -> np.ndarray:
@@ -219,7 +219,7 @@ def fill(
     for path, leaf in stacked.items():
         if path not in fresh:
             layers = list(unstack({path: leaf})) if is_stacked([path]) else [path]
-            flat[path] = _place(leaf, where[path], layers, read)
+            flat[path] = _place(leaf, sharding_of[path], layers, read)
     _refuse(weights.path, not_finite)
     warnings = [*weights.notes, *_changed_numerics(weights, model)]
     if _same_preprocessing(weights.model.data_config, model.data_config):
@@ -246,10 +246,10 @@ def _refuse(path: Path, not_finite: list[str]) -> None:
 
 def order_of(theirs: list[str] | None, ours: list[str]) -> list[int] | None:
     """For each class in `ours`, its number in `theirs`; None if the classes are not the same."""
-    where = {name: number for number, name in enumerate(theirs or ())}
-    if len(where) != len(theirs or ()) or len(set(ours)) != len(ours) or where.keys() != set(ours):
+    place = {name: number for number, name in enumerate(theirs or ())}
+    if len(place) != len(theirs or ()) or len(set(ours)) != len(ours) or place.keys() != set(ours):
         return None
-    return [where[name] for name in ours]
+    return [place[name] for name in ours]
 
 
 def _same_preprocessing(theirs: DataConfig, ours: DataConfig) -> bool:
@@ -323,14 +323,14 @@ def _shaped(weights: Weights, path: str, x: np.ndarray, shape: tuple[int, ...]) 
     return repeated * (old / new)  # so that activations keep their size
 
 
-def _initialised(model: Model, fresh: list[str], where: Flat, seed: int) -> Flat:
+def _initialised(model: Model, fresh: list[str], sharding_of: Flat, seed: int) -> Flat:
     """Initial values of the `fresh` parameters. The compiler removes the code for all others."""
 
     def init(key):
         flat = flatten(model.init_fn(key))
         return {path: flat[path] for path in fresh}
 
-    out = {path: where[path] for path in fresh}
+    out = {path: sharding_of[path] for path in fresh}
     return jax.jit(init, out_shardings=out)(jax.random.key(seed))
 
 

@@ -172,7 +172,7 @@ def _as_error(url: str, error: Exception) -> Exception:
         if 300 <= error.code < 400:
             return UserError(f"{url}: {host} redirects it to nowhere ({status}); {BY_HAND}")
         on_hub = error.code in (401, 403) and _host(url) == _host(endpoint())
-        hint = "; is the name right? a private or gated repository takes HF_TOKEN" if on_hub else ""
+        hint = "; is the name right? a private or gated repository needs HF_TOKEN" if on_hub else ""
         return UserError(f"{url}: {host} refuses it ({status}){hint}")
     reason: Any = getattr(error, "reason", error)  # URLError wraps the cause
     if isinstance(reason, socket.gaierror):
@@ -193,7 +193,7 @@ def _open_gs(url: str, here: Here) -> Answer:
         return Answer(path.open("rb"), 0, size, size, "")
     except ImportError as error:
         raise UserError(
-            f"{url}: reading gs:// takes gcsfs: pip install gcsfs, or, for a public bucket, give "
+            f"{url}: reading gs:// needs gcsfs: pip install gcsfs, or, for a public bucket, give "
             f"https://storage.googleapis.com/{url.removeprefix('gs://')}"
         ) from error
     except FileNotFoundError as error:

@@ -71,13 +71,13 @@ def open_own(path: Path, parts: tuple[str, ...]) -> Weights:
         for part in parts for name in shapes_of if name.startswith(f"{part}/")
     }  # fmt: skip
     stored = {path: shapes_of[name] for path, name in names.items()}
-    where = {ours: path for path, leaf in stored.items() for ours in unstack({path: leaf})}
+    stored_path = {ours: path for path, leaf in stored.items() for ours in unstack({path: leaf})}
     fast = _fast_weights(flat, shapes_of)
     layers: dict[str, Any] = {}  # of the stored parameter that was read last
 
     def read(ours: str) -> np.ndarray:
         if ours not in layers:
-            path = where[ours]
+            path = stored_path[ours]
             wanted = {names[path], fast.get(path, names[path])}
             arrays = manager.read_host(checkpoint, {name: shapes_of[name] for name in wanted})
             array = arrays[names[path]]

@@ -104,11 +104,11 @@ def save_pretrained(
     if model.activation != Model.activation and to != "huggingface":
         notes.append(
             f"logits become predictions by {model.activation!r} here; readers of {to} files take "
-            f"{Model.activation!r} unless told otherwise"
+            f"{Model.activation!r} by default"
         )
     return notes + [
-        f"{field} is {getattr(config, field)!r} here; readers of {to} files compute with {value!r} "
-        "unless told otherwise"
+        f"{field} is {getattr(config, field)!r} here; "
+        f"readers of {to} files compute with {value!r} by default"
         for field, value in writer.assumes(config, path.is_dir()).items()
         if hasattr(config, field) and getattr(config, field) != value
     ]

@@ -165,7 +165,7 @@ def _vit_fields(
     tensors: Tensors, known: dict[str, Any], block: str = "blocks.0"
 ) -> tuple[dict[str, Any], DataConfig]:
     """The fields of a ViT, a hybrid, DeiT, a SigLIP or CLIP tower, by names and shapes."""
-    shapes, where = tensors.shapes, str(tensors.path)
+    shapes, file = tensors.shapes, str(tensors.path)
     known = tensors.metadata.get("fields", {}) | known  # a file of this package states its heads
     ((width, channels, patch, _),) = needs(tensors, "patch_embed.proj.weight")
     backbone = "patch_embed.backbone."
@@ -183,13 +183,13 @@ def _vit_fields(
     ((_, positions, _),) = needs(tensors, "pos_embed")
     with_positions = {"class": cls + dist, "none": 0, "all": cls + dist + registers}
     size, prefix = size_of(
-        positions, with_positions.values(), patch, known.get("source_image_size"), where
+        positions, with_positions.values(), patch, known.get("source_image_size"), file
     )
     usual = "cls" if cls and "fc_norm.weight" not in shapes else "gap"
     pool = "map" if "attn_pool.latent" in shapes else known.get("pool", usual)
     clip = "norm_pre.weight" in shapes
     fields = {
-        "hidden_size": width, "num_heads": heads_of(width, bool(swiglu), known, where),
+        "hidden_size": width, "num_heads": heads_of(width, bool(swiglu), known, file),
         "mlp_dim": mlp_dim,
         "patch_size": patch, "channels": channels, "resnet_layers": layers,
         "image_size": size, "pool": pool, "distilled": dist,

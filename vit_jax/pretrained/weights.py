@@ -127,17 +127,17 @@ def _open_file(path: Path, tensors: Tensors, overrides: dict[str, Any]) -> Weigh
     }
     check_explained(f"{path} ({layout.name}) does", consumed, inside.shapes, ignored)
     inside.check_numbers(consumed)
-    where = {ours: item for item in bound for ours in item.ours}
+    item_of = {ours: item for item in bound for ours in item.ours}
 
     def read(ours: str) -> np.ndarray:
-        item = where[ours]
+        item = item_of[ours]
         arrays = [inside.read(name) for name in item.theirs]
         parts = item.codec.read(arrays, list(item.ours.values()))
         return parts[list(item.ours).index(ours)]
 
     extras = {name: functools.partial(inside.read, name) for name in ignored}
     return Weights(
-        path, layout.name, model, classes, {p: item.ours[p] for p, item in where.items()}, read,
+        path, layout.name, model, classes, {p: item.ours[p] for p, item in item_of.items()}, read,
         unused | ignored, described.dialect | {"prefix_of_all": prefix}, extras, described.guessed,
         tensors.notes,
     )  # fmt: skip
