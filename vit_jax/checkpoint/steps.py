@@ -11,7 +11,7 @@ from vit_jax.errors import UserError, printable
 
 STATE = "state"  # the folder of a checkpoint's arrays
 _NUMBER = re.compile(r"0|[1-9][0-9]{0,17}")
-_LIKE_A_NUMBER = re.compile(r"[-+]?\d+")  # in any script
+_LIKE_A_NUMBER = re.compile(r"[-+]?\d+")  # digits of any script
 
 
 def number(name: str) -> int | None:

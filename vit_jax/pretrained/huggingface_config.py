@@ -193,16 +193,16 @@ def preprocessor_json(
     size = data.image_size or model.config.image_size
     resized = data.resized(size)
     kind = "Bit" if not data.squash else "ViT" if resized == tuple(size) else "DeiT"
-    shown: dict[str, Any] = {"size": dict(zip(_SIDES, resized, strict=True))}
+    resizing: dict[str, Any] = {"size": dict(zip(_SIDES, resized, strict=True))}
     if kind == "Bit":
-        shown = {"size": {"shortest_edge": max(resized)}}
-    shown |= {"do_center_crop": kind != "ViT"}
-    shown |= {"crop_size": dict(zip(_SIDES, size, strict=True))} if kind != "ViT" else {}
+        resizing = {"size": {"shortest_edge": max(resized)}}
+    resizing |= {"do_center_crop": kind != "ViT"}
+    resizing |= {"crop_size": dict(zip(_SIDES, size, strict=True))} if kind != "ViT" else {}
     numbers = {name: number for number, name in _FILTERS.items()}
     return {
         "image_processor_type": f"{kind}ImageProcessor",
         "do_resize": True, "do_normalize": True, "do_rescale": True, "rescale_factor": 1 / 255,
-        "image_mean": mean, "image_std": std, "resample": numbers[data.interpolation], **shown,
+        "image_mean": mean, "image_std": std, "resample": numbers[data.interpolation], **resizing,
     }  # fmt: skip
 
 

@@ -21,7 +21,7 @@ from vit_jax.models.data_config import DataConfig
 from vit_jax.models.family import Config
 from vit_jax.models.model import ACTIVATIONS, FAMILIES
 
-MOST_BYTES = 2**24  # of a JSON file; the class names of ImageNet-21k need 1 MiB
+MOST_BYTES = 2**24  # of a JSON file; the class names of ImageNet-21k need about one MB
 MOST_SIDE = 2**14  # pixels
 MOST_LAYERS = 1000
 MOST = 10**7  # the highest whole number
