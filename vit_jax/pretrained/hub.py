@@ -64,10 +64,7 @@ def fetch_from_hub(address: str, sha256: str | None, start: Callable[[str], Any]
 
 
 def _shards(index: Path) -> list[str]:
-    """The files that an index names.
-
-    Raises UserError if one is outside the folder, or has a name that the cache itself uses.
-    """
+    """The files that an index names. Raises UserError for a name that is not safe in the cache."""
     try:
         names = set(load(index, {"weight_map": OBJECT}, most=2**26)["weight_map"].values())
     except (NotAFile, ValueError, TypeError):

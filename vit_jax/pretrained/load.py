@@ -112,9 +112,8 @@ def load_pretrained(
     keep = num_classes in (None, 0, weights.model.config.num_classes)
     shardings = None
     if mesh is not None:
-        shardings = state_shardings(model.family, {"params": model.abstract_params}, mesh, 2**16)[
-            "params"
-        ]
+        state = {"params": model.abstract_params}
+        shardings = state_shardings(model.family, state, mesh, 2**16)["params"]
     params, report = fill(weights, model, shardings, keep_head=keep, seed=seed)
     for line in report.lines() if say else ():
         say(line)  # type: ignore[misc]
