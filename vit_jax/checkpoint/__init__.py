@@ -1,1 +1,1 @@
-"""States on disk: saving, continuing, and starting from another run's parameters."""
+"""Training states on disk: saved, restored, and checked for damage."""

@@ -8,7 +8,7 @@ from vit_jax.errors import UserError, printable
 from vit_jax.records import TEXT, load, reason
 
 NAME = "checksums.json"
-MARKER = "commit_success.txt"  # Orbax writes it last
+MARKER = "commit_success.txt"  # the file that Orbax writes last
 UNCHECKED = (NAME, MARKER, "_CHECKPOINT_METADATA")  # the last contains the time of the commit
 
 
@@ -46,13 +46,13 @@ def damages(checkpoint: Path, part: int = 0, parts: int = 1) -> list[str]:
         return []
     try:
         sums = load(checkpoint / NAME)
-        there = set(files(checkpoint))
+        on_disk = set(files(checkpoint))
     except (OSError, ValueError) as error:
         return [f"{NAME} cannot be read: {reason(error)}"]
     lines = []
-    for name in sorted(there | sums.keys())[part::parts]:
+    for name in sorted(on_disk | sums.keys())[part::parts]:
         try:
-            if name not in there:
+            if name not in on_disk:
                 wrong = " is not there"
             elif name not in sums:
                 wrong = f" has no checksum in {NAME}"

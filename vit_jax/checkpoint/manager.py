@@ -1,5 +1,8 @@
-"""Checkpoints of a run in `WORKDIR/checkpoints/STEP`: saved in the background, kept by number and
-by metric, restored strictly, on any mesh, with the layers stacked or listed."""
+"""Checkpoints of a run in `WORKDIR/checkpoints/STEP`.
+
+They are saved in the background. The last ones and the best one are kept. They can be restored on
+any mesh, with the layers stacked or listed. A restore must match every name, shape and dtype.
+"""
 
 import contextlib
 import dataclasses
@@ -30,8 +33,8 @@ from vit_jax.errors import (
 from vit_jax.parallel.runtime import first_says
 from vit_jax.records import COUNT, LIST_OF_TEXTS, OBJECT, OBJECT_OF_NUMBERS, TEXT, Kind, read_object
 
-POLL = 0.01  # seconds between two looks at a save that other processes have a part in
-LOOK = 5.0  # seconds between two looks whether the folder still exists
+POLL = 0.01  # seconds between two checks of a save in which other processes take part
+LOOK = 5.0  # seconds between two checks that the folder still exists
 PARTIAL = "*.orbax-checkpoint-tmp"  # folders of saves that are not finished
 Best = tuple[str, Callable]  # the metric that decides which checkpoint is best, and max or min
 
@@ -45,8 +48,8 @@ ABOUT_KINDS = {
     "examples_seen": COUNT, "goodput": OBJECT_OF_NUMBERS,
 }  # fmt: skip
 
-# Text of an error by which several libraries say that the machine refused a save: (what it means,
-# what would work). The first text that the error contains decides.
+# Texts in the errors of libraries if the machine refuses a save: (the reason, the remedy).
+# The first text that an error contains is used.
 ROOM = "make room, or mount it for writing"
 REFUSED = {
     "Too many open files": (TOO_MANY_FILES, FILES_REMEDY),
@@ -79,7 +82,7 @@ def find(path: str | Path) -> Path:
 
 @contextlib.contextmanager
 def readable(checkpoint: Path) -> Iterator[None]:
-    """Turns what Orbax, TensorStore or the config's reader raise about a damaged checkpoint into a
+    """Turns errors of Orbax, TensorStore or the config's reader about a damaged checkpoint into a
     UserError."""
     try:
         yield
@@ -101,7 +104,7 @@ def about(checkpoint: Path) -> dict[str, Any]:
 
 
 def stored_shapes(checkpoint: Path) -> dict[str, jax.ShapeDtypeStruct]:
-    """path -> shape and dtype of every array in a checkpoint; reads no array."""
+    """path -> shape and dtype of every array in a checkpoint, without reading the arrays."""
     with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader, readable(checkpoint):
         tree = reader.metadata(checkpoint / "state").item_metadata.tree
     return {
@@ -129,8 +132,8 @@ def _read(checkpoint: Path, wanted: dict[str, Any], restore_args: Callable) -> d
 
 
 def restore(checkpoint: Path, abstract: Any, shardings: Any, part: str = "") -> Any:
-    """A whole state (or its `part`, such as `params`), bit for bit as it was saved, placed by
-    `shardings`, with the encoder's layers stacked or listed as `abstract` has them.
+    """Restores a state (or a `part` of it, such as `params`), bit for bit as it was saved. The
+    arrays are placed by `shardings`. The encoder's layers are stacked or listed as in `abstract`.
 
     Raises UserError listing every name, shape or dtype that differs.
     """
@@ -140,14 +143,14 @@ def restore(checkpoint: Path, abstract: Any, shardings: Any, part: str = "") -> 
         for p, leaf in stored_shapes(checkpoint).items()
         if p.startswith(prefix)
     }
-    wanted, where = flatten(abstract), flatten(shardings)
+    wanted, sharding_of = flatten(abstract), flatten(shardings)
     as_stored = in_layout_of(wanted, stored)
     check_same(stored, as_stored, str(checkpoint))
     if as_stored.keys() != wanted.keys():  # the other layout is read whole, then converted
-        whole = NamedSharding(next(iter(where.values())).mesh, PartitionSpec())
-        where = dict.fromkeys(as_stored, whole)
+        whole = NamedSharding(next(iter(sharding_of.values())).mesh, PartitionSpec())
+        sharding_of = dict.fromkeys(as_stored, whole)
     target = {
-        prefix + p: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where[p])
+        prefix + p: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding_of[p])
         for p, leaf in as_stored.items()
     }
     flat = {p.removeprefix(prefix): leaf for p, leaf in read(checkpoint, target).items()}
@@ -173,8 +176,8 @@ def _items(state: Any, about: dict[str, Any]) -> ocp.args.Composite:
 
 @dataclasses.dataclass(frozen=True)
 class LastOfBothTiers:
-    """Orbax's protocol for which checkpoints to keep: the newest one, and the last `keep` of those
-    that were saved by step or have metrics. One that was saved by time goes when a newer one is
+    """Tells Orbax which checkpoints to keep: the newest one, and the last `keep` of those that were
+    saved by step or have metrics. One that was saved by time is deleted when a newer one is
     complete."""
 
     keep: int
@@ -191,8 +194,8 @@ class LastOfBothTiers:
 
 class Checkpoints:
     """Saves a run's states in the background, every `every_steps` steps and also every
-    `every_minutes` minutes. Keeps the last `keep`, and with `keep_best` the best one by `best`:
-    the name of a metric, and `max` or `min`, whichever of its values is better.
+    `every_minutes` minutes. Keeps the last `keep`, and with `keep_best` also the best one. `best`
+    is the name of a metric and the function that chooses its best value, `max` or `min`.
 
     An error of a background save is raised by the next call of `check`, `save` or `close`.
     """
@@ -217,12 +220,12 @@ class Checkpoints:
             folder.absolute(),
             options=ocp.CheckpointManagerOptions(
                 preservation_policy=AnyPreservationPolicy(policies),
-                # Orbax writes metrics, which decide after a restart, only if there is a best_fn.
+                # Without best_fn, Orbax writes no metrics. A restarted run needs them to compare.
                 best_fn=lambda metrics: metrics[metric],
                 cleanup_tmp_directories=True,
                 async_options=ocp.AsyncOptions(
                     post_finalization_callback=self._write_checksums,
-                    # In the background, all processes would wait for a folder that cannot be made.
+                    # Otherwise, if a folder cannot be made, all processes wait for it.
                     create_directories_asynchronously=False,
                 ),
                 save_root_metadata=False,
@@ -242,7 +245,7 @@ class Checkpoints:
         return max(steps.steps(self._folder), default=None)
 
     def due(self, step: int, by_time: bool) -> bool:
-        """Whether to save after a step. With `by_time`, the processes are asked to agree."""
+        """Whether to save after a step. With `by_time`, process 0 compares the time for all."""
         if step % self._every_steps == 0:
             return True
         if not by_time or not self._every_minutes:
@@ -289,14 +292,14 @@ class Checkpoints:
         )
 
     def check(self) -> None:
-        """Raises the error of a background save, and UserError if the folder is gone."""
+        """Raises the error of a background save, or UserError if the folder is gone."""
         if time.monotonic() - self._looked > LOOK:
             self._check_place()
         self._guard(self._manager.raise_failure)
         self._guard(self._manager.check_for_errors)
 
     def wait(self) -> None:
-        """Returns when the last save is on disk; raises its error."""
+        """Waits until the last save is on disk. Raises its error."""
         while jax.process_count() > 1 and self._manager.is_saving_in_progress():
             self.check()
             time.sleep(POLL)
@@ -313,8 +316,8 @@ class Checkpoints:
     def __exit__(
         self, kind: type | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Waits for the last save, unless this process fails alone: the others have a part in the
-        save, and they end when this process has left."""
+        """Waits for the last save, except if only this process fails. The others take part in the
+        save, and they end only after this process has ended."""
         if kind is None or issubclass(kind, Stopped) or jax.process_count() == 1:
             self.close()
 
@@ -322,14 +325,14 @@ class Checkpoints:
         try:
             call()
         except Exception as error:
-            self._check_place()  # if it is gone, the error names some file in it
+            self._check_place()  # if the folder is gone, the error names a file in it
             text = str(error)
             refusal = next((REFUSED[sign] for sign in REFUSED if sign in text), None)
             if refusal is None and "RESOURCE_EXHAUSTED" in text:
                 refusal = text.partition("\n")[0][:200], ROOM
             if refusal is None:
                 raise
-            if jax.process_count() == 1:  # others may still be writing
+            if jax.process_count() == 1:  # with more, the others may still be writing
                 for partial in self._folder.glob(PARTIAL):
                     shutil.rmtree(partial, ignore_errors=True)
             raise self._refused(*refusal) from error

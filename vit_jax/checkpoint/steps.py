@@ -1,7 +1,7 @@
-"""Which folders are checkpoints of steps. All commands and the run itself ask here.
+"""Decides which folders are checkpoints, for the run and for all commands. Imports no JAX.
 
-A step's folder is named by its number as Python writes it, in ASCII, and holds a `state`. Orbax
-counts every folder with such a name, even an empty one. This module imports no JAX.
+The folder of a step has the step's number as its name, in ASCII as Python writes it, and contains a
+folder `state`. Orbax counts every folder with such a name, even an empty one.
 """
 
 import re
@@ -11,21 +11,21 @@ from vit_jax.errors import UserError, printable
 
 STATE = "state"  # the folder of a checkpoint's arrays
 _NUMBER = re.compile(r"0|[1-9][0-9]{0,17}")
-_LIKE_A_NUMBER = re.compile(r"[-+]?\d+")  # in any script
+_LIKE_A_NUMBER = re.compile(r"[-+]?\d+")  # digits of any script
 
 
 def number(name: str) -> int | None:
-    """The step that a folder's name stands for; None if it is no step's name."""
+    """The step of a folder's name; None if it is not the name of a step."""
     return int(name) if _NUMBER.fullmatch(name) else None
 
 
 def steps(folder: Path) -> list[int]:
-    """The steps of a folder's checkpoints in rising order; none if it cannot be read."""
+    """The steps of a folder's checkpoints in ascending order; empty if it cannot be read."""
     return sorted(step for step in _numbered(folder) if (folder / str(step) / STATE).is_dir())
 
 
 def strays(folder: Path) -> dict[Path, str]:
-    """Everything in a folder that is named like a step but is no checkpoint: path -> what it is."""
+    """Files and folders that have a name like a step but are no checkpoint: path -> the reason."""
     described = {}
     for name in sorted(p.name for p in _entries(folder) if _LIKE_A_NUMBER.fullmatch(p.name)):
         path = folder / name
@@ -49,8 +49,8 @@ def unfinished(folder: Path) -> list[Path]:
 def latest(folder: Path) -> int | None:
     """The last step in a folder; None if there is none.
 
-    Raises UserError if a later one has no state. Otherwise the run would continue from an earlier
-    step, and nobody would know.
+    Raises UserError if a folder of a later step has no state. Otherwise the run would continue from
+    an earlier step, and the user would not know.
     """
     complete, lost = steps(folder), unfinished(folder)
     if lost and int(lost[-1].name) > max(complete, default=-1):

@@ -1,8 +1,8 @@
 """States as flat dicts `path -> array`, and the two layouts of the encoder's layers.
 
-On disk a state is a nested plain dict whose keys are the path's parts. A model with stacked
-layers has `encoder/block/…` with a leading layer axis, any other `encoder/block00/…`; the same
-state can be restored into both.
+On disk, a state is a nested dict whose keys are the parts of the paths. A model with stacked layers
+has `encoder/block/…` with a leading layer axis. Every other model has `encoder/block00/…`,
+`encoder/block01/…`. A state can be restored into both.
 """
 
 from typing import Any
@@ -15,7 +15,7 @@ from vit_jax.paths import LISTED, STACKED, path_of
 
 Flat = dict[str, Any]
 
-PLACEHOLDER = (1,)  # of a statistic that Adafactor does not keep; no parameter has this shape
+PLACEHOLDER = (1,)  # shape of a statistic that Adafactor does not keep, and of no parameter
 
 
 def flatten(tree: Any) -> Flat:
@@ -46,7 +46,7 @@ def is_stacked(paths) -> bool:
 
 
 def unstack(flat: Flat) -> Flat:
-    """One entry for each layer in place of stacked ones. Works on arrays and on shapes."""
+    """Replaces stacked entries by one entry for each layer. Works on arrays and on shapes."""
     stacked = [leaf for path, leaf in flat.items() if STACKED.fullmatch(path) and leaf.ndim]
     layers = max((leaf.shape[0] for leaf in stacked), default=0)
     result: Flat = {}
@@ -69,7 +69,7 @@ def _layer_of(leaf: Any, layer: int) -> Any:
 
 
 def stack(flat: Flat) -> Flat:
-    """Stacked entries in place of one for each layer. Works on arrays and on shapes."""
+    """Replaces the entries of single layers by stacked ones. Works on arrays and on shapes."""
     layers: dict[str, dict[int, Any]] = {}
     result: Flat = {}
     for path, leaf in flat.items():
@@ -91,7 +91,7 @@ def stack(flat: Flat) -> Flat:
 
 
 def in_layout_of(flat: Flat, paths) -> Flat:
-    """`flat` with its layers stacked or listed as those of `paths` are."""
+    """`flat` with its layers stacked or listed as in `paths`."""
     if is_stacked(paths) == is_stacked(flat):
         return flat
     return stack(flat) if is_stacked(paths) else unstack(flat)
@@ -119,7 +119,7 @@ def check_same(stored: Flat, wanted: Flat, where: str) -> None:
         lines += [f"  {line}" for line in leaves[:16]] + ["  …"] * (len(leaves) > 16)
     if lines:
         raise UserError(
-            f"{where} does not hold this run's state (as `init`, what fits would be taken over)\n"
+            f"{where} does not hold this run's state (`init` would load the tensors that fit)\n"
             + "\n".join(lines)
         )
 

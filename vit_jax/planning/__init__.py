@@ -1,1 +1,1 @@
-"""Compiles a run's real step for machines that need not be there, and reads what it will cost."""
+"""Estimates memory, speed and cost of a run on any TPU or GPU, by compiling the run's own step."""

@@ -1,8 +1,8 @@
-"""The costs of a step by formula: for chips without a compiler, and to choose what to compile. They
-are the textbook counts of fully sharded data parallelism and of Megatron-LM's tensor axis.
+"""The costs of a step by formula, for chips without a compiler, and for a search to choose what to
+compile. The counts are those of fully sharded data parallelism and of Megatron-LM's tensor axis.
 
 Parameters and optimiser state are counted exactly, from the shardings. Activations are those that
-the real loss keeps for its backward pass, from a trace of it.
+the real loss keeps for its backward pass. They are found by tracing the loss.
 """
 
 import dataclasses
@@ -22,7 +22,7 @@ from vit_jax.training.groups import trainable
 from vit_jax.training.run import Run
 from vit_jax.training.step import entries_of, make_loss
 
-TRACED = 11  # examples of the trace: no other dimension has this size
+TRACED = 11  # examples in the trace; no other dimension has this size
 # Number of times that each activation of the backward pass crosses memory: one write, one read, its
 # gradient, and the intermediates computed with it; what is computed twice crosses again. In steps
 # compiled for TPU v5e it is 4 to 11, whatever they keep (docs/scaling.md).
@@ -31,21 +31,21 @@ PASSES = {"none": 7, "dots": 8, "full": 9}
 
 @dataclasses.dataclass(frozen=True)
 class Activations:
-    """Bytes of one example: `whole` on every device of the `tensor` axis, `split` over it."""
+    """Bytes of one example. Each device of the `tensor` axis has `whole`, and a part of `split`."""
 
     whole: float
     split: float
 
     def on(self, run: Run) -> float:
-        """Bytes of a microbatch on one device."""
+        """Bytes of one microbatch on one device."""
         tensor = run.mesh.shape["tensor"]
         return (self.whole + self.split / tensor) * run.config.microbatch / _rows(run)
 
 
 @dataclasses.dataclass(frozen=True)
 class Trace:
-    """Activations between the forward and the backward pass: those `kept`, and those `made`, which
-    would be kept without rematerialisation."""
+    """Activations between the forward and the backward pass: those that are `kept`, and those that
+    are `made`, which would all be kept without rematerialisation."""
 
     kept: Activations
     made: Activations
@@ -54,7 +54,7 @@ class Trace:
 def shard_bytes(tree: Any, shardings: Any) -> int:
     """Bytes of a tree of arrays on one device."""
     parts = jax.tree.map(
-        lambda leaf, where: math.prod(where.shard_shape(leaf.shape)) * leaf.dtype.itemsize,
+        lambda leaf, sharding: math.prod(sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize,
         tree, shardings,
     )  # fmt: skip
     return sum(jax.tree.leaves(parts))
@@ -87,7 +87,7 @@ def _activations(run: Run, model: Model) -> Activations:
 
     leaves = jax.tree.leaves(jax.eval_shape(kept, trained, params, batch))
     width = getattr(model.config, "hidden_size", None)
-    sizes = {True: 0.0, False: 0.0}  # whether as wide as the residual path, which is not split
+    sizes = {True: 0.0, False: 0.0}  # key: whether as wide as the residual path, never split
     for x in leaves:
         if TRACED in x.shape:
             sizes[x.shape[-1] == width] += math.prod(x.shape) * x.dtype.itemsize / TRACED
@@ -95,7 +95,7 @@ def _activations(run: Run, model: Model) -> Activations:
 
 
 def temporaries(run: Run, kept: float) -> float:
-    """Bytes beside the arguments: `kept` activations, gradients (float32), two gathered blocks."""
+    """Bytes besides the arguments: `kept` activations, float32 gradients, two gathered blocks."""
     params = run.abstract_state["params"]
     gradients = shard_bytes(params, run.shardings["params"])
     itemsize = jnp.dtype(run.config.model.dtype).itemsize
@@ -142,9 +142,9 @@ def _collectives(run: Run, passes: int, itemsize: int) -> list[Collective]:
     fsdp, data, tensor = shape["fsdp"], shape["data"], shape["tensor"]
     split = whole = 0.0
     flat = jax.tree_util.tree_leaves_with_path(run.abstract_state["params"])
-    for (keys, leaf), where in zip(flat, jax.tree.leaves(run.shardings["params"]), strict=True):
+    for (keys, leaf), sharding in zip(flat, jax.tree.leaves(run.shardings["params"]), strict=True):
         size = math.prod(leaf.shape) * itemsize
-        axes = jax.tree.leaves(tuple(where.spec))  # a dimension may be split by several
+        axes = jax.tree.leaves(tuple(sharding.spec))  # several axes may split one dimension
         size /= tensor if "tensor" in axes else 1
         if "fsdp" in axes:
             split += size * (passes if in_block(path_of(keys)) else 1)
@@ -162,4 +162,4 @@ def _collectives(run: Run, passes: int, itemsize: int) -> list[Collective]:
         width = rows * c.num_tokens * c.hidden_size * itemsize
         sums = (4 + 2 * (c.remat == "full")) * c.num_layers
         collectives.append(Collective("all-reduce", "tensor", tensor, sums * width, sums))
-    return [one for one in collectives if one.size > 1 and one.bytes]
+    return [item for item in collectives if item.size > 1 and item.bytes]

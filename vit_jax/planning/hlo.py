@@ -1,5 +1,5 @@
-"""Reads the text of a compiled program (XLA's optimised HLO) and counts the FLOPs, bytes and
-collectives of one run on one device, with every pass through its loops.
+"""Counts the FLOPs, bytes and collectives in the text of a compiled program (XLA's optimised HLO),
+for one run on one device. The body of a loop is counted as often as it runs.
 
 XLA's own `cost_analysis` counts a loop's body once. Bytes are those that the program's instructions
 move between a device's main memory and its cores.
@@ -18,7 +18,7 @@ KINDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective
 BITS = {"pred": 8, "bf16": 16, "f16": 16, "s4": 4, "u4": 4} | {
     f"{kind}{bits}": bits for kind in "suf" for bits in (8, 16, 32, 64)
 }  # fmt: skip
-# Instructions that move no bytes of their own: names, views, and calls, whose parts are counted.
+# Instructions that move no bytes themselves: names, views, and calls, whose parts are counted.
 FREE = {
     "parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while", "conditional",
     "call", "after-all", "copy-done", "all-gather-done", "all-reduce-done",
@@ -34,7 +34,7 @@ _IOTA = r"\[([\d,]+)\](?:T\(([\d,]+)\))?"
 
 @dataclasses.dataclass(frozen=True)
 class Shape:
-    """An array of a program; `fast` if the program keeps it beside the cores (VMEM)."""
+    """An array of a program. If it is `fast`, it is in the memory beside the cores (VMEM)."""
 
     bits: int
     dims: tuple[int, ...]
@@ -62,8 +62,8 @@ class Instruction:
 
 @dataclasses.dataclass(frozen=True)
 class Collective:
-    """All collectives of one kind over one set of mesh axes in one run of the program: `bytes` of
-    the whole arrays that are gathered, reduced or scattered, in `count` calls."""
+    """All collectives of one kind over one set of mesh axes, in one run of the program. `count` is
+    the number of calls. `bytes` is that of the whole arrays, gathered or not yet scattered."""
 
     kind: str
     axis: str
@@ -82,22 +82,23 @@ class Costs:
     collectives: list[Collective]
 
 
-Computations = dict[str, dict[str, Instruction]]
+Computation = dict[str, Instruction]
+Computations = dict[str, Computation]
 
 
 def costs(text: str, axes: dict[str, int], slices: int = 1) -> Costs:
-    """Costs of a program partitioned over a mesh of `axes` (name: size, in the mesh's order) and
-    over `slices`. Traffic between slices is reported as the axis `slices`."""
+    """Costs of a program that is partitioned over a mesh with `axes` (name: size, in the mesh's
+    order) and over `slices`. Traffic between slices has the axis `slices`."""
     computations, entry = parse(text)
     flops = recomputed = moved = 0.0
     totals: dict[tuple, list[float]] = collections.defaultdict(lambda: [0.0, 0])
     seen: set[tuple[str, str, str]] = set()
-    for instruction, where, times, home in _walk(computations, entry, 1, entry):
+    for instruction, computation, times, home in _walk(computations, entry, 1, entry):
         if instruction.op in ("dot", "convolution"):
-            amount = times * _flops(instruction, where)
+            amount = times * _flops(instruction, computation)
             flops += amount
             recomputed += amount * ("rematted_computation" in instruction.rest)
-        kind = _kind(instruction, where)
+        kind = _kind(instruction, computation)
         if kind:
             # The start, steps and end of an asynchronous collective are several instructions.
             channel = _group_of(r"channel_id=(\d+)", instruction.rest) or instruction.name
@@ -106,10 +107,10 @@ def costs(text: str, axes: dict[str, int], slices: int = 1) -> Costs:
                 between = instruction.op == "send"
                 axis, size = ("slices", slices) if between else _axis(instruction.rest, axes)
                 total = totals[kind, axis, size]
-                total[0] += times * _whole(instruction, where)
+                total[0] += times * _whole(instruction, computation)
                 total[1] += times
-        if where is computations[home]:
-            moved += times * _moved(instruction, where, computations)
+        if computation is computations[home]:
+            moved += times * _moved(instruction, computation, computations)
     collectives = [Collective(*key, *total) for key, total in sorted(totals.items()) if key[2] > 1]
     return Costs(flops, recomputed, moved, collectives)
 
@@ -144,7 +145,7 @@ def _shapes(text: str) -> Iterator[Shape]:
 
 
 def _operands(rest: str) -> Iterator[str]:
-    """The names before the parenthesis that closes the operands."""
+    """The names of the operands, which end at the closing parenthesis."""
     depth, end = 1, len(rest)
     for at, letter in enumerate(rest):
         depth += (letter == "(") - (letter == ")")
@@ -155,15 +156,15 @@ def _operands(rest: str) -> Iterator[str]:
 
 
 def _walk(computations: Computations, name: str, times: int, home: str) -> Iterator:
-    """Every instruction of a computation and of all that it calls: (instruction, its computation,
-    how often it runs, its computation or, if that is a fusion's, the one that runs the fusion).
-    """
-    where = computations[name]
-    for instruction in where.values():
-        yield instruction, where, times, home
+    """Every instruction of a computation and of all that it calls, as (instruction, its
+    computation, how often it runs, home). `home` is the name of its computation, or, inside a
+    fusion, of the computation that runs the fusion."""
+    computation = computations[name]
+    for instruction in computation.values():
+        yield instruction, computation, times, home
         if instruction.op == "while":
             body, condition = (instruction.called(part) for part in ("body", "condition"))
-            trips = _trips(instruction, where, computations[condition], computations[body])
+            trips = _trips(instruction, computation, computations[condition], computations[body])
             yield from _walk(computations, body, times * trips, body)
         elif instruction.op == "conditional":
             for branch in re.findall(r"%([\w.\-]+)", instruction.rest.partition("branch")[2]):
@@ -177,12 +178,10 @@ def _walk(computations: Computations, name: str, times: int, home: str) -> Itera
 
 
 def _trips(
-    loop: Instruction, where: dict[str, Instruction], condition: dict[str, Instruction],
-    body: dict[str, Instruction],
-) -> int:  # fmt: skip
-    """How often a loop runs: the compiler's note if there is one. Otherwise it follows from the
-    number that the condition compares the counter with, the counter's first value, and what each
-    pass adds to it."""
+    loop: Instruction, computation: Computation, condition: Computation, body: Computation
+) -> int:
+    """How often a loop runs, as the compiler notes it. Without a note, it is computed from the
+    counter of the loop: its first value, its step, and the limit in the loop's condition."""
     if known := _group_of(r'known_trip_count":\{"n":"(\d+)"', loop.rest):
         return int(known)
     test = next((part for part in condition.values() if part.root), None)
@@ -200,16 +199,16 @@ def _trips(
         if added and added.op == "add":
             steps = [_constant(_through_copies(name, body)) for name in added.operands]
             step = next((n for n in steps if n), 1)
-        first = where.get(loop.operands[0])
+        first = computation.get(loop.operands[0])
         if first and first.op == "tuple":
-            start = _constant(_through_copies(first.operands[int(index)], where)) or 0
+            start = _constant(_through_copies(first.operands[int(index)], computation)) or 0
     return max(1, -(-((ends[0] or 0) - start) // step))
 
 
-def _through_copies(name: str, where: dict[str, Instruction]) -> Instruction | None:
-    source = where.get(name)
+def _through_copies(name: str, computation: Computation) -> Instruction | None:
+    source = computation.get(name)
     while source and source.op in ("copy", "bitcast", "convert") and source.operands:
-        source = where.get(source.operands[0])
+        source = computation.get(source.operands[0])
     return source
 
 
@@ -218,10 +217,10 @@ def _constant(instruction: Instruction | None) -> int | None:
     return int(number[0]) if instruction and instruction.op == "constant" and number else None
 
 
-def _flops(instruction: Instruction, where: dict[str, Instruction]) -> float:
+def _flops(instruction: Instruction, computation: Computation) -> float:
     """2 x multiply-accumulates of a `dot` or `convolution`, without those on padding."""
     result = instruction.shapes[0].dims
-    left, right = (where[name].shapes[0].dims for name in instruction.operands[:2])
+    left, right = (computation[name].shapes[0].dims for name in instruction.operands[:2])
     if instruction.op == "dot":
         dims = _group_of(r"lhs_contracting_dims=\{([\d,]*)\}", instruction.rest)
         contracted = [left[int(n)] for n in dims.split(",") if n]
@@ -238,56 +237,57 @@ def _flops(instruction: Instruction, where: dict[str, Instruction]) -> float:
         spread, step = int(part.get("lhs_dilate", 1)), int(part.get("stride", 1))
         taps = int(part.get("size", 1))
         apart = int(part.get("rhs_dilate", 1))
-        at = np.arange(out)[:, None] * step + np.arange(taps) * apart - low
-        fits = (at >= 0) & (at <= (inside - 1) * spread) & (at % spread == 0)
-        pairs *= int(fits.sum())
+        position = np.arange(out)[:, None] * step + np.arange(taps) * apart - low
+        real = (position >= 0) & (position <= (inside - 1) * spread) & (position % spread == 0)
+        pairs *= int(real.sum())
     batch, features = (result[labels[3].index(label)] for label in "bf")
     return 2 * pairs * batch * features * right[labels[2].index("i")]
 
 
-def _kind(instruction: Instruction, where: dict[str, Instruction]) -> str | None:
-    """The kind of collective that an instruction is or starts, or None. A TPU scatters by an
-    all-reduce in a small fusion, of whose result each device keeps its part."""
+def _kind(instruction: Instruction, computation: Computation) -> str | None:
+    """The kind of collective that an instruction is or starts, or None. For a reduce-scatter, a
+    TPU program has an all-reduce in a small fusion, and each device keeps a part of the result."""
     op = instruction.op.removesuffix("-start")
     if op == "send":  # between slices
         transfer = _group_of(r'_xla_megascale_transfer_type="(\w+)"', instruction.rest)
         return transfer.lower().replace("_", "-") or None
-    if op not in KINDS or _goes_on(instruction, where):
+    if op not in KINDS or _continues(instruction, computation):
         return None
-    if op == "all-reduce" and any(other.op == "dynamic-slice" for other in where.values()):
-        return "reduce-scatter" if len(where) < 40 else op
+    if op == "all-reduce" and any(other.op == "dynamic-slice" for other in computation.values()):
+        return "reduce-scatter" if len(computation) < 40 else op
     return op
 
 
-def _goes_on(instruction: Instruction, where: dict[str, Instruction]) -> bool:
-    """Whether an instruction is a step or the end of a collective that another fusion started. The
-    fusion of a step may be in a loop inside the computation of the start."""
+def _continues(instruction: Instruction, computation: Computation) -> bool:
+    """Whether an instruction continues or ends a collective that another fusion started. It may be
+    in a loop inside the computation with the start."""
     return "chain_id=" in instruction.rest and not any(
         "AsyncCollectiveStart" in other.rest and instruction.name in other.operands
-        for other in where.values()
+        for other in computation.values()
     )
 
 
-def _whole(instruction: Instruction, where: dict[str, Instruction]) -> float:
-    """Bytes of the whole arrays: before they are scattered, or after they are gathered."""
+def _whole(instruction: Instruction, computation: Computation) -> float:
+    """Bytes of a collective's whole arrays: before a scatter, or after a gather."""
     if instruction.op.startswith("all-gather"):
         shapes = instruction.shapes
-        if instruction.op.endswith("-start"):  # it gives (operands, results)
+        if instruction.op.endswith("-start"):  # its shapes are (operands, results)
             shapes = shapes[len(shapes) // 2 :]
         return sum(shape.bytes for shape in shapes)
     operands = instruction.operands[:1] if instruction.op == "send" else instruction.operands
-    return sum(s.bytes for name in operands if name in where for s in where[name].shapes)
+    known = [computation[name] for name in operands if name in computation]
+    return sum(shape.bytes for operand in known for shape in operand.shapes)
 
 
 def _axis(rest: str, axes: dict[str, int]) -> tuple[str, int]:
-    """The mesh axes along which the devices of a collective differ, and the number of devices."""
+    """The mesh axes along which a collective's devices differ, and the number of devices."""
     count = math.prod(axes.values())
     group = _group(rest, count)
     if group is None:
         pairs = _group_of(r"source_target_pairs=\{([\d,{}]*)\}", rest)
         group = [int(n) for n in re.findall(r"\d+", pairs)][:2] or range(count)
     places = np.array(np.unravel_index(np.asarray(group), tuple(axes.values())))
-    along = [name for name, at in zip(axes, places, strict=True) if len(set(at.tolist())) > 1]
+    along = [name for name, place in zip(axes, places, strict=True) if len(set(place)) > 1]
     return "+".join(along), len(group)
 
 
@@ -313,24 +313,22 @@ def _group(rest: str, count: int) -> Any:
 
 
 def _iota(dims: str, order: str | None) -> np.ndarray:
-    """Device numbers as the text abbreviates them: counted over `dims`, then transposed."""
+    """Device numbers from their short form in the text: counted over `dims`, then transposed."""
     sizes = [int(n) for n in dims.split(",")]
     ids = np.arange(math.prod(sizes)).reshape(sizes)
     return ids.transpose([int(n) for n in order.split(",")]) if order else ids
 
 
-def _moved(
-    instruction: Instruction, where: dict[str, Instruction], computations: Computations
-) -> float:
-    """Bytes that one instruction reads and writes in main memory. Of an array that it slices or
-    updates in place, only that part counts; an array that it passes through counts nothing."""
+def _moved(instruction: Instruction, computation: Computation, computations: Computations) -> float:
+    """Bytes that one instruction reads and writes in main memory. If it slices an array, or updates
+    it in place, only that part counts. An array that it only passes through does not count."""
     if instruction.op in FREE or 'custom_call_target="AllocateBuffer"' in instruction.rest:
         return 0.0
     inner = computations.get(instruction.called("calls"), {})
     if instruction.op == "dynamic-slice":
         return 2 * _slow(instruction.shapes)
     if instruction.op == "dynamic-update-slice":
-        return 2 * _slow(where[instruction.operands[1]].shapes)
+        return 2 * _slow(computation[instruction.operands[1]].shapes)
     parameters = _parameters(inner)
     aliases = _group_of(r"output_to_operand_aliasing=\{(.*?\})\}", instruction.rest)
     pairs = re.findall(r"\{(\d*)\}: \((\d+), \{", aliases)
@@ -339,19 +337,20 @@ def _moved(
     in_place = {_origin(part.operands[0], inner) for part in updates}
     total = sum(_slow(inner[part.operands[1]].shapes) for part in updates)
     for number, name in enumerate(instruction.operands):
-        shapes = where[name].shapes if name in where else ()
+        shapes = computation[name].shapes if name in computation else ()
         inside = parameters.get(number)
         if number in passed or inside in in_place:
             continue
         if whole := _slow(shapes):
             total += min(whole, _read(inside, inner, computations)) if inside else whole
-    written = [shape for at, shape in enumerate(instruction.shapes) if at not in passed.values()]
+    outputs = enumerate(instruction.shapes)
+    written = [shape for number, shape in outputs if number not in passed.values()]
     arrays = [inner[name].shapes for name in in_place if name in inner]
     return total + max(0.0, _slow(written) - sum(map(_slow, arrays)))
 
 
-def _read(name: str, inner: dict[str, Instruction], computations: Computations) -> float:
-    """Bytes that a fusion reads of its parameter `name`, also by views and by fusions inside it."""
+def _read(name: str, inner: Computation, computations: Computations) -> float:
+    """Bytes that a fusion reads from its parameter `name`, also in views and fusions inside it."""
     total = 0.0
     for part in inner.values():
         for number, operand in enumerate(part.operands):
@@ -369,7 +368,7 @@ def _read(name: str, inner: dict[str, Instruction], computations: Computations) 
     return total
 
 
-def _parameters(computation: dict[str, Instruction]) -> dict[int, str]:
+def _parameters(computation: Computation) -> dict[int, str]:
     return {
         int(part.rest.partition(")")[0]): part.name
         for part in computation.values()
@@ -377,8 +376,8 @@ def _parameters(computation: dict[str, Instruction]) -> dict[int, str]:
     }
 
 
-def _origin(name: str, inner: dict[str, Instruction]) -> str:
-    """The parameter of a fusion of which a name is a view."""
+def _origin(name: str, inner: Computation) -> str:
+    """The parameter of a fusion that a name refers to, through any views."""
     while name in inner and inner[name].op == "bitcast":
         name = inner[name].operands[0]
     return name

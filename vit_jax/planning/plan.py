@@ -1,4 +1,4 @@
-"""A plan: the memory and costs of one step of a run on each chip, and what bounds its time."""
+"""A plan: memory and costs of one step of a run on each chip, and the lower bound of its time."""
 
 import copy
 import dataclasses
@@ -45,10 +45,10 @@ class Plan:
 
     run: Run
     target: Target
-    how: str  # compiled | analytic | refused: the source of memory and costs
+    how: str  # compiled | analytic | refused: it does not fit, and costs are analytic
     memory: Memory
     costs: hlo.Costs
-    roofline: Roofline | None  # None if the peaks are not known
+    roofline: Roofline | None  # None if the chip's peaks are not known
     evaluation: float | None = None  # bytes a chip of the evaluation step
 
     @property
@@ -88,15 +88,15 @@ class Plan:
 def make_plan(
     config: ConfigDict, named: Iterable[str], target: Target, *, evaluation: bool = False
 ) -> Plan:
-    """Plans a run. If possible, compiles for the target the step that `vit train` would run, and
-    with `evaluation` also the evaluation step.
+    """Plans a run. If a compiler for the target is here, compiles the step that `vit train` would
+    run, and with `evaluation` also the evaluation step.
 
-    Raises UserError for a config that cannot work on so many devices.
+    Raises UserError if the config cannot work on so many devices.
     """
     config = copy.deepcopy(config)
     if target.shape and config.model.attention in (None, "auto"):
         with config.unlocked():
-            config.model.attention = "xla"  # whatever GPU the machine has that plans for TPUs
+            config.model.attention = "xla"  # not the attention for a GPU of this machine
     run = run_of(config, named, target.devices, data=known)
     if isinstance(target.devices, int):
         return by_formula(run, target)
@@ -104,7 +104,7 @@ def make_plan(
 
 
 def by_formula(run: Run, target: Target, trace: analytic.Trace | None = None) -> Plan:
-    """The plan by the analytic model; traces the loss unless its trace is given."""
+    """The plan by the analytic model. Without a `trace` of the loss, makes one."""
     trace = trace or analytic.trace(run)
     exact = _known(run, target, trace)
     memory = dataclasses.replace(exact, total=exact.arguments + exact.temporaries)
@@ -112,12 +112,11 @@ def by_formula(run: Run, target: Target, trace: analytic.Trace | None = None) ->
 
 
 def by_compiler(run: Run, target: Target, evaluation: bool = False) -> Plan:
-    """The plan by the target's compiler. If the compiler refuses, costs are by formula."""
+    """The plan by the target's compiler. If the compiler refuses, the costs are by formula."""
     trace = analytic.trace(run)
     exact = _known(run, target, trace)
     if not exact.fits:
-        whole = dataclasses.replace(exact, total=exact.arguments + exact.temporaries)
-        return _finish(run, target, "refused", whole, analytic.costs(run, trace.made))
+        return dataclasses.replace(by_formula(run, target, trace), how="refused")
     try:
         compiled = run.compiled_step
     except jax.errors.JaxRuntimeError as error:
@@ -140,10 +139,11 @@ def by_compiler(run: Run, target: Target, evaluation: bool = False) -> Plan:
 
 
 def _known(run: Run, target: Target, trace: analytic.Trace) -> Memory:
-    """The memory before anything is compiled: the arguments exactly, the rest by formula."""
+    """The memory before anything is compiled: the arguments are exact, the rest is by formula.
+    `total` is that of the arguments."""
     state = {name: (run.abstract_state[name], run.shardings[name]) for name in run.abstract_state}
     sizes = {name: analytic.shard_bytes(*value) for name, value in state.items()}
-    if run.config.optimizer.offload:  # not on the chip
+    if run.config.optimizer.offload:  # the optimiser state is not on the chip
         sizes["opt"] = 0
     batch = run.abstract_batch(run.config.batch_size)
     arguments = sum(sizes.values()) + analytic.shard_bytes(
@@ -157,10 +157,10 @@ def _known(run: Run, target: Target, trace: analytic.Trace) -> Memory:
 
 
 def _asked(error: Exception, least: float) -> float:
-    """Bytes that the compiler's error asks for, at least `least`."""
+    """The highest number of bytes in the compiler's error; at least `least`."""
     units = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
-    found = re.findall(r"([\d.]+)([KMGT])\b", str(error))
-    return max([least, *(float(n) * units[unit] for n, unit in found)])
+    sizes = re.findall(r"([\d.]+)([KMGT])\b", str(error))
+    return max([least, *(float(n) * units[unit] for n, unit in sizes)])
 
 
 def _evaluation_bytes(run: Run, limit: float) -> float:
@@ -183,7 +183,7 @@ def _finish(run: Run, target: Target, how: str, memory: Memory, costs: hlo.Costs
 def as_json(plan: Plan) -> dict[str, Any]:
     """The plan as plain numbers: bytes and seconds."""
     mesh = plan.run.mesh.shape
-    found: dict[str, Any] = {
+    fields: dict[str, Any] = {
         "topology": plan.target.name, "slices": plan.target.slices, "chips": plan.target.count,
         "model": plan.run.model.name, "batch_size": plan.run.config.batch_size,
         "microbatch": plan.run.config.microbatch, "mesh": dict(mesh),
@@ -196,13 +196,13 @@ def as_json(plan: Plan) -> dict[str, Any]:
             "recomputed": plan.costs.recomputed * plan.target.count,
         },
         "memory_bytes_per_chip": plan.costs.bytes,
-        "collectives": [dataclasses.asdict(one) for one in plan.costs.collectives],
+        "collectives": [dataclasses.asdict(item) for item in plan.costs.collectives],
         "roofline": None,
     }  # fmt: skip
     if plan.roofline:
-        found["roofline"] = dataclasses.asdict(plan.roofline) | {
+        fields["roofline"] = dataclasses.asdict(plan.roofline) | {
             "step_s": plan.step_s, "bound": plan.roofline.bound,
             "images_per_second": plan.images_per_second, "mfu_ceiling": plan.mfu_ceiling,
             "hours": plan.hours, "chip_hours": plan.hours * plan.target.count,
         }  # fmt: skip
-    return found
+    return fields

@@ -1,7 +1,7 @@
-"""What bounds a step's time: arithmetic, memory or network, each at its stated peak.
+"""The roofline of a step: the times of its arithmetic, memory and network, each at its stated peak.
 
-The longest of the three is a lower bound of the time, because a real step overlaps them only in
-part and reaches no peak. So images a second and the share of the peak (MFU) are upper bounds.
+The longest of the three is a lower bound of the step's time, because a real step overlaps them only
+in part and reaches no peak. So images per second and the share of the peak (MFU) are upper bounds.
 """
 
 import dataclasses
@@ -12,7 +12,7 @@ from vit_jax.planning.topologies import Target
 
 @dataclasses.dataclass(frozen=True)
 class Roofline:
-    """Seconds a step."""
+    """Seconds of each part of a step."""
 
     compute_s: float
     memory_s: float
@@ -35,20 +35,20 @@ def roofline(costs: Costs, target: Target, mesh: dict[str, int], dtype: str) -> 
     return Roofline(
         costs.flops / chip.peak(dtype),
         costs.bytes / chip.bandwidth,
-        sum(seconds(one, target, mesh) for one in costs.collectives),
+        sum(seconds(item, target, mesh) for item in costs.collectives),
     )
 
 
 def seconds(one: Collective, target: Target, mesh: dict[str, int]) -> float:
-    """Seconds of collectives in rings: each of n devices passes (n - 1)/n of the whole to its
-    neighbour, in an all-reduce twice. Between slices or hosts, each device sends 1/n of the whole,
-    where n devices are joined by fast links."""
+    """Seconds of collectives in rings. Each of n devices sends (n - 1)/n of the whole to its
+    neighbour, twice in an all-reduce. Between slices or hosts, each device sends 1/n of the whole,
+    if fast links join n devices."""
     chip = target.chip
     assert chip
     if one.kind == "collective-permute":
         return one.bytes / target.link
     rounds = 2 if one.kind == "all-reduce" else 1
-    if one.axis == "slices":  # bytes of what each device has
+    if one.axis == "slices":  # `bytes` is that of one device
         return rounds * one.bytes * (one.size - 1) / one.size / chip.network
     inside = _inside(one, target, mesh)
     outside = one.size // inside

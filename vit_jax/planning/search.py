@@ -1,7 +1,7 @@
 """Finds the fastest mesh, microbatch and rematerialisation that fits a machine.
 
-The analytic model estimates every combination. The most promising ones are compiled, the fastest
-first, until one fits and no estimate that is left is faster.
+The analytic model estimates every combination. The best ones are compiled, the fastest estimate
+first. The search ends when one fits and no remaining estimate is faster.
 """
 
 import dataclasses
@@ -22,8 +22,8 @@ from vit_jax.training.resolve import known
 from vit_jax.training.run import run_of
 
 REMATS = ("none", "dots", "full")
-COMPILED = 6  # combinations at most
-# What the search varies if the user did not set it: key of the config, field of a choice.
+COMPILED = 6  # the highest number of combinations that are compiled
+# What the search varies if the user did not set it: key of the config -> field of a choice.
 VARIED = {
     "mesh.data": "data", "mesh.fsdp": "fsdp", "mesh.tensor": "tensor",
     "microbatch": "microbatch", "model.remat": "remat",
@@ -63,27 +63,26 @@ def search(
     """
     named = list(named)
     values = {key: operator.attrgetter(key)(config) for key in VARIED if key in named}
-    held = {key: value for key, value in values.items() if value not in (None, -1, AUTO)}
-    judged = [
-        (choice, plan) for choice, plan in _judged(config, named, target)
-        if all(getattr(choice, VARIED[key]) == value for key, value in held.items())
+    fixed = {key: value for key, value in values.items() if value not in (None, -1, AUTO)}
+    estimates = [
+        (choice, plan) for choice, plan in _plans(config, named, target)
+        if all(getattr(choice, VARIED[key]) == value for key, value in fixed.items())
     ]  # fmt: skip
-    if not judged:
-        count, fixed = target.count, " ".join(f"{key}={value}" for key, value in held.items())
+    if not estimates:
+        count, keys = target.count, " ".join(f"{key}={value}" for key, value in fixed.items())
         below = config.batch_size // count * count
         would = f": multiples of {count} would work, as {below or count} or {below + count}"
         raise UserError(
             f"no mesh of {count} devices splits batch_size {config.batch_size}"
-            + (f" with {fixed}: leave that to the search" if fixed else would)
+            + (f" with {keys}: leave that to the search" if keys else would)
         )
-    judged.sort(key=lambda pair: pair[1].step_s)
-    least = min(judged, key=lambda pair: pair[1].memory.total)
-    hopeful = [pair for pair in judged if pair[1].fits] or [least]
+    estimates.sort(key=lambda pair: pair[1].step_s)
+    least = min(estimates, key=lambda pair: pair[1].memory.total)
+    candidates = [pair for pair in estimates if pair[1].fits] or [least]
     best: tuple[Choice, Plan] | None = None
-    for choice, promised in hopeful[:COMPILED]:
-        if best and promised.step_s >= best[1].step_s:
+    for choice, plan in candidates[:COMPILED]:
+        if best and plan.step_s >= best[1].step_s:
             break
-        plan = promised
         if not isinstance(target.devices, int):
             plan = make_plan(choice.of(config), named, target)
         say(f"{' '.join(choice.overrides)}: {_summary(plan)}")
@@ -91,7 +90,7 @@ def search(
             best = choice, plan
     if best is None:
         raise UserError(
-            f"nothing fits {target.name}: the least is {' '.join(least[0].overrides)}, about "
+            f"nothing fits {target.name}: the smallest is {' '.join(least[0].overrides)}, about "
             f"{least[1].memory.total / GIB:.1f} of {least[1].memory.limit / GIB:.2f} GiB a chip"
         )
     return best
@@ -106,14 +105,14 @@ def _summary(plan: Plan) -> str:
     )
 
 
-def _judged(config: ConfigDict, named: list[str], target: Target) -> Iterator[tuple[Choice, Plan]]:
-    """Every choice that the batch and the model allow, with the analytic model's plan."""
+def _plans(config: ConfigDict, named: list[str], target: Target) -> Iterator[tuple[Choice, Plan]]:
+    """Every choice that the batch and the model allow, with its plan by the analytic model."""
     count, size = target.count, config.batch_size
     for remat in REMATS:
         start = Choice(1, 1, 1, size, remat)
         try:
             run = run_of(start.of(config), named, 1, data=known)
-        except UserError:  # a model without rematerialisation
+        except UserError:  # the model has no rematerialisation
             if remat != REMATS[0]:
                 continue
             raise
@@ -126,12 +125,11 @@ def _judged(config: ConfigDict, named: list[str], target: Target) -> Iterator[tu
             mesh = make_mesh((rows // fsdp, fsdp, tensor), count)
             for microbatch in _halves(size, rows):
                 choice = Choice(rows // fsdp, fsdp, tensor, microbatch, remat)
-                laid = run.changed(choice.keys, mesh)
-                yield choice, by_formula(laid, target, trace)
+                yield choice, by_formula(run.changed(choice.keys, mesh), target, trace)
 
 
 def _halves(size: int, rows: int) -> Iterator[int]:
-    """`size`, its half, the half of that …, as long as `rows` devices can split it evenly."""
+    """`size` halved again and again, as long as `rows` devices can split it evenly."""
     while not size % rows:
         yield size
         if size % 2:

@@ -1,7 +1,7 @@
 """Machines to plan for, by name: slices of TPUs, GPUs, and this machine.
 
-v5e:16x16     a slice of 256 chips by its shape, as Cloud TPU names it; `slices` of them together
-v5litepod-256 the same by its accelerator type; on v4 and v5p the number counts cores, two a chip
+v5e:16x16     a slice of 256 chips, by the shape that Cloud TPU has for it; `slices` is their number
+v5litepod-256 the same slice by its accelerator type; for v4 and v5p, 256 counts cores, two per chip
 gpu:h100x8    eight GPUs
 local         the devices of this machine
 """
@@ -23,22 +23,22 @@ from vit_jax.errors import UserError
 from vit_jax.parallel.chips import CHIPS, Chip, chip_of
 
 GPUS_PER_HOST = 8
-# Slices that Cloud TPU offers. v4 and v5p also come in every shape of multiples of 4 up to LARGEST.
+# Slices that Cloud TPU offers. v4 and v5p also have all shapes of multiples of 4 up to LARGEST.
 FLAT = ("1x1", "2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16")
 SMALL = ("2x2x1", "2x2x2", "2x2x4", "2x4x4")
 LARGEST = {"v4": (12, 16, 16), "v5p": (16, 16, 24)}
 TPUS = {"v4": SMALL, "v5e": FLAT, "v5p": SMALL, "v6e": FLAT}
-CORES = {"v4": 2, "v5p": 2}  # of a chip, as accelerator types count them; all others: 1
+CORES = {"v4": 2, "v5p": 2}  # cores of a chip in accelerator types; 1 for all others
 
 
 @dataclasses.dataclass(frozen=True)
 class Target:
-    """Devices to compile for; `devices` is only their number if no compiler for them is here."""
+    """Devices to compile for. If no compiler for them is here, `devices` is only their number."""
 
     name: str
     devices: Sequence[Any] | int
     chip: Chip | None
-    shape: tuple[int, ...] = ()  # of a slice, chips
+    shape: tuple[int, ...] = ()  # of a slice, in chips
     slices: int = 1
 
     @property
@@ -54,7 +54,7 @@ class Target:
 
     @property
     def link(self) -> float:
-        """Bytes a second of a ring inside a slice: half if the torus's edges are not joined."""
+        """Bytes per second of a ring inside a slice; half if the torus has open edges."""
         assert self.chip
         joined = 16 if len(self.shape) == 2 else 4
         open_ended = bool(self.shape) and max(self.shape) < joined
@@ -63,18 +63,18 @@ class Target:
 
 def shapes(generation: str) -> list[str]:
     """Every slice of a TPU generation, the smallest first."""
-    found = list(TPUS[generation])
+    names = list(TPUS[generation])
     if generation in LARGEST:
         sides = [range(4, largest + 1, 4) for largest in LARGEST[generation]]
         cubes = {tuple(sorted(cube)) for cube in itertools.product(*sides)}
-        found += [
+        names += [
             "x".join(map(str, cube)) for cube in sorted(cubes, key=lambda c: (math.prod(c), c))
         ]
-    return found
+    return names
 
 
 def _with(generation: str, chips: int) -> str | None:
-    """The slice of `chips` chips; if there are several, the one whose longest side is shortest."""
+    """The slice of `chips` chips; if there are several, the one with the shortest longest side."""
     fitting = [shape for shape in shapes(generation) if math.prod(_sides(shape)) == chips]
     return min(fitting, key=lambda shape: max(_sides(shape)), default=None)
 
@@ -95,12 +95,12 @@ def by_shape(topology: str) -> str:
 
 def find(topology: str, slices: int = 1) -> Target:
     """The machine with a name. Raises UserError if there is none."""
-    given, topology = topology, by_shape(topology)
+    as_written, topology = topology, by_shape(topology)
     kind, _, size = topology.partition(":")
     if slices < 1:
-        raise UserError(f"--slices={slices}: one or more")
+        raise UserError(f"--slices={slices} must be 1 or more")
     if topology == "local" and slices > 1:
-        raise UserError("--slices is of TPUs by name; local is what is here")
+        raise UserError("--slices is for TPUs by name, not for the devices of this machine (local)")
     if topology == "local":
         devices = jax.devices()
         return Target(topology, devices, chip_of(devices[0].device_kind))
@@ -110,17 +110,17 @@ def find(topology: str, slices: int = 1) -> Target:
             short = known if len(known) < 13 else [*known[:12], "…", known[-1]]
             same = _with(kind, int(size)) if size.isdigit() else None
             raise UserError(
-                f"there is no TPU slice {given}; "
+                f"there is no TPU slice {as_written}; "
                 + (f"{size} chips are {kind}:{same}; " if same else "")
                 + f"of {kind} there are {', '.join(short)}"
                 + (" (multiples of 4, in ascending order)" if kind in LARGEST else "")
             )
-        found = _tpu_devices(topology, slices)
-        return Target(topology, found, _chip(kind), _sides(size), slices)
+        tpus = _tpu_devices(topology, slices)
+        return Target(topology, tpus, _chip(kind), _sides(size), slices)
     if kind == "gpu":
         return _gpus(topology, size, slices)
     raise UserError(
-        f"unknown topology {given!r}: TPUs v4:2x2x4 … v5e:16x16 … v5p:4x4x4 … v6e:16x16 …, "
+        f"unknown topology {as_written!r}: TPUs v4:2x2x4 … v5e:16x16 … v5p:4x4x4 … v6e:16x16 …, "
         "gpu:NAMExCOUNT such as gpu:h100x8, or local"
     )
 
@@ -130,16 +130,16 @@ def _chip(name: str) -> Chip:
 
 
 def _gpus(topology: str, size: str, slices: int) -> Target:
-    found = re.fullmatch(r"([a-z]+\d+(?:-\d+gb)?)x(\d+)", size)
+    match = re.fullmatch(r"([a-z]+\d+(?:-\d+gb)?)x(\d+)", size)
     names = [chip.name for chip in CHIPS if not chip.kinds.startswith("TPU")]
-    if not found or found[1] not in names or not int(found[2]):
+    if not match or match[1] not in names or not int(match[2]):
         raise UserError(
             f"unknown GPUs {topology!r}: gpu:NAMExCOUNT, such as gpu:h100x8; names are "
             f"{', '.join(names)}"
         )
     if slices > 1:
-        raise UserError("--slices is of TPUs; of GPUs give the count of all: gpu:h100x64")
-    chip, count = _chip(found[1]), int(found[2])
+        raise UserError("--slices is for TPUs; for GPUs, give the number of all: gpu:h100x64")
+    chip, count = _chip(match[1]), int(match[2])
     if jax.default_backend() == "gpu":
         here = [d for d in jax.devices() if chip_of(d.device_kind) is chip]
         if len(here) >= count:
@@ -147,7 +147,7 @@ def _gpus(topology: str, size: str, slices: int) -> Target:
     return Target(topology, count, chip)
 
 
-# These keep libtpu from asking this machine which TPU it has; it has none.
+# With these, libtpu does not ask this machine which TPU it has, because it has none.
 _NO_TPU = {
     "TPU_SKIP_MDS_QUERY": "1", "TPU_ACCELERATOR_TYPE": "v5litepod-1",
     "TPU_WORKER_HOSTNAMES": "localhost", "TPU_WORKER_ID": "0", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
@@ -162,8 +162,8 @@ def _tpu_devices(topology: str, slices: int) -> Sequence[Any]:
     if jax.default_backend() != "tpu":
         if importlib.util.find_spec("libtpu") is None:
             raise UserError(
-                f"planning for {topology} takes the TPU compiler: pip install vit_jax[tpu] (or "
-                "libtpu); it needs no TPU"
+                f"planning for {topology} needs the TPU compiler, but no TPU: pip install "
+                "vit_jax[tpu] (or libtpu)"
             )
         for name, value in _NO_TPU.items():
             os.environ.setdefault(name, value)

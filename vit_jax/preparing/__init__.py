@@ -1,1 +1,1 @@
-"""Data sets checked and written, for training to read: what `vit data` does."""
+"""The commands of `vit data`: data sets are checked, and written in a form for training."""

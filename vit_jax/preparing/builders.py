@@ -1,8 +1,8 @@
 """TFDS data sets as array_record: built by a TFDS builder, or copied from TFRecord files.
 
 TFRecord files hold the same serialised examples as array_record files, so they are copied record by
-record, without TensorFlow. TFDS runs a builder of your own, which needs TensorFlow only if the
-builder itself does. TFDS's own builders need it.
+record, without TensorFlow. TFDS's own builders need TensorFlow. A builder of your own needs it only
+if its code imports it.
 """
 
 import functools
@@ -37,8 +37,8 @@ def plan(rest: str, root: Path, source: str | None, shards: int | None) -> tuple
     Args:
       rest: `NAME[/CONFIG][:VERSION]`, or the import path of a builder, `PACKAGE.MODULE:BUILDER`.
       root: the folder of TFDS's data sets.
-      source: the root of the TFRecord files if it is another one; or the folder of what a builder
-        expects to be downloaded by hand.
+      source: the root of the TFRecord files, if it is another one; or the folder with the files
+        that a builder expects the user to download.
       shards: files per split, if a builder writes them.
 
     Raises UserError: there is no such data set or builder, or TensorFlow is needed and missing.
@@ -155,7 +155,7 @@ def _of_tfds(rest: str) -> Callable:
 
 
 def _reason(error: Exception, make: Callable) -> str:
-    """An error in one line, with its line number if it comes from the user's own builder."""
+    """An error in one line, with the line number if the user's own builder raised it."""
     made = getattr(make, "func", make)
     file = inspect.getfile(made) if inspect.isclass(made) else None
     lines = [f.lineno for f in traceback.extract_tb(error.__traceback__) if f.filename == file]

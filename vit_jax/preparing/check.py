@@ -25,19 +25,19 @@ from vit_jax.preparing.reading import open_splits, read_ahead
 from vit_jax.preparing.statistics import Tally
 from vit_jax.preparing.statistics import lines as lines_of_statistics
 
-TINY, HUGE = 32, 10_000  # pixels: a short side below, a long side above
+TINY, HUGE = 32, 10_000  # pixels: counts are of short sides below, and of long sides above
 KINDS = {  # Pillow's modes that are counted
     "1": "grey", "L": "grey", "LA": "alpha", "PA": "alpha", "RGBA": "alpha", "CMYK": "CMYK",
     "P": "palette",
 }  # fmt: skip
-DEPTHS = {"uint8": (), "uint16": ("16-bit",)}  # types of values; others are named as they are
+DEPTHS = {"uint8": (), "uint16": ("16-bit",)}  # names of dtypes; others have their own
 
 Problem = dict[str, str]
 
 
 class Example(NamedTuple):
-    """What reading an example showed. `digest` is 0 and `size` is None if it has no pixels. `ends`
-    are the least and the highest value of each channel, if they have more than 8 bits."""
+    """Facts about one example. `digest` is 0 and `size` is None if it has no pixels. `ends` are the
+    lowest and the highest value of each channel, if values have more than 8 bits."""
 
     labels: tuple[int, ...] = ()
     problem: str | None = None
@@ -65,7 +65,7 @@ def check(
         raise UserError(f"--threads={threads} must be 1 or more")
     sources = open_splits(spec, [split] if split else ())
     problems: list[Problem] = []
-    notes: dict[str, str] = {}  # note: the first split that has it
+    notes: dict[str, str] = {}  # note -> the first split with this note
     splits: dict[str, dict] = {}
     digests, labels = [], []
     label_sets: dict[tuple[int, ...], int] = {}
@@ -88,7 +88,7 @@ def check(
                 ends[least.dtype] = np.minimum(before[0], least), np.maximum(before[1], most)
             if example.problem:
                 problems.append(_problem(name, source.describe(index), example.problem))
-        if not splits and not counts.all():  # a held-out split may well lack a class
+        if not splits and not counts.all():  # other splits may lack a class
             empty = [repr(source.classes[place]) for place in np.flatnonzero(counts == 0)]
             more = f" and {len(empty) - 3:,} more" if empty[3:] else ""
             text = f"no images of {', '.join(empty[:3])}{more}"
@@ -194,7 +194,7 @@ def _examine(source: Source, tally: Tally | None, index: int) -> Example:
 
 
 def _header(data: bytes, size: tuple[int, int]) -> tuple[tuple[int, int], tuple[str, ...]]:
-    """Both sides as the file stores them; its format, and its unusual properties."""
+    """Both sides as the file stores them, and its format with its unusual properties."""
     kind = format_of(data[:HEAD]) or "unknown"
     if kind == "NumPy":
         return size, (kind,)
@@ -207,8 +207,8 @@ def _header(data: bytes, size: tuple[int, int]) -> tuple[tuple[int, int], tuple[
 
 
 def _notes(ends: dict[np.dtype, tuple[np.ndarray, np.ndarray]]) -> Iterator[str]:
-    """What a user should know of images of more than 8 bits. These are no problems, because a range
-    makes good images of them, and the check does not know the range of a run."""
+    """Notes about images of more than 8 bits. They are no problems, because a run can state the
+    range of the values, which the check does not know."""
     for dtype, (least, most) in ends.items():
         try:
             if note := unused(dtype, least, most, None):
@@ -221,7 +221,7 @@ def _doubles(
     sources: dict[str, Source], digests: Sequence[np.ndarray], labels: Sequence[np.ndarray],
     label_sets: list[tuple[int, ...]],
 ) -> Iterator[Problem]:  # fmt: skip
-    """Examples with the same bytes as an earlier one, of any split."""
+    """A problem for each example that has the same bytes as an earlier one, of any split."""
     names, starts = list(sources), np.cumsum([0, *map(len, digests)])
     digest, label = np.concatenate(digests), np.concatenate(labels)
     order = np.argsort(digest, kind="stable")

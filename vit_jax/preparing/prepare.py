@@ -1,7 +1,7 @@
-"""Writes TFDS data sets as array_record, which training reads at random. TensorFlow is not needed.
+"""Writes TFDS data sets as array_record, which training can read in any order, without TensorFlow.
 
-Images stay the bytes that they are. The examples of a split are shuffled by a seed, so that every
-part of it has every class. A data set appears whole or not at all.
+The bytes of images are not changed. The examples of a split are shuffled with a seed, so that all
+parts of it have all classes. A data set appears whole or not at all.
 """
 
 import dataclasses
@@ -37,8 +37,8 @@ LEAST = {"shards": 1, "threads": 1, "seed": 0}
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """The options of `vit data prepare` by name, None where one is not given. `source` is `--from`,
-    the folder of what was downloaded."""
+    """The options of `vit data prepare` by name. None: not set. `source` is `--from`, the folder of
+    the downloaded files."""
 
     source: str | None = None
     output: str | None = None
@@ -85,9 +85,9 @@ def prepare(spec: str, options: Options, say: Say = print) -> Path:
 
 
 def _plan(kind: str, path: str, options: Options) -> tuple[str, builders.Fill]:
-    """The place of a folder's or an archive's data set below the root, NAME/VERSION, and a function
-    that writes it into a folder."""
-    name, only = kind, {}
+    """Returns the place of the data set below the root, NAME/VERSION, and a function that writes it
+    into a folder."""
+    name, set_options = kind, {}
     if kind == "folder":
         here = Path(path).expanduser().resolve().name
         words = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", here).lower()
@@ -102,11 +102,11 @@ def _plan(kind: str, path: str, options: Options) -> tuple[str, builders.Fill]:
             + (f"; there is no folder {Path(path).expanduser()}" if path else "")
         )
     else:
-        only = {option: getattr(options, option) for option in ("labels", "val")
-                if option in KINDS[kind]}  # fmt: skip
+        set_options = {option: getattr(options, option) for option in ("labels", "val")
+                       if option in KINDS[kind]}  # fmt: skip
 
     def fill(folder: Path, say: Say) -> None:
-        splits = open_splits(f"{kind}:{path}", **only)
+        splits = open_splits(f"{kind}:{path}", **set_options)
         for note in dict.fromkeys(note for source in splits.values() for note in source.notes):
             say(note)
         _write(folder, name, splits, options, say)
@@ -151,7 +151,7 @@ def _write(folder: Path, name: str, splits: dict[str, Any], options: Options, sa
 
 
 def _write_shards(prefix: Path, source: Any, features: Any, options: Options):
-    """Writes a split, and returns the number of examples in each shard and their bytes in all."""
+    """Writes a split. Returns the number of examples in each shard, and the bytes of all shards."""
 
     def record(index: int) -> bytes:
         try:

@@ -19,7 +19,7 @@ AHEAD = 64  # examples in memory at a time
 def read_ahead(
     read: Callable[[Any], R], items: Sequence | np.ndarray, threads: int, title: str
 ) -> Iterator[R]:
-    """`map(read, items)` by threads, in order, at most `AHEAD` results ahead."""
+    """`map(read, items)` in threads: results in order, at most `AHEAD` in memory."""
     with ThreadPoolExecutor(threads) as pool:
         chunks = (items[start : start + AHEAD] for start in range(0, len(items), AHEAD))
         results = (result for chunk in chunks for result in pool.map(read, chunk))
@@ -29,8 +29,8 @@ def read_ahead(
 def open_splits(spec: str, names: Sequence[str] = (), **options: Any) -> dict[str, Source]:
     """Every split of a source, or the named ones, by name. All use the classes of the first one.
 
-    Raises UserError as `open_source` does. A split that is not named may be missing, because a tiny
-    folder holds nothing out.
+    Raises UserError as `open_source` does. Only a named split must exist, because a tiny folder has
+    no validation split.
     """
     splits: dict[str, Source] = {}
     missing: NoSplit | None = None

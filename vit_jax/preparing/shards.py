@@ -1,4 +1,4 @@
-"""The folder that a data set is written to, which appears whole or not at all, and its files."""
+"""The folder and the files that a data set is written to. They appear whole or not at all."""
 
 import contextlib
 import fcntl
@@ -13,16 +13,16 @@ from vit_jax.errors import UserError, cannot_write
 
 @contextlib.contextmanager
 def new_folder(root: Path, target: str) -> Iterator[Path]:
-    """A folder to fill. It becomes `root/target` if the block ends well, and is removed otherwise.
+    """Makes a folder to fill. It becomes `root/target`, or is removed if the block raises an error.
 
     Raises UserError: the target exists already, or another process is writing it.
     """
     if re.search(r"\w+:/\w", str(root)):  # such as gs://
-        raise UserError(f"{root} is no folder of this machine: prepare to one, and copy it there")
+        raise UserError(f"{root} is no folder of this machine: prepare into one, and copy it there")
     final = root / target
     if final.exists():
         raise UserError(f"{final} is there already: delete it, or write elsewhere with --output")
-    # Not below NAME, because a reader would take it for a version.
+    # It is not in NAME, because a reader would take it for a version of the data set.
     folder = root / f".{target.replace('/', '-')}.incomplete"
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -35,7 +35,7 @@ def new_folder(root: Path, target: str) -> Iterator[Path]:
         except OSError as error:
             raise UserError(f"another process is writing {final}") from error
         try:
-            for left in folder.iterdir():  # by a process that was killed
+            for left in folder.iterdir():  # files of a process that was killed
                 shutil.rmtree(left) if left.is_dir() else left.unlink()
             yield folder
             final.parent.mkdir(parents=True, exist_ok=True)
@@ -48,7 +48,7 @@ def new_folder(root: Path, target: str) -> Iterator[Path]:
 
 
 class Shard:
-    """An array_record file that is being written. Its writer reports errors when it is closed."""
+    """Writes an array_record file. The library reports errors only when the file is closed."""
 
     def __init__(self, path: str):
         from array_record.python.array_record_module import ArrayRecordWriter
@@ -64,7 +64,7 @@ class Shard:
         self.length, self.size = self.length + 1, self.size + len(data)
 
     def close(self) -> int:
-        """Returns the number of records."""
+        """Closes the file and returns the number of records."""
         with self._errors():
             self._writer.close()
         return self.length

@@ -1,10 +1,10 @@
 """Statistics of the values of a data set's images, by channel, in one pass and constant memory.
 
 Values are counted in 65,536 bins. Each integer of 8 or 16 bits has its own bin, so its statistics
-are exact. The bin of a float or a wider integer is the upper 16 bits of its float32 (the sign, the
-exponent and 7 bits of the fraction), so percentiles are right to one part in 128; minimum, maximum,
-mean and standard deviation are exact. The mean and standard deviation of the pixels, in 0 … 1, are
-computed from the bins.
+are exact. The bin of a float or a wider integer is the upper 16 bits of its float32: the sign, the
+exponent and 7 bits of the fraction. So the error of a percentile is at most one part in 128, and
+minimum, maximum, mean and standard deviation are exact. The mean and the standard deviation of the
+pixels, from 0 to 1, are computed from the bins.
 """
 
 import threading
@@ -15,7 +15,7 @@ import numpy as np
 from vit_jax.data.levels import Levels, blocks, eight_bits
 
 BINS = 2**16
-TAILS = (0.001, 0.999)  # percentiles at which the proposed range begins and ends
+TAILS = (0.001, 0.999)  # shares of the values below the ends of the proposed range
 
 
 class Statistics:
@@ -47,21 +47,21 @@ class Statistics:
         self.counts[channel] += np.bincount(_bins(values), minlength=BINS)
         self.least[channel] = min(self.least[channel], exact.min())
         self.most[channel] = max(self.most[channel], exact.max())
-        # Sums of squares about the mean, of both parts together (Chan, Golub and LeVeque, 1979).
+        # The mean and the sum of squares about it, merged (Chan, Golub and LeVeque, 1979).
         mean, share = exact.mean(), len(values) / (before + len(values))
         apart = mean - self._mean[channel]
         self._squares[channel] += np.square(exact - mean).sum() + apart**2 * before * share
         self._mean[channel] += apart * share
 
     def percentile(self, share: float) -> np.ndarray:
-        """For each channel, the least value such that `share` of the values are at most that."""
+        """For each channel, the lowest value that at least `share` of the values do not exceed."""
         up_to = self.counts.cumsum(axis=1)
         wanted = np.maximum(1, np.ceil(share * up_to[:, -1:]))
         values = _values(self.dtype)[(up_to < wanted).sum(axis=1).clip(0, BINS - 1)]
         return np.clip(values, self.least, self.most)
 
     def channels(self) -> list[dict[str, float]]:
-        """The statistics of each channel; of one channel only if all are alike."""
+        """The statistics of each channel, or of the first one only if all are alike."""
         low, high = (self.percentile(share) for share in TAILS)
         std = np.sqrt(self._squares / np.maximum(1, self.counts.sum(axis=1)))
         table = np.stack([self.least, self.most, low, high, self._mean, std], axis=1)
@@ -75,9 +75,9 @@ class Statistics:
         return bool((self.counts == self.counts[0]).all())
 
     def range(self) -> Levels | None:
-        """The range to give to `decode(low, high)`: that of all values but a thousandth at either
-        end. It is one range for all channels, or one each if a channel is less than half as wide as
-        all together. None if a channel has a single value."""
+        """The arguments for `decode(low, high)`: the range of the values without a thousandth at
+        each end. All channels have one range, except if the range of a channel is less than half as
+        wide as that: then each has its own. None if a channel has a single value."""
         low, high = (self.percentile(share).astype(float) for share in TAILS)
         if self.dtype.kind == "f":
             low, high = (np.array([float(f"{v:.6g}") for v in ends]) for ends in (low, high))
@@ -134,8 +134,8 @@ class Tally:
             self.types[kind].add(values)
 
     def report(self) -> dict[str, Any]:
-        """`values`: `images`, `not_finite` and `channels` of each type. `decode`: the range (low,
-        high) to write, if values have more than 8 bits. `mean` and `std` of pixels in 0 … 1."""
+        """`values`: `images`, `not_finite` and `channels` of each type. `decode`: the proposed
+        range, if values have more than 8 bits. `mean` and `std`: of pixels from 0 to 1."""
         deep = [each for each in self.types.values() if each.dtype != np.uint8]
         range_ = deep[0].range() if len(deep) == 1 else None
         values = {
@@ -166,7 +166,7 @@ def _short(ends: tuple[float, ...]) -> list[float]:
 
 
 def lines(split: str, report: dict[str, Any], *, propose: bool = True) -> list[str]:
-    """The report of a split as text, with `propose` also the options to write to train with it."""
+    """The report of a split as text. With `propose`, it has the options for a training run."""
     text = []
     for kind, facts in report["values"].items():
         for number, channel in enumerate(facts["channels"], 1):

@@ -1,7 +1,7 @@
-"""Published weights: where they are, fetching them, and reading and writing their formats.
+"""Published weights: their addresses, their download, and the layouts of their files.
 
-A layout of your own is made of the names below. The docstrings of `Layout`, `Reader` and `Writer`
-describe each part, and `register` adds the layout to those of the package.
+The names below are all that a layout of your own needs. The docstrings of `Layout`, `Reader` and
+`Writer` describe each part. `register` adds the layout to those of the package.
 """
 
 import importlib

@@ -1,8 +1,8 @@
-"""The folder of downloaded files: names that stay inside it, and files that nobody else planted.
+"""The folder of downloaded files. No name leads out of it, and no other user can plant a file.
 
-Several users may share a cache, and addresses and indexes come from others. So a name is checked
-before it becomes a path, a folder that another user can change is refused, and what is written here
-is never written through a link.
+Several users may share a cache, and addresses and indexes come from others. Therefore a name is
+checked before it becomes a path, a folder that another user can change is refused, and no file is
+written through a link.
 """
 
 import contextlib
@@ -20,21 +20,21 @@ from urllib.parse import unquote
 
 from vit_jax.errors import UserError, printable
 
-LONGEST = 200  # bytes of a name; disks take 255, and what stands beside it has a longer one
+LONGEST = 200  # bytes of a name; disks allow 255, but NAME.part.json is longer
 CHOOSE = "choose another folder with VIT_JAX_CACHE"
 
 _MODES = {"r": os.O_RDONLY, "a": os.O_WRONLY | os.O_CREAT | os.O_APPEND}
-_MODES["w"] = os.O_WRONLY | os.O_CREAT  # cut to nothing once it is known to be a file of its own
+_MODES["w"] = os.O_WRONLY | os.O_CREAT  # `open_own` empties it after its checks
 
 
 @dataclasses.dataclass(frozen=True)
 class Cache:
-    """Files by address below one folder."""
+    """A folder of downloaded files. The address of a file decides its path."""
 
     folder: Path
 
     def place(self, address: str, path: str) -> Path:
-        """A readable name in a folder of the address's own: equal names never meet."""
+        """The path for an address. Each address has a folder, so equal names do not collide."""
         name = PurePosixPath(unquote(path)).name or "download"
         if not fits(name):
             raise UserError(
@@ -45,18 +45,18 @@ class Cache:
         return self.folder / own / shortened(name)
 
     def guard(self, place: Path) -> None:
-        """Raises UserError where another user can change what lies in the folders of the place."""
+        """Raises UserError if another user can change a folder from the cache down to `place`."""
         for folder in self._folders(place):
             with contextlib.suppress(FileNotFoundError):
-                # The cache itself may be a link: the user has named it. What is below it is ours.
+                # The cache itself may be a link, because the user names it. No folder below may.
                 facts = os.stat(folder, follow_symlinks=folder == self.folder)
                 if reason := distrust(facts, os.geteuid()):
                     raise UserError(f"the cache {folder} is not trusted: {reason}; {CHOOSE}")
 
     @contextlib.contextmanager
     def lock(self, place: Path, wait: Callable[[], None]) -> Iterator[None]:
-        """One process at a time in the folder of the place, which is made. The others wait for it,
-        after `wait()`, and find the file."""
+        """Makes the folder of `place` and locks it for this process. If another process has the
+        lock, calls `wait` and waits."""
         for folder in self._folders(place):
             folder.mkdir(0o755, parents=True, exist_ok=True)
         self.guard(place)
@@ -69,30 +69,32 @@ class Cache:
             yield
 
     def _folders(self, place: Path) -> list[Path]:
-        """From the cache itself down to the place's parent."""
+        """The folders from the cache down to the parent of `place`."""
         return [folder for folder in reversed(place.parents) if folder.is_relative_to(self.folder)]
 
 
 def distrust(facts: os.stat_result, user: int) -> str:
-    """Why a folder is not trusted by the user of that number; empty where it is. A group that may
-    write is trusted, as is root. Root itself trusts every owner: in a container it is given the
-    folders of the user who started it."""
+    """The reason why the user with this number cannot trust a folder; empty if there is none.
+
+    Root, and a group that may write, are trusted. Root itself trusts every owner, because in a
+    container it works in folders of the user who started the container.
+    """
     if not stat.S_ISDIR(facts.st_mode):
         return "it is a link or a file, not a folder"
     if user and facts.st_uid not in (0, user):
         return f"it belongs to another user (number {facts.st_uid})"
     if facts.st_mode & stat.S_IWOTH and not facts.st_mode & stat.S_ISVTX:
-        return "every user can write to it (chmod o-w helps where it is yours)"
+        return "every user can write to it (if it is yours, chmod o-w helps)"
     return ""
 
 
 def fits(name: str) -> bool:
-    """Whether it names a file in a folder and nothing outside, on any disk and on a terminal."""
+    """Whether a name is printable and cannot lead out of the folder that it is in."""
     return name.isprintable() and name not in ("", ".", "..") and not set(name) & set("/\\")
 
 
 def shortened(name: str) -> str:
-    """At most LONGEST bytes of a name, with its ending.
+    """A name cut to LONGEST bytes, with its ending kept.
 
     >>> shortened("é" * 200 + ".npz") == "é" * 98 + ".npz"
     True
@@ -105,7 +107,8 @@ def shortened(name: str) -> str:
 def open_own(path: Path, mode: str) -> io.BufferedIOBase:
     """Opens a file for "r"eading, "w"riting or "a"ppending, and never follows a link to it.
 
-    Raises UserError: a link, a folder, a pipe, or, for writing, a file that has another name too.
+    Raises UserError for a link, a folder or a pipe, and, unless it is opened for reading, for a
+    file with a second name (a hard link).
     """
     flags = _MODES[mode] | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
     try:
@@ -124,7 +127,7 @@ def open_own(path: Path, mode: str) -> io.BufferedIOBase:
 
 
 def write(path: Path, text: str) -> None:
-    """Writes a small file whole, or leaves the old one."""
+    """Replaces a small file by `text`. If that fails, the old file stays."""
     new = path.with_name(path.name + ".new")
     try:
         with open_own(new, "w") as file:

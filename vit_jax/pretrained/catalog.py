@@ -1,9 +1,9 @@
-"""Published weights by name: where they are, which model they fit, what they should reach.
+"""Published weights by name: their address, the model they fit, and the accuracy to expect.
 
-Names are those of the publisher where it has names: timm's `ARCHITECTURE.TAG`, the Hub's
+A publisher's own names are used if there are any: timm's `ARCHITECTURE.TAG`, the Hub's
 `OWNER/REPO`, PyTorch Hub's `dinov2_…`. Google's files are `paper/…`, `augreg/…`, `sam/…`,
-`siglip/…`, `mixer/…`, `bit/…` and `big_vision/…`. They stand in `catalog.csv`, a row each. Where no
-sha256 is known, `download` pins that of the first download.
+`siglip/…`, `mixer/…`, `bit/…` and `big_vision/…`. `catalog.csv` has a row for each name. If no
+sha256 is known, `download` keeps that of the first download and compares later ones with it.
 """
 
 import csv
@@ -20,14 +20,14 @@ class Entry:
     """One set of published weights.
 
     Attributes:
-      name: as `find` takes it.
-      address: as `download.fetch` takes it.
-      sha256: of the file, where its publisher tells it.
-      model: the architecture, in timm's naming.
-      num_classes: outputs of its head; 0 without one.
-      image_size: pixels a side of the images that it was trained on last.
-      expected: what it should reach, and who measured that; empty where that is not known.
-      source: the paper or README that it comes from.
+      name: the argument of `find`.
+      address: the argument of `download.fetch`.
+      sha256: of the file, if its publisher states it.
+      model: the architecture, by timm's name.
+      num_classes: outputs of the head; 0 if there is no head.
+      image_size: side in pixels of the images that it was trained on last.
+      expected: the accuracy to expect, and who measured it; empty if that is not known.
+      source: the paper or README that describes it.
     """
 
     name: str
@@ -51,15 +51,12 @@ CATALOG: dict[str, Entry] = {entry.name: entry for entry in _entries()}
 
 
 def list_pretrained(pattern: str = "*") -> list[str]:
-    """Names that match the shell pattern, sorted."""
+    """The names of published weights that match a shell pattern, sorted."""
     return sorted(fnmatch.filter(CATALOG, pattern))
 
 
 def find(name: str) -> Entry:
-    """The entry of that name.
-
-    Raises UserError: there is none; the nearest names are shown.
-    """
+    """The entry with a name. Raises UserError, with the nearest names, if there is none."""
     if name not in CATALOG:
         raise UserError(f"unknown weights {name!r}: {nearest(name, CATALOG)}")
     return CATALOG[name]

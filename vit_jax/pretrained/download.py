@@ -1,10 +1,10 @@
-"""Fetches weights by address into a cache, whole or not at all.
+"""Downloads weights by address into a cache. A file appears whole or not at all.
 
-A file grows as NAME.part, continues where a lost connection left it, and takes its name once its
-length and sha256 are right. The sha256 of a first download is pinned beside it in NAME.sha256.
-This is done with the standard library: pooch cannot resume, and huggingface_hub is a heavy
-dependency for a few GETs. Names and links are the matter of `cache`, answers of servers that of
-`openers`, and what is in the files that of their readers.
+The bytes are written to NAME.part. After a lost connection the download continues there. The file
+gets its name when its length and sha256 are right. The sha256 of the first download is pinned: it
+is kept in NAME.sha256. This module uses the standard library, because pooch cannot resume, and
+huggingface_hub is a heavy dependency for a few GET requests. `cache` checks names and links,
+`openers` checks the answers of servers, and the readers of the files check their content.
 """
 
 import contextlib
@@ -24,6 +24,7 @@ from urllib.parse import unquote, urlsplit
 
 from rich.filesize import decimal
 
+from vit_jax.checkpoint.checksums import of_file
 from vit_jax.errors import UserError, printable
 from vit_jax.pretrained import cache as caches
 from vit_jax.pretrained.cache import Cache
@@ -38,8 +39,8 @@ from vit_jax.pretrained.openers import (
     read,
 )
 
-_NO_WEIGHTS = {  # what comes in place of a file, by its first bytes
-    # HTML, XML. Eight bytes of text, because the length that begins a safetensors file may be "<a".
+_NO_WEIGHTS = {  # first bytes of answers that are no weights: the message
+    # HTML, XML: eight bytes of text, because the length at the start of safetensors may be "<a".
     re.compile(rb"(?:\xef\xbb\xbf)?\s*<[!?a-zA-Z][^\0]{6}"): f"a web page came, {PAGE}",
     re.compile(rb"version https://git-lfs\."): "a Git LFS pointer came, which only names the file: "
     "give the address of the file itself",
@@ -48,15 +49,16 @@ _NO_WEIGHTS = {  # what comes in place of a file, by its first bytes
 
 @dataclasses.dataclass(frozen=True)
 class Patience:
-    """When a download is given up.
+    """How long a download goes on.
 
     Attributes:
-      pauses: seconds before each further try, after so many tries in a row without progress. They
-        grow with the number of all tries.
-      least: bytes that a try brings where it is progress, and that come within a `window`.
+      pauses: seconds before the next try: `pauses[n]` after n tries in a row without progress. The
+        download ends after `len(pauses)` such tries. Pauses grow with the number of all tries.
+      least: a try is progress if it receives so many bytes. A connection that receives fewer in
+        a `window` counts as lost.
       window: seconds.
-      tries: how many there may be.
-      most: bytes that a file may have.
+      tries: the highest number of tries.
+      most: the highest number of bytes of a file.
     """
 
     pauses: tuple[float, ...] = (0.2, 1, 3)
@@ -66,7 +68,7 @@ class Patience:
     most: int = 2**40
 
     def pause(self, failures: int, tries: int) -> float | None:
-        """Seconds before the next try; None where there is none."""
+        """Seconds before the next try; None if there is no next try."""
         if failures >= len(self.pauses) or tries >= self.tries:
             return None
         return self.pauses[failures] * (1 + tries / 10)
@@ -79,23 +81,23 @@ def fetch(
     say: Callable[[str], None] | None = None,
     patience: Patience = Patience(),
 ) -> Path:
-    """The local path of what an address names; it is downloaded where the cache lacks it.
+    """The local path of an address. Downloads the file if it is not in the cache.
 
     Args:
       address: a path, `file://PATH`, `http://…`, `https://…`, `gs://BUCKET/OBJECT` or
         `hf://OWNER/REPO[@REVISION][/FILE]`: a file of the Hugging Face Hub or, without FILE,
-        `config.json` and the weights of the repository. `HF_ENDPOINT` and `HF_TOKEN` are heeded.
-      sha256: of the file. Without it a download is held to the sha256 of the first one.
+        `config.json` and the weights of the repository. `HF_ENDPOINT` and `HF_TOKEN` are used.
+      sha256: of the file. Without it, the file must have the sha256 of its first download.
       cache: a folder; by default `$VIT_JAX_CACHE`, `$XDG_CACHE_HOME/vit_jax` or
         `~/.cache/vit_jax`.
-      say: takes the lines about a download; by default they go to stderr.
-      patience: when a download is given up.
+      say: is called with each line about the download; by default lines go to stderr.
+      patience: how long the download goes on.
 
-    Returns the file, or the folder of a repository. What the cache has takes no network.
+    Returns the file, or the folder of a repository. A file that is in the cache needs no network.
 
-    Raises UserError: an unknown or malformed address, nothing there or refused, an answer that is
-      no file, a connection that stays lost (the next call continues), a wrong sha256, a cache that
-      others can change, a disk that is full or read-only.
+    Raises UserError: the address is unknown or malformed; nothing is there; the server refuses, or
+      its answer is no file; the connection is lost again and again (the next call continues); the
+      sha256 is wrong; others can change the cache; the disk is full or read-only.
     """
     say = say or functools.partial(print, file=sys.stderr, flush=True)
     sha256 = sha256.lower() if sha256 else None
@@ -103,9 +105,9 @@ def fetch(
     if not separator or scheme == "file":
         return _local(unquote(rest) if separator else str(address), sha256)
     if not address.isprintable():
-        raise UserError(f"{printable(address)}: write what is no plain letter as %XX")
+        raise UserError(f"{printable(address)}: write unprintable characters as %XX")
     start = functools.partial(
-        _Download, cache=Cache(_default_cache(cache)), say=say, patience=patience
+        _Download, cache=Cache(_cache_folder(cache)), say=say, patience=patience
     )
     if scheme == "hf":
         return fetch_from_hub(address, sha256, start)
@@ -120,9 +122,9 @@ def fetch(
     return download.run(download.cache.place(address, path), sha256)
 
 
-def _default_cache(given: Path | None) -> Path:
-    users = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "vit_jax"
-    return _expanded(given or os.environ.get("VIT_JAX_CACHE") or users).absolute()
+def _cache_folder(cache: Path | None) -> Path:
+    default = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "vit_jax"
+    return _expanded(cache or os.environ.get("VIT_JAX_CACHE") or default).absolute()
 
 
 def _expanded(path: str | Path) -> Path:
@@ -136,22 +138,22 @@ def _local(name: str, sha256: str | None) -> Path:
     path = _expanded(name)
     try:
         there = path.exists()
-    except (OSError, ValueError):  # a name that no disk takes
+    except (OSError, ValueError):  # no disk allows such a name
         there = False
     if not there:
         raise UserError(f"there is no file or folder {printable(path.absolute())}")
     try:
-        found = _digest(path) if sha256 else None
+        digest = of_file(path) if sha256 else None
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror or error}") from error
-    if found != sha256:
-        raise UserError(f"{path} has the sha256 {found} where {sha256} is expected")
+    if digest != sha256:
+        raise UserError(f"{path} has the sha256 {digest} where {sha256} is expected")
     return path
 
 
 @dataclasses.dataclass(frozen=True)
 class _Download:
-    """One file on its way from `url` into the cache."""
+    """The download of one file from `url` into the cache."""
 
     url: str
     cache: Cache
@@ -164,16 +166,16 @@ class _Download:
             if not target.exists():
                 wait = f"waiting for another process that downloads {self.url}"
                 with self.cache.lock(target, lambda: self.say(wait)):
-                    if not target.exists():  # else another process was faster
+                    if not target.exists():  # otherwise another process has downloaded it
                         wanted = sha256 or _pin(target)
                         self._receive(target)
                         self._accept(target, wanted, pinned=not sha256)
-            if sha256 and (found := _pin(target) or _digest(target)) != sha256:
+            if sha256 and (digest := _pin(target) or of_file(target)) != sha256:
                 raise UserError(
-                    f"{target} has the sha256 {found} where {sha256} is expected: delete it to "
+                    f"{target} has the sha256 {digest} where {sha256} is expected: delete it to "
                     f"download {self.url} again"
                 )
-        except OSError as error:  # the network's own have been translated
+        except OSError as error:  # of the disk: `openers` translates those of the network
             raise _cannot_write(target, error) from error
         return target
 
@@ -195,7 +197,7 @@ class _Download:
                 time.sleep(pause)
 
     def _continue(self, target: Path) -> None:
-        """Appends what the part lacks, or starts it anew where the server's file has changed."""
+        """Downloads the rest of the file; all of it if the server's file has changed."""
         part, note = _beside(target, ".part"), _beside(target, ".part.json")
         here = _here(part, note)
         if here.size and here.size == here.total:
@@ -209,15 +211,15 @@ class _Download:
                 _progress(self.url, answer, self.say) as show,
             ):
                 caches.write(note, json.dumps([answer.validator, answer.total]))
-                since, then = time.monotonic(), size
+                window_start, size_then = time.monotonic(), size
                 while size < end and (chunk := read(stream, end - size)):
                     file.write(chunk)
                     size += len(chunk)
                     show(size)
-                    if (now := time.monotonic()) - since > self.patience.window:
-                        if size - then < self.patience.least:
-                            raise Lost(f"{decimal(size - then)} came in {now - since:.0f} s")
-                        since, then = now, size
+                    if (passed := (now := time.monotonic()) - window_start) > self.patience.window:
+                        if size - size_then < self.patience.least:
+                            raise Lost(f"{decimal(size - size_then)} came in {passed:.0f} s")
+                        window_start, size_then = now, size
                 file.flush()
                 os.fsync(file.fileno())
         if answer.total is None and size == end:
@@ -230,9 +232,9 @@ class _Download:
             raise Lost("the connection was closed")
 
     def _end(self, answer: Answer, part: Path) -> int:
-        """The byte to stop before. Raises UserError where the file is too large."""
+        """The byte before which to stop. Raises UserError if the file is too large."""
         disk = shutil.disk_usage(part.parent)
-        free = disk.free if disk.total else sys.maxsize  # some network disks state nothing
+        free = disk.free if disk.total else sys.maxsize  # some network disks state no sizes
         if answer.end is None or answer.total is None:
             return min(self.patience.most, free // 2) + 1
         if answer.total > self.patience.most:
@@ -248,24 +250,24 @@ class _Download:
         return answer.end
 
     def _accept(self, target: Path, wanted: str | None, pinned: bool) -> None:
-        """Gives the finished part its name, or removes it where it is not the file wanted."""
+        """Gives the complete file its name, or removes it if it is not the wanted one."""
         part, note, pin = (_beside(target, name) for name in (".part", ".part.json", ".sha256"))
         with caches.open_own(part, "r") as file:
             head = file.read(512)
             file.seek(0)
-            found = hashlib.file_digest(file, "sha256").hexdigest()
-        other = [line for pattern, line in _NO_WEIGHTS.items() if pattern.match(head)]
-        if other or wanted not in (None, found):
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        no_weights = [line for pattern, line in _NO_WEIGHTS.items() if pattern.match(head)]
+        if no_weights or wanted not in (None, digest):
             part.unlink()
             note.unlink()
-        if other:
-            raise UserError(f"{self.url}: {other[0]}")
-        if wanted not in (None, found):
+        if no_weights:
+            raise UserError(f"{self.url}: {no_weights[0]}")
+        if wanted not in (None, digest):
             raise UserError(
-                f"{self.url} has the sha256 {found} where {wanted} is expected"
+                f"{self.url} has the sha256 {digest} where {wanted} is expected"
                 + (f" from the first download: to accept it, delete {pin}" if pinned else "")
             )
-        caches.write(pin, found + "\n")
+        caches.write(pin, digest + "\n")
         part.replace(target)
         note.unlink()
         self.say(f"downloaded {target} ({decimal(target.stat().st_size)})")
@@ -279,7 +281,7 @@ def _beside(target: Path, ending: str) -> Path:
 
 
 def _here(part: Path, note: Path) -> Here:
-    """What can be continued: nothing where the note of it is none."""
+    """The part of the file that is on disk; nothing if the note beside it is not usable."""
     size = _size(part)
     try:
         with caches.open_own(note, "r") as file:
@@ -293,7 +295,7 @@ def _here(part: Path, note: Path) -> Here:
 
 
 def _pin(target: Path) -> str | None:
-    """The sha256 of the first download; None where there was none."""
+    """The sha256 of the first download; None if there was no download."""
     pin = _beside(target, ".sha256")
     try:
         with caches.open_own(pin, "r") as file:
@@ -313,11 +315,6 @@ def _size(path: Path) -> int:
         return 0
 
 
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def _cannot_write(path: Path, error: OSError) -> UserError:
     full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
     remedy = f"{'make room, or ' if full else ''}{caches.CHOOSE}"
@@ -328,7 +325,8 @@ def _cannot_write(path: Path, error: OSError) -> UserError:
 def _progress(
     url: str, answer: Answer, say: Callable[[str], None]
 ) -> Iterator[Callable[[int], None]]:
-    """Gives what takes the number of bytes so far: a bar on a terminal, else only a line now."""
+    """Yields a function to call with the number of bytes so far. It updates a progress bar. If
+    stderr is no terminal, one line is printed at the start instead."""
     if not sys.stderr.isatty():
         size = "size unknown" if answer.total is None else decimal(answer.total)
         after = f", from {decimal(answer.start)} on" if answer.start else ""

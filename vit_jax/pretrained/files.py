@@ -1,7 +1,7 @@
-"""Containers of tensors: `.npz`, `.safetensors`, PyTorch's `.bin` and `.pth` (read alone).
+"""Containers of tensors: `.npz` and `.safetensors`, and PyTorch's `.bin` and `.pth` (not written).
 
-Opening reads names, shapes and metadata; tensors are read one at a time, from memory-mapped files
-where the container allows it. Nothing in a file is ever executed.
+Opening a file reads names, shapes and metadata. Tensors are read one at a time, from memory-mapped
+files if the container allows it. Nothing in a file is ever executed.
 """
 
 import contextlib
@@ -21,28 +21,29 @@ import numpy as np
 from jax.numpy import bfloat16
 
 from vit_jax.errors import UserError, nearest, printable
+from vit_jax.pretrained.cache import fits
 from vit_jax.pretrained.stated import MOST_BYTES, brief
 from vit_jax.records import object_in, read_object
 
-INDEX = ".index.json"  # of a model in several safetensors files
-MOST_NAME = 255  # bytes of a file's name, on every file system
-PICKLE = b"\x80"  # begins a pickle, then its protocol
+INDEX = ".index.json"  # ending of the index of a model in several files
+MOST_NAME = 255  # bytes of a file's name that every file system allows
+PICKLE = b"\x80"  # the first byte of a pickle; its protocol follows
 OURS = "vit_jax"  # key of our own metadata
 NUMBERS = r"b?float(16|32|64|96|128)"  # dtypes that parameters are read from
 # Dtypes of quantised weights, which mean nothing without their scales.
 QUANTISED = r"(q?u?int|float[48]|F[468]|I|U)\d*.*"
 _DTYPES = {"BF16": "bfloat16", "BOOL": "bool", "F": "float", "I": "int", "U": "uint"}
-# What training scripts call the state dicts of one file, the one that is meant first.
+# Usual names of a state dict in a training script's file. The first one in the file is used.
 STATE_DICTS = ("state_dict_ema", "model_ema", "state_dict", "model", "teacher")
 
 
 @dataclasses.dataclass
 class Tensors:
-    """An opened file, or a folder's several files.
+    """An opened file, or the opened files of a folder.
 
-    `dtypes` are NumPy's names where it has one, `metadata` is what this package wrote beside the
-    tensors (sizes that shapes do not tell), `config` the folder's `config.json`, and `notes` are
-    lines on what was chosen of the file.
+    `dtypes` are NumPy's names if it has one. `metadata` is what this package wrote beside the
+    tensors, such as sizes that do not follow from shapes. `config` is the folder's `config.json`.
+    `notes` are lines about choices that were made while opening.
     """
 
     path: Path
@@ -55,7 +56,7 @@ class Tensors:
     notes: tuple[str, ...] = ()
 
     def below(self, prefix: str) -> "Tensors":
-        """The tensors whose names begin with `prefix`, without it."""
+        """The tensors whose names begin with `prefix`. The new names lack it."""
         inside = [name for name in self.shapes if name.startswith(prefix)]
         return dataclasses.replace(
             self,
@@ -65,7 +66,7 @@ class Tensors:
         )
 
     def check_numbers(self, names: Iterable[str]) -> None:
-        """Refuses tensors whose values are no weights. Raises UserError that names the first."""
+        """Raises UserError for the first tensor whose dtype is not that of weights."""
         for name in names:
             dtype = self.dtypes[name]
             if re.fullmatch(NUMBERS, dtype):
@@ -80,9 +81,10 @@ def open_tensors(path: Path, part: str = "") -> Tensors:
     """Opens a file by its content, or a folder with `config.json` and weights.
 
     Args:
-      part: one of the state dicts of a PyTorch file; empty for the first of `STATE_DICTS`.
+      part: the name of a state dict in a PyTorch file; empty for the first of `STATE_DICTS`.
 
-    Raises UserError: no such file, not one of the containers, truncated, or it holds code.
+    Raises UserError: there is no such file, it is no known container, it is damaged, or it could
+      run code.
     """
     if path.is_dir():
         return _open_folder(path)
@@ -99,7 +101,7 @@ def _open_file(path: Path, part: str = "") -> Tensors:
 
 
 def _by_content(path: Path, part: str) -> Tensors:
-    with path.open("rb") as file, _whole(path):
+    with path.open("rb") as file, _readable(path):
         head = file.read(16)
         if head[:4] == b"PK\x03\x04":
             names = zipfile.ZipFile(path).namelist()
@@ -110,7 +112,7 @@ def _by_content(path: Path, part: str) -> Tensors:
             raise UserError(f"{path} is a zip archive of neither NumPy's nor PyTorch's tensors")
         if head[8:9] == b"{":
             return _open_safetensors(path)
-        if len(head) == 16 and head[:1] == PICKLE and head[1] <= 5:  # PyTorch's before 1.6
+        if len(head) == 16 and head[:1] == PICKLE and head[1] <= 5:  # PyTorch before 1.6
             return _open_torch(path, part)
     raise UserError(
         f"{path} is no .npz, .safetensors, .bin or .pth file"
@@ -119,8 +121,8 @@ def _by_content(path: Path, part: str) -> Tensors:
 
 
 @contextlib.contextmanager
-def _whole(path: Path) -> Iterator[None]:
-    """Turns what the containers' readers raise over bytes that make no sense into a UserError."""
+def _readable(path: Path) -> Iterator[None]:
+    """Turns the errors that the containers' readers raise for a damaged file into a UserError."""
     try:
         yield
     except UserError:
@@ -139,7 +141,7 @@ def _damaged(path: Path, error: Exception) -> UserError:
 
 
 def _check_comment(path: Path, archive: zipfile.ZipFile) -> None:
-    """An archive ends with its comment, which `zipfile` takes for whole where it was cut off."""
+    """Raises ValueError if the comment at the archive's end is cut off. `zipfile` accepts that."""
     end = path.stat().st_size - 22 - len(archive.comment)  # of the directory; its record follows
     with path.open("rb") as file:
         file.seek(max(end, 0))
@@ -151,7 +153,7 @@ def _check_comment(path: Path, archive: zipfile.ZipFile) -> None:
 def _open_npz(path: Path) -> Tensors:
     archive = zipfile.ZipFile(path)
     _check_comment(path, archive)
-    shapes, dtypes, where, checked = {}, {}, {}, set()
+    shapes, dtypes, members, checked = {}, {}, {}, set()
     for info in archive.infolist():
         name = info.filename.removesuffix(".npy")
         if name in shapes:
@@ -167,25 +169,25 @@ def _open_npz(path: Path) -> Tensors:
                 )
             if member.tell() + math.prod(shape) * dtype.itemsize != info.file_size:
                 raise ValueError(f"{name!r} is not as long as its shape {list(shape)} says")
-            shapes[name], where[name] = shape, (info, member.tell(), fortran, dtype)
-            # Two bytes of void are NumPy's way of writing bfloat16.
+            shapes[name], members[name] = shape, (info, member.tell(), fortran, dtype)
+            # NumPy writes bfloat16 as the dtype "two bytes of void".
             dtypes[name] = "bfloat16" if dtype == np.dtype("V2") else dtype.name
     file = path.open("rb")
     mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
 
     def read(name: str) -> np.ndarray:
-        info, header, fortran, dtype = where[name]
-        with _whole(path):
+        info, header, fortran, dtype = members[name]
+        with _readable(path):
             if info.compress_type == zipfile.ZIP_STORED:
-                # The local header's own lengths say where the member's bytes begin.
+                # The data follow the local header, two fields of which state its length.
                 local = mapped[info.header_offset : info.header_offset + 30]
                 start = info.header_offset + 30 + sum(struct.unpack("<HH", local[26:30]))
                 data = memoryview(mapped)[start : start + info.file_size]
                 if name not in checked and zlib.crc32(data) != info.CRC:
                     raise ValueError(f"the checksum of {name!r} is another one")
-                checked.add(name)  # a file of stacked layers reads each tensor many times
+                checked.add(name)  # stacked layers are read many times, one by one
             else:
-                data = memoryview(archive.read(info))  # which checks it
+                data = memoryview(archive.read(info))  # verifies the checksum
             flat = np.frombuffer(data, dtype, math.prod(shapes[name]), header)
         if dtypes[name] == "bfloat16":
             flat = flat.view(bfloat16)
@@ -195,7 +197,7 @@ def _open_npz(path: Path) -> Tensors:
 
 
 def _parsed(text: bytes) -> dict[str, Any]:
-    """A JSON object, or nothing where a file's comment is anything else."""
+    """The JSON object in a text; an empty one if the text is anything else."""
     try:
         return object_in(text) if len(text) <= MOST_BYTES else {}
     except ValueError:
@@ -203,7 +205,7 @@ def _parsed(text: bytes) -> dict[str, Any]:
 
 
 def _ours(metadata: Any) -> dict[str, Any]:
-    """Our metadata, where a file has it. A value that is no object fails the check of its keys."""
+    """This package's metadata in a file. If it is no object, the key "" lets its check fail."""
     return metadata if isinstance(metadata, dict) else {} if metadata is None else {"": metadata}
 
 
@@ -212,21 +214,21 @@ def _open_safetensors(path: Path) -> Tensors:
 
     file = safe_open(path, framework="numpy")
     slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
-    shapes = {name: tuple(one.get_shape()) for name, one in slices.items()}
-    dtypes = {name: _named(one.get_dtype()) for name, one in slices.items()}
+    shapes = {name: tuple(part.get_shape()) for name, part in slices.items()}
+    dtypes = {name: _numpy_name(part.get_dtype()) for name, part in slices.items()}
     metadata = _parsed((file.metadata() or {}).get(OURS, "{}").encode(errors="replace"))
 
     def read(name: str) -> np.ndarray:
-        with _whole(path):
+        with _readable(path):
             return file.get_tensor(name)
 
     return Tensors(path, "safetensors", shapes, dtypes, read, metadata)
 
 
-def _named(dtype: str) -> str:
+def _numpy_name(dtype: str) -> str:
     """NumPy's name of a dtype of safetensors (F32, BF16, I8), if it has one."""
-    found = re.fullmatch(r"(F(?!8)|I|U)(8|16|32|64)", dtype)
-    return _DTYPES[found[1]] + found[2] if found else _DTYPES.get(dtype, dtype)
+    match = re.fullmatch(r"(F(?!8)|I|U)(8|16|32|64)", dtype)
+    return _DTYPES[match[1]] + match[2] if match else _DTYPES.get(dtype, dtype)
 
 
 def _open_torch(path: Path, part: str) -> Tensors:
@@ -257,7 +259,7 @@ def _open_torch(path: Path, part: str) -> Tensors:
 
     def read(name: str) -> np.ndarray:
         x = state[name].detach().resolve_conj().resolve_neg()
-        with _whole(path):
+        with _readable(path):
             return (x.float() if x.dtype in (torch.bfloat16, torch.float16) else x).numpy()
 
     shapes = {name: tuple(x.shape) for name, x in state.items()}
@@ -266,7 +268,7 @@ def _open_torch(path: Path, part: str) -> Tensors:
 
 
 def _torch_dtype(x: Any) -> str:
-    """NumPy's name of a tensor's dtype; in words where its values are not one beside the other."""
+    """NumPy's name of a tensor's dtype, or a description if the tensor is not a dense array."""
     dtype = str(x.dtype).removeprefix("torch.")
     if x.is_meta:
         return "a tensor without values (meta)"
@@ -275,7 +277,7 @@ def _torch_dtype(x: Any) -> str:
 
 
 def _state_dict(path: Path, tree: Any, part: str, kind: type) -> tuple[Any, tuple[str, ...]]:
-    """The state dict of a checkpoint that is meant, and a line where it has others too."""
+    """The state dict to read from a checkpoint, and a line that names the other ones."""
     entries = tree.items() if isinstance(tree, dict) else ()
     parts = [key for key, value in entries if isinstance(key, str) and _has_state(value, kind)]
     if part and part not in parts:
@@ -294,7 +296,7 @@ def _state_dict(path: Path, tree: Any, part: str, kind: type) -> tuple[Any, tupl
 
 
 def _has_state(value: Any, kind: type, depth: int = 2) -> bool:
-    """Whether a value of a checkpoint is a dict of this kind, or holds one under a usual name."""
+    """Whether a value is a dict of tensors (`kind`), or holds one under a usual name."""
     if not isinstance(value, dict) or not depth:
         return False
     inside = any(_has_state(value.get(key), kind, depth - 1) for key in STATE_DICTS)
@@ -319,45 +321,38 @@ def _open_folder(folder: Path) -> Tensors:
 
 
 def _open_shards(folder: Path, index: Path) -> Tensors:
-    where = read_object(index, most=MOST_BYTES).get("weight_map")
-    if not isinstance(where, dict) or not all(isinstance(name, str) for name in where.values()):
+    file_of = read_object(index, most=MOST_BYTES).get("weight_map")
+    if not isinstance(file_of, dict) or not all(isinstance(name, str) for name in file_of.values()):
         raise UserError(f"{index} has no weight_map from tensors to files")
-    for name in where.values():
-        if not _plain(name):
+    for name in file_of.values():
+        if not fits(name) or len(name.encode()) > MOST_NAME:
             raise UserError(f"{index} names the file {brief(name)}, which is not beside it")
-    shards = {name: _open_file(folder / name) for name in sorted(set(where.values()))}
-    lost = [name for name, shard in where.items() if name not in shards[shard].shapes]
-    if lost:
-        raise UserError(f"{index} names {lost[0]!r} in {where[lost[0]]!r}, which does not hold it")
-    shapes = {name: shards[shard].shapes[name] for name, shard in where.items()}
-    dtypes = {name: shards[shard].dtypes[name] for name, shard in where.items()}
+    shards = {name: _open_file(folder / name) for name in sorted(set(file_of.values()))}
+    missing = [name for name, shard in file_of.items() if name not in shards[shard].shapes]
+    if missing:
+        name, shard = missing[0], file_of[missing[0]]
+        raise UserError(f"{index} names {name!r} in {shard!r}, which does not hold it")
+    shapes = {name: shards[shard].shapes[name] for name, shard in file_of.items()}
+    dtypes = {name: shards[shard].dtypes[name] for name, shard in file_of.items()}
     return Tensors(
-        folder, "safetensors", shapes, dtypes, lambda name: shards[where[name]].read(name)
+        folder, "safetensors", shapes, dtypes, lambda name: shards[file_of[name]].read(name)
     )
 
 
-def _plain(name: str) -> bool:
-    """Whether a name is that of a file in a folder, and of nothing else."""
-    return (
-        name.isprintable() and name not in ("", ".", "..") and not set("/\\") & set(name)
-        and len(name.encode()) <= MOST_NAME
-    )  # fmt: skip
-
-
 def write_npz(path: Path, tensors: dict[str, np.ndarray], metadata: dict[str, Any]) -> None:
-    """As `numpy.savez` writes; what shapes do not tell goes into the archive's comment."""
+    """Writes tensors with `numpy.savez`, and the metadata into the archive's comment."""
     with path.open("wb") as file:
         np.savez(file, **tensors)  # type: ignore[arg-type]
     comment = json.dumps({OURS: metadata})
-    if len(comment) > 2**16 - 1:  # the room that the format has: leave out the names of classes
+    if len(comment) > 2**16 - 1:  # the format allows no more: leave out the names of classes
         comment = json.dumps({OURS: metadata | {"classes": None}})
     with zipfile.ZipFile(path, "a") as archive:
         archive.comment = comment.encode()
 
 
 def write_safetensors(path: Path, tensors: dict[str, np.ndarray], metadata: dict[str, Any]) -> None:
-    """Our metadata stands in the header, as a string."""
+    """Writes tensors with the safetensors library, and the metadata into the header as a string."""
     from safetensors.numpy import save_file
 
     save_file(tensors, path, metadata={"format": "pt", OURS: json.dumps(metadata)})
-    path.chmod(0o644)  # the library makes files that their owner alone may read
+    path.chmod(0o644)  # the library lets only the owner read the file

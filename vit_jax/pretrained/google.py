@@ -1,8 +1,8 @@
 """Google's `.npz` files: `vision_transformer` (ViT, hybrids, Mixer), BiT and `big_vision`.
 
-ViT: blocks numbered over all parts (`LayerNorm_0`, `MultiHeadDotProductAttention_1`, …) as before
-Linen, or per class as Linen does. big_vision: Linen's, positions of the patches alone at the root,
-layers possibly stacked under one name.
+The parts of a ViT's block are numbered in one sequence in files from before Linen (`LayerNorm_0`,
+`MultiHeadDotProductAttention_1`, …). Linen numbers each class from 0. big_vision has Linen's names,
+keeps the positions of patches alone, at the root, and may stack all layers under one name.
 """
 
 import dataclasses
@@ -41,7 +41,7 @@ from vit_jax.pretrained.stated import MOST_LAYERS
 
 PREFIXES = ("", "params/", "opt/target/", "img/", "params/img/")
 BLOCK = "Transformer/encoderblock"
-# Names of a block's parts: attention, second norm, MLP. The first norm is LayerNorm_0 in both.
+# Names of a block's attention, second norm and MLP. The first norm is LayerNorm_0 in both.
 NUMBERING = {
     "old": ("MultiHeadDotProductAttention_1", "LayerNorm_2", "MlpBlock_3"),
     "linen": ("MultiHeadDotProductAttention_0", "LayerNorm_1", "MlpBlock_0"),
@@ -49,7 +49,7 @@ NUMBERING = {
 
 
 def _pair(ours: str, theirs: str, names=("kernel", "bias"), codec=SAME) -> list[Row]:
-    """Two parameters of one layer."""
+    """Rows for two parameters of one layer."""
     return [row(f"{ours}/{name}", f"{theirs}/{name}", codec) for name in names]
 
 
@@ -62,7 +62,7 @@ def _mlp(ours: str, theirs: str) -> list[Row]:
 
 
 def _vit_rows(numbering: str) -> list[Row]:
-    """What both code bases share: embedding, blocks, last norm, head."""
+    """The rows that both code bases share: embedding, blocks, last norm, head."""
     attention, norm2, mlp = NUMBERING[numbering]
     ours, theirs = "encoder/block{i:02d}", BLOCK + "_{i}"
     qkv = [f"{theirs}/{attention}/{part}" for part in ("query", "key", "value")]
@@ -107,7 +107,7 @@ MIXER = [
 
 
 def _bit_rows(norm_codec) -> list[Row]:
-    """BiT's names, those of TensorFlow: a, b, c are a unit's three convolutions."""
+    """BiT's rows, with TensorFlow's names: a, b and c are the three convolutions of a unit."""
     conv = "standardized_conv2d/kernel"
     ours, theirs = "backbone/stage{s}/unit{u:02d}", "resnet/block{s}/unit{u:02d}"
     rows = [
@@ -155,8 +155,8 @@ def _big_vision_rows(config: Config, dialect: dict[str, Any]) -> list[Row]:
     ]
 
 
-def _vit_fields(tensors: Tensors, numbering: str, given: dict[str, Any]) -> dict[str, Any]:
-    """Sizes that both code bases' files tell by their shapes."""
+def _vit_fields(tensors: Tensors, numbering: str) -> dict[str, Any]:
+    """The sizes that follow from shapes, in files of both code bases."""
     shapes = tensors.shapes
     attention, _, mlp = NUMBERING[numbering]
     (patch, _, channels, width), (_, heads, _), (_, mlp_dim) = needs(
@@ -172,14 +172,14 @@ def _vit_fields(tensors: Tensors, numbering: str, given: dict[str, Any]) -> dict
     }  # fmt: skip
 
 
-def _describe_google(tensors: Tensors, given: dict[str, Any]) -> Description:
+def _describe_google(tensors: Tensors, known: dict[str, Any]) -> Description:
     shapes = tensors.shapes
     if "MixerBlock_0/LayerNorm_0/scale" in shapes:
-        return _describe_mixer(tensors, given)
+        return _describe_mixer(tensors, known)
     if "resnet/root_block/standardized_conv2d/kernel" in shapes:
         return _describe_bit(tensors)
     numbering = "old" if f"{BLOCK}_0/{NUMBERING['old'][2]}/Dense_0/kernel" in shapes else "linen"
-    fields = _vit_fields(tensors, numbering, given)
+    fields = _vit_fields(tensors, numbering)
     dialect: dict[str, Any] = {"numbering": numbering}
     if "conv_root/kernel" in shapes:
         layers = units(shapes, r"block(\d+)/unit(\d+)/conv1/")
@@ -192,19 +192,19 @@ def _describe_google(tensors: Tensors, given: dict[str, Any]) -> Description:
     token = "cls" in shapes
     ((_, positions, _),) = needs(tensors, "Transformer/posembed_input/pos_embedding")
     fields["image_size"], _ = size_of(
-        positions, [int(token)], fields["patch_size"], given.get("source_image_size"),
+        positions, [int(token)], fields["patch_size"], known.get("source_image_size"),
         str(tensors.path),
     )  # fmt: skip
     fields["pool"] = "cls" if token else "gap"
     return Description(ViTConfig, fields, SQUASHED, dialect=dialect)
 
 
-def _describe_mixer(tensors: Tensors, given: dict[str, Any]) -> Description:
+def _describe_mixer(tensors: Tensors, known: dict[str, Any]) -> Description:
     (patch, _, channels, width), (tokens, tokens_mlp_dim), (_, mlp_dim) = needs(
         tensors, "stem/kernel", "MixerBlock_0/token_mixing/Dense_0/kernel",
         "MixerBlock_0/channel_mixing/Dense_0/kernel",
     )  # fmt: skip
-    size, _ = size_of(tokens, [0], patch, given.get("source_image_size"), str(tensors.path))
+    size, _ = size_of(tokens, [0], patch, known.get("source_image_size"), str(tensors.path))
     fields = {
         "hidden_size": width, "patch_size": patch, "channels": channels, "mlp_dim": mlp_dim,
         "tokens_mlp_dim": tokens_mlp_dim, "image_size": size,
@@ -228,14 +228,14 @@ def _describe_bit(tensors: Tensors) -> Description:
     return Description(ResNetConfig, fields, SQUASHED, dialect=dialect)
 
 
-def _describe_big_vision(tensors: Tensors, given: dict[str, Any]) -> Description:
+def _describe_big_vision(tensors: Tensors, known: dict[str, Any]) -> Description:
     shapes = tensors.shapes
-    fields = _vit_fields(tensors, "linen", given)
-    patch, size = fields["patch_size"], given.get("source_image_size")
+    fields = _vit_fields(tensors, "linen")
+    patch, size = fields["patch_size"], known.get("source_image_size")
     if "pos_embedding" in shapes:
         positions = shapes["pos_embedding"][1]
         fields["image_size"], _ = size_of(positions, [0], patch, size, str(tensors.path))
-    else:  # sines and cosines are computed: any size will do
+    else:  # sines and cosines are computed, for any size
         fields |= {"posemb": "sincos2d", "image_size": size or 224 // patch * patch or patch}
     pool = "cls" if "cls" in shapes else "map" if "MAPHead_0/probe" in shapes else "gap"
     fields |= {"pool": pool, "prefix_positions": "none"}
@@ -244,7 +244,7 @@ def _describe_big_vision(tensors: Tensors, given: dict[str, Any]) -> Description
 
 
 def _unstacked(tensors: Tensors) -> Tensors:
-    """Stacked layers, `Transformer/encoderblock/…` with a leading axis, one by one."""
+    """Lists layers one by one that `Transformer/encoderblock/…` stacks along a leading axis."""
     stacked = {name for name in tensors.shapes if name.startswith(f"{BLOCK}/")}
     if not stacked:
         return tensors
@@ -257,9 +257,9 @@ def _unstacked(tensors: Tensors) -> Tensors:
     shapes, dtypes, slices = {}, {}, {}
     for name, shape in tensors.shapes.items():
         for layer in range(shape[0]) if name in stacked else ():
-            one = name.replace(f"{BLOCK}/", f"{BLOCK}_{layer}/", 1)
-            shapes[one], slices[one] = shape[1:], (name, layer)
-            dtypes[one] = tensors.dtypes[name]
+            listed = name.replace(f"{BLOCK}/", f"{BLOCK}_{layer}/", 1)
+            shapes[listed], slices[listed] = shape[1:], (name, layer)
+            dtypes[listed] = tensors.dtypes[name]
         if name not in stacked:
             shapes[name], dtypes[name] = shape, tensors.dtypes[name]
 
@@ -276,7 +276,7 @@ def _unstacked(tensors: Tensors) -> Tensors:
 def _stacked(
     flat: dict[str, np.ndarray], config: Config, dialect: dict[str, Any]
 ) -> dict[str, np.ndarray]:
-    """The inverse, for writing a file that had its layers stacked."""
+    """The inverse of `_unstacked`, if the file that was read had stacked layers."""
     if not dialect.get("scanned") or not isinstance(config, ViTConfig):
         return flat
     first = f"{BLOCK}_0/"
@@ -329,7 +329,7 @@ def _google_refuses(config: Config) -> list[str]:
 
 
 def _refused_parts(config: Config) -> list[str]:
-    """What no tensor of a file would show, so that a reader would compute something else."""
+    """Parts of a config that no tensor shows, so that a reader of the file would not know them."""
     if not isinstance(config, ViTConfig):
         return []
     refused = {
@@ -338,7 +338,7 @@ def _refused_parts(config: Config) -> list[str]:
         and config.pool != "cls",
         "projections without a bias": not (config.qkv_bias and config.embed_bias),
     }
-    return [what for what, there in refused.items() if there]
+    return [name for name, present in refused.items() if present]
 
 
 def _big_vision_refuses(config: Config) -> list[str]:

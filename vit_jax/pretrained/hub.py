@@ -24,9 +24,9 @@ def fetch_from_hub(address: str, sha256: str | None, start: Callable[[str], Any]
     Args:
       address: `hf://OWNER/REPO[@REVISION][/FILE]`.
       sha256: of the FILE.
-      start: makes the download of an address.
+      start: returns the download of a URL.
 
-    Raises UserError: a malformed address, a repository without weights, or a failed download.
+    Raises UserError: the address is malformed, the repository has no weights, a download fails.
     """
     match = _HUB.fullmatch(address)
     if match is None:
@@ -34,7 +34,7 @@ def fetch_from_hub(address: str, sha256: str | None, start: Callable[[str], Any]
     owner, repo, revision, file = match.groups(default="")
     revision = revision or "main"
     url = f"{endpoint()}/{owner}/{repo}/resolve/{revision}"
-    # The cache goes by names, not by endpoint: a mirror has to give the same files.
+    # The key has no endpoint, because a mirror must have the same files.
     key = f"hf://{owner}/{repo}@{revision}"
     place = start(url).cache.place
     if file:
@@ -48,7 +48,7 @@ def fetch_from_hub(address: str, sha256: str | None, start: Callable[[str], Any]
 
     get("config.json")
     there = [name for name in WEIGHTS if (folder / name).exists()]
-    with contextlib.suppress(Missing):  # timm's repositories have none
+    with contextlib.suppress(Missing):  # timm's repositories have no such file
         if not there:
             get("preprocessor_config.json")
     for name in there or WEIGHTS:
@@ -64,7 +64,7 @@ def fetch_from_hub(address: str, sha256: str | None, start: Callable[[str], Any]
 
 
 def _shards(index: Path) -> list[str]:
-    """The files that an index names: none outside its folder, none that stands there for us."""
+    """The files that an index names. Raises UserError for a name that is not safe in the cache."""
     try:
         names = set(load(index, {"weight_map": OBJECT}, most=2**26)["weight_map"].values())
     except (NotAFile, ValueError, TypeError):

@@ -1,7 +1,8 @@
 """Folders of Hugging Face's Transformers: ViT, DeiT, DINOv2 with and without registers.
 
-The names are those on disk, which newer versions rename in memory. `config.json` tells heads,
-epsilon, activation and the classes; `preprocessor_config.json` how images were shown.
+The tensor names here are those on disk; newer versions of Transformers rename tensors in memory.
+`config.json` states the heads, the epsilon, the activation and the classes.
+`preprocessor_config.json` states how images are prepared.
 """
 
 import re
@@ -56,7 +57,7 @@ PARTS = {
 
 
 def _rows(config: Config, dialect: dict[str, Any]) -> list[Row]:
-    """`dialect`: the `model` of MODELS, and the `prefix` of all tensors but the heads'."""
+    """`dialect` has `model`, one of MODELS, and `prefix`, of all tensors except the heads'."""
     model, pre = dialect["model"], dialect["prefix"]
     norm1, norm2, fc1, fc2 = PARTS["dinov2" if "dinov2" in model else "vit"]
     ours, theirs = "encoder/block{i:02d}", pre + "encoder.layer.{i}"
@@ -66,7 +67,7 @@ def _rows(config: Config, dialect: dict[str, Any]) -> list[Row]:
         tokens["registers"] = "register_tokens"
     elif model == "deit" and getattr(config, "distilled", False):
         tokens["dist"], head = "distillation_token", "cls_classifier"
-    elif model == "deit":  # its second token is read by no head, as a register is not
+    elif model == "deit":  # no head reads its second token, so it is a register
         tokens["registers"] = "distillation_token"
     return [
         *(row(here, f"{pre}embeddings.{name}", BATCHED) for here, name in tokens.items()),
@@ -94,7 +95,7 @@ def _rows(config: Config, dialect: dict[str, Any]) -> list[Row]:
     ]
 
 
-def _describe(tensors: Tensors, given: dict[str, Any]) -> Description:
+def _describe(tensors: Tensors, known: dict[str, Any]) -> Description:
     shapes, c = tensors.shapes, tensors.config
     if c.get("model_type") not in MODELS:
         raise UserError(
@@ -110,12 +111,12 @@ def _describe(tensors: Tensors, given: dict[str, Any]) -> Description:
     dinov2, teacher = "dinov2" in model, "cls_classifier.weight" in shapes
     dist = f"{prefix}embeddings.distillation_token" in shapes
     size, _ = size_of(
-        positions, [1 + dist], patch, given.get("source_image_size", c.get("image_size")),
+        positions, [1 + dist], patch, known.get("source_image_size", c.get("image_size")),
         str(tensors.path),
     )  # fmt: skip
     swiglu = shapes.get(f"{prefix}encoder.layer.0.mlp.weights_out.weight")
     head = shapes.get("cls_classifier.weight" if teacher else "classifier.weight", (0, 0))
-    heads = given.get("num_heads", c.get("num_attention_heads"))
+    heads = known.get("num_heads", c.get("num_attention_heads"))
     if heads is None:
         raise UserError(f"{tensors.path / 'config.json'} has no num_attention_heads: say num_heads")
     activation = c.get("hidden_act", "gelu")
@@ -133,15 +134,15 @@ def _describe(tensors: Tensors, given: dict[str, Any]) -> Description:
         "layer_scale": 1e-5 if dinov2 else 0.0,
         "pool": "cls_gap" if dinov2 and head[1] == 2 * width else "cls",
         "qkv_bias": c.get("qkv_bias", True),
-        # One of the models interpolates as its authors do.
+        # Transformers resize the positions of this one model as its authors do.
         "posemb_resize": "dinov2_reg" if model == "dinov2_with_registers" else "huggingface",
         "distilled": teacher,
         "registers": 1 if dist and not teacher
         else shapes.get(f"{prefix}embeddings.register_tokens", (1, 0))[1],
         "prefix_positions": "all" if dist and not teacher else "class",
     }  # fmt: skip
-    where = tensors.path / "config.json"
-    classes, activation = classes_of(where, c, head[0]), activation_of(where, c)
+    file = tensors.path / "config.json"
+    classes, activation = classes_of(file, c, head[0]), activation_of(file, c)
     data, guessed = preprocessing(tensors.path, model, fields["image_size"])
     masked = f"{prefix}embeddings.mask_token" in shapes
     dialect = {"model": model, "prefix": prefix, "masked": masked}
@@ -162,7 +163,7 @@ def _fillers(config: Config, dialect: dict[str, Any]) -> dict[str, Shape]:
 
 
 def _dialect(config: Config) -> dict[str, Any]:
-    """The model of Transformers that a config is."""
+    """The `dialect` of `_rows` for a config: the model of Transformers that can hold it."""
     if not isinstance(config, ViTConfig):
         return {"model": "vit", "prefix": "vit."}
     model = "vit"
@@ -175,7 +176,7 @@ def _dialect(config: Config) -> dict[str, Any]:
 
 
 def _positions(config: ViTConfig) -> str:
-    """DeiT's second token has a position, DINOv2's registers have none."""
+    """DeiT's second token has a position. DINOv2's registers have none."""
     one_head = _dialect(config)["model"] == "deit" and not config.distilled
     return "all" if one_head else "class"
 
@@ -186,14 +187,15 @@ def _refuses(config: Config) -> list[str]:
     pools: tuple[str, ...] = ("cls",)
     if "dinov2" in _dialect(config)["model"]:
         pools = ("cls_gap",) if config.num_classes else ("cls", "cls_gap")
-    found = refused_pool(config, *pools)
-    found += ["norm_after_pool"] * config.norm_after_pool
-    found += ["patches projected without a bias"] * (not config.embed_bias)
+    refused = refused_pool(config, *pools)
+    refused += ["norm_after_pool"] * config.norm_after_pool
+    refused += ["patches projected without a bias"] * (not config.embed_bias)
     if config.prefix_positions == "all" and _positions(config) != "all":
-        found += ["positions of registers"] * bool(config.registers)
-    if config.grid[0] != config.grid[1] and "dinov2" in _dialect(config)["model"]:
-        found.append(f"a grid of {config.grid[0]} x {config.grid[1]} (their DINOv2 takes squares)")
-    return found
+        refused += ["positions of registers"] * bool(config.registers)
+    if len(set(config.grid)) > 1 and "dinov2" in _dialect(config)["model"]:
+        rows, columns = config.grid
+        refused.append(f"a grid of {rows} x {columns} (their DINOv2 takes squares)")
+    return refused
 
 
 HUGGINGFACE = Layout(

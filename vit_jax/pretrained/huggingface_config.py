@@ -1,5 +1,5 @@
-"""What stands beside the tensors in a folder of Transformers: `config.json` and
-`preprocessor_config.json`, read and written."""
+"""Reads and writes the JSON files in a folder of Transformers: `config.json` and
+`preprocessor_config.json`."""
 
 import dataclasses
 import math
@@ -21,7 +21,7 @@ ACTIVATIONS = {
     "gelu": "exact", "gelu_new": "tanh", "gelu_pytorch_tanh": "tanh", "quick_gelu": "quick",
 }  # fmt: skip
 _NAMES = {"exact": "gelu", "tanh": "gelu_pytorch_tanh", "quick": "quick_gelu"}
-# What `problem_type` means of the logits; Transformers' pipeline reads it as `vit predict` does.
+# The activation for each `problem_type`. Transformers' pipeline and `vit predict` agree on it.
 PROBLEM_TYPES = {
     "single_label_classification": "softmax", "multi_label_classification": "sigmoid",
     "regression": "none",
@@ -30,12 +30,12 @@ _TITLES = {
     "vit": "ViT", "deit": "DeiT", "dinov2": "Dinov2",
     "dinov2_with_registers": "Dinov2WithRegisters",
 }  # fmt: skip
-# Pillow's numbers.
+# Pillow's numbers of its filters.
 _FILTERS = {
     0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic", 4: "area", 5: "hamming",
 }  # fmt: skip
 
-# Transformers' processors by the beginning of their names: what they do where the file is silent.
+# The default settings of Transformers' processors, by the beginning of their names.
 _ANY = {"do_resize": True, "do_rescale": True, "do_normalize": True, "rescale_factor": 1 / 255,
         "image_mean": [0.5] * 3, "image_std": [0.5] * 3, "do_center_crop": False,
         "crop_size": {"height": 224, "width": 224}}  # fmt: skip
@@ -51,7 +51,7 @@ _PROCESSORS: dict[str, dict[str, Any]] = {
 _SIDES = ("height", "width")
 _OF_MODEL = {"vit": "ViT", "deit": "DeiT", "dinov2": "Bit", "dinov2_with_registers": "Bit"}
 
-# What the published models of a kind have.
+# The preprocessing of the published models, by their processor.
 _CROPPED = DataConfig(IMAGENET.mean, IMAGENET.std, "bicubic", crop=0.875, floor=True)
 _PUBLISHED = {
     "ViT": SQUASHED, "DeiT": dataclasses.replace(_CROPPED, squash=True), "Bit": _CROPPED,
@@ -61,66 +61,68 @@ _PUBLISHED = {
 def preprocessing(
     folder: Path, model: str, image_size: tuple[int, int]
 ) -> tuple[DataConfig, tuple[str, ...]]:
-    """`preprocessor_config.json`, or what the published models of the kind have; and the fields
-    that are guessed so.
+    """The settings in `preprocessor_config.json`, and the names of fields that are guessed. Without
+    the file, all are guessed: those of the published models.
 
-    Raises UserError where the file is no JSON, or says what nothing here does.
+    Raises UserError if the file is no JSON, or has settings with no counterpart here.
     """
     path, kind = folder / "preprocessor_config.json", _OF_MODEL[model]
     if not path.is_file():
         return _PUBLISHED[kind], SHOWN_BY
-    given = read_object(path, most=MOST_BYTES)
-    check_keys(path, given)
-    name = given.get("image_processor_type") or given.get("feature_extractor_type") or kind
-    found = re.fullmatch(r"(ViT|DeiT|Bit)(ImageProcessor(Fast|Pil)?|FeatureExtractor)?", name)
-    if found is None:
+    stated = read_object(path, most=MOST_BYTES)
+    check_keys(path, stated)
+    name = stated.get("image_processor_type") or stated.get("feature_extractor_type") or kind
+    match = re.fullmatch(r"(ViT|DeiT|Bit)(ImageProcessor(Fast|Pil)?|FeatureExtractor)?", name)
+    if match is None:
         raise UserError(
             f"{path}: {printable(name)[:80]} is no processor of {', '.join(_PROCESSORS)}"
         )
-    usual = _PROCESSORS[found[1]]
-    said = usual | {key: value for key, value in given.items() if value is not None}
+    defaults = _PROCESSORS[match[1]]
+    settings = defaults | {key: value for key, value in stated.items() if value is not None}
     size, crop = (
-        said[key] if isinstance(said[key], dict) else dict.fromkeys(usual[key], said[key])
+        x if isinstance(x := settings[key], dict) else dict.fromkeys(defaults[key], x)
         for key in ("size", "crop_size")
     )
     short = set(size) == {"shortest_edge"}
     resized = [size.get("shortest_edge" if short else side, 0) for side in _SIDES]
-    sides = [crop.get(side, 0) for side in _SIDES] if said["do_center_crop"] else resized
+    sides = [crop.get(side, 0) for side in _SIDES] if settings["do_center_crop"] else resized
     part = crop_of(sides[0], resized[0]) if 0 < sides[0] <= resized[0] else math.inf
     fits = [
-        said["do_resize"], said["resample"] in _FILTERS, short or set(size) == set(_SIDES),
-        [math.floor(side / part) for side in sides] == resized, said["do_center_crop"] or not short,
+        settings["do_resize"], settings["resample"] in _FILTERS, short or set(size) == set(_SIDES),
+        settings["do_center_crop"] or not short,
+        [math.floor(side / part) for side in sides] == resized,
     ]  # fmt: skip
-    if not all(fits):  # images of any aspect, a border, another filter
+    if not all(fits):  # sizes that vary with the image, a border, another filter
         keys = ("do_resize", "size", "resample", "do_center_crop", "crop_size")
-        wrong = ", ".join(f"{key} {brief(said[key])}" for key in keys)
+        wrong = ", ".join(f"{key} {brief(settings[key])}" for key in keys)
         raise UserError(f"{path}: {wrong} together have no counterpart here")
-    factor = 255 * said["rescale_factor"] if said["do_rescale"] else 255
-    normalised = (said["image_mean"], said["image_std"]) if said["do_normalize"] else (0.0, 1.0)
-    with np.errstate(all="ignore"):  # what is no number is refused, with all other settings
+    factor = 255 * settings["rescale_factor"] if settings["do_rescale"] else 255
+    mean_and_std = (settings["image_mean"], settings["image_std"])
+    normalised = mean_and_std if settings["do_normalize"] else (0.0, 1.0)
+    with np.errstate(all="ignore"):  # `check_data` refuses what is no number
         mean, std = ((np.asarray(values) / factor).tolist() for values in normalised)
     data = DataConfig(
-        mean, std, _FILTERS[said["resample"]], part, squash=not short, floor=True,
+        mean, std, _FILTERS[settings["resample"]], part, squash=not short, floor=True,
         image_size=None if sides == list(image_size) else (sides[0], sides[1]),
     )  # fmt: skip
     return data, ()
 
 
 def classes_of(path: Path, config: dict[str, Any], count: int) -> list[str] | None:
-    """Names of the outputs, where `id2label` has them. Raises UserError where it numbers others."""
+    """The outputs' names in `id2label`, if any. Raises UserError if it has other numbers."""
     names = config.get("id2label") or {}
     if not count or len(names) != count:
         return None
     if sorted(names) != sorted(map(str, range(count))):
         raise UserError(f"{path}: id2label numbers {some(sorted(names))}, not 0 … {count - 1}")
-    unnamed = names["0"] == "LABEL_0"  # what Transformers write where there are no names
+    unnamed = names["0"] == "LABEL_0"  # Transformers' text for an output without a name
     listed = [names[str(number)] for number in range(count)]
     check_classes(f"{path}: id2label", listed)
     return None if unnamed else listed
 
 
 def activation_of(path: Path, config: dict[str, Any]) -> str:
-    """What the logits mean, where `problem_type` says it. Raises UserError for an unknown one."""
+    """The activation for the logits. Raises UserError if the `problem_type` is unknown."""
     problem = config.get("problem_type") or "single_label_classification"
     if problem not in PROBLEM_TYPES:
         raise UserError(
@@ -130,7 +132,7 @@ def activation_of(path: Path, config: dict[str, Any]) -> str:
 
 
 def config_json(model: Model, classes: list[str] | None, dialect: dict[str, Any]) -> dict[str, Any]:
-    """The config from which Transformers make the model: `from_pretrained(FOLDER)`."""
+    """The `config.json` from which Transformers' `from_pretrained(FOLDER)` makes the model."""
     c, kind = model.config, dialect["model"]
     assert isinstance(c, ViTConfig)
     task = "ForImageClassification" if c.num_classes else "Model"
@@ -162,9 +164,10 @@ def config_json(model: Model, classes: list[str] | None, dialect: dict[str, Any]
 
 
 def _mlp_ratio(c: ViTConfig) -> int:
-    """DINOv2's hidden width comes from a whole ratio; SwiGLU's is two thirds of it, in eights.
+    """The whole number `mlp_ratio` of a DINOv2: the MLP's hidden width is so many times the width.
+    A SwiGLU has two thirds of that, rounded up to a multiple of 8.
 
-    Raises UserError for a width that no ratio gives.
+    Raises UserError if no ratio gives the hidden width.
     """
 
     def width(ratio: int) -> int:
@@ -184,27 +187,27 @@ def _mlp_ratio(c: ViTConfig) -> int:
 def preprocessor_json(
     model: Model, classes: list[str] | None, dialect: dict[str, Any]
 ) -> dict[str, Any]:
-    """How images are shown, as Transformers' image processors read it."""
+    """The `preprocessor_config.json` for Transformers' image processors."""
     data = model.data_config
     mean, std = data.per_channel(model.config.channels)
     size = data.image_size or model.config.image_size
     resized = data.resized(size)
     kind = "Bit" if not data.squash else "ViT" if resized == tuple(size) else "DeiT"
-    shown: dict[str, Any] = {"size": dict(zip(_SIDES, resized, strict=True))}
+    resizing: dict[str, Any] = {"size": dict(zip(_SIDES, resized, strict=True))}
     if kind == "Bit":
-        shown = {"size": {"shortest_edge": max(resized)}}
-    shown |= {"do_center_crop": kind != "ViT"}
-    shown |= {"crop_size": dict(zip(_SIDES, size, strict=True))} if kind != "ViT" else {}
+        resizing = {"size": {"shortest_edge": max(resized)}}
+    resizing |= {"do_center_crop": kind != "ViT"}
+    resizing |= {"crop_size": dict(zip(_SIDES, size, strict=True))} if kind != "ViT" else {}
     numbers = {name: number for number, name in _FILTERS.items()}
     return {
         "image_processor_type": f"{kind}ImageProcessor",
         "do_resize": True, "do_normalize": True, "do_rescale": True, "rescale_factor": 1 / 255,
-        "image_mean": mean, "image_std": std, "resample": numbers[data.interpolation], **shown,
+        "image_mean": mean, "image_std": std, "resample": numbers[data.interpolation], **resizing,
     }  # fmt: skip
 
 
 def notes(model: Model) -> list[str]:
-    """What `preprocessor_config.json` cannot say."""
+    """Differences that `preprocessor_config.json` cannot state."""
     height, width = size = model.data_config.resized(model.config.image_size)
     if model.data_config.squash or height == width:
         return []

@@ -1,7 +1,7 @@
-"""What a layout of weights is: a table of rows, a `Reader` and a `Writer`.
+"""A layout of weights: a table of rows, a `Reader` and a `Writer`.
 
-`layouts.py` lists those that the package knows; `register` adds others. The functions below are
-for the layouts' own files: they read sizes from names and shapes.
+`layouts.py` lists the package's own layouts, and `register` adds others. The functions below are
+for the modules of the layouts. They compute sizes from the names and shapes of tensors.
 """
 
 import dataclasses
@@ -21,8 +21,8 @@ from vit_jax.models.model import Model
 from vit_jax.pretrained.files import Tensors, write_safetensors
 from vit_jax.pretrained.rows import Row, Shape
 
-SHOWN = 12  # names in an error
-LONGEST = 160  # characters of a name in an error
+SHOWN = 12  # names in an error message
+LONGEST = 160  # characters of a name in an error message
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Description:
       classes: names of the outputs.
       dialect: how the file names its tensors; the layout's `rows` read it.
       guessed: fields of `data` that neither the file nor its layout states.
-      activation: what turns logits into predictions (a key of `ACTIVATIONS` in models/model.py).
+      activation: how logits become predictions (a key of `ACTIVATIONS` in models/model.py).
     """
 
     family: type
@@ -48,7 +48,8 @@ class Description:
     activation: str = "softmax"
 
 
-SHOWN_BY = ("mean", "std", "interpolation", "crop")  # fields that a guess is made of
+# Fields of DataConfig that may have to be guessed.
+SHOWN_BY = ("mean", "std", "interpolation", "crop")
 Dialect = dict[str, Any]  # how one file of a layout names its tensors
 
 
@@ -58,13 +59,13 @@ class Reader:
 
     Attributes:
       recognises: whether a file's tensor names are those of this layout.
-      describe: the model of a file, from its tensors and the fields that the user gave. (Not every
-        file states its number of heads, for example.)
-      prefixes: what may stand before every tensor name. They are tried in this order.
+      describe: the model of a file, from its tensors and the fields that are known from the user or
+        from metadata. (For example, shapes do not state the number of heads.)
+      prefixes: texts that may begin every tensor name. They are tried in this order.
       ignored: patterns of tensor names that no model here uses, each with the reason.
       prepare: changes the opened tensors before they are described, for example to unstack layers.
-      open: opens a container of the layout's own; it returns None for every other file. Without it
-        the layout's files are `.npz`, `.safetensors` or PyTorch's.
+      open: opens files of a container that only this layout has, and returns None for all other
+        files. Without it, the layout's files are `.npz`, `.safetensors` or PyTorch's.
     """
 
     recognises: Callable[[Iterable[str]], bool]
@@ -80,18 +81,18 @@ class Writer:
     """How files of a layout are written.
 
     Attributes:
-      suffix: of the file. It is empty where only a folder can be written.
+      suffix: of the file; empty if only a folder can be written.
       write: writes tensors and the metadata of this package into one file.
       files: the JSON files of a folder, each made from the model, its classes and the dialect.
         Without them only single files are written.
-      dialect: the dialect in which a config's tensors are named.
-      positions: which prefix tokens have positions in the layout's table: a value of
-        `prefix_positions`. None means: those that have positions in the model.
-      refuses: names of what the layout cannot hold, apart from parameters without a row.
+      dialect: the dialect for the tensor names of a config.
+      positions: the prefix tokens that have positions in the layout's table, as a value of
+        `prefix_positions`. None: the same tokens as in the model.
+      refuses: parts of a config that the layout cannot hold, apart from parameters without a row.
       assumes: settings that the layout's own package uses when the file (or the folder: second
         argument) does not state them.
       notes: other differences that a user of the layout's own package should know.
-      fillers: shapes of tensors that the layout's own package expects and no model here has.
+      fillers: shapes of tensors that the layout's own package expects, written as zeros.
       finish: the inverse of `Reader.prepare`.
     """
 
@@ -116,11 +117,11 @@ class Layout:
     """A layout in which weights are published.
 
     Attributes:
-      name: as `--to` takes it and `vit inspect` prints it.
+      name: the value of `--to`, and the name that `vit inspect` prints.
       rows: the table of tensors and parameters, for a config and a dialect. Reading and writing
         use the same table.
-      reader: None where such files can only be written.
-      writer: None where such files can only be read.
+      reader: None if such files can only be written.
+      writer: None if such files can only be read.
     """
 
     name: str
@@ -137,37 +138,39 @@ def some(names: Iterable[str]) -> str:
 
 
 def refused_pool(config: Config, *pools: str) -> list[str]:
-    """The pooling, where it is none of those that a layout's readers know."""
+    """Names the pooling of a config if it is none of `pools`; otherwise an empty list."""
     pool = config.pool if isinstance(config, ViTConfig) else None
     return [f"pool {pool!r}"] if pool and pool not in pools else []
 
 
 def count(names: Iterable[str], pattern: str) -> int:
-    """How many layers there are, by the highest number that the pattern's group takes."""
-    numbers = [int(found.group(1)) for name in names if (found := re.match(pattern, name))]
+    """The number of layers: one more than the highest number that the pattern's group matches."""
+    numbers = [int(match[1]) for name in names if (match := re.match(pattern, name))]
     return max(numbers) + 1 if numbers else 0
 
 
 def units(names: Iterable[str], pattern: str) -> tuple[int, ...]:
-    """Units of each stage of a ResNet: the pattern's two groups are stage and unit from 1."""
-    seen: dict[int, int] = {}
+    """The highest unit of each stage of a ResNet: the pattern's two groups are stage and unit."""
+    highest: dict[int, int] = {}
     for name in names:
-        if found := re.match(pattern, name):
-            stage, unit = int(found.group(1)), int(found.group(2))
-            seen[stage] = max(seen.get(stage, 0), unit)
-    return tuple(seen[stage] for stage in sorted(seen))
+        if match := re.match(pattern, name):
+            stage, unit = int(match[1]), int(match[2])
+            highest[stage] = max(highest.get(stage, 0), unit)
+    return tuple(highest[stage] for stage in sorted(highest))
 
 
 def size_of(
     positions: int, prefixes: Iterable[int], patch: int, image_size: Any, what: str
 ) -> tuple[tuple[int, int], int]:
-    """The (height, width) of the images that a table of positions is for, and how many positions
-    belong to prefix tokens.
+    """The (height, width) of the images that a table of positions is for, and the number of its
+    positions that belong to prefix tokens.
 
-    Where the image size is known (metadata, or the user's word), it decides, although patches may
-    not tile it; otherwise it is that of the square of patches that fits.
+    Args:
+      prefixes: the possible numbers of prefix positions. The first one that fits is returned.
+      image_size: the size if it is known, from metadata or from the user. Patches need not tile it.
+        Otherwise the image is a square of whole patches.
 
-    Raises UserError where none fits.
+    Raises UserError if nothing fits.
     """
     prefixes = list(dict.fromkeys(prefixes))
     if image_size is not None:
@@ -186,13 +189,13 @@ def size_of(
         if side * side == positions - prefix:
             return (side * patch, side * patch), prefix
     raise UserError(
-        f"{what} has positions for {positions - prefixes[0]} patches, which is no square: say "
-        "source_image_size=(HEIGHT, WIDTH) that the weights were trained at"
+        f"{what} has positions for {positions - prefixes[0]} patches, which is no square: give "
+        "source_image_size=(HEIGHT, WIDTH), the size that the weights were trained at"
     )
 
 
 def needs(tensors: Tensors, *names: str) -> list[Shape]:
-    """Shapes of tensors without which a file says nothing of its model. Raises UserError."""
+    """The shapes of the named tensors. Raises UserError if the file lacks one of them."""
     for name in names:
         if name not in tensors.shapes:
             raise UserError(f"{tensors.path} lacks the tensor {name!r}")

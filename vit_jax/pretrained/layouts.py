@@ -10,7 +10,7 @@ from vit_jax.pretrained.huggingface import HUGGINGFACE
 from vit_jax.pretrained.layout import Layout, Reader, Writer
 from vit_jax.pretrained.timm import DINOV2_HUB, TIMM
 
-OWN = "orbax"  # this package's own checkpoints, which are no files of tensors
+OWN = "orbax"  # this package's own checkpoints, which have no `Layout`
 _SHIPPED = {layout.name: layout for layout in (GOOGLE, BIG_VISION, TIMM, DINOV2_HUB, HUGGINGFACE)}
 _LAYOUTS = dict(_SHIPPED)
 

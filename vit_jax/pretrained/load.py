@@ -1,7 +1,7 @@
-"""Weights into a model: another head, resolution, number of channels or layout of the layers.
+"""Loads weights into a model, which may differ in its head, resolution, channels or layer layout.
 
-Every tensor is loaded, resized, adapted, re-initialised or unused, and the table says which; what
-the rules below do not allow is an error.
+Every tensor is loaded, resized, adapted, re-initialised or unused: this is its fate, which the
+report states. Any other difference is an error.
 """
 
 import dataclasses
@@ -30,20 +30,20 @@ from vit_jax.pretrained.opened import Weights, listed_params
 from vit_jax.pretrained.own import EMA
 from vit_jax.pretrained.weights import open_weights
 
-MANY = 12  # tensors of one fate that are told one by one
+MANY = 12  # more tensors with the same fate share one line of the report
 
 
 @dataclasses.dataclass(frozen=True)
 class Report:
-    """`fates`: parameter (or, where unused, tensor of the file) -> `loaded`, `resized (…)`,
-    `adapted (…)`, `re-initialised (…)`, `unused (…)`. `warnings`: what else should be known."""
+    """`fates`: parameter (or unused tensor of the file) -> `loaded`, `resized (…)`, `adapted (…)`,
+    `re-initialised (…)` or `unused (…)`. `warnings`: other things that a user should know."""
 
     source: str
     fates: dict[str, str]
     warnings: list[str] = dataclasses.field(default_factory=list)
 
     def counts(self) -> dict[str, int]:
-        """How many parameters met each fate."""
+        """The number of tensors of each fate."""
         counts: dict[str, int] = {}
         for fate in self.fates.values():
             counts[fate.split(" ")[0]] = counts.get(fate.split(" ")[0], 0) + 1
@@ -52,13 +52,13 @@ class Report:
     def lines(self) -> list[str]:
         """A count of each fate, then the tensors that were not simply loaded, then warnings."""
         head = ", ".join(f"{count} {fate}" for fate, count in self.counts().items())
-        alike: dict[str, list[str]] = {}
+        by_fate: dict[str, list[str]] = {}
         for path, fate in self.fates.items():
-            alike.setdefault(fate, []).append(path)
-        alike.pop("loaded", None)
+            by_fate.setdefault(fate, []).append(path)
+        by_fate.pop("loaded", None)
         lines = []
-        for fate, paths in alike.items():
-            if len(paths) > MANY:  # an optimiser's state beside the weights
+        for fate, paths in by_fate.items():
+            if len(paths) > MANY:  # for example, the state of an optimiser beside the weights
                 lines.append(f"  {fate}: {len(paths)} tensors, such as {printable(paths[0])}")
             else:
                 lines += [f"  {fate}: {printable(path)}" for path in paths]
@@ -79,30 +79,31 @@ def load_pretrained(
     say: Callable[[str], None] | None = print,
     **fields: Any,
 ) -> tuple[Model, Params, Report]:
-    """A model with published or own weights, its parameters, and the table of what became of each.
+    """A model with its weights, published or your own: the model, its parameters, and a report.
 
     Args:
       name_or_path: a name of `list_pretrained`, a file or folder, or an address (`https://`,
         `hf://OWNER/REPO`, `gs://`, `file://`).
-      num_classes: another number than the weights' replaces the head by a fresh one, zero; 0 takes
-        it away; None keeps it.
-      image_size: another than the weights' interpolates positions, as their own code base does.
-      channels: another number than the weights' sums or repeats the first layer's kernel.
-      source_image_size: (height, width) the weights were trained at, where the file does not tell
-        and it was not square.
-      mean, std: by which images were normalised, where the file does not tell.
-      mesh: spreads the parameters over its devices by the rules of `parallel/sharding.py`.
-      seed: of what is re-initialised.
-      say: gets the lines of the table; None for silence.
-      fields: any other field of the model, such as `scan=True`, `dtype`, or `num_heads` where the
-        file does not tell it.
+      num_classes: a number that differs from the weights' replaces the head by a new one of zeros;
+        0 removes the head; None keeps it.
+      image_size: if it differs from the weights', positions are interpolated, as by the weights'
+        own code base.
+      channels: if it differs from the weights', the first layer's kernel is summed or repeated.
+      source_image_size: the (height, width) of the training images, if they were not square and
+        the file does not state it.
+      mean, std: the normalisation of the training images, if the file does not state it.
+      mesh: the parameters are sharded over its devices by the rules of `parallel/sharding.py`.
+      seed: for the parameters that are re-initialised.
+      say: is called with each line of the report; None for no output.
+      fields: any other field of the model, such as `scan=True`, `dtype`, or `num_heads` if the
+        file does not state it.
 
     Returns:
       model, params (a plain dict of float32 arrays), report.
 
     Raises:
-      UserError: nothing there, of no known layout, not whole, tensors that nothing explains or
-        that hold values that are no numbers.
+      UserError: there are no weights, their layout is unknown, tensors are missing or do not
+        belong to the model, or a tensor holds NaN or infinite values.
     """
     path = fetch_weights(name_or_path)
     weights = open_weights(path, source_image_size=source_image_size, mean=mean, std=std, **fields)
@@ -111,9 +112,8 @@ def load_pretrained(
     keep = num_classes in (None, 0, weights.model.config.num_classes)
     shardings = None
     if mesh is not None:
-        shardings = state_shardings(model.family, {"params": model.abstract_params}, mesh, 2**16)[
-            "params"
-        ]
+        state = {"params": model.abstract_params}
+        shardings = state_shardings(model.family, state, mesh, 2**16)["params"]
     params, report = fill(weights, model, shardings, keep_head=keep, seed=seed)
     for line in report.lines() if say else ():
         say(line)  # type: ignore[misc]
@@ -121,7 +121,7 @@ def load_pretrained(
 
 
 def fetch_weights(name_or_path: str | Path) -> Path:
-    """The local path of a name of the catalogue, an address or a path."""
+    """The local path of weights, from a name of the catalogue, an address or a path."""
     text = str(name_or_path)
     if not text:
         raise UserError("the weights are an empty name: give a file, a folder, or a name of them")
@@ -129,7 +129,7 @@ def fetch_weights(name_or_path: str | Path) -> Path:
         return fetch(text)
     path = Path(text).expanduser()
     try:
-        # A run's moving average, or one of the state dicts of a file.
+        # The moving average of a run (RUN/ema), or a state dict in a file (FILE/NAME).
         part = path.parent.is_file() or (path.name == EMA and path.parent.is_dir())
         there = path.exists()
     except OSError as error:
@@ -149,7 +149,7 @@ def fetch_weights(name_or_path: str | Path) -> Path:
 
 
 def fitted(weights: Weights, wanted: dict[str, Any]) -> Model:
-    """The weights' model with some fields set anew. With another head its hidden layer goes too."""
+    """The weights' model with the fields `wanted`. A new head has no hidden layer."""
     config = weights.model.config
     fields = dict(vars(config))
     if wanted.get("num_classes", config.num_classes) != config.num_classes:
@@ -158,18 +158,18 @@ def fitted(weights: Weights, wanted: dict[str, Any]) -> Model:
         if field not in fields:
             raise UserError(f"{weights.model.name} has no field {field!r}")
     new = make_config(type(config), fields | wanted, str(weights.path))
-    shown = weights.model.data_config
-    if new.image_size not in (config.image_size, shown.image_size):  # not the weights' own
+    data = weights.model.data_config
+    if new.image_size not in (config.image_size, data.image_size):  # not the weights' own
         check_tiled(new, str(weights.path))
     if "image_size" in wanted:
-        shown = dataclasses.replace(shown, image_size=None)
+        data = dataclasses.replace(data, image_size=None)
     same_head = new.num_classes == config.num_classes
     activation = weights.model.activation if same_head else Model.activation
-    return dataclasses.replace(weights.model, config=new, data_config=shown, activation=activation)
+    return dataclasses.replace(weights.model, config=new, data_config=data, activation=activation)
 
 
 def as_shown(weights: Weights) -> Model:
-    """The weights' model for images of the size that they were shown at."""
+    """The weights' model for the image size of its preprocessing."""
     size = weights.model.data_config.image_size
     return fitted(weights, {"image_size": size} if size else {})
 
@@ -183,30 +183,30 @@ def fill(
     order: list[int] | None = None,
     seed: int = 0,
 ) -> tuple[Params, Report]:
-    """The model's parameters, each read from the weights straight onto its devices.
+    """Reads the model's parameters from the weights, each directly to its devices.
 
     Args:
-      shardings: a tree like the parameters; None is the default device.
-      keep_head: False re-initialises the head whatever its shape, as for other classes.
-      order: for each output of the model, which of the weights' it is (`order_of`); None: the same.
+      shardings: a tree like the parameters; None for the default device.
+      keep_head: False re-initialises the head, also if its shape is the same.
+      order: for each output of the model, its number in the weights (`order_of`); None if the
+        outputs have the same order.
 
-    Raises UserError listing every parameter that nothing explains, or those that hold values that
-      are no numbers.
+    Raises UserError that lists the tensors that do not fit, or those with NaN or infinite values.
     """
     wanted, family = listed_params(model), model.family
     stacked = flatten(model.abstract_params) if getattr(model.config, "scan", False) else wanted
     _check_sizes(weights, model)
     fates = _fates(weights, model, wanted, keep_head)
-    where: Flat = dict.fromkeys(stacked, SingleDeviceSharding(jax.local_devices()[0]))
+    sharding_of: Flat = dict.fromkeys(stacked, SingleDeviceSharding(jax.local_devices()[0]))
     if shardings is not None:
-        where = flatten(shardings)
+        sharding_of = flatten(shardings)
     fresh = [p for p, fate in fates.items() if fate.startswith("re-initialised")]
-    flat = _initialised(model, fresh, where, seed) if fresh else {}
+    flat = _initialised(model, fresh, sharding_of, seed) if fresh else {}
     not_finite: list[str] = []
 
     def read(path: str) -> np.ndarray:
         x = _shaped(weights, path, np.asarray(weights.read(path)), tuple(wanted[path].shape))
-        with np.errstate(over="ignore"):  # what float32 cannot hold is told below
+        with np.errstate(over="ignore"):  # infinite values are reported below
             x = x.astype(np.float32, copy=False)
         if not np.isfinite(x).all():
             not_finite.append(path)
@@ -217,11 +217,11 @@ def fill(
 
     for path, leaf in stacked.items():
         if path not in fresh:
-            layers = _layers_of(path, leaf) if is_stacked([path]) else [path]
-            flat[path] = _place(leaf, where[path], layers, read)
+            layers = list(unstack({path: leaf})) if is_stacked([path]) else [path]
+            flat[path] = _place(leaf, sharding_of[path], layers, read)
     _refuse(weights.path, not_finite)
     warnings = [*weights.notes, *_changed_numerics(weights, model)]
-    if _shown_alike(weights.model.data_config, model.data_config):
+    if _same_preprocessing(weights.model.data_config, model.data_config):
         warnings += weights.guesses()
     fates |= {name: f"unused ({why})" for name, why in weights.unused.items()}
     ordered = {p: flat[p] for p in stacked}
@@ -229,10 +229,10 @@ def fill(
 
 
 def check_finite(params: Params, path: Path) -> None:
-    """Refuses parameters that hold values that are no numbers, as `fill` does while it reads."""
+    """Raises UserError if parameters hold NaN or infinite values, as `fill` does."""
     finite = jax.jit(lambda flat: {name: jnp.isfinite(x).all() for name, x in flat.items()})
-    found = jax.device_get(finite(flatten(params)))
-    _refuse(path, [name for name, right in found.items() if not right])
+    is_finite = jax.device_get(finite(flatten(params)))
+    _refuse(path, [name for name in is_finite if not is_finite[name]])
 
 
 def _refuse(path: Path, not_finite: list[str]) -> None:
@@ -244,31 +244,31 @@ def _refuse(path: Path, not_finite: list[str]) -> None:
 
 
 def order_of(theirs: list[str] | None, ours: list[str]) -> list[int] | None:
-    """For each of our classes, which of theirs it is, where both have the same ones; else None."""
-    where = {name: number for number, name in enumerate(theirs or ())}
-    if len(where) != len(theirs or ()) or len(set(ours)) != len(ours) or where.keys() != set(ours):
+    """For each class in `ours`, its number in `theirs`; None if the classes are not the same."""
+    place = {name: number for number, name in enumerate(theirs or ())}
+    if len(place) != len(theirs or ()) or len(set(ours)) != len(ours) or place.keys() != set(ours):
         return None
-    return [where[name] for name in ours]
+    return [place[name] for name in ours]
 
 
-def _shown_alike(theirs: DataConfig, ours: DataConfig) -> bool:
-    """Whether a model shows images as its weights say; a run's own pipeline decides otherwise."""
+def _same_preprocessing(theirs: DataConfig, ours: DataConfig) -> bool:
+    """Whether a model prepares images as its weights state. The pipeline of a run may differ."""
     return dataclasses.replace(theirs, image_size=None) == dataclasses.replace(
         ours, image_size=None
     )
 
 
 def _check_sizes(weights: Weights, model: Model) -> None:
-    """One sentence for weights of another model, whose tensors would all be of other shapes."""
+    """Raises one short UserError for weights of other sizes, instead of a line for each tensor."""
     theirs, ours = vars(weights.model.config), vars(model.config)
     shapes = {path: leaf.shape for path, leaf in listed_params(model).items()}
     body = {path for path in shapes if model.family.at_init(path) is None}
     other = [f for f in ours if f not in model.family.of_run and ours[f] != theirs.get(f)]
     if other and any(weights.shapes.get(path) != shapes[path] for path in body):
         sizes = ", ".join(f"{f} {theirs.get(f)} (the model here: {ours[f]})" for f in other)
-        named = vars(create_model(weights.model.name).config)
+        by_name = vars(create_model(weights.model.name).config)
         fits = f"model.name={weights.model.name}"
-        if any(named[f] != theirs.get(f) for f in other):
+        if any(by_name[f] != theirs.get(f) for f in other):
             fits = ", ".join(f"model.{f}={theirs.get(f)}" for f in other)
         raise UserError(f"{weights.path} has {sizes}: {fits} would fit")
 
@@ -279,16 +279,16 @@ def _fates(
     fates, wrong = {}, []
     for path, leaf in wanted.items():
         theirs, shape = weights.shapes.get(path), tuple(leaf.shape)
-        may = model.family.at_init(path)
-        if may in (FRESH, CLASSES) and not (keep_head and theirs == shape):
+        rule = model.family.at_init(path)
+        if rule in (FRESH, CLASSES) and not (keep_head and theirs == shape):
             why = "other classes" if theirs else "not in the weights"
             fates[path] = f"re-initialised ({why})"
         elif theirs == shape:
             fates[path] = "loaded"
-        elif theirs and may == RESIZED and theirs[2:] == shape[2:]:
-            rule = getattr(weights.model.config, "posemb_resize", "timm")
-            fates[path] = f"resized ({theirs[0]} x {theirs[1]} to {shape[0]} x {shape[1]}, {rule})"
-        elif theirs and may == CHANNELS and _same_but_channels(theirs, shape):
+        elif theirs and rule == RESIZED and theirs[2:] == shape[2:]:
+            how = getattr(weights.model.config, "posemb_resize", "timm")
+            fates[path] = f"resized ({theirs[0]} x {theirs[1]} to {shape[0]} x {shape[1]}, {how})"
+        elif theirs and rule == CHANNELS and theirs[:2] + theirs[3:] == shape[:2] + shape[3:]:
             fates[path] = f"adapted ({theirs[2]} to {shape[2]} channels)"
         else:
             has = f"have it as {list(theirs)}" if theirs is not None else "lack it"
@@ -307,44 +307,36 @@ def _fates(
     return fates
 
 
-def _same_but_channels(theirs: tuple[int, ...], ours: tuple[int, ...]) -> bool:
-    return theirs[:2] + theirs[3:] == ours[:2] + ours[3:]
-
-
 def _shaped(weights: Weights, path: str, x: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    """Positions on another grid; a first layer over other channels."""
+    """Resizes positions to the model's grid, and the first layer to its channels."""
     if x.shape == shape:
         return x
     x = x.astype(np.float32)
     if weights.model.family.at_init(path) == RESIZED:
-        rule = getattr(weights.model.config, "posemb_resize", "timm")
-        return resize_grid(x, (shape[0], shape[1]), rule)
+        how = getattr(weights.model.config, "posemb_resize", "timm")
+        return resize_grid(x, (shape[0], shape[1]), how)
     old, new = x.shape[2], shape[2]
-    if new == 1:  # a grey image is the same value in every channel
+    if new == 1:  # as if every channel had the value of the grey image
         return x.sum(axis=2, keepdims=True)
     repeated = np.concatenate([x] * -(-new // old), axis=2)[:, :, :new]
     return repeated * (old / new)  # so that activations keep their size
 
 
-def _initialised(model: Model, fresh: list[str], where: Flat, seed: int) -> Flat:
-    """Fresh values of a few parameters; the compiler leaves the others' out."""
+def _initialised(model: Model, fresh: list[str], sharding_of: Flat, seed: int) -> Flat:
+    """Initial values of the `fresh` parameters. The compiler removes the code for all others."""
 
     def init(key):
         flat = flatten(model.init_fn(key))
         return {path: flat[path] for path in fresh}
 
-    out = {path: where[path] for path in fresh}
+    out = {path: sharding_of[path] for path in fresh}
     return jax.jit(init, out_shardings=out)(jax.random.key(seed))
-
-
-def _layers_of(path: str, leaf: Any) -> list[str]:
-    return list(unstack({path: leaf}))
 
 
 def _place(
     leaf: Any, sharding: Sharding, layers: list[str], read: Callable[[str], np.ndarray]
 ) -> jax.Array:
-    """Each device's part of a parameter, filled layer by layer: no whole copy is made of it."""
+    """A parameter on its devices. Their parts are filled layer by layer, without a whole copy."""
     shape = tuple(leaf.shape)
     parts = sharding.addressable_devices_indices_map(shape)
     keys = {device: _key(index or (), shape) for device, index in parts.items()}
@@ -355,14 +347,14 @@ def _place(
             index = tuple(slice(start, stop) for start, stop in key)
             if x.ndim == len(shape):
                 buffer[...] = x[index]
-            else:  # one of several layers: their axis is never split
+            else:  # one layer of several; the axis of layers is never split
                 buffer[number] = x[index[1:]]
     arrays = [jax.device_put(buffers[key], device) for device, key in keys.items()]
     return jax.make_array_from_single_device_arrays(shape, sharding, arrays)
 
 
 def _aligned(shape: list[int]) -> np.ndarray:
-    """Memory that a CPU device takes over as it is: at 64 bytes, where it would copy any other."""
+    """An array aligned to 64 bytes. A CPU device uses such memory without a copy."""
     size = 4 * math.prod(shape)
     raw = np.empty(size + 64, np.uint8)
     start = -raw.ctypes.data % 64

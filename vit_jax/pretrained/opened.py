@@ -1,4 +1,4 @@
-"""What opening gives, whatever the layout is: `Weights`, and the checks that all weights pass."""
+"""Opened weights of any layout (`Weights`), and the checks for weights of all layouts."""
 
 import dataclasses
 from collections.abc import Callable, Iterable, Mapping
@@ -16,8 +16,8 @@ from vit_jax.models.model import Model
 from vit_jax.pretrained.layout import SHOWN_BY, some
 from vit_jax.pretrained.stated import brief
 
-MOST_STAGES = 8  # of a ResNet; each stage halves the image, so that nothing is left after eight
-# What the description of a model raises when shapes or values make no sense.
+MOST_STAGES = 8  # of a ResNet; each stage halves the image, so eight leave nothing of it
+# Errors that the description of a model may raise if shapes or values make no sense.
 SENSELESS = (
     ArithmeticError, AttributeError, LookupError, RecursionError, StopIteration, TypeError,
     ValueError,
@@ -31,13 +31,14 @@ class Weights:
     Attributes:
       layout: the name of their layout.
       model: the model that they were trained with.
-      classes: names of its outputs, where the file states them.
+      classes: names of its outputs, if the file states them.
       shapes: of the parameters by path, with the layers listed one by one.
       read: reads one parameter as a NumPy array.
       unused: names of tensors that are not read, each with the reason.
       dialect: how the file names its tensors.
-      extras: reads tensors that belong to the file but mean nothing to the model.
-      guessed: fields of `model.data_config` that nothing states.
+      extras: functions that read the tensors that the model does not use. A file that is written
+        in the same layout keeps them.
+      guessed: fields of `model.data_config` that the weights do not state.
       notes: lines about choices that were made while opening.
     """
 
@@ -76,7 +77,7 @@ class Weights:
 def listed_params(model: Model) -> dict[str, jax.ShapeDtypeStruct]:
     """path -> shape of every parameter, with the layers listed one by one.
 
-    The scanned form of the model gives them, because it builds a single block instead of all.
+    The shapes are those of the scanned model, because it is built with one block instead of all.
     """
     if hasattr(model.config, "scan"):
         config = dataclasses.replace(model.config, scan=True)  # type: ignore[arg-type]
@@ -85,7 +86,7 @@ def listed_params(model: Model) -> dict[str, jax.ShapeDtypeStruct]:
 
 
 def check_depth(path: Path, config: Config, tensors: int) -> None:
-    """Refuses a model that is far deeper than its file, before the model is made."""
+    """Raises UserError if a model, not built yet, has more layers than its file has tensors."""
     deep = getattr(config, "num_layers", 0)
     units = getattr(config, "resnet_layers", None) or ()
     if len(units) > MOST_STAGES or deep + sum(units) > tensors:
@@ -96,7 +97,7 @@ def check_depth(path: Path, config: Config, tensors: int) -> None:
 
 
 def check_explained(what: str, wanted: dict, held: dict, ignored: Iterable[str] = ()) -> None:
-    """Checks that every tensor is wanted, and that every wanted tensor is there in its shape."""
+    """Raises UserError for tensors that are missing, not wanted, or of another shape."""
     lists = {
         "missing": [f"{n} {list(wanted[n])}" for n in wanted.keys() - held],
         "superfluous": [f"{n} {list(held[n])}" for n in held.keys() - wanted.keys() - set(ignored)],

@@ -1,7 +1,7 @@
-"""What opens an address: HTTP, HTTPS and gs://, from a byte on where the server can do that.
+"""Opens addresses: HTTP, HTTPS and gs://. If the server can, the answer continues a partial file.
 
-A server's answer is believed only where it fits what was asked and what is here already. Whatever
-goes wrong is a UserError for whoever reads it, or Lost where another try may help.
+An answer is used only if it fits the request and the part that is on disk. Errors are raised as
+Lost if another try may help, otherwise as UserError.
 """
 
 import http.client
@@ -19,11 +19,9 @@ from vit_jax.errors import UserError, printable
 
 CHUNK = 1 << 16
 TIMEOUT = 60  # seconds without a byte
-PASSING = (408, 429, 500, 502, 503, 504)  # HTTP errors that another try may not meet
+PASSING = (408, 429, 500, 502, 503, 504)  # HTTP errors that may be gone at the next try
 PAGE = "perhaps a login page or an error page: open the address in a browser"
 BY_HAND = "try another address, or download the file by hand and give its path"
-
-
 _PART = re.compile("bytes ([0-9]{1,18})-([0-9]{1,18})/([0-9]{1,18})")  # a Content-Range
 
 
@@ -36,7 +34,7 @@ class Lost(Exception):
 
 
 class Here(NamedTuple):
-    """What of a file is here already."""
+    """The part of a file that is on disk, and what its note states."""
 
     size: int = 0
     validator: str = ""
@@ -44,20 +42,20 @@ class Here(NamedTuple):
 
 
 class Answer(NamedTuple):
-    """What an opener gives."""
+    """An answer of a server. Openers return it."""
 
-    stream: Any  # gives the bytes from `start` on
+    stream: Any  # its first byte is byte `start` of the file
     start: int
-    end: int | None  # where the bytes of this answer end
+    end: int | None  # the byte after the last one of this answer
     total: int | None  # bytes of the whole file
-    validator: str  # names this version of the file (RFC 9110, 8.8); empty: it cannot be continued
+    validator: str  # of this version of the file (RFC 9110, 8.8); empty: cannot be continued
 
 
 class _Redirects(urllib.request.HTTPRedirectHandler):
-    """Follows redirects to http and https, at most ten. The token stays with its host."""
+    """Follows redirects to http and https, at most ten. The token is sent to its host only."""
 
     def http_error_302(self, req, fp, code, msg, headers):
-        fp.close()  # the base class reads the body whole, and it may have no end
+        fp.close()  # the base class would read the whole body, which may be endless
         return super().http_error_302(req, fp, code, msg, headers)
 
     http_error_301 = http_error_303 = http_error_307 = http_error_308 = http_error_302
@@ -83,7 +81,7 @@ def _open_http(url: str, here: Here) -> Answer:
     except (OSError, http.client.HTTPException, ValueError) as error:
         if here.size and getattr(error, "code", None) == 416:
             return _open_http(url, Here())
-        raise _what_happened(url, error) from error
+        raise _as_error(url, error) from error
     try:
         answer = _answer(url, stream, here)
     except UserError:
@@ -111,7 +109,7 @@ def _request(url: str, here: Here) -> urllib.request.Request:
 
 
 def _answer(url: str, stream: http.client.HTTPResponse, here: Here) -> Answer | None:
-    """What the server gives; None where it would not continue what is here."""
+    """The server's answer; None if it does not continue the part that is on disk."""
 
     def refuse(what: str) -> UserError:
         return UserError(f"{url}: {urlsplit(url).netloc} {what}; {BY_HAND}")
@@ -129,22 +127,22 @@ def _answer(url: str, stream: http.client.HTTPResponse, here: Here) -> Answer | 
     lengths = headers.get_all("Content-Length", [])
     length = _number(lengths[0]) if lengths else None
     if lengths and (length is None or len(set(lengths)) > 1 or chunked):
-        said = ", ".join(lengths) + (" and chunks" if chunked else "")
-        raise refuse(f"states no usable length (Content-Length: {_short(said)})")
+        stated = ", ".join(lengths) + (" and chunks" if chunked else "")
+        raise refuse(f"states no usable length (Content-Length: {_short(stated)})")
     if length == 0:
         raise refuse("sends an empty file")
     version = headers.get("ETag") or headers.get("Last-Modified") or ""
     if version.startswith("W/") or not (version.isascii() and version.isprintable()):
-        version = ""  # a weak one names files that may differ
+        version = ""  # files with the same weak ETag may differ
     if stream.status == 200:
         return Answer(stream, 0, length, length, version)
     part = headers.get("Content-Range", "")
     if not here.size:
-        said = f"Content-Range: {_short(part)}"
-        raise refuse(f"sends a part ({said}) where the whole file was asked for")
+        stated = f"Content-Range: {_short(part)}"
+        raise refuse(f"sends a part ({stated}) where the whole file was asked for")
     match = _PART.fullmatch(part.strip())
     start, last, total = map(int, match.groups()) if match else (0, 0, 0)
-    # A server may ignore Range or If-Range: what comes would then not continue what is here.
+    # A server may ignore Range or If-Range. Then its answer does not continue the part.
     continues = start == here.size and start <= last < total and here.total in (None, total)
     if continues and version == here.validator and length in (None, last + 1 - start):
         return Answer(stream, start, last + 1, total, version)
@@ -156,25 +154,27 @@ def _number(text: str) -> int | None:
 
 
 def _short(text: object) -> str:
-    """What a server says, as a part of one line."""
+    """A server's text, safe and short enough for one line."""
     return printable(text)[:200]
 
 
-def _what_happened(url: str, error: Exception) -> Exception:
+def _as_error(url: str, error: Exception) -> Exception:
     host = urlsplit(url).netloc
     if isinstance(error, urllib.error.HTTPError):
-        first = str(error.reason).partition("\n")[0]  # urllib's own, of circles, has three lines
-        said = f"HTTP {error.code} {_short(first)}"
+        first = str(error.reason).partition("\n")[
+            0
+        ]  # urllib's message about circular redirects has three
+        status = f"HTTP {error.code} {_short(first)}"
         if error.code in PASSING:
-            return Lost(said)
+            return Lost(status)
         if error.code in (404, 410):
-            return Missing(f"{url}: nothing is there ({said})")
+            return Missing(f"{url}: nothing is there ({status})")
         if 300 <= error.code < 400:
-            return UserError(f"{url}: {host} redirects it to nowhere ({said}); {BY_HAND}")
+            return UserError(f"{url}: {host} redirects it to nowhere ({status}); {BY_HAND}")
         on_hub = error.code in (401, 403) and _host(url) == _host(endpoint())
-        hint = "; is the name right? a private or gated repository takes HF_TOKEN" if on_hub else ""
-        return UserError(f"{url}: {host} refuses it ({said}){hint}")
-    reason: Any = getattr(error, "reason", error)  # URLError wraps what happened
+        hint = "; is the name right? a private or gated repository needs HF_TOKEN" if on_hub else ""
+        return UserError(f"{url}: {host} refuses it ({status}){hint}")
+    reason: Any = getattr(error, "reason", error)  # URLError wraps the cause
     if isinstance(reason, socket.gaierror):
         return UserError(f"{url}: there is no host {host}: check the address and the network")
     if isinstance(reason, ConnectionRefusedError):
@@ -193,7 +193,7 @@ def _open_gs(url: str, here: Here) -> Answer:
         return Answer(path.open("rb"), 0, size, size, "")
     except ImportError as error:
         raise UserError(
-            f"{url}: reading gs:// takes gcsfs: pip install gcsfs, or, for a public bucket, give "
+            f"{url}: reading gs:// needs gcsfs: pip install gcsfs, or, for a public bucket, give "
             f"https://storage.googleapis.com/{url.removeprefix('gs://')}"
         ) from error
     except FileNotFoundError as error:
@@ -210,25 +210,25 @@ OPENERS: dict[str, Callable[[str, Here], Answer]] = {
 
 
 def read(stream: Any, most: int) -> bytes:
-    """The next bytes of an answer, as soon as there are some; empty at its end; raises Lost."""
+    """The next bytes of an answer, as soon as any arrive; empty at its end. Raises Lost."""
     try:
         return getattr(stream, "read1", stream.read)(min(CHUNK, most))
     except Exception as error:  # see _open_gs
-        said = _short(error) or type(error).__name__
-        raise Lost(f"the connection was lost ({said})") from error
+        reason = _short(error) or type(error).__name__
+        raise Lost(f"the connection was lost ({reason})") from error
 
 
 def endpoint() -> str:
-    """Of the Hugging Face Hub, or of the mirror that `HF_ENDPOINT` names."""
-    given = (os.environ.get("HF_ENDPOINT") or "https://huggingface.co").rstrip("/")
+    """The address of the Hugging Face Hub, or of the mirror that `HF_ENDPOINT` names."""
+    address = (os.environ.get("HF_ENDPOINT") or "https://huggingface.co").rstrip("/")
     try:
-        usable = given.isprintable() and urlsplit(given).scheme in ("http", "https")
-        usable = usable and bool(urlsplit(given).netloc)
+        usable = address.isprintable() and urlsplit(address).scheme in ("http", "https")
+        usable = usable and bool(urlsplit(address).netloc)
     except ValueError:
         usable = False
     if not usable:
-        raise UserError(f"HF_ENDPOINT is {printable(given)}: write it as https://HOST")
-    return given
+        raise UserError(f"HF_ENDPOINT is {printable(address)}: write it as https://HOST")
+    return address
 
 
 def _host(url: str) -> tuple[str, str]:

@@ -1,4 +1,4 @@
-"""Opens this package's own checkpoints: those of a run, and those that `vit convert` writes."""
+"""Opens this package's own checkpoints, which runs and `vit convert` write."""
 
 import dataclasses
 import re
@@ -29,7 +29,7 @@ from vit_jax.pretrained.stated import (
     check_data,
 )  # fmt: skip
 
-EMA = "ema"  # after the name of a run's folder: its moving average
+EMA = "ema"  # RUN/ema is the moving average of the run in the folder RUN
 
 
 def is_own(path: Path) -> bool:
@@ -39,24 +39,24 @@ def is_own(path: Path) -> bool:
     )
 
 
-def _shown_by(pipeline: str, image_size: tuple[int, int], shown: dict[str, Any]) -> DataConfig:
-    """A run's evaluation pipeline, also as the settings that other layouts have for it."""
-    how = re.search(r"\|\s*resize\w*\([^|]*'(\w+)'", pipeline)
-    shown = shown | ({"interpolation": how[1]} if how else {})
-    found = re.search(r"\|\s*resize(_small)?(?:\((\()?(\d+))?", pipeline)
-    squash = found is None or not found[1]
+def _data_config(pipeline: str, image_size: tuple[int, int], stated: dict[str, Any]) -> DataConfig:
+    """A run's evaluation pipeline, with the settings from it that other layouts can hold."""
+    filter_ = re.search(r"\|\s*resize\w*\([^|]*'(\w+)'", pipeline)
+    stated = stated | ({"interpolation": filter_[1]} if filter_ else {})
+    resize = re.search(r"\|\s*resize(_small)?(?:\((\()?(\d+))?", pipeline)
+    squash = resize is None or not resize[1]
     crop = 1.0 if squash else DataConfig.crop
-    if found and found[3] and "central_crop" in pipeline:
-        side = image_size[0] if found[2] else max(image_size)
-        crop = crop_of(side, max(side, int(found[3])))
-    return DataConfig(written=pipeline, squash=squash, crop=crop, **shown)
+    if resize and resize[3] and "central_crop" in pipeline:
+        side = image_size[0] if resize[2] else max(image_size)
+        crop = crop_of(side, max(side, int(resize[3])))
+    return DataConfig(written=pipeline, squash=squash, crop=crop, **stated)
 
 
 def open_own(path: Path, parts: tuple[str, ...]) -> Weights:
-    """A run's parameters.
+    """Opens a checkpoint.
 
-    Each parameter comes from the last of `parts` that holds it, because a frozen one has no moving
-    average. For a schedule-free run this is the average x, by which the run is evaluated
+    Each parameter is read from the last of `parts` that holds it, because a frozen parameter has no
+    moving average. For a schedule-free run, it is the average x, with which the run is evaluated
     (arXiv 2405.15682, eq. 1).
     """
     checkpoint = manager.find(path)
@@ -66,27 +66,27 @@ def open_own(path: Path, parts: tuple[str, ...]) -> Weights:
     shapes_of = manager.stored_shapes(checkpoint)
     if not all(any(name.startswith(f"{part}/") for name in shapes_of) for part in parts):
         raise UserError(f"{checkpoint} has no moving average: it was trained without --config.ema")
-    names = {  # what is frozen has no average
+    names = {  # parameter: name in the state. Later parts replace earlier ones.
         name.partition("/")[2]: name
         for part in parts for name in shapes_of if name.startswith(f"{part}/")
     }  # fmt: skip
     stored = {path: shapes_of[name] for path, name in names.items()}
-    where = {ours: path for path, leaf in stored.items() for ours in unstack({path: leaf})}
+    stored_path = {ours: path for path, leaf in stored.items() for ours in unstack({path: leaf})}
     fast = _fast_weights(flat, shapes_of)
-    held: dict[str, Any] = {}  # the layers of one stored parameter
+    layers: dict[str, Any] = {}  # of the stored parameter that was read last
 
     def read(ours: str) -> np.ndarray:
-        if ours not in held:
-            path = where[ours]
+        if ours not in layers:
+            path = stored_path[ours]
             wanted = {names[path], fast.get(path, names[path])}
             arrays = manager.read_host(checkpoint, {name: shapes_of[name] for name in wanted})
             array = arrays[names[path]]
             if path in fast:  # the run trained y = b1 x + (1 - b1) z
                 b1 = flat["optimizer.b1"]
                 array = (array - (1 - b1) * arrays[fast[path]]) / b1
-            held.clear()
-            held.update(unstack({path: array}))
-        return held[ours]
+            layers.clear()
+            layers.update(unstack({path: array}))
+        return layers[ours]
 
     shapes = {p: tuple(leaf.shape) for p, leaf in unstack(stored).items()}
     check_depth(checkpoint, model.config, len(shapes))
@@ -100,7 +100,7 @@ def _fast_weights(flat: dict[str, Any], stored: Iterable[str]) -> dict[str, str]
     """The fast weights z of a schedule-free run: parameter -> its name in the saved state.
 
     The names follow from the state of `optax.contrib.schedule_free`, which `training/optimizer.py`
-    builds. This module lies below the training, so it cannot ask that file.
+    builds. This module is below `training`, so it must not import that file.
     """
     if flat.get("optimizer.name") != "schedule_free":
         return {}
@@ -109,9 +109,9 @@ def _fast_weights(flat: dict[str, Any], stored: Iterable[str]) -> dict[str, str]
 
 
 def described(checkpoint: Path, about: Any) -> tuple[Model, dict[str, Any]]:
-    """A run's model and its flat config. What a checkpoint states is checked like any file.
+    """A run's model and its flat config, from the `about` of its checkpoint.
 
-    Raises UserError if it makes no sense.
+    Raises UserError if a value makes no sense: a checkpoint is checked like any other file.
     """
     try:
         return _described(checkpoint, about)
@@ -142,13 +142,13 @@ def _described(checkpoint: Path, about: Any) -> tuple[Model, dict[str, Any]]:
             f"{checkpoint} names {len(about['classes'])} classes, its head has "
             f"{model.config.num_classes}"
         )
-    if told := about.get("data"):  # of weights that were converted
-        check_data(checkpoint, told)
-        data = DataConfig(**told)
+    if stated := about.get("data"):  # only `vit convert` writes it
+        check_data(checkpoint, stated)
+        data = DataConfig(**stated)
     else:
-        shown = {key: v for key in ("mean", "std") if (v := flat.get(f"data.{key}")) is not None}
-        check_data(checkpoint, shown | {"written": flat["data.eval.pipeline"]})
-        data = _shown_by(flat["data.eval.pipeline"], model.config.image_size, shown)
+        stated = {key: v for key in ("mean", "std") if (v := flat.get(f"data.{key}")) is not None}
+        check_data(checkpoint, stated | {"written": flat["data.eval.pipeline"]})
+        data = _data_config(flat["data.eval.pipeline"], model.config.image_size, stated)
     check_data(checkpoint, data)
     if not 0 <= flat.get("optimizer.b1", 0) <= 1:
         raise UserError(f"{checkpoint}: optimizer.b1 is a number of 0 … 1")

@@ -1,8 +1,8 @@
-"""Rows of a layout: which tensors of a file are which parameters, and how to convert them.
+"""Rows of a layout: each maps tensors of a file to parameters of a model.
 
 A row holds templates for both names, such as `encoder/block{i:02d}/norm1/scale` and
 `blocks.{i}.norm1.weight`, and a codec. `expand` applies a table of rows to the abstract parameters
-of a model. The result is all that reading and writing a file needs: no parameter is initialised.
+of a model. A file is read and written with the result, so no parameter has to be initialised.
 """
 
 import dataclasses
@@ -21,9 +21,9 @@ Shape = tuple[int, ...]
 
 @dataclasses.dataclass(frozen=True)
 class Codec:
-    """`read`: tensors of a file -> parameters of the given shapes. `write`: the inverse.
+    """`read` converts tensors of a file to parameters of the given shapes. `write` is the inverse.
 
-    Both work on NumPy arrays, and `write` on traced ones too, which gives a file's shapes.
+    Both work on NumPy arrays. `write` also works on traced arrays, to compute a file's shapes.
     """
 
     read: Callable[[Arrays, list[Shape]], Arrays]
@@ -35,12 +35,12 @@ def _like(x: Any) -> Any:
 
 
 def _one(read: Callable, write: Callable) -> Codec:
-    """One tensor for one parameter."""
+    """A codec for one tensor and one parameter."""
     return Codec(lambda xs, shapes: [read(xs[0], shapes[0])], lambda ps: [write(ps[0])])
 
 
 SAME = _one(lambda x, shape: x, lambda p: p)
-# Leading dimensions of 1, as tokens (1, 1, D) have and old group norms (1, 1, 1, C).
+# The file has leading dimensions of 1: tokens (1, 1, D), and old group norms (1, 1, 1, C).
 BATCHED = _one(lambda x, shape: x.reshape(shape), lambda p: p[None])
 WIDE = _one(lambda x, shape: x.reshape(shape), lambda p: p[None, None, None])
 FLAT = _one(lambda x, shape: x.reshape(shape), lambda p: p.reshape(-1))
@@ -49,7 +49,7 @@ CONV = _one(lambda x, shape: x.transpose(2, 3, 1, 0), lambda p: p.transpose(3, 2
 
 
 def dense(inputs: int = 1) -> Codec:
-    """A dense layer of PyTorch, (out, in), whose first `inputs` dimensions here are its inputs."""
+    """A dense layer of PyTorch, (out, in). Here its first `inputs` dimensions are the inputs."""
 
     def write(p):
         rows = int(np.prod(p.shape[:inputs]))
@@ -67,12 +67,12 @@ POINTWISE_HWIO = _one(lambda x, shape: x.reshape(shape), lambda p: p[None, None]
 
 
 def joined(axis: int, parts: int, each: Codec = SAME) -> Codec:
-    """Several tensors that are one parameter here, side by side along `axis`: q, k and v."""
+    """Several tensors, such as q, k and v, that are stacked along `axis` into one parameter."""
 
     def read(xs, shapes):
         (shape,) = shapes
-        one = shape[:axis] + shape[axis + 1 :]
-        return [np.stack([each.read([x], [one])[0] for x in xs], axis=axis)]
+        part = shape[:axis] + shape[axis + 1 :]
+        return [np.stack([each.read([x], [part])[0] for x in xs], axis=axis)]
 
     def write(ps):
         (p,) = ps
@@ -96,7 +96,7 @@ def _write_positions(ps: Arrays) -> Arrays:
     return [_like(grid).concatenate([*prefix, rows])[None]]
 
 
-# Positions in one table (1, prefix + h w, D): those of prefix tokens first, then row by row.
+# Positions in one table (1, prefix + h w, D): the prefix tokens, then the patches row by row.
 POSITIONS = Codec(_read_positions, _write_positions)
 
 
@@ -114,25 +114,25 @@ class Row:
 
 
 def row(ours: str | Iterable[str], theirs: str | Iterable[str], codec: Codec = SAME) -> Row:
-    """A row; a single path or name needs no tuple."""
+    """A row, from a single path or name or from several."""
     paths, names = ((x,) if isinstance(x, str) else tuple(x) for x in (ours, theirs))
     return Row(paths, names, codec)
 
 
 def torch_dense(ours: str, theirs: str, codec: Codec = DENSE) -> list[Row]:
-    """A dense layer as PyTorch's code bases name its two tensors."""
+    """The rows of a dense layer, with PyTorch's names."""
     bias = row(f"{ours}/bias", f"{theirs}.bias", FLAT)
     return [row(f"{ours}/kernel", f"{theirs}.weight", codec), bias]
 
 
 def torch_norm(ours: str, theirs: str) -> list[Row]:
-    """A normalisation likewise."""
+    """The rows of a normalisation layer, with PyTorch's names."""
     return [row(f"{ours}/scale", f"{theirs}.weight"), row(f"{ours}/bias", f"{theirs}.bias")]
 
 
 @dataclasses.dataclass(frozen=True)
 class Bound:
-    """A row for one layer: shapes of parameters by path, and shapes of tensors by name."""
+    """A row applied to one layer: shapes of parameters by path, and of tensors by name."""
 
     ours: dict[str, Shape]
     theirs: dict[str, Shape]
@@ -145,28 +145,28 @@ def expand(
     """The rows for the parameters that a model has, and the paths that no row covers.
 
     Args:
-      params: path -> anything with a shape, layers listed one by one.
-      chunk: blocks of a chunk, for `{c}`.
+      params: path -> anything with a shape. Layers are listed one by one.
+      chunk: number of blocks in a chunk, for `{c}`.
     """
     bound, known = [], set()
-    for one in rows:
+    for item in rows:
         pattern = re.compile(
-            re.sub(r"\\\{(\w)(:02d)?\\\}", r"(?P<\1>\\d+)", re.escape(one.ours[0]))
+            re.sub(r"\\\{(\w)(:02d)?\\\}", r"(?P<\1>\\d+)", re.escape(item.ours[0]))
         )
         for path in params:
-            found = pattern.fullmatch(path)
-            if found is None:
+            match = pattern.fullmatch(path)
+            if match is None:
                 continue
-            numbers = {name: int(value) for name, value in found.groupdict().items()}
+            numbers = {name: int(value) for name, value in match.groupdict().items()}
             numbers |= {f"{name}0": value - 1 for name, value in numbers.items() if name in "su"}
             if chunk:
                 numbers["c"] = numbers.get("i", 0) // chunk
-            ours = [template.format(**numbers) for template in one.ours]
-            ours = [path for path in ours if path in params]  # positions of prefix tokens, or none
+            ours = [template.format(**numbers) for template in item.ours]
+            ours = [path for path in ours if path in params]  # some have no pos_embed/prefix
             shapes = tuple(tuple(params[path].shape) for path in ours)
-            theirs = (template.format(**numbers) for template in one.theirs)
-            names = dict(zip(theirs, _written_shapes(one.codec, shapes), strict=True))
-            bound.append(Bound(dict(zip(ours, shapes, strict=True)), names, one.codec))
+            theirs = (template.format(**numbers) for template in item.theirs)
+            names = dict(zip(theirs, _written_shapes(item.codec, shapes), strict=True))
+            bound.append(Bound(dict(zip(ours, shapes, strict=True)), names, item.codec))
             known.update(ours)
     return bound, sorted(set(params) - known)
 

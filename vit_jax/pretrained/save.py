@@ -1,7 +1,7 @@
-"""Writes a model in any layout, so that the layout's own package reads it.
+"""Writes a model in any layout, so that the layout's own package can read it.
 
-What a layout cannot hold is refused by name. If the layout's own package would compute with other
-numbers than the model here, a note says so. Files appear whole or not at all.
+If the layout cannot hold a part of the model, an error names the part. If the layout's own package
+would use other settings than the model here, a note says so. Files appear whole or not at all.
 """
 
 import dataclasses
@@ -39,19 +39,19 @@ def save_pretrained(
     dialect: dict[str, Any] | None = None,
     extras: Mapping[str, Callable[[], np.ndarray]] | None = None,
 ) -> list[str]:
-    """Writes parameters in a layout. Returns lines that a user of the file should know.
+    """Writes parameters in a layout. Returns notes for the users of the file.
 
     Args:
       path: a file (`.npz` for google and big_vision, `.safetensors` for timm and dinov2), or a
         folder that does not exist yet (timm and huggingface, with their `config.json`; orbax).
       to: the name of a layout that can be written, or `orbax`.
       classes: names of the outputs, for layouts that can store them.
-      dialect: `Weights.dialect` of a file in the same layout, so that its names are kept.
+      dialect: `Weights.dialect` of a file in the same layout, to use the names of that file.
       extras: `Weights.extras` of that file.
 
     Raises:
       UserError: there is no such layout, the parameters are not the model's, the layout cannot
-        hold them, or `path` exists.
+        hold them, or `path` exists already.
     """
     path = check_destination(path, to)
     structs = jax.tree.map(lambda x: jax.ShapeDtypeStruct(np.shape(x), np.float32), params)
@@ -71,44 +71,44 @@ def save_pretrained(
     dialect = writer.dialect(model.config) if dialect is None else dialect
     listed: Flat = {p: np.asarray(jax.device_get(x)) for p, x in unstack(flatten(params)).items()}
     config, listed = _canonical(model.config, listed, writer, to)
-    bound, homeless = expand(layout.rows(config, dialect), listed, dialect.get("chunk"))
-    homeless += writer.refuses(config)
-    if homeless:
+    bound, refused = expand(layout.rows(config, dialect), listed, dialect.get("chunk"))
+    refused += writer.refuses(config)
+    if refused:
         hint = "; without a head (num_classes=0) the hidden layer goes too"
         raise UserError(
-            f"the {to} layout has no place for {some(homeless)}"
-            + (hint if homeless[0].startswith("pre_logits") else "")
+            f"the {to} layout has no place for {some(refused)}"
+            + (hint if refused[0].startswith("pre_logits") else "")
         )
     tensors: Flat = {
         name: np.zeros(shape, np.float32) for name, shape in writer.fillers(config, dialect).items()
     }
     tensors |= {name: np.array(read()) for name, read in (extras or {}).items()}
-    for one in bound:
-        written = one.codec.write([listed[p] for p in one.ours])
+    for item in bound:
+        written = item.codec.write([listed[p] for p in item.ours])
         arrays = map(np.ascontiguousarray, written)
-        tensors |= dict(zip(one.theirs, arrays, strict=True))
+        tensors |= dict(zip(item.theirs, arrays, strict=True))
     tensors = writer.finish(tensors, config, dialect)
     prefix = dialect.get("prefix_of_all", "")
     tensors = {prefix + name: x for name, x in tensors.items()}
     _write(dataclasses.replace(model, config=config), tensors, path, writer, dialect, classes)
     notes = writer.notes(model)
-    shown, said = model.data_config.image_size or config.image_size, config.image_size
+    size, size_in_file = model.data_config.image_size or config.image_size, config.image_size
     if isinstance(config, ViTConfig) and not path.is_dir():
         rows, columns = config.grid
-        said = rows * config.patch_size, columns * config.patch_size
-    if shown != said and to != "huggingface":
+        size_in_file = rows * config.patch_size, columns * config.patch_size
+    if size != size_in_file and to != "huggingface":
         notes.append(
-            f"images are shown at {shown} here; readers of {to} files take the {said} of the "
-            "positions"
+            f"images are shown at {size} here; readers of {to} files take the {size_in_file} of "
+            "the positions"
         )
     if model.activation != Model.activation and to != "huggingface":
         notes.append(
             f"logits become predictions by {model.activation!r} here; readers of {to} files take "
-            f"{Model.activation!r} unless told otherwise"
+            f"{Model.activation!r} by default"
         )
     return notes + [
-        f"{field} is {getattr(config, field)!r} here; readers of {to} files compute with {value!r} "
-        "unless told otherwise"
+        f"{field} is {getattr(config, field)!r} here; "
+        f"readers of {to} files compute with {value!r} by default"
         for field, value in writer.assumes(config, path.is_dir()).items()
         if hasattr(config, field) and getattr(config, field) != value
     ]
@@ -135,10 +135,10 @@ def check_destination(path: str | Path, to: str) -> Path:
 
 
 def _canonical(config: Config, listed: Flat, writer: Writer, to: str) -> tuple[Config, Flat]:
-    """The same model in the form that the layout can hold.
+    """The same model in a form that the layout can hold.
 
-    Fixed positions become a table. The position of the class token moves into the table, or is
-    added to the token. Without a head, `cls_gap` becomes `cls`, because only a head reads the mean.
+    Fixed positions become a table. The class token's position is moved into the table, or is added
+    to the token. Without a head, `cls_gap` becomes `cls`, because only a head reads the mean.
     """
     if not isinstance(config, ViTConfig):
         return config, listed
@@ -165,7 +165,7 @@ def _canonical(config: Config, listed: Flat, writer: Writer, to: str) -> tuple[C
 
 def _metadata(model: Model, classes: list[str] | None) -> dict[str, Any]:
     fields = dataclasses.asdict(model.config)
-    for field in ("scan", "remat", "attention", "dtype"):  # of a run, not of weights
+    for field in ("scan", "remat", "attention", "dtype"):  # fields of a run, not of weights
         fields.pop(field, None)
     return {
         "fields": fields, "data": dataclasses.asdict(model.data_config), "classes": classes,
@@ -190,29 +190,29 @@ def _write(
 
 
 def _save_own(model: Model, params: Params, path: Path, classes: list[str] | None) -> None:
-    """Writes a checkpoint like a run's, without the optimiser's state.
+    """Writes a checkpoint like that of a run, but without the optimiser's state.
 
-    Raises UserError if the pipeline names operations to import. A run's config is trusted as the
-    user's own, and text from a file must not enter it.
+    Raises UserError if the pipeline names operations to import, because a run's config is trusted:
+    no text from a file may enter it.
     """
     config = base()
     data = model.data_config
     size = data.image_size or model.config.image_size
     pipeline = ops.parse(data.pipeline(size), size).text
     with config.unlocked():
-        config.total_steps = 1  # a config has a length; this one is evaluated alone
+        config.total_steps = 1  # a config must state a length, but nothing is trained
         config.model.name = model.name
         for field, value in dataclasses.asdict(model.config).items():
             config.model[field] = list(value) if isinstance(value, tuple) else value
         for key in ("mean", "std"):
             value = getattr(data, key)
             config.data[key] = list(value) if isinstance(value, tuple) else value
-        if model.activation != "none":  # which is no loss of ours
+        if model.activation != "none":  # no loss has this name
             config.loss.name = model.activation
         config.data.eval.pipeline = pipeline
     about = {
         "config": flat(config),
-        "classes": classes or [],  # none: by number
+        "classes": classes or [],  # empty: outputs have numbers only
         "data": dataclasses.asdict(data), "activation": model.activation,
         "origin": "converted", "train_examples": 0, "examples_seen": 0, "goodput": {},
     }  # fmt: skip

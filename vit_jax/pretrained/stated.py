@@ -1,8 +1,8 @@
-"""What files state beside their tensors (JSON of others, this package's own metadata), checked for
-type and range before anything is made of it.
+"""Checks the values that files state beside their tensors: JSON of other packages, and metadata of
+this one. Type and range are checked before a value is used.
 
-A file is data: whatever it states may be of another type, far too large, or no number at all. The
-types are those of the dataclasses that the values go into; `RANGES` holds what a type cannot say.
+A file is not trusted. Its values may have another type, be far too large, or be no numbers. The
+types are those of the dataclasses for the values. `RANGES` has the limits of their numbers.
 """
 
 import ast
@@ -21,18 +21,18 @@ from vit_jax.models.data_config import DataConfig
 from vit_jax.models.family import Config
 from vit_jax.models.model import ACTIVATIONS, FAMILIES
 
-MOST_BYTES = 2**24  # of a JSON file; the names of ImageNet-21k's classes take one
+MOST_BYTES = 2**24  # of a JSON file; the class names of ImageNet-21k need about one MB
 MOST_SIDE = 2**14  # pixels
 MOST_LAYERS = 1000
-MOST = 10**7  # of anything that is counted
-FAR = 1e9  # larger numbers are a mistake, and overflow soon
+MOST = 10**7  # the highest whole number
+FAR = 1e9  # the highest number; larger ones are mistakes, and soon overflow
 
 _BRIEF = reprlib.Repr()
 _BRIEF.maxstring = _BRIEF.maxother = 80
 _BRIEF.maxdict = _BRIEF.maxlist = _BRIEF.maxtuple = 6
 _SIDE = (1, MOST_SIDE)
-# Lowest and highest of what a field holds; each number of several. Other fields: -FAR … FAR, and
-# whole numbers 0 … MOST.
+# The lowest and the highest number of a field, or of each of its numbers. The limits of all other
+# fields are -FAR … FAR, and 0 … MOST for whole numbers.
 RANGES: dict[str, tuple[float, float]] = {
     "num_layers": (1, MOST_LAYERS), "resnet_layers": (1, MOST_LAYERS), "num_heads": (1, MOST_SIDE),
     "image_size": _SIDE, "patch_size": _SIDE, "channels": _SIDE, "width_factor": (1, 1000),
@@ -43,11 +43,11 @@ CHOICES: dict[str, Any] = {"interpolation": FILTERS}
 
 
 def brief(value: Any) -> str:
-    """A value of any size and kind, in a few words that fit a line."""
+    """Any value as text that is short enough for one line."""
     return _BRIEF.repr(value)
 
 
-# -- keys of others' JSON files --------------------------------------------------------------------
+# -- JSON files of other packages ------------------------------------------------------------------
 
 
 def _number(value: Any) -> bool:
@@ -70,7 +70,7 @@ def _sides(value: Any, *lengths: int) -> bool:
     return isinstance(value, list) and len(value) in lengths and all(map(_side, value))
 
 
-# What keys of JSON files hold, of Transformers' and of timm's: in words, the test, the keys.
+# Keys of Transformers' and timm's JSON files: a description of the value, its test, the keys.
 KINDS: tuple[tuple[str, Callable[[Any], Any], str], ...] = (
     ("a word", lambda v: isinstance(v, str), "architecture model_type hidden_act act_layer "
      "global_pool interpolation crop_mode image_processor_type feature_extractor_type"),
@@ -90,21 +90,21 @@ KINDS: tuple[tuple[str, Callable[[Any], Any], str], ...] = (
 
 
 def check_keys(where: Any, config: dict[str, Any]) -> None:
-    """Refuses a value that is none of what its key holds (`KINDS`); null counts as absent."""
+    """Raises UserError for a value that fails the test of its key (`KINDS`). null is no value."""
     parts: list[Any] = [config, config.get("model_args"), config.get("pretrained_cfg")]
-    for said in parts:
-        for kind, fits, keys in KINDS if isinstance(said, dict) else ():
+    for part in parts:
+        for kind, fits, keys in KINDS if isinstance(part, dict) else ():
             for key in keys.split():
-                if said.get(key) is not None and not fits(said[key]):
+                if part.get(key) is not None and not fits(part[key]):
                     most = f" (1 … {MOST_SIDE} pixels)" if "size" in key.split("_") else ""
-                    raise UserError(f"{where}: {key} is {kind}, not {brief(said[key])}{most}")
+                    raise UserError(f"{where}: {key} is {kind}, not {brief(part[key])}{most}")
 
 
 # -- our own metadata ------------------------------------------------------------------------------
 
 
 def check_metadata(where: Any, metadata: dict[str, Any]) -> None:
-    """Refuses metadata of this package that its writer cannot have written."""
+    """Raises UserError for metadata that this package cannot have written."""
     if not metadata:
         return
     where = f"{where}: vit_jax's metadata"
@@ -123,25 +123,25 @@ def check_metadata(where: Any, metadata: dict[str, Any]) -> None:
 
 
 def check_config(where: Any, config: Config | dict[str, Any], family: type) -> None:
-    """Refuses fields of a model that are none of their kind or out of all proportion."""
+    """Raises UserError for fields of a model with a wrong type or a number out of range."""
     _check(where, _hints(family), dict(config if isinstance(config, dict) else vars(config)))
 
 
 def check_data(where: Any, data: DataConfig | dict[str, Any]) -> None:
-    """Refuses settings of images that nothing can be computed with. The operations of a pipeline
-    are looked at by whoever runs it; here their numbers are."""
-    said = data if isinstance(data, dict) else vars(data)
-    _check(where, _hints(DataConfig), said)
+    """Raises UserError for settings of images with which nothing can be computed. Of a pipeline,
+    only the numbers are checked here; its operations are checked when it is run."""
+    stated = data if isinstance(data, dict) else vars(data)
+    _check(where, _hints(DataConfig), stated)
     for field in ("mean", "std"):
-        if said.get(field) in ([], ()):
+        if stated.get(field) in ([], ()):
             raise UserError(f"{where}: {field} is a number, or one for each channel, not empty")
     if isinstance(data, DataConfig) and data.image_size:
         check_resized(where, data, data.image_size)
-    check_pipeline(where, said.get("written", ""))
+    check_pipeline(where, stated.get("written", ""))
 
 
 def check_resized(where: Any, data: DataConfig, image_size: tuple[int, int]) -> None:
-    """Refuses a crop for which images would be made larger than any image that is read."""
+    """Raises UserError for a crop that makes resized images larger than any that can be read."""
     height, width = data.resized(image_size)
     if height * width > MAX_PIXELS:
         raise UserError(
@@ -151,7 +151,7 @@ def check_resized(where: Any, data: DataConfig, image_size: tuple[int, int]) -> 
 
 
 def check_pipeline(where: Any, text: Any) -> None:
-    """Refuses sizes in a pipeline that no image has: to try them would take all memory."""
+    """Raises UserError for numbers in a pipeline that would need too much memory as sizes."""
     for number in _numbers(text) if isinstance(text, str) else ():
         if not -MOST_SIDE <= number <= MOST_SIDE:
             raise UserError(
@@ -163,18 +163,18 @@ def check_pipeline(where: Any, text: Any) -> None:
 def _numbers(text: str) -> Iterator[Any]:
     for part in calls.split(text):
         if calls.name_of(part) == "decode":
-            continue  # its numbers are values of pixels
+            continue  # its numbers are values of pixels, not sizes
         try:
             tree = ast.parse(part, mode="eval")
         except (SyntaxError, ValueError, RecursionError, MemoryError):
-            continue  # for the parser of pipelines, which says what is wrong with it
+            continue  # the parser of pipelines reports the error
         for node in ast.walk(tree):
             if isinstance(node, ast.Constant) and _is(node.value, float | int, bounded=False):
                 yield node.value
 
 
 def check_classes(where: Any, classes: Any) -> None:
-    """Refuses names of classes that are no list of texts."""
+    """Raises UserError for names of classes that are no list of texts."""
     if classes is None:
         return
     if not isinstance(classes, list | tuple):
@@ -185,14 +185,14 @@ def check_classes(where: Any, classes: Any) -> None:
 
 
 def check_activation(where: Any, activation: Any) -> None:
-    """Refuses what logits cannot mean."""
+    """Raises UserError for an unknown activation of the logits."""
     if not isinstance(activation, str) or activation not in ACTIVATIONS:
         options = ", ".join(ACTIVATIONS)
         raise UserError(f"{where}: activation is one of {options}, not {brief(activation)}")
 
 
-def _known(where: Any, said: dict[str, Any], known: typing.Iterable[str]) -> None:
-    for key in said:
+def _known(where: Any, stated: dict[str, Any], known: typing.Iterable[str]) -> None:
+    for key in stated:
         if key not in known:
             raise UserError(f"{where} has the unknown key {brief(key)}: {nearest(key, known)}")
 
@@ -202,34 +202,34 @@ def _hints(family: type) -> dict[str, Any]:
     return {field.name: hints[field.name] for field in dataclasses.fields(family)}
 
 
-def _check(where: Any, hints: dict[str, Any], said: dict[str, Any]) -> None:
-    _known(where, said, hints)
-    for field, value in said.items():
+def _check(where: Any, hints: dict[str, Any], stated: dict[str, Any]) -> None:
+    _known(where, stated, hints)
+    for field, value in stated.items():
         if not _is(value, hints[field]):
             raise UserError(f"{where}: {field} is {_words(hints[field])}, not {brief(value)}")
         low, high = RANGES.get(field, (-FAR, FAR))
-        each = value if isinstance(value, list | tuple) else [value]
-        if any(_is(one, float | int, bounded=False) and not low <= one <= high for one in each):
+        values = value if isinstance(value, list | tuple) else [value]
+        if any(_is(x, float | int, bounded=False) and not low <= x <= high for x in values):
             raise UserError(f"{where}: {field} is {low:g} … {high:g}, not {brief(value)}")
         if field in CHOICES and value not in CHOICES[field]:
             raise UserError(
                 f"{where}: {field} is one of {', '.join(CHOICES[field])}, not {brief(value)}"
             )
-    size = said.get("image_size")
+    size = stated.get("image_size")
     if isinstance(size, list | tuple) and size[0] * size[1] > MAX_PIXELS:
         raise UserError(f"{where}: image_size {brief(size)} has more than {MAX_PIXELS:,} pixels")
 
 
 def _is(value: Any, hint: Any, bounded: bool = True) -> bool:
-    """Whether a value of JSON is of a dataclass's type: a list stands for a tuple."""
+    """Whether a JSON value has the type of a field. A list may be a tuple."""
     origin, inside = typing.get_origin(hint), typing.get_args(hint)
     if origin in (typing.Union, types.UnionType):
-        return any(_is(value, one, bounded) for one in inside)
+        return any(_is(value, option, bounded) for option in inside)
     if origin is tuple:
         if not isinstance(value, list | tuple) or len(value) > MOST_LAYERS:
             return False
         if inside[-1] is ...:
-            return all(_is(one, inside[0], bounded) for one in value)
+            return all(_is(x, inside[0], bounded) for x in value)
         return len(value) == len(inside) and all(map(_is, value, inside))
     if hint is int:
         return type(value) is int and (not bounded or 0 <= value <= MOST)
@@ -240,7 +240,7 @@ def _is(value: Any, hint: Any, bounded: bool = True) -> bool:
 
 
 def _words(hint: Any) -> str:
-    """A type in the words of an error."""
+    """A type in the words of an error message."""
     simple = {int: f"a whole number of 0 … {MOST:,}", float: "a number", bool: "true or false",
               str: "a text", types.NoneType: "null"}  # fmt: skip
     if typing.get_origin(hint) in (typing.Union, types.UnionType):

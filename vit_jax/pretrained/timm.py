@@ -1,7 +1,7 @@
 """State dicts of timm (ViT, hybrids, DeiT, SigLIP and CLIP towers, Mixer, BiT) and of DINOv2's hub.
 
-Both name a block's parts alike; DINOv2's files differ in the names of registers and SwiGLU, have a
-mask token, and may number their blocks by chunk.
+Both have the same names for most parts of a block. DINOv2's files have other names for registers
+and SwiGLU, have a mask token, and may number their blocks by chunk.
 """
 
 from typing import Any
@@ -30,9 +30,10 @@ from vit_jax.pretrained.timm_config import classes_of, config_json, preprocessin
 
 PREFIXES = ("", "module.", "model.", "visual.trunk.", "backbone.", "student.backbone.")
 
-# Widths whose heads are known: shapes do not tell their number.
+# The number of heads by width, because shapes do not state it.
 HEADS = {width: heads for width, _, heads, _ in SIZES.values()}
-del HEADS[SIZES["mu"][0]], HEADS[SIZES["nano"][0]]  # ours, which others' files may contradict
+# These sizes are this package's own. Files of others with such widths may have other numbers.
+del HEADS[SIZES["mu"][0]], HEADS[SIZES["nano"][0]]
 
 AUGREG = DataConfig(interpolation="bicubic", crop=0.9)
 MIXED = DataConfig(interpolation="bicubic")
@@ -109,7 +110,7 @@ def _timm_rows(config: Config, dialect: dict[str, Any]) -> list[Row]:
         return MIXER
     if isinstance(config, ResNetConfig):
         return BIT
-    # The stem-only hybrid's backbone is the stem itself.
+    # A hybrid whose backbone is only a stem has no "stem." in its names.
     backbone = "patch_embed.backbone."
     root = backbone if config.resnet_layers == () else f"{backbone}stem."
     return [
@@ -131,12 +132,12 @@ def _dinov2_rows(config: Config, dialect: dict[str, Any]) -> list[Row]:
     ]
 
 
-def heads_of(width: int, swiglu: bool, given: dict[str, Any], what: str) -> int:
-    """The number of heads, which shapes do not tell. Raises UserError for an unknown width."""
-    if heads := given.get("num_heads"):
+def heads_of(width: int, swiglu: bool, known: dict[str, Any], what: str) -> int:
+    """The number of heads, by the width. Raises UserError for an unknown width."""
+    if heads := known.get("num_heads"):
         return heads
     giant, _, heads, _ = DINOV2["giant"]
-    if width == giant and swiglu:  # others of this width have other heads
+    if width == giant and swiglu:  # other models of this width have other numbers
         return heads
     if width not in HEADS:
         raise UserError(
@@ -146,26 +147,26 @@ def heads_of(width: int, swiglu: bool, given: dict[str, Any], what: str) -> int:
     return HEADS[width]
 
 
-def _describe_timm(tensors: Tensors, given: dict[str, Any]) -> Description:
+def _describe_timm(tensors: Tensors, known: dict[str, Any]) -> Description:
     config = tensors.config
-    said = said_by(config, given) | given
+    known = said_by(config, known) | known
     if "stem.proj.weight" in tensors.shapes:
-        family, fields, default = *_mixer_fields(tensors, said), MIXED
+        family, fields, default = *_mixer_fields(tensors, known), MIXED
     elif "stem.conv.weight" in tensors.shapes:
-        family, fields, default = *_bit_fields(tensors, said), WHOLE
+        family, fields, default = *_bit_fields(tensors, known), WHOLE
     else:
-        fields, default = _vit_fields(tensors, said)
+        fields, default = _vit_fields(tensors, known)
         family = ViTConfig
     data, guessed = preprocessing(config, default)
     return Description(family, fields, data, classes_of(config), guessed=guessed)
 
 
 def _vit_fields(
-    tensors: Tensors, given: dict[str, Any], block: str = "blocks.0"
+    tensors: Tensors, known: dict[str, Any], block: str = "blocks.0"
 ) -> tuple[dict[str, Any], DataConfig]:
-    """What names and shapes tell of a ViT, a hybrid, DeiT, a SigLIP or CLIP tower."""
-    shapes, where = tensors.shapes, str(tensors.path)
-    given = tensors.metadata.get("fields", {}) | given  # a file of ours says its heads
+    """The fields of a ViT, a hybrid, DeiT, a SigLIP or CLIP tower, by names and shapes."""
+    shapes, file = tensors.shapes, str(tensors.path)
+    known = tensors.metadata.get("fields", {}) | known  # a file of this package states its heads
     ((width, channels, patch, _),) = needs(tensors, "patch_embed.proj.weight")
     backbone = "patch_embed.backbone."
     layers = None
@@ -182,13 +183,13 @@ def _vit_fields(
     ((_, positions, _),) = needs(tensors, "pos_embed")
     with_positions = {"class": cls + dist, "none": 0, "all": cls + dist + registers}
     size, prefix = size_of(
-        positions, with_positions.values(), patch, given.get("source_image_size"), where
+        positions, with_positions.values(), patch, known.get("source_image_size"), file
     )
     usual = "cls" if cls and "fc_norm.weight" not in shapes else "gap"
-    pool = "map" if "attn_pool.latent" in shapes else given.get("pool", usual)
+    pool = "map" if "attn_pool.latent" in shapes else known.get("pool", usual)
     clip = "norm_pre.weight" in shapes
     fields = {
-        "hidden_size": width, "num_heads": heads_of(width, bool(swiglu), given, where),
+        "hidden_size": width, "num_heads": heads_of(width, bool(swiglu), known, file),
         "mlp_dim": mlp_dim,
         "patch_size": patch, "channels": channels, "resnet_layers": layers,
         "image_size": size, "pool": pool, "distilled": dist,
@@ -201,7 +202,7 @@ def _vit_fields(
         "qk_norm": f"{block}.attn.q_norm.weight" in shapes,
         "qkv_bias": f"{block}.attn.qkv.bias" in shapes,
         "embed_bias": "patch_embed.proj.bias" in shapes, "pre_norm": clip,
-        "layernorm_eps": 1e-5 if clip else 1e-6, "gelu": given.get("gelu", "exact"),
+        "layernorm_eps": 1e-5 if clip else 1e-6, "gelu": known.get("gelu", "exact"),
         "mlp": "swiglu" if swiglu else "dense", "posemb_resize": "timm",
         "groupnorm_eps": 1e-5, "standardization": "timm",
     }  # fmt: skip
@@ -212,31 +213,31 @@ def _vit_fields(
 
 
 def _swiglu(shapes: dict[str, Shape], block: str) -> int | None:
-    """Hidden width of a SwiGLU, where the MLP is one: its first layer is twice the second's."""
+    """The hidden width of a SwiGLU, half the outputs of its first layer; None for other MLPs."""
     first = shapes.get(f"{block}.mlp.w12.weight") or shapes.get(f"{block}.mlp.fc1.weight")
     second = shapes.get(f"{block}.mlp.w3.weight") or shapes.get(f"{block}.mlp.fc2.weight")
     return second[1] if first and second and first[0] == 2 * second[1] else None
 
 
-def _mixer_fields(tensors: Tensors, given: dict[str, Any]) -> tuple[type, dict[str, Any]]:
+def _mixer_fields(tensors: Tensors, known: dict[str, Any]) -> tuple[type, dict[str, Any]]:
     (width, channels, patch, _), (tokens_mlp_dim, tokens), (mlp_dim, _) = needs(
         tensors, "stem.proj.weight", "blocks.0.mlp_tokens.fc1.weight",
         "blocks.0.mlp_channels.fc1.weight",
     )  # fmt: skip
-    said = given.get("source_image_size")
-    size, _ = size_of(tokens, [0], patch, said, str(tensors.path))
+    image_size = known.get("source_image_size")
+    size, _ = size_of(tokens, [0], patch, image_size, str(tensors.path))
     return MixerConfig, {
         "hidden_size": width, "patch_size": patch, "channels": channels, "mlp_dim": mlp_dim,
         "tokens_mlp_dim": tokens_mlp_dim, "image_size": size,
         "num_layers": count(tensors.shapes, r"blocks\.(\d+)\."),
         "num_classes": tensors.shapes.get("head.weight", (0,))[0],
-        "gelu": given.get("gelu", "exact"),
+        "gelu": known.get("gelu", "exact"),
     }  # fmt: skip
 
 
-def _bit_fields(tensors: Tensors, given: dict[str, Any]) -> tuple[type, dict[str, Any]]:
+def _bit_fields(tensors: Tensors, known: dict[str, Any]) -> tuple[type, dict[str, Any]]:
     ((width, channels, _, _),) = needs(tensors, "stem.conv.weight")
-    size = given.get("source_image_size")
+    size = known.get("source_image_size")
     return ResNetConfig, {
         "resnet_layers": tuple(
             n + 1 for n in units(tensors.shapes, r"stages\.(\d+)\.blocks\.(\d+)\.")
@@ -247,11 +248,11 @@ def _bit_fields(tensors: Tensors, given: dict[str, Any]) -> tuple[type, dict[str
     }  # fmt: skip
 
 
-def _describe_dinov2(tensors: Tensors, given: dict[str, Any]) -> Description:
+def _describe_dinov2(tensors: Tensors, known: dict[str, Any]) -> Description:
     chunks = count(tensors.shapes, r"blocks\.(\d+)\.\d+\.")
-    fields, _ = _vit_fields(tensors, given, "blocks.0.0" if chunks else "blocks.0")
+    fields, _ = _vit_fields(tensors, known, "blocks.0.0" if chunks else "blocks.0")
     dialect: dict[str, Any] = {"masked": "mask_token" in tensors.shapes}
-    if chunks:  # named by chunk and number of the block: the first chunk is as long as the others
+    if chunks:  # names have the chunk and the number of a block; all chunks have one length
         fields["num_layers"] = count(tensors.shapes, r"blocks\.\d+\.(\d+)\.")
         dialect["chunk"] = count(tensors.shapes, r"blocks\.0\.(\d+)\.")
     fields["posemb_resize"] = "dinov2_reg" if fields["registers"] else "dinov2"
@@ -271,7 +272,7 @@ def _is_timm(names) -> bool:
 
 
 def _positions(config: ViTConfig) -> str | None:
-    """timm's tables hold all prefix tokens or none of them."""
+    """timm's tables have positions for all prefix tokens, or for none."""
     return "none" if config.registers and config.prefix_positions == "class" else None
 
 
@@ -296,8 +297,8 @@ def _timm_refuses(config: Config) -> list[str]:
         "a distilled hybrid": config.distilled and hybrid,
         "a hybrid with SwiGLU": config.mlp == "swiglu" and hybrid,
     }
-    found = [what for what, there in refused.items() if there]
-    return found + refused_pool(config, "cls", "gap", "map")
+    names = [name for name, present in refused.items() if present]
+    return names + refused_pool(config, "cls", "gap", "map")
 
 
 def _dinov2_refuses(config: Config) -> list[str]:
@@ -313,7 +314,8 @@ def _dinov2_refuses(config: Config) -> list[str]:
         "projections without a bias": not (config.qkv_bias and config.embed_bias),
         "positions of registers": config.registers and config.prefix_positions == "all",
     }
-    return [what for what, there in refused.items() if there] + refused_pool(config, "cls")
+    names = [name for name, present in refused.items() if present]
+    return names + refused_pool(config, "cls")
 
 
 TIMM = Layout(

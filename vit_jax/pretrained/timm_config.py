@@ -1,4 +1,4 @@
-"""timm's `config.json`, which stands beside the tensors, read and written.
+"""Reads and writes timm's `config.json`, which is beside the tensors in a folder.
 
 `timm.create_model("local-dir:FOLDER", pretrained=True)` makes the model from a written folder.
 """
@@ -20,8 +20,8 @@ _NAMES = {ours: theirs for theirs, ours in ACTIVATIONS.items()}
 _POOL = {"cls": "token", "gap": "avg", "map": "map"}
 _POOLS = {theirs: ours for ours, theirs in _POOL.items()}
 
-# What timm's architectures mean beyond the sizes in their names, where shapes do not tell it.
-_SAID_BY_NAME: tuple[tuple[str, dict[str, Any]], ...] = (
+# Fields that follow from the names of timm's architectures, but not from shapes.
+_FIELDS_BY_NAME: tuple[tuple[str, dict[str, Any]], ...] = (
     (r"vit_\w+_clip_quickgelu_\d+", {"gelu": "quick"}),
     (r"vit_(base_patch32|so400m_patch16|giantopt_patch16)_siglip_\w+", {"gelu": "tanh"}),
     (r"vit_large_patch16_siglip_(gap_)?512", {"gelu": "tanh"}),
@@ -36,57 +36,57 @@ _SAID_BY_NAME: tuple[tuple[str, dict[str, Any]], ...] = (
 _POST_NORM = r"vit_\w+_rpn_\d+"  # its tensors have the names and shapes of a pre-norm ViT
 
 
-def said_by(config: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
-    """What timm's `config.json` says beyond shapes: heads, activation, pooling, the image size.
-    What the user has given instead is not looked at.
+def said_by(config: dict[str, Any], known: dict[str, Any]) -> dict[str, Any]:
+    """The fields that timm's `config.json` states and shapes do not: heads, activation, pooling,
+    the image size. A pooling or activation that is in `known` is not read.
 
-    Raises UserError for what shapes do not show either and no model here computes.
+    Raises UserError for settings that no model here computes, because shapes do not show them.
     """
-    said: dict[str, Any] = {}
+    stated: dict[str, Any] = {}
     architecture = str(config.get("architecture", "")).partition(".")[0]
     arguments = config.get("model_args") or {}
     if size := arguments.get("img_size"):
-        said["source_image_size"] = (size, size) if isinstance(size, int) else tuple(size)
+        stated["source_image_size"] = (size, size) if isinstance(size, int) else tuple(size)
     elif size := _pretrained_cfg(config).get("input_size"):
-        said["source_image_size"] = tuple(size[1:])
+        stated["source_image_size"] = tuple(size[1:])
     if re.fullmatch(_POST_NORM, architecture):
         raise UserError(
             f"timm's {printable(architecture)} normalises after its blocks: no model here does"
         )
     if arguments.get("pool_include_prefix"):
         raise UserError("timm's pool_include_prefix: no model here pools registers too")
-    for pattern, fields in _SAID_BY_NAME:
+    for pattern, fields in _FIELDS_BY_NAME:
         if re.fullmatch(pattern, architecture):
-            said |= fields
+            stated |= fields
     try:
         _, fields, _ = find_family(architecture)
-        said |= {key: fields[key] for key in ("num_heads",) if key in fields}
-    except UserError:  # an architecture of timm's that has no name here: shapes decide
+        stated |= {key: fields[key] for key in ("num_heads",) if key in fields}
+    except UserError:  # the architecture has no name here, so shapes decide
         pass
-    said |= {key: arguments[key] for key in ("num_heads",) if key in arguments}
+    stated |= {key: arguments[key] for key in ("num_heads",) if key in arguments}
     pool = arguments.get("global_pool", config.get("global_pool"))
-    if pool is not None and "pool" not in given:
+    if pool is not None and "pool" not in known:
         if pool not in _POOLS:
             raise UserError(
                 f"timm's global_pool {brief(pool)}: no model here pools so; give one that does, "
                 "such as --config.model.pool=cls"
             )
-        said["pool"] = _POOLS[pool]
+        stated["pool"] = _POOLS[pool]
     activation = arguments.get("act_layer")
-    if activation and "gelu" not in given:
+    if activation and "gelu" not in known:
         if activation not in ACTIVATIONS:
             raise UserError(f"timm's act_layer {brief(activation)} has no counterpart here")
-        said["gelu"] = ACTIVATIONS[activation]
-    return said
+        stated["gelu"] = ACTIVATIONS[activation]
+    return stated
 
 
 def _pretrained_cfg(config: dict[str, Any]) -> dict[str, Any]:
-    """How the weights were trained; in old files it stands beside the architecture."""
+    """The settings of the training. Old files have them at the top level."""
     return config.get("pretrained_cfg") or (config if "architecture" in config else {})
 
 
 def classes_of(config: dict[str, Any]) -> list[str] | None:
-    """Names of the outputs, where they are listed one by one."""
+    """The names of the outputs, if the file lists them."""
     names = config.get("label_names") or _pretrained_cfg(config).get("label_names")
     return names if isinstance(names, list) else None
 
@@ -94,29 +94,29 @@ def classes_of(config: dict[str, Any]) -> list[str] | None:
 def preprocessing(
     config: dict[str, Any], default: DataConfig
 ) -> tuple[DataConfig, tuple[str, ...]]:
-    """How images were shown, where `pretrained_cfg` says it, and the fields that are guessed: all
-    of `default` where there is no such file; timm's own defaults where it leaves one open.
+    """The image settings in `pretrained_cfg`, and the names of fields that are guessed. Without a
+    `pretrained_cfg`, all are guessed: `default`. A single one that is missing is timm's default.
 
     Raises UserError for a mode of cropping that pads.
     """
-    said = {key: value for key, value in _pretrained_cfg(config).items() if value is not None}
-    if not said:
+    stated = {key: value for key, value in _pretrained_cfg(config).items() if value is not None}
+    if not stated:
         return default, SHOWN_BY
-    if (mode := said.get("crop_mode", "center")) not in ("center", "squash"):
+    if (mode := stated.get("crop_mode", "center")) not in ("center", "squash"):
         raise UserError(f"timm's crop_mode {brief(mode)} has no counterpart here")
-    how = said.get("interpolation", "bicubic")
-    guessed = [field for field in ("mean", "std") if field not in said]
-    if how == "random":  # at each training image: bilinear or bicubic
+    how = stated.get("interpolation", "bicubic")
+    guessed = [field for field in ("mean", "std") if field not in stated]
+    if how == "random":  # drawn for each training image: bilinear or bicubic
         how = "bicubic"
         guessed.append("interpolation")
     return DataConfig(
-        said.get("mean", IMAGENET.mean), said.get("std", IMAGENET.std),
-        "area" if how == "box" else how, said.get("crop_pct", 0.875), mode == "squash",
+        stated.get("mean", IMAGENET.mean), stated.get("std", IMAGENET.std),
+        "area" if how == "box" else how, stated.get("crop_pct", 0.875), mode == "squash",
     ), tuple(guessed)  # fmt: skip
 
 
 def config_json(model: Model, classes: list[str] | None, dialect: dict) -> dict[str, Any]:
-    """timm's `config.json`: `timm.create_model("local-dir:FOLDER")` makes the model from it."""
+    """The `config.json` from which `timm.create_model("local-dir:FOLDER")` makes the model."""
     c, data = model.config, model.data_config
     mean, std = data.per_channel(c.channels)
     architecture, arguments = architecture_of(model)
@@ -136,7 +136,7 @@ def config_json(model: Model, classes: list[str] | None, dialect: dict) -> dict[
 def architecture_of(model: Model) -> tuple[str, dict[str, Any]]:
     """The name of a timm model and the arguments that make it this one.
 
-    Raises UserError where timm has none.
+    Raises UserError if timm has no such model.
     """
     c = model.config
     if isinstance(c, MixerConfig):
@@ -161,24 +161,24 @@ def architecture_of(model: Model) -> tuple[str, dict[str, Any]]:
         return "vit_giant_patch14_dinov2", arguments
     arguments["act_layer"] = _NAMES[c.gelu]
     if c.resnet_layers is not None:
-        del arguments["patch_size"]  # of the ResNet's features, which the architecture says
+        del arguments["patch_size"]  # of the ResNet's features; follows from the architecture
         return _same(c, "vit_*_r*", "resnet_layers", "patch_size"), arguments
     if c.distilled:
         return "deit_base_distilled_patch16_224", {
             k: v for k, v in arguments.items() if k not in ("no_embed_class", "global_pool")
         }
-    # They differ in the epsilon of their norms.
+    # The two architectures differ in the epsilon of their norms.
     return "vit_base_patch16_clip_224" if c.pre_norm else "vit_base_patch16_224", arguments
 
 
 def _ratio(hidden: int, width: int) -> float:
-    """A ratio from which timm, which cuts its product with the width, gets the hidden width."""
+    """The `mlp_ratio` from which timm computes the hidden width, as int(width * ratio)."""
     ratio = hidden / width
     return ratio if int(width * ratio) == hidden else (hidden + 0.5) / width
 
 
 def _same(c: Config, pattern: str, *fields: str) -> str:
-    """timm's name of the architecture with these numbers, which its arguments cannot change."""
+    """The name of timm's architecture with the same `fields`, which no argument can change."""
     for name in list_models(pattern):
         other = create_model(name).config
         if all(getattr(other, field, 1) == getattr(c, field, 1) for field in fields):

@@ -1,8 +1,8 @@
-"""Opens weights of any layout: a model, and its parameters, which are read one by one.
+"""Opens weights of any layout.
 
 The names of the tensors decide the layout. Names, shapes, metadata and `config.json` decide the
-model. Then every tensor must belong to a parameter or be ignored for a reason. The values are read
-later, tensor by tensor.
+model. Every tensor must belong to a parameter, or be ignored for a stated reason. The values are
+read later, one parameter at a time.
 """
 
 import dataclasses
@@ -40,29 +40,30 @@ from vit_jax.pretrained.stated import (
     check_resized,
 )  # fmt: skip
 
-# Keys of `config.json` for sizes that also follow from names and shapes.
-SAID = {
+# Keys of `config.json` for sizes that also follow from tensors: key -> field.
+STATED_SIZES = {
     "num_hidden_layers": "num_layers", "depth": "num_layers", "hidden_size": "hidden_size",
     "embed_dim": "hidden_size",
 }  # fmt: skip
 
 
-def open_weights(path: str | Path, **given: Any) -> Weights:
+def open_weights(path: str | Path, **overrides: Any) -> Weights:
     """Opens a file, a folder of Hugging Face or timm, or one of this package's own checkpoints.
 
     Args:
-      given: values that the file does not state, or states wrongly. They may be any field of the
-        model's config (`num_heads`, `gelu`, …), `source_image_size` (the height and width that the
-        weights were trained at), and the `mean` and `std` that normalise images.
+      overrides: values that the file does not state, or states wrongly: any field of the model's
+        config (`num_heads`, `gelu`, …), `source_image_size` (the height and width of the training
+        images), and the `mean` and `std` that normalise images.
 
     Raises:
       UserError: the layout is unknown or ambiguous; tensors are missing, superfluous or of another
         shape; the file is damaged or holds code.
     """
     path = Path(path).expanduser()
-    given = {field: value for field, value in given.items() if value is not None}
-    shown: dict[str, Any] = {field: given.pop(field) for field in ("mean", "std") if field in given}
-    check_data("how images are normalised", shown)
+    overrides = {field: value for field, value in overrides.items() if value is not None}
+    keys = overrides.keys() & {"mean", "std"}
+    normalisation = {key: overrides.pop(key) for key in sorted(keys)}
+    check_data("how images are normalised", normalisation)
     try:
         own, of_own, inside = is_own(path), is_own(path.parent), path.parent.is_file()
     except OSError as error:
@@ -72,22 +73,22 @@ def open_weights(path: str | Path, **given: Any) -> Weights:
         weights = open_own(path if own else path.parent, parts)
     else:
         part = path.name if inside else ""
-        weights = _open_file(path, _open(path.parent if inside else path, part), given)
+        weights = _open_file(path, _open(path.parent if inside else path, part), overrides)
     model = weights.model
-    if shown:
-        data = dataclasses.replace(model.data_config, **shown)
+    if normalisation:
+        data = dataclasses.replace(model.data_config, **normalisation)
         model = dataclasses.replace(model, data_config=data)
-    guessed = tuple(field for field in weights.guessed if field not in shown)
+    guessed = tuple(field for field in weights.guessed if field not in normalisation)
     return dataclasses.replace(weights, model=model, guessed=guessed)
 
 
-def _open_file(path: Path, tensors: Tensors, given: dict[str, Any]) -> Weights:
+def _open_file(path: Path, tensors: Tensors, overrides: dict[str, Any]) -> Weights:
     check_keys(path / "config.json", tensors.config)
     check_metadata(path, tensors.metadata)
     layout, reader, prefix = _recognise(tensors)
     try:
         inside = reader.prepare(tensors.below(prefix))
-        described = reader.describe(inside, _written(tensors.metadata) | given)
+        described = reader.describe(inside, _known_fields(tensors.metadata) | overrides)
         described = _with_metadata(described, tensors.metadata)
     except UserError as error:
         raise error if str(path) in str(error) else UserError(f"{path}: {error}") from error
@@ -97,10 +98,10 @@ def _open_file(path: Path, tensors: Tensors, given: dict[str, Any]) -> Weights:
             "metadata with it, make no sense"
         ) from error
     fields = [field.name for field in dataclasses.fields(described.family)]
-    given = {field: value for field, value in given.items() if field in fields}
-    config = make_config(described.family, described.fields | given, str(path))
+    overrides = {field: value for field, value in overrides.items() if field in fields}
+    config = make_config(described.family, described.fields | overrides, str(path))
     check_config(path, config, described.family)
-    _check_said(tensors, config, given)
+    _check_stated_sizes(tensors, config, overrides)
     check_depth(path, config, len(inside.shapes))
     check_data(path, described.data)
     check_resized(path, described.data, config.image_size)
@@ -126,24 +127,24 @@ def _open_file(path: Path, tensors: Tensors, given: dict[str, Any]) -> Weights:
     }
     check_explained(f"{path} ({layout.name}) does", consumed, inside.shapes, ignored)
     inside.check_numbers(consumed)
-    where = {ours: item for item in bound for ours in item.ours}
+    item_of = {ours: item for item in bound for ours in item.ours}
 
     def read(ours: str) -> np.ndarray:
-        item = where[ours]
+        item = item_of[ours]
         arrays = [inside.read(name) for name in item.theirs]
         parts = item.codec.read(arrays, list(item.ours.values()))
         return parts[list(item.ours).index(ours)]
 
     extras = {name: functools.partial(inside.read, name) for name in ignored}
     return Weights(
-        path, layout.name, model, classes, {p: item.ours[p] for p, item in where.items()}, read,
+        path, layout.name, model, classes, {p: item.ours[p] for p, item in item_of.items()}, read,
         unused | ignored, described.dialect | {"prefix_of_all": prefix}, extras, described.guessed,
         tensors.notes,
     )  # fmt: skip
 
 
 def _open(path: Path, part: str) -> Tensors:
-    """Opens a file by the first layout that has a container of its own, or by its content."""
+    """Opens a file as the container of the first layout that knows it, or by its content."""
     for _, reader in readers() if not part else ():
         if (tensors := reader.open(path)) is not None:
             return tensors
@@ -151,7 +152,7 @@ def _open(path: Path, part: str) -> Tensors:
 
 
 def _recognise(tensors: Tensors) -> tuple[Layout, Reader, str]:
-    """The one layout whose names these are, its reader, and the prefix before all names."""
+    """The one layout that has these names, its reader, and the prefix of all names."""
     fits = []
     for layout, reader in readers():
         below = ((prefix, tensors.below(prefix).shapes) for prefix in reader.prefixes)
@@ -172,34 +173,35 @@ def _recognise(tensors: Tensors) -> tuple[Layout, Reader, str]:
     return fits[0]
 
 
-def _written(metadata: dict[str, Any]) -> dict[str, Any]:
-    """The metadata of this package, in the form in which a user gives fields."""
+def _known_fields(metadata: dict[str, Any]) -> dict[str, Any]:
+    """The fields in this package's metadata, by the names that `open_weights` has for them."""
     if not metadata:
         return {}
-    told = {field: value for field, value in metadata["fields"].items() if value is not None}
-    size = {"source_image_size": told["image_size"]} if "image_size" in told else {}
-    return told | size
+    fields = {field: value for field, value in metadata["fields"].items() if value is not None}
+    size = {"source_image_size": fields["image_size"]} if "image_size" in fields else {}
+    return fields | size
 
 
-def _with_metadata(found: Description, metadata: dict[str, Any]) -> Description:
+def _with_metadata(described: Description, metadata: dict[str, Any]) -> Description:
     """The description with this package's metadata, which is exact and overrides the shapes."""
     if not metadata:
-        return found
+        return described
+    fields = described.fields | metadata["fields"]
     return dataclasses.replace(
-        found, fields=found.fields | metadata["fields"], data=DataConfig(**metadata["data"]),
-        classes=metadata.get("classes") or found.classes, guessed=(),
-        activation=metadata.get("activation", found.activation),
+        described, fields=fields, data=DataConfig(**metadata["data"]), guessed=(),
+        classes=metadata.get("classes") or described.classes,
+        activation=metadata.get("activation", described.activation),
     )  # fmt: skip
 
 
-def _check_said(tensors: Tensors, config: Config, given: dict[str, Any]) -> None:
-    """Compares the sizes in `config.json` with the tensors, because shapes alone do not show that
-    the last layers are missing."""
-    said = tensors.config | (tensors.config.get("model_args") or {})
-    for key, field in SAID.items():
-        found = getattr(config, field, None)
-        if None not in (said.get(key), found) and said[key] != found and field not in given:
+def _check_stated_sizes(tensors: Tensors, config: Config, overrides: dict[str, Any]) -> None:
+    """Raises UserError if sizes in `config.json` and in the tensors differ. Names and shapes alone
+    do not show that the last layers are missing."""
+    stated = tensors.config | (tensors.config.get("model_args") or {})
+    for key, field in STATED_SIZES.items():
+        size = getattr(config, field, None)
+        if None not in (stated.get(key), size) and stated[key] != size and field not in overrides:
             raise UserError(
-                f"{tensors.path / 'config.json'} says {key} {brief(said[key])}, the tensors are "
-                f"those of {found}"
+                f"{tensors.path / 'config.json'} says {key} {brief(stated[key])}, the tensors are "
+                f"those of {size}"
             )
