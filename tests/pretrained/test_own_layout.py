@@ -26,6 +26,7 @@ import json
 import numpy as np
 
 from vit_jax.errors import UserError
+from vit_jax.models.configs import ViTConfig
 from vit_jax.models.data_config import DataConfig
 from vit_jax.pretrained import Description, Layout, Reader, Tensors, Writer, row
 from vit_jax.pretrained.rows import DENSE, POSITIONS
