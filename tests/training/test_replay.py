@@ -78,7 +78,7 @@ def test_a_trace_is_written_of_the_steps_asked_for(tmp_path, capsys):
 
 @pytest.mark.parametrize("text", ["3", "0:2", "3:0", "3:2:x", "a:b"])
 def test_a_trace_that_cannot_be_is_refused(tmp_path, text):
-    with pytest.raises(UserError, match="profile is FIRST:COUNT steps, .* as in 100:5"):
+    with pytest.raises(UserError, match=r"profile is FIRST:COUNT steps, .* as in 100:5"):
         vit_jax.train(tiny_config(profile=text), tmp_path / "run", devices=ONE, quiet=True)
 
 
