@@ -186,6 +186,6 @@ def test_a_slow_compilation_is_compilation(tmp_path):
         )["goodput"]
     finally:
         jax.config.update("jax_enable_compilation_cache", cached)
-    longest = max(took)  # that of the training step
-    assert told["compile"] > longest > told["step"]
+    shorter, _ = sorted(took)[-2:]  # of the first state, and of the training step
+    assert told["compile"] > shorter
     assert told["compile"] > 2 * (told["step"] + told["data"])
