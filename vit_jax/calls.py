@@ -56,16 +56,13 @@ def made(text: str, kinds: Mapping[str, Any], what: str, hint: str) -> list[Any]
         name = name_of(call)
         if not name.isidentifier():
             raise UserError(f"{what} {text!r}: {hint}")
-        try:
-            arguments, options = arguments_of(call)
-        except SyntaxError as error:
-            raise UserError(f"{what} {text!r} cannot be read ({error.msg}): {hint}") from error
-        except ValueError as error:
-            raise UserError(f"{what} {name}: {error}") from error
         if name not in kinds:
             raise UserError(f"unknown {what} {name!r}: {nearest(name, kinds)}")
         try:
+            arguments, options = arguments_of(call)
             results.append(kinds[name](*arguments, **options))
+        except SyntaxError as error:
+            raise UserError(f"{what} {text!r} cannot be read ({error.msg}): {hint}") from error
         except (TypeError, ValueError) as error:
             takes = ", ".join(map(str, inspect.signature(kinds[name]).parameters))
             raise UserError(f"{what} {name}: {error} (it takes {takes})") from error

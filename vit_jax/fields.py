@@ -23,7 +23,7 @@ class Fits(NamedTuple):
         number = isinstance(value, int | float) and not isinstance(value, bool)
         if self.kind in (int, float) and not number:
             return True
-        if self.kind is int and value != int(value):
+        if self.kind is int and isinstance(value, float) and not value.is_integer():
             return True
         return not self.test(value)
 
@@ -32,7 +32,7 @@ COUNT = Fits(int, lambda n: n >= 1, "a whole number of at least 1")
 NATURAL = Fits(int, lambda n: n >= 0, "a whole number of at least 0")
 RATE = Fits(float, lambda rate: 0 <= rate < 1, "a number in [0, 1)")
 SHARE = Fits(float, lambda share: 0 < share <= 1, "a number in (0, 1]")
-INSIDE = Fits(float, lambda share: 0 < share < 1, "a number between 0 and 1")
+INSIDE = Fits(float, lambda share: 0 < share <= 1 - 1e-9, "a number between 0 and 1")
 POSITIVE = Fits(float, lambda value: value > 0, "a positive number")
 NOT_NEGATIVE = Fits(float, lambda value: value >= 0, "a number of at least 0")
 
