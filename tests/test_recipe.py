@@ -250,6 +250,6 @@ def test_a_config_is_told_as_lines_without_the_empty_keys():
     said = {
         key.strip(): value.strip() for key, _, value in (line.partition("  #") for line in text)
     }
-    assert said["optimizer.lr = 0.001"] == "peak, after the warm-up"
+    assert said["optimizer.lr = 0.001"] == "learning rate at its peak, after the warm-up"
     assert said["model.name = 'vit_base_patch16_224'"] == ROWS["model.name"].says
     assert not any(line.startswith("total_steps") for line in text)

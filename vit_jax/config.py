@@ -47,67 +47,85 @@ TRACED = Fits(
 # and which choices of its component read it, where not all do. An empty key takes what its meaning
 # says.
 KEYS = (
-    Key("task", "classification", "or one of your own, my_package.my_module:MyTask", later=True),
-    Key("seed", 0, "of parameters, order of examples, augmentation, dropout", SEED),
-    Key("batch_size", 128, "examples a step, over all devices", COUNT),
-    Key("microbatch", object, "examples a pass; fewer than batch_size accumulates | auto", PASS,
+    Key("task", "classification", "what is learned: classification, or a task of your own by its "
+        "import path, my_package.my_module:MyTask", later=True),
+    Key("seed", 0, "decides the first parameters, the order of examples, augmentation and dropout",
+        SEED),
+    Key("batch_size", 128, "examples in a step, over all devices", COUNT),
+    Key("microbatch", object, "examples in one pass; if fewer than batch_size, gradients are "
+        "summed over passes. auto: as many as the memory holds", PASS, free=True),
+    Key("total_steps", int, "length of the training. Exactly one of total_steps, total_epochs and "
+        "total_examples is set", free=True),
+    Key("total_epochs", float, "the length in passes over the training split", free=True),
+    Key("total_examples", int, "the length in examples, over all epochs", free=True),
+    Key("log_every_steps", 50, "steps between two rows of metrics", COUNT, free=True),
+    Key("eval_every_steps", int, "steps between two evaluations. Without it and "
+        "eval_every_epochs: at the end alone", free=True),
+    Key("eval_every_epochs", float, "the same in epochs; at most one of the two is set", free=True),
+    Key("eval_batch_size", int, "examples in a step of evaluation. Empty: batch_size", COUNT,
         free=True),
-    Key("total_steps", int, "how long to train: exactly one of the three", free=True),
-    Key("total_epochs", float, "of the training split", free=True),
-    Key("total_examples", int, "seen, over all epochs", free=True),
-    Key("log_every_steps", 50, "a row of metrics and a line", COUNT, free=True),
-    Key("eval_every_steps", int, "neither: at the end alone", free=True),
-    Key("eval_every_epochs", float, "at most one of the two", free=True),
-    Key("eval_batch_size", int, "batch_size", COUNT, free=True),
-    Key("evaluators", str, "others than data.eval: fewshot('folder:PATH')|knn(…)|…", free=True),
-    Key("init", str, "checkpoint or work folder: its parameters, another head", free=True),
-    Key("resume", str, "checkpoint or work folder: its whole state", free=True),
-    Key("max_skipped_steps", 20, "non-finite steps in a row that end the run", COUNT, free=True),
-    Key("deterministic", False, "the same bits from the same config on a GPU too, at some cost"),
-    Key("preflight", True, "refuse what the devices' memory cannot hold before it starts",
+    Key("evaluators", str, "evaluations beside that of data.eval: fewshot('folder:PATH')|knn(…)|…",
         free=True),
-    Key("profile", str, "FIRST:COUNT steps traced for xprof; FIRST:COUNT:all, :0,3", TRACED,
+    Key("init", str, "weights, checkpoint or work folder that the parameters come from; the head "
+        "is new", free=True),
+    Key("resume", str, "checkpoint or work folder that the whole state comes from", free=True),
+    Key("max_skipped_steps", 20, "this many non-finite steps in a row end the run", COUNT,
         free=True),
-    Key("step_timeout", 300.0,
-        "seconds without a step (or 20 usual ones) that end it: exit code 76", POSITIVE, free=True),
+    Key("deterministic", False, "the same config gives the same bits on a GPU too, at some cost "
+        "of speed"),
+    Key("preflight", True, "refuse a run that the devices' memory cannot hold, before it starts",
+        free=True),
+    Key("profile", str, "steps to trace for xprof, as FIRST:COUNT; processes as in "
+        "FIRST:COUNT:all or :0,3", TRACED, free=True),
+    Key("step_timeout", 300.0, "seconds without a step (or the time of 20 usual ones) that end "
+        "the run with exit code 76", POSITIVE, free=True),
     Key("heartbeat_timeout", 20.0, "seconds of silence after which a process counts as dead",
         POSITIVE, free=True),
 
     # The fields of the families follow it, model.FIELD: models/configs.py. All of them are empty;
     # what is left empty comes with the name.
-    Key("model.name", "vit_base_patch16_224",
-        "as `list_models` has them, or one of your own, my_package.my_module:MY_FAMILY"),
+    Key("model.name", "vit_base_patch16_224", "a name that `list_models` gives, or a family of "
+        "your own by its import path, my_package.my_module:MY_FAMILY"),
 
-    Key("data.train.source", "digits", "digits | folder:PATH | tfds:NAME | synthetic"),
-    Key("data.train.split", "train", "as the source names it"),
+    Key("data.train.source", "digits", "where the examples are: digits | folder:PATH | tfds:NAME "
+        "| synthetic"),
+    Key("data.train.split", "train", "which part of the source, by the source's name for it"),
     Key("data.train.pipeline", "decode|inception_crop|flip_lr",
-        "operations of vit_jax/data/ops.py"),
-    Key("data.eval.source", str, "data.train.source"),
-    Key("data.eval.split", "val", "empty: no evaluation"),
-    Key("data.eval.pipeline", "decode|resize_small|central_crop", "none of them random"),
-    Key("data.mean", object, "pixels in 0 … 1 less this (0.5, or those of `init`)"),
-    Key("data.std", object, "… over this; a number, or one a channel"),
-    Key("data.threads", 2, "that read and augment, per process", NATURAL, free=True),
-    Key("data.workers", 0, "processes that read and augment instead", NATURAL, free=True),
-    Key("data.damaged", "skip", "of files that cannot be read", one_of("skip", "fail")),
-    Key("mixup", 0.0, "p of Beta(p, p), the share of an image in its mix with another; 0 is off",
-        NOT_NEGATIVE),
-    Key("cutmix", 0.0, "p of Beta(p, p), the share outside of a box of another; 0 is off",
-        NOT_NEGATIVE),
-    Key("mix_each", False, "every example has its own share and box; else a batch has one"),
+        "operations on each image, joined by |"),
+    Key("data.eval.source", str, "where the examples of evaluation are. Empty: data.train.source"),
+    Key("data.eval.split", "val", "the part that is evaluated. Empty: no evaluation"),
+    Key("data.eval.pipeline", "decode|resize_small|central_crop",
+        "operations on each image in evaluation, none of them random"),
+    Key("data.mean", object, "subtracted from pixels in 0 … 1; a number, or one for each channel. "
+        "Empty: that of init, or 0.5"),
+    Key("data.std", object, "then divides them; a number, or one for each channel. Empty: that of "
+        "init, or 0.5"),
+    Key("data.threads", 2, "threads of each process that read and augment", NATURAL, free=True),
+    Key("data.workers", 0, "processes that read and augment instead of the threads", NATURAL,
+        free=True),
+    Key("data.damaged", "skip", "what happens at a file that cannot be read: skip takes the next "
+        "one", one_of("skip", "fail")),
+    Key("mixup", 0.0, "p of Beta(p, p), from which an image's share in its mix with another is "
+        "drawn; 0: off", NOT_NEGATIVE),
+    Key("cutmix", 0.0, "p of Beta(p, p), from which the share outside of another image's box is "
+        "drawn; 0: off", NOT_NEGATIVE),
+    Key("mix_each", False, "every example has its own share and box; otherwise a batch has one"),
 
-    Key("optimizer.name", "adamw", "of ours, or any other function of optax",
+    Key("optimizer.name", "adamw", "one of those named here, or any other function of optax",
         one_of("adam", "adamw", "sgd", "adafactor", "muon", "schedule_free", OTHERS)),
-    Key("optimizer.lr", 1e-3, "peak, after the warm-up", NOT_NEGATIVE),
-    Key("optimizer.lr_per", int, "batch size that lr is for: it grows with batch_size", COUNT),
-    Key("optimizer.weight_decay", 0.0, "of kernels", NOT_NEGATIVE,
+    Key("optimizer.lr", 1e-3, "learning rate at its peak, after the warm-up", NOT_NEGATIVE),
+    Key("optimizer.lr_per", int, "batch size for which lr is stated; the rate grows in proportion "
+        "to batch_size", COUNT),
+    Key("optimizer.weight_decay", 0.0, "decay of the kernels", NOT_NEGATIVE,
         ("adamw", "sgd", "adafactor", "muon", "schedule_free", OTHERS)),
-    Key("optimizer.decay_by", "rate", "rate: times the learning rate; schedule: its share of lr",
-        one_of("rate", "schedule")),
-    Key("optimizer.layer_decay", float, "factor of the rate, a block further down", SHARE),
-    Key("optimizer.freeze", str, "regular expression of the paths that do not train"),
-    Key("optimizer.clip_norm", float, "of the global gradient", NOT_NEGATIVE),
-    Key("optimizer.skip_norm", float, "steps of a larger gradient than this are skipped",
+    Key("optimizer.decay_by", "rate", "what multiplies the decay. rate: the learning rate; "
+        "schedule: its share of the peak", one_of("rate", "schedule")),
+    Key("optimizer.layer_decay", float, "factor by which the rate shrinks from a block to the one "
+        "before it", SHARE),
+    Key("optimizer.freeze", str, "regular expression of the parameters' paths that do not train"),
+    Key("optimizer.clip_norm", float, "largest norm of the global gradient, to which longer ones "
+        "are scaled", NOT_NEGATIVE),
+    Key("optimizer.skip_norm", float, "steps with a gradient of a larger norm are skipped",
         NOT_NEGATIVE),
     Key("optimizer.b1", 0.9, "decay of Adam's first moment", RATE,
         ("adam", "adamw", "adafactor", "muon", "schedule_free")),
@@ -115,41 +133,51 @@ KEYS = (
         ("adam", "adamw", "muon", "schedule_free")),
     Key("optimizer.eps", 1e-8, "added to the second moment's root", None,
         ("adam", "adamw", "schedule_free")),
-    Key("optimizer.offload", False, "its state in the host's memory, fetched for every update",
-        free=True),
-    Key("optimizer.mu_dtype", str, "of the first moment", None,
+    Key("optimizer.offload", False, "the optimiser's state is in the host's memory, fetched for "
+        "every update", free=True),
+    Key("optimizer.mu_dtype", str, "number format of the first moment. Empty: float32", None,
         ("adam", "adamw", "adafactor", "muon")),
-    Key("optimizer.momentum", 0.9, "of sgd; 0 is plain gradient descent", RATE, ("sgd",)),
-    Key("optimizer.kwargs", ConfigDict(), "arguments of sgd, muon, or any other function of optax",
-        None, ("sgd", "muon", OTHERS)),
-    Key("ema", float, "decay of an average of the weights, measured beside them", INSIDE),
+    Key("optimizer.momentum", 0.9, "momentum of sgd; 0 is plain gradient descent", RATE, ("sgd",)),
+    Key("optimizer.kwargs", ConfigDict(),
+        "further arguments of sgd, muon, or another function of optax", None,
+        ("sgd", "muon", OTHERS)),
+    Key("ema", float, "decay of a moving average of the weights, which is evaluated beside them",
+        INSIDE),
 
-    Key("schedule.name", "cosine", "of the learning rate",
+    Key("schedule.name", "cosine", "how the learning rate falls after the warm-up",
         one_of("constant", "cosine", "linear", "rsqrt")),
-    Key("schedule.warmup_steps", int, "at most one of the three"),
-    Key("schedule.warmup_epochs", float, "linear from 0"),
-    Key("schedule.warmup_examples", int, "linear from 0"),
-    Key("schedule.end_lr", 0.0, "after the last step", None, ("cosine", "linear", "rsqrt")),
-    Key("schedule.timescale", 10_000, "of rsqrt, steps", None, ("rsqrt",)),
-    Key("schedule.cooldown_steps", 0, "of rsqrt, linear to end_lr", None, ("rsqrt",)),
+    Key("schedule.warmup_steps", int, "steps in which the rate rises linearly; at most one of the "
+        "three lengths is set"),
+    Key("schedule.warmup_epochs", float, "the warm-up in epochs"),
+    Key("schedule.warmup_examples", int, "the warm-up in examples"),
+    Key("schedule.end_lr", 0.0, "learning rate after the last step", None,
+        ("cosine", "linear", "rsqrt")),
+    Key("schedule.timescale", 10_000, "timescale of rsqrt, in steps", None, ("rsqrt",)),
+    Key("schedule.cooldown_steps", 0, "last steps of rsqrt, in which the rate falls linearly to "
+        "end_lr", None, ("rsqrt",)),
 
-    Key("loss.name", "softmax", "of the task", one_of("softmax", "sigmoid")),
-    Key("loss.label_smoothing", 0.0, "mass spread over all classes", RATE, ("softmax",)),
-    Key("loss.class_weights", object, "a number for each class", None, ("softmax", "sigmoid")),
-    Key("distill", str, "soft('WEIGHTS', temperature=2) | hard('WEIGHTS', weight=0.5)"),
+    Key("loss.name", "softmax", "cross-entropy by a softmax over the classes, or a sigmoid for "
+        "each", one_of("softmax", "sigmoid")),
+    Key("loss.label_smoothing", 0.0, "share of the target that is spread over all classes", RATE,
+        ("softmax",)),
+    Key("loss.class_weights", object, "how much each class counts, a number for each", None,
+        ("softmax", "sigmoid")),
+    Key("distill", str, "teacher: soft('WEIGHTS', temperature=2) | hard('WEIGHTS', weight=0.5)"),
 
     # Sizes multiply to the device count; a -1 takes what is left.
-    Key("mesh.data", -1, "splits the batch", free=True),
-    Key("mesh.fsdp", 1,
-        "splits the batch, parameters and optimiser's state; both -1: fsdp up to 16", free=True),
-    Key("mesh.tensor", 1, "splits heads and hidden widths", free=True),
-    Key("mesh.min_shard_size", 2**16, "parameters of fewer elements are replicated", free=True),
+    Key("mesh.data", -1, "devices among which the batch is split; one -1 takes the devices that "
+        "are left", free=True),
+    Key("mesh.fsdp", 1, "devices that split batch, parameters and optimiser's state. Both -1: up "
+        "to 16", free=True),
+    Key("mesh.tensor", 1, "devices that split heads and hidden widths", free=True),
+    Key("mesh.min_shard_size", 2**16, "parameters with fewer elements are replicated", free=True),
 
-    Key("checkpoint.every_steps", int, "a tenth of the run", COUNT, free=True),
-    Key("checkpoint.every_minutes", float, "others in between, of which the newest stays",
-        POSITIVE, free=True),
-    Key("checkpoint.keep", 3, "the last ones", COUNT, free=True),
-    Key("checkpoint.keep_best", True, "and the best evaluated one", free=True),
+    Key("checkpoint.every_steps", int, "steps between two checkpoints. Empty: a tenth of the run",
+        COUNT, free=True),
+    Key("checkpoint.every_minutes", float,
+        "minutes between further checkpoints, of which the newest stays", POSITIVE, free=True),
+    Key("checkpoint.keep", 3, "how many of the last checkpoints stay", COUNT, free=True),
+    Key("checkpoint.keep_best", True, "the best evaluated checkpoint stays, too", free=True),
 )  # fmt: skip
 
 

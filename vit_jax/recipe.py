@@ -10,6 +10,7 @@ import importlib.util
 import inspect
 import math
 import os
+import textwrap
 import traceback
 from collections.abc import Mapping
 from pathlib import Path
@@ -223,5 +224,11 @@ def as_text(config: ConfigDict) -> str:
 def keys_in_words() -> str:
     """Every key with its default and what it is, for `--help`."""
     defaults = {row.name: "" if row.empty else row.default for row in ROWS.values()}
-    lines = [f"  {f'{name}={value}':<44}  {ROWS[name].says}" for name, value in defaults.items()]
+    lines = [
+        textwrap.fill(
+            f"{f'  {name}={value}':<46}  {ROWS[name].says}", 100, subsequent_indent=" " * 48,
+            break_long_words=False, break_on_hyphens=False,
+        )
+        for name, value in defaults.items()
+    ]  # fmt: skip
     return "\n".join(["keys of a config (--config.KEY=VALUE), with their defaults:", *lines])

@@ -22,14 +22,18 @@ from vit_jax.fields import (
 class ImageConfig:
     """What every family has: images in, logits out. A run decides all of it, not the weights."""
 
-    image_size: tuple[int, int] = field((224, 224), "a number or (height, width)")
-    channels: int = field(3, "of an image; the data set's", COUNT)
+    image_size: tuple[int, int] = field((224, 224), "pixels of a side, or (height, width)")
+    channels: int = field(3, "channels of an image. Empty: those of the data set", COUNT)
     num_classes: int = field(
-        1000, "the data set's; 0: no head, logits are what it would read", NATURAL
+        1000, "outputs of the head. Empty: the classes of the data set. 0: no head", NATURAL
     )
-    head_bias: float = field(0.0, "initial; negative for sigmoid losses with many classes")
+    head_bias: float = field(
+        0.0, "first bias of the head; negative for sigmoid losses with many classes"
+    )
     dtype: str = field(
-        "float32", "of the arithmetic; parameters are float32", one_of("float32", "bfloat16")
+        "float32",
+        "number format of the arithmetic; parameters are float32",
+        one_of("float32", "bfloat16"),
     )
 
     def __post_init__(self):
@@ -40,19 +44,24 @@ class ImageConfig:
 class PatchConfig(ImageConfig):
     """What the families have that cut an image into patches and stack equal blocks."""
 
-    hidden_size: int = field(768, "of a token: D, or C of a Mixer", COUNT)
+    hidden_size: int = field(768, "width of a token: D, or C of a Mixer", COUNT)
     num_layers: int = field(12, "L, the number of blocks", COUNT)
     mlp_dim: int = field(3072, "hidden width of a block's MLP", COUNT)
-    patch_size: int = field(16, "P, in pixels of the image, of hybrids too", COUNT)
-    gelu: str = field("tanh", "the form of it", one_of("tanh", "exact", "quick"))
-    layernorm_eps: float = field(1e-6, "added to the variance", POSITIVE)
+    patch_size: int = field(
+        16, "P, the side of a patch in pixels of the image, of hybrids too", COUNT
+    )
+    gelu: str = field("tanh", "form of the GELU", one_of("tanh", "exact", "quick"))
+    layernorm_eps: float = field(1e-6, "added to the variance in a LayerNorm", POSITIVE)
     dropout: float = field(
-        0.0, "after the positions and in both branches of every block", RATE, of_run=True
+        0.0, "dropout after the positions and in both branches of every block", RATE, of_run=True
     )
     drop_path: float = field(
-        0.0, "of the last block's branches; grows linearly from 0", RATE, of_run=True
+        0.0,
+        "stochastic depth of the last block; from 0 in the first, it grows linearly",
+        RATE,
+        of_run=True,
     )
-    scan: bool = field(False, "compile one block and loop over stacked layers", free=True)
+    scan: bool = field(False, "compile one block, and loop over the stacked layers", free=True)
     remat: str = field(
         "none", "what the backward pass computes again", one_of("none", "full", "dots"), free=True
     )
@@ -67,14 +76,14 @@ class PatchConfig(ImageConfig):
 class ViTConfig(PatchConfig):
     """A ViT (arXiv 2010.11929), or a hybrid. Sizes as in table 1."""
 
-    num_heads: int = field(12, "of attention; they divide hidden_size", COUNT)
+    num_heads: int = field(12, "heads of attention; their number divides hidden_size", COUNT)
     pool: str = field(
-        "cls", "what the head reads; cls_gap: class token and mean side by side",
+        "cls", "what the head reads. cls_gap: class token and mean side by side",
         one_of("cls", "gap", "map", "cls_gap"),
     )  # fmt: skip
-    posemb: str = field("learned", "positions", one_of("learned", "sincos2d"))
+    posemb: str = field("learned", "kind of positions", one_of("learned", "sincos2d"))
     posemb_resize: str = field(
-        "timm", "the interpolation of positions that the weights were made for: models/position.py",
+        "timm", "how positions are resized, by whoever made the weights",
         one_of("google", "timm_npz", "timm", "dinov2_reg", "huggingface", "dinov2"),
     )  # fmt: skip
     prefix_positions: str = field(
@@ -82,25 +91,34 @@ class ViTConfig(PatchConfig):
     )
     idle_class_token: bool = field(False, "a class token although `pool` does not read it")
     distilled: bool = field(False, "DeiT's second token and head (arXiv 2012.12877)")
-    registers: int = field(0, "extra tokens (arXiv 2309.16588)", NATURAL)
+    registers: int = field(0, "number of register tokens (arXiv 2309.16588)", NATURAL)
     resnet_layers: tuple[int, ...] | None = field(
-        None, "units of each stage of a ResNet or a hybrid's; (): the stem alone"
+        None, "units of each stage of a ResNet, or of a hybrid's; (): the stem alone"
     )
-    groupnorm_eps: float = field(1e-6, "added to the variance, of ResNets and hybrids", POSITIVE)
+    groupnorm_eps: float = field(
+        1e-6, "added to the variance in a GroupNorm of ResNets and hybrids", POSITIVE
+    )
     standardization: str = field(
-        "google", "of the convolutions of ResNets and hybrids", one_of("google", "bit", "timm")
+        "google",
+        "how kernels of ResNets and hybrids are standardised",
+        one_of("google", "bit", "timm"),
     )
     pre_norm: bool = field(False, "LayerNorm before the encoder, as in CLIP")
-    embed_bias: bool = field(True, "of the patches' projection")
-    qkv_bias: bool = field(True, "of queries, keys and values")
-    qk_norm: bool = field(False, "LayerNorm of queries and keys")
-    mlp: str = field("dense", "of a block", one_of("dense", "swiglu"))
-    layer_scale: float = field(0.0, "initial value; 0 leaves it out", NOT_NEGATIVE)
+    embed_bias: bool = field(True, "the projection of patches has a bias")
+    qkv_bias: bool = field(True, "the projection to queries, keys and values has a bias")
+    qk_norm: bool = field(False, "a LayerNorm of queries and of keys")
+    mlp: str = field("dense", "the MLP of a block", one_of("dense", "swiglu"))
+    layer_scale: float = field(0.0, "first value of LayerScale; 0 leaves it out", NOT_NEGATIVE)
     norm_after_pool: bool = field(False, "the last LayerNorm follows the pooling")
-    pre_logits: bool = field(False, "hidden tanh layer in the head, of pre-training", of_run=True)
-    attention_dropout: float = field(0.0, "of attention weights", RATE, of_run=True)
+    pre_logits: bool = field(
+        False, "a hidden layer with tanh in the head, for pre-training", of_run=True
+    )
+    attention_dropout: float = field(0.0, "dropout of attention weights", RATE, of_run=True)
     attention: str = field(
-        "auto", "auto: cuDNN's where it can", one_of("auto", "xla", "cudnn"), of_run=True
+        "auto",
+        "who computes attention; auto: cuDNN where it can, otherwise XLA",
+        one_of("auto", "xla", "cudnn"),
+        of_run=True,
     )
 
     def __post_init__(self):
@@ -176,9 +194,11 @@ class ResNetConfig(ImageConfig):
     """A BiT ResNet (arXiv 1912.11370)."""
 
     resnet_layers: tuple[int, ...] = field((3, 4, 6, 3), "units of each stage")
-    width_factor: int = field(1, "of a ResNet's channels", COUNT)
-    groupnorm_eps: float = field(1e-5, "added to the variance", POSITIVE)
-    standardization: str = field("bit", "of the convolutions", one_of("google", "bit", "timm"))
+    width_factor: int = field(1, "factor of a ResNet's channels", COUNT)
+    groupnorm_eps: float = field(1e-5, "added to the variance in a GroupNorm", POSITIVE)
+    standardization: str = field(
+        "bit", "how kernels are standardised", one_of("google", "bit", "timm")
+    )
     remat: str = field(
         "none", "what the backward pass computes again", one_of("none", "full"), free=True
     )
