@@ -11,22 +11,12 @@ from typing import Any
 import numpy as np
 
 from vit_jax.errors import UserError, printable
-from vit_jax.models.configs import MixerConfig, ResNetConfig, ViTConfig, stride_of
+from vit_jax.models.configs import MixerConfig, ResNetConfig, ViTConfig
 from vit_jax.models.data_config import SQUASHED, DataConfig
 from vit_jax.models.family import Config
 from vit_jax.models.model import Model
 from vit_jax.pretrained.files import Tensors, write_npz
-from vit_jax.pretrained.layout import (
-    Description,
-    Layout,
-    Reader,
-    Writer,
-    count,
-    needs,
-    refused_pool,
-    size_of,
-    units,
-)  # fmt: skip
+from vit_jax.pretrained.layout import Description, Layout, Reader, Writer, refused_pool
 from vit_jax.pretrained.rows import (
     BATCHED,
     POINTWISE_HWIO,
@@ -37,6 +27,8 @@ from vit_jax.pretrained.rows import (
     joined,
     row,
 )  # fmt: skip
+from vit_jax.pretrained.shown import BLOCK as OURS
+from vit_jax.pretrained.shown import Shown, mixer_fields, resnet_fields, vit_fields
 from vit_jax.pretrained.stated import MOST_LAYERS
 
 PREFIXES = ("", "params/", "opt/target/", "img/", "params/img/")
@@ -46,6 +38,12 @@ NUMBERING = {
     "old": ("MultiHeadDotProductAttention_1", "LayerNorm_2", "MlpBlock_3"),
     "linen": ("MultiHeadDotProductAttention_0", "LayerNorm_1", "MlpBlock_0"),
 }
+
+# The arithmetic of both code bases, which no file states.
+ASSUMED = {
+    "gelu": "tanh", "layernorm_eps": 1e-6, "groupnorm_eps": 1e-6, "standardization": "google",
+}  # fmt: skip
+BIT = {"groupnorm_eps": 1e-5, "standardization": "bit"}
 
 
 def _pair(ours: str, theirs: str, names=("kernel", "bias"), codec=SAME) -> list[Row]:
@@ -64,7 +62,7 @@ def _mlp(ours: str, theirs: str) -> list[Row]:
 def _vit_rows(numbering: str) -> list[Row]:
     """The rows that both code bases share: embedding, blocks, last norm, head."""
     attention, norm2, mlp = NUMBERING[numbering]
-    ours, theirs = "encoder/block{i:02d}", BLOCK + "_{i}"
+    ours, theirs = OURS, BLOCK + "_{i}"
     qkv = [f"{theirs}/{attention}/{part}" for part in ("query", "key", "value")]
     return [
         *_pair("embed", "embedding"),
@@ -97,10 +95,10 @@ def _hybrid_rows(norm_codec) -> list[Row]:
 
 MIXER = [
     *_pair("embed", "stem"),
-    *_norm("encoder/block{i:02d}/norm1", "MixerBlock_{i}/LayerNorm_0"),
-    *_mlp("encoder/block{i:02d}/token_mixing", "MixerBlock_{i}/token_mixing"),
-    *_norm("encoder/block{i:02d}/norm2", "MixerBlock_{i}/LayerNorm_1"),
-    *_mlp("encoder/block{i:02d}/channel_mixing", "MixerBlock_{i}/channel_mixing"),
+    *_norm(f"{OURS}/norm1", "MixerBlock_{i}/LayerNorm_0"),
+    *_mlp(f"{OURS}/token_mixing", "MixerBlock_{i}/token_mixing"),
+    *_norm(f"{OURS}/norm2", "MixerBlock_{i}/LayerNorm_1"),
+    *_mlp(f"{OURS}/channel_mixing", "MixerBlock_{i}/channel_mixing"),
     *_norm("norm", "pre_head_layer_norm"),
     *_pair("head", "head"),
 ]
@@ -155,87 +153,41 @@ def _big_vision_rows(config: Config, dialect: dict[str, Any]) -> list[Row]:
     ]
 
 
-def _vit_fields(tensors: Tensors, numbering: str) -> dict[str, Any]:
-    """The sizes that follow from shapes, in files of both code bases."""
-    shapes = tensors.shapes
-    attention, _, mlp = NUMBERING[numbering]
-    (patch, _, channels, width), (_, heads, _), (_, mlp_dim) = needs(
-        tensors, "embedding/kernel", f"{BLOCK}_0/{attention}/query/kernel",
-        f"{BLOCK}_0/{mlp}/Dense_0/kernel",
-    )  # fmt: skip
-    return {
-        "hidden_size": width, "num_heads": heads, "mlp_dim": mlp_dim, "patch_size": patch,
-        "channels": channels, "num_layers": count(shapes, BLOCK + r"_(\d+)/"),
-        "num_classes": shapes.get("head/kernel", (0, 0))[-1],
-        "pre_logits": "pre_logits/kernel" in shapes,
-        "gelu": "tanh", "layernorm_eps": 1e-6, "posemb_resize": "google",
-    }  # fmt: skip
+def _vit_fields(shown: Shown, known: dict[str, Any], positions: dict[str, int]) -> dict[str, Any]:
+    """The fields that follow from shapes and from the code bases, in files of both."""
+    return vit_fields(shown, known, positions) | {
+        "num_heads": shown[f"{OURS}/attention/qkv/kernel"][1],
+        "pre_logits": bool(shown.get("pre_logits/kernel")), "posemb_resize": "google",
+    } | ASSUMED  # fmt: skip
 
 
 def _describe_google(tensors: Tensors, known: dict[str, Any]) -> Description:
     shapes = tensors.shapes
+    dialect: dict[str, Any] = {}
     if "MixerBlock_0/LayerNorm_0/scale" in shapes:
-        return _describe_mixer(tensors, known)
+        mixer = mixer_fields(Shown(tensors, MIXER), known)
+        return Description(MixerConfig, mixer | {"gelu": "tanh"}, SQUASHED)
     if "resnet/root_block/standardized_conv2d/kernel" in shapes:
-        return _describe_bit(tensors)
-    numbering = "old" if f"{BLOCK}_0/{NUMBERING['old'][2]}/Dense_0/kernel" in shapes else "linen"
-    fields = _vit_fields(tensors, numbering)
-    dialect: dict[str, Any] = {"numbering": numbering}
-    if "conv_root/kernel" in shapes:
-        layers = units(shapes, r"block(\d+)/unit(\d+)/conv1/")
-        fields["patch_size"] *= stride_of(layers)
-        fields |= {
-            "resnet_layers": layers, "groupnorm_eps": 1e-6, "standardization": "google",
-            "channels": shapes["conv_root/kernel"][2],
-        }  # fmt: skip
-        dialect["wide_norms"] = len(needs(tensors, "gn_root/scale")[0]) == 4
-    token = "cls" in shapes
-    ((_, positions, _),) = needs(tensors, "Transformer/posembed_input/pos_embedding")
-    fields["image_size"], _ = size_of(
-        positions, [int(token)], fields["patch_size"], known.get("source_image_size"),
-        str(tensors.path),
-    )  # fmt: skip
-    fields["pool"] = "cls" if token else "gap"
+        shown = Shown(tensors, _bit_rows(SAME))
+        dialect["wide_norms"] = len(shown["norm/scale"]) == 4
+        fields = resnet_fields(shown, known) | BIT
+        return Description(ResNetConfig, fields, SQUASHED, dialect=dialect)
+    old = f"{BLOCK}_0/{NUMBERING['old'][2]}/Dense_0/kernel" in shapes
+    dialect["numbering"] = "old" if old else "linen"
+    shown = Shown(tensors, _google_rows(ViTConfig(), dialect))
+    fields = _vit_fields(shown, known, {"class": int("cls" in shapes)})
+    if fields["resnet_layers"] is not None:
+        dialect["wide_norms"] = len(shown["backbone/root/norm/scale"]) == 4
+    fields["pool"] = "cls" if "cls" in shapes else "gap"
     return Description(ViTConfig, fields, SQUASHED, dialect=dialect)
-
-
-def _describe_mixer(tensors: Tensors, known: dict[str, Any]) -> Description:
-    (patch, _, channels, width), (tokens, tokens_mlp_dim), (_, mlp_dim) = needs(
-        tensors, "stem/kernel", "MixerBlock_0/token_mixing/Dense_0/kernel",
-        "MixerBlock_0/channel_mixing/Dense_0/kernel",
-    )  # fmt: skip
-    size, _ = size_of(tokens, [0], patch, known.get("source_image_size"), str(tensors.path))
-    fields = {
-        "hidden_size": width, "patch_size": patch, "channels": channels, "mlp_dim": mlp_dim,
-        "tokens_mlp_dim": tokens_mlp_dim, "image_size": size,
-        "num_layers": count(tensors.shapes, r"MixerBlock_(\d+)/"),
-        "num_classes": tensors.shapes.get("head/kernel", (0, 0))[-1], "gelu": "tanh",
-    }  # fmt: skip
-    return Description(MixerConfig, fields, SQUASHED)
-
-
-def _describe_bit(tensors: Tensors) -> Description:
-    ((_, _, channels, width), norm) = needs(
-        tensors, "resnet/root_block/standardized_conv2d/kernel", "resnet/group_norm/gamma"
-    )
-    fields = {
-        "resnet_layers": units(tensors.shapes, r"resnet/block(\d+)/unit(\d+)/"),
-        "width_factor": width // 64, "channels": channels, "image_size": 224,
-        "num_classes": tensors.shapes.get("resnet/head/conv2d/kernel", (0, 0))[-1],
-        "groupnorm_eps": 1e-5, "standardization": "bit",
-    }  # fmt: skip
-    dialect = {"wide_norms": len(norm) == 4}
-    return Description(ResNetConfig, fields, SQUASHED, dialect=dialect)
 
 
 def _describe_big_vision(tensors: Tensors, known: dict[str, Any]) -> Description:
     shapes = tensors.shapes
-    fields = _vit_fields(tensors, "linen")
-    patch, size = fields["patch_size"], known.get("source_image_size")
-    if "pos_embedding" in shapes:
-        positions = shapes["pos_embedding"][1]
-        fields["image_size"], _ = size_of(positions, [0], patch, size, str(tensors.path))
-    else:  # sines and cosines are computed, for any size
+    learned = {"none": 0} if "pos_embedding" in shapes else {}
+    fields = _vit_fields(Shown(tensors, _big_vision_rows(ViTConfig(), {})), known, learned)
+    if not learned:  # sines and cosines are computed, for any size
+        patch, size = fields["patch_size"], known.get("source_image_size")
         fields |= {"posemb": "sincos2d", "image_size": size or 224 // patch * patch or patch}
     pool = "cls" if "cls" in shapes else "map" if "MAPHead_0/probe" in shapes else "gap"
     fields |= {"pool": pool, "prefix_positions": "none"}
@@ -308,15 +260,6 @@ def _is_big_vision(names) -> bool:
     return blocks and "Transformer/posembed_input/pos_embedding" not in names
 
 
-def _google_assumes(config: Config, folder: bool) -> dict[str, Any]:
-    if isinstance(config, ResNetConfig):
-        return {"groupnorm_eps": 1e-5, "standardization": "bit"}
-    assumed: dict[str, Any] = {"gelu": "tanh", "layernorm_eps": 1e-6}
-    if getattr(config, "resnet_layers", None) is not None:
-        assumed |= {"groupnorm_eps": 1e-6, "standardization": "google"}
-    return assumed
-
-
 def _notes(model: Model) -> list[str]:
     rows, columns = getattr(model.config, "grid", (0, 0))
     if rows == columns:
@@ -351,7 +294,8 @@ GOOGLE = Layout(
     "google", _google_rows, Reader(_is_google, _describe_google, PREFIXES),
     Writer(
         ".npz", write_npz, positions=lambda config: "class", refuses=_google_refuses,
-        assumes=_google_assumes, notes=_notes,
+        assumes=lambda config, folder: BIT if isinstance(config, ResNetConfig) else ASSUMED,
+        notes=_notes,
     ),
 )  # fmt: skip
 BIG_VISION = Layout(
@@ -359,7 +303,6 @@ BIG_VISION = Layout(
     Reader(_is_big_vision, _describe_big_vision, PREFIXES, prepare=_unstacked),
     Writer(
         ".npz", write_npz, positions=lambda config: "none", refuses=_big_vision_refuses,
-        assumes=lambda config, folder: {"gelu": "tanh", "layernorm_eps": 1e-6}, notes=_notes,
-        finish=_stacked,
+        assumes=lambda config, folder: ASSUMED, notes=_notes, finish=_stacked,
     ),
 )  # fmt: skip

@@ -5,7 +5,6 @@ The tensor names here are those on disk; newer versions of Transformers rename t
 `preprocessor_config.json` states how images are prepared.
 """
 
-import re
 from typing import Any
 
 from vit_jax.errors import UserError
@@ -21,16 +20,7 @@ from vit_jax.pretrained.huggingface_config import (
     preprocessing,
     preprocessor_json,
 )  # fmt: skip
-from vit_jax.pretrained.layout import (
-    Description,
-    Layout,
-    Reader,
-    Writer,
-    count,
-    needs,
-    refused_pool,
-    size_of,
-)  # fmt: skip
+from vit_jax.pretrained.layout import Description, Layout, Reader, Writer, refused_pool
 from vit_jax.pretrained.rows import (
     BATCHED,
     CONV,
@@ -45,6 +35,7 @@ from vit_jax.pretrained.rows import (
 )  # fmt: skip
 from vit_jax.pretrained.rows import torch_dense as _dense
 from vit_jax.pretrained.rows import torch_norm as _norm
+from vit_jax.pretrained.shown import BLOCK, Shown, vit_fields
 
 MODELS = ("vit", "deit", "dinov2", "dinov2_with_registers")
 PREFIXES = ("", *(f"{model}." for model in MODELS))
@@ -56,16 +47,15 @@ PARTS = {
 }
 
 
-def _rows(config: Config, dialect: dict[str, Any]) -> list[Row]:
-    """`dialect` has `model`, one of MODELS, and `prefix`, of all tensors except the heads'."""
-    model, pre = dialect["model"], dialect["prefix"]
+def _rows(model: str, pre: str, distilled: bool) -> list[Row]:
+    """`model` is one of MODELS, and `pre` the prefix of all tensors except the heads'."""
     norm1, norm2, fc1, fc2 = PARTS["dinov2" if "dinov2" in model else "vit"]
-    ours, theirs = "encoder/block{i:02d}", pre + "encoder.layer.{i}"
+    theirs = pre + "encoder.layer.{i}"
     qkv = [f"{theirs}.attention.attention.{part}" for part in ("query", "key", "value")]
     tokens, head = {"cls": "cls_token"}, "classifier"
     if model == "dinov2_with_registers":
         tokens["registers"] = "register_tokens"
-    elif model == "deit" and getattr(config, "distilled", False):
+    elif model == "deit" and distilled:
         tokens["dist"], head = "distillation_token", "cls_classifier"
     elif model == "deit":  # no head reads its second token, so it is a register
         tokens["registers"] = "distillation_token"
@@ -78,17 +68,17 @@ def _rows(config: Config, dialect: dict[str, Any]) -> list[Row]:
         ),
         row("embed/kernel", f"{pre}embeddings.patch_embeddings.projection.weight", CONV),
         row("embed/bias", f"{pre}embeddings.patch_embeddings.projection.bias"),
-        *_norm(f"{ours}/norm1", f"{theirs}.{norm1}"),
-        row(f"{ours}/attention/qkv/kernel", [f"{x}.weight" for x in qkv], joined(1, 3, DENSE)),
-        row(f"{ours}/attention/qkv/bias", [f"{x}.bias" for x in qkv], joined(0, 3, FLAT)),
-        *_dense(f"{ours}/attention/out", f"{theirs}.attention.output.dense", DENSE_OUT),
-        row(f"{ours}/scale1/gamma", f"{theirs}.layer_scale1.lambda1"),
-        *_norm(f"{ours}/norm2", f"{theirs}.{norm2}"),
-        *_dense(f"{ours}/mlp/fc1", f"{theirs}.{fc1}"),
-        *_dense(f"{ours}/mlp/fc2", f"{theirs}.{fc2}"),
-        *_dense(f"{ours}/mlp/w12", f"{theirs}.mlp.weights_in"),
-        *_dense(f"{ours}/mlp/w3", f"{theirs}.mlp.weights_out"),
-        row(f"{ours}/scale2/gamma", f"{theirs}.layer_scale2.lambda1"),
+        *_norm(f"{BLOCK}/norm1", f"{theirs}.{norm1}"),
+        row(f"{BLOCK}/attention/qkv/kernel", [f"{x}.weight" for x in qkv], joined(1, 3, DENSE)),
+        row(f"{BLOCK}/attention/qkv/bias", [f"{x}.bias" for x in qkv], joined(0, 3, FLAT)),
+        *_dense(f"{BLOCK}/attention/out", f"{theirs}.attention.output.dense", DENSE_OUT),
+        row(f"{BLOCK}/scale1/gamma", f"{theirs}.layer_scale1.lambda1"),
+        *_norm(f"{BLOCK}/norm2", f"{theirs}.{norm2}"),
+        *_dense(f"{BLOCK}/mlp/fc1", f"{theirs}.{fc1}"),
+        *_dense(f"{BLOCK}/mlp/fc2", f"{theirs}.{fc2}"),
+        *_dense(f"{BLOCK}/mlp/w12", f"{theirs}.mlp.weights_in"),
+        *_dense(f"{BLOCK}/mlp/w3", f"{theirs}.mlp.weights_out"),
+        row(f"{BLOCK}/scale2/gamma", f"{theirs}.layer_scale2.lambda1"),
         *_norm("norm", f"{pre}layernorm"),
         *_dense("head", head),
         *_dense("head_dist", "distillation_classifier"),
@@ -104,48 +94,34 @@ def _describe(tensors: Tensors, known: dict[str, Any]) -> Description:
         )
     model = c["model_type"]
     prefix = next(p for p in PREFIXES if f"{p}embeddings.cls_token" in shapes)
-    patch_embed = f"{prefix}embeddings.patch_embeddings.projection.weight"
-    ((width, channels, patch, _), (_, positions, _)) = needs(
-        tensors, patch_embed, f"{prefix}embeddings.position_embeddings"
-    )
-    dinov2, teacher = "dinov2" in model, "cls_classifier.weight" in shapes
+    masked = f"{prefix}embeddings.mask_token" in shapes
+    dialect = {"model": model, "prefix": prefix, "masked": masked}
+    teacher = "cls_classifier.weight" in shapes
     dist = f"{prefix}embeddings.distillation_token" in shapes
-    size, _ = size_of(
-        positions, [1 + dist], patch, known.get("source_image_size", c.get("image_size")),
-        str(tensors.path),
-    )  # fmt: skip
-    swiglu = shapes.get(f"{prefix}encoder.layer.0.mlp.weights_out.weight")
-    head = shapes.get("cls_classifier.weight" if teacher else "classifier.weight", (0, 0))
+    one_head = dist and not teacher
+    shown = Shown(tensors, _rows(model, prefix, distilled=teacher), torch=True)
+    known = {"source_image_size": c.get("image_size")} | known
+    fields = vit_fields(shown, known, {"all" if one_head else "class": 1 + dist})
     heads = known.get("num_heads", c.get("num_attention_heads"))
     if heads is None:
         raise UserError(f"{tensors.path / 'config.json'} has no num_attention_heads: say num_heads")
     activation = c.get("hidden_act", "gelu")
     if activation not in ACTIVATIONS:
         raise UserError(f"{tensors.path}: hidden_act {activation!r} has no counterpart here")
-    first = f"{prefix}encoder.layer.0.{PARTS['dinov2' if dinov2 else 'vit'][2]}.weight"
-    fields = {
-        "hidden_size": width, "patch_size": patch,
-        "num_layers": count(shapes, rf"{re.escape(prefix)}encoder\.layer\.(\d+)\."),
-        "num_heads": heads, "channels": channels, "num_classes": head[0],
-        "image_size": size,
-        "mlp_dim": swiglu[1] if swiglu else needs(tensors, first)[0][0],
-        "mlp": "swiglu" if swiglu else "dense", "gelu": ACTIVATIONS[activation],
+    dinov2, head = "dinov2" in model, shown.get("head/kernel")
+    fields |= {
+        "num_heads": heads, "gelu": ACTIVATIONS[activation],
         "layernorm_eps": c.get("layer_norm_eps", 1e-6 if dinov2 else 1e-12),
         "layer_scale": 1e-5 if dinov2 else 0.0,
-        "pool": "cls_gap" if dinov2 and head[1] == 2 * width else "cls",
+        "pool": "cls_gap" if dinov2 and head[:1] == (2 * fields["hidden_size"],) else "cls",
         "qkv_bias": c.get("qkv_bias", True),
         # Transformers resize the positions of this one model as its authors do.
         "posemb_resize": "dinov2_reg" if model == "dinov2_with_registers" else "huggingface",
-        "distilled": teacher,
-        "registers": 1 if dist and not teacher
-        else shapes.get(f"{prefix}embeddings.register_tokens", (1, 0))[1],
-        "prefix_positions": "all" if dist and not teacher else "class",
+        "distilled": teacher, "registers": (shown.get("registers") or (1, 0))[1],
     }  # fmt: skip
     file = tensors.path / "config.json"
-    classes, activation = classes_of(file, c, head[0]), activation_of(file, c)
+    classes, activation = classes_of(file, c, fields["num_classes"]), activation_of(file, c)
     data, guessed = preprocessing(tensors.path, model, fields["image_size"])
-    masked = f"{prefix}embeddings.mask_token" in shapes
-    dialect = {"model": model, "prefix": prefix, "masked": masked}
     return Description(ViTConfig, fields, data, classes, dialect, guessed, activation)
 
 
@@ -199,7 +175,10 @@ def _refuses(config: Config) -> list[str]:
 
 
 HUGGINGFACE = Layout(
-    "huggingface", _rows,
+    "huggingface",
+    lambda config, dialect: _rows(
+        dialect["model"], dialect["prefix"], getattr(config, "distilled", False)
+    ),
     Reader(_is_huggingface, _describe, ignored={
         r"(\w+\.)?pooler\.dense\.(weight|bias)": "the pooler, which classification does not use",
         r"(\w+\.)?embeddings\.mask_token": "the mask token of DINOv2's own training",

@@ -1,19 +1,16 @@
 """A layout of weights: a table of rows, a `Reader` and a `Writer`.
 
-`layouts.py` lists the package's own layouts, and `register` adds others. The functions below are
-for the modules of the layouts. They compute sizes from the names and shapes of tensors.
+`layouts.py` lists the package's own layouts, and `register` adds others.
 """
 
 import dataclasses
-import math
-import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from vit_jax.errors import UserError, printable
+from vit_jax.errors import printable
 from vit_jax.models.configs import ViTConfig
 from vit_jax.models.data_config import DataConfig
 from vit_jax.models.family import Config
@@ -90,7 +87,7 @@ class Writer:
         `prefix_positions`. None: the same tokens as in the model.
       refuses: parts of a config that the layout cannot hold, apart from parameters without a row.
       assumes: settings that the layout's own package uses when the file (or the folder: second
-        argument) does not state them.
+        argument) does not state them. Those of convolutions count for ResNets and hybrids alone.
       notes: other differences that a user of the layout's own package should know.
       fillers: shapes of tensors that the layout's own package expects, written as zeros.
       finish: the inverse of `Reader.prepare`.
@@ -141,62 +138,3 @@ def refused_pool(config: Config, *pools: str) -> list[str]:
     """Names the pooling of a config if it is none of `pools`; otherwise an empty list."""
     pool = config.pool if isinstance(config, ViTConfig) else None
     return [f"pool {pool!r}"] if pool and pool not in pools else []
-
-
-def count(names: Iterable[str], pattern: str) -> int:
-    """The number of layers: one more than the highest number that the pattern's group matches."""
-    numbers = [int(match[1]) for name in names if (match := re.match(pattern, name))]
-    return max(numbers) + 1 if numbers else 0
-
-
-def units(names: Iterable[str], pattern: str) -> tuple[int, ...]:
-    """The highest unit of each stage of a ResNet: the pattern's two groups are stage and unit."""
-    highest: dict[int, int] = {}
-    for name in names:
-        if match := re.match(pattern, name):
-            stage, unit = int(match[1]), int(match[2])
-            highest[stage] = max(highest.get(stage, 0), unit)
-    return tuple(highest[stage] for stage in sorted(highest))
-
-
-def size_of(
-    positions: int, prefixes: Iterable[int], patch: int, image_size: Any, what: str
-) -> tuple[tuple[int, int], int]:
-    """The (height, width) of the images that a table of positions is for, and the number of its
-    positions that belong to prefix tokens.
-
-    Args:
-      prefixes: the possible numbers of prefix positions. The first one that fits is returned.
-      image_size: the size if it is known, from metadata or from the user. Patches need not tile it.
-        Otherwise the image is a square of whole patches.
-
-    Raises UserError if nothing fits.
-    """
-    prefixes = list(dict.fromkeys(prefixes))
-    if image_size is not None:
-        height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
-        grid = (height // patch, width // patch)
-        for prefix in prefixes:
-            if positions - prefix == math.prod(grid):
-                return (height, width), prefix
-        raise UserError(
-            f"{what} has positions for {positions - prefixes[0]} patches, not for the {grid[0]} x "
-            f"{grid[1]} of images {height} x {width} (source_image_size is the size that the "
-            "weights were trained at)"
-        )
-    for prefix in prefixes:
-        side = math.isqrt(positions - prefix)
-        if side * side == positions - prefix:
-            return (side * patch, side * patch), prefix
-    raise UserError(
-        f"{what} has positions for {positions - prefixes[0]} patches, which is no square: give "
-        "source_image_size=(HEIGHT, WIDTH), the size that the weights were trained at"
-    )
-
-
-def needs(tensors: Tensors, *names: str) -> list[Shape]:
-    """The shapes of the named tensors. Raises UserError if the file lacks one of them."""
-    for name in names:
-        if name not in tensors.shapes:
-            raise UserError(f"{tensors.path} lacks the tensor {name!r}")
-    return [tensors.shapes[name] for name in names]

@@ -130,6 +130,12 @@ def torch_norm(ours: str, theirs: str) -> list[Row]:
     return [row(f"{ours}/scale", f"{theirs}.weight"), row(f"{ours}/bias", f"{theirs}.bias")]
 
 
+def pattern_of(template: str) -> re.Pattern[str]:
+    """A pattern whose groups are the numbers in a template. `{s0}` and `{u0}` are `s` and `u`."""
+    escaped = re.escape(template)
+    return re.compile(re.sub(r"\\\{(\w)0?(:02d)?\\\}", r"(?P<\1>\\d+)", escaped))
+
+
 @dataclasses.dataclass(frozen=True)
 class Bound:
     """A row applied to one layer: shapes of parameters by path, and of tensors by name."""
@@ -150,9 +156,7 @@ def expand(
     """
     bound, known = [], set()
     for item in rows:
-        pattern = re.compile(
-            re.sub(r"\\\{(\w)(:02d)?\\\}", r"(?P<\1>\\d+)", re.escape(item.ours[0]))
-        )
+        pattern = pattern_of(item.ours[0])
         for path in params:
             match = pattern.fullmatch(path)
             if match is None:

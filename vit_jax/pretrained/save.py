@@ -92,6 +92,7 @@ def save_pretrained(
     tensors = {prefix + name: x for name, x in tensors.items()}
     _write(dataclasses.replace(model, config=config), tensors, path, writer, dialect, classes)
     notes = writer.notes(model)
+    convolves = getattr(config, "resnet_layers", None) is not None
     size, size_in_file = model.data_config.image_size or config.image_size, config.image_size
     if isinstance(config, ViTConfig) and not path.is_dir():
         rows, columns = config.grid
@@ -111,7 +112,8 @@ def save_pretrained(
         f"readers of {to} files compute with {value!r} by default"
         for field, value in writer.assumes(config, path.is_dir()).items()
         if hasattr(config, field) and getattr(config, field) != value
-    ]
+        and (convolves or field not in ("groupnorm_eps", "standardization"))
+    ]  # fmt: skip
 
 
 def check_destination(path: str | Path, to: str) -> Path:

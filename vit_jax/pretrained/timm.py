@@ -4,28 +4,20 @@ Both have the same names for most parts of a block. DINOv2's files have other na
 and SwiGLU, have a mask token, and may number their blocks by chunk.
 """
 
+import re
 from typing import Any
 
 from vit_jax.errors import UserError
-from vit_jax.models.configs import MixerConfig, ResNetConfig, ViTConfig, stride_of
+from vit_jax.models.configs import MixerConfig, ResNetConfig, ViTConfig
 from vit_jax.models.data_config import IMAGENET, DataConfig
 from vit_jax.models.family import Config
 from vit_jax.models.vit_names import DINOV2, SIZES
 from vit_jax.pretrained.files import Tensors
-from vit_jax.pretrained.layout import (
-    Description,
-    Layout,
-    Reader,
-    Writer,
-    count,
-    needs,
-    refused_pool,
-    size_of,
-    units,
-)  # fmt: skip
-from vit_jax.pretrained.rows import BATCHED, CONV, DENSE_OUT, POINTWISE, POSITIONS, Row, Shape, row
+from vit_jax.pretrained.layout import Description, Layout, Reader, Writer, refused_pool
+from vit_jax.pretrained.rows import BATCHED, CONV, DENSE_OUT, POINTWISE, POSITIONS, Row, row
 from vit_jax.pretrained.rows import torch_dense as _dense
 from vit_jax.pretrained.rows import torch_norm as _norm
+from vit_jax.pretrained.shown import BLOCK, Shown, mixer_fields, resnet_fields, vit_fields
 from vit_jax.pretrained.timm_config import classes_of, config_json, preprocessing, said_by
 
 PREFIXES = ("", "module.", "model.", "visual.trunk.", "backbone.", "student.backbone.")
@@ -38,25 +30,25 @@ del HEADS[SIZES["mu"][0]], HEADS[SIZES["nano"][0]]
 AUGREG = DataConfig(interpolation="bicubic", crop=0.9)
 MIXED = DataConfig(interpolation="bicubic")
 WHOLE = DataConfig(interpolation="bicubic", crop=1.0)
+NORMALISED = {"groupnorm_eps": 1e-5, "standardization": "timm"}  # of ResNets and hybrids
 WHOLE_IMAGENET = DataConfig(IMAGENET.mean, IMAGENET.std, "bicubic", crop=1.0)
 
 
 def _block_rows(block: str, swiglu: tuple[str, str]) -> list[Row]:
-    ours = "encoder/block{i:02d}"
     rows = [
-        *_dense(f"{ours}/attention/qkv", f"{block}.attn.qkv"),
-        *_dense(f"{ours}/attention/out", f"{block}.attn.proj", DENSE_OUT),
-        *_dense(f"{ours}/mlp/w12", f"{block}.mlp.{swiglu[0]}"),
-        *_dense(f"{ours}/mlp/w3", f"{block}.mlp.{swiglu[1]}"),
+        *_dense(f"{BLOCK}/attention/qkv", f"{block}.attn.qkv"),
+        *_dense(f"{BLOCK}/attention/out", f"{block}.attn.proj", DENSE_OUT),
+        *_dense(f"{BLOCK}/mlp/w12", f"{block}.mlp.{swiglu[0]}"),
+        *_dense(f"{BLOCK}/mlp/w3", f"{block}.mlp.{swiglu[1]}"),
     ]
     for n in (1, 2):
-        rows += _dense(f"{ours}/mlp/fc{n}", f"{block}.mlp.fc{n}")
-        rows += _dense(f"{ours}/token_mixing/fc{n}", f"{block}.mlp_tokens.fc{n}")
-        rows += _dense(f"{ours}/channel_mixing/fc{n}", f"{block}.mlp_channels.fc{n}")
-        rows += _norm(f"{ours}/norm{n}", f"{block}.norm{n}")
-        rows.append(row(f"{ours}/scale{n}/gamma", f"{block}.ls{n}.gamma"))
+        rows += _dense(f"{BLOCK}/mlp/fc{n}", f"{block}.mlp.fc{n}")
+        rows += _dense(f"{BLOCK}/token_mixing/fc{n}", f"{block}.mlp_tokens.fc{n}")
+        rows += _dense(f"{BLOCK}/channel_mixing/fc{n}", f"{block}.mlp_channels.fc{n}")
+        rows += _norm(f"{BLOCK}/norm{n}", f"{block}.norm{n}")
+        rows.append(row(f"{BLOCK}/scale{n}/gamma", f"{block}.ls{n}.gamma"))
     for part in "qk":
-        rows += _norm(f"{ours}/attention/{part}_norm", f"{block}.attn.{part}_norm")
+        rows += _norm(f"{BLOCK}/attention/{part}_norm", f"{block}.attn.{part}_norm")
     return rows
 
 
@@ -110,15 +102,19 @@ def _timm_rows(config: Config, dialect: dict[str, Any]) -> list[Row]:
         return MIXER
     if isinstance(config, ResNetConfig):
         return BIT
-    # A hybrid whose backbone is only a stem has no "stem." in its names.
+    norm = "fc_norm" if config.norm_after_pool else "norm"
+    return _vit_rows(config.resnet_layers == (), norm)
+
+
+def _vit_rows(stem_alone: bool, norm: str) -> list[Row]:
+    """`stem_alone`: of a hybrid whose backbone is only a stem. Its names have no "stem."."""
     backbone = "patch_embed.backbone."
-    root = backbone if config.resnet_layers == () else f"{backbone}stem."
     return [
         *VIT,
         row("registers", "reg_token", BATCHED),
-        *_backbone_rows(root, backbone),
+        *_backbone_rows(backbone if stem_alone else f"{backbone}stem.", backbone),
         *_block_rows("blocks.{i}", ("fc1", "fc2")),
-        *_norm("norm", "fc_norm" if config.norm_after_pool else "norm"),
+        *_norm("norm", norm),
     ]
 
 
@@ -132,12 +128,12 @@ def _dinov2_rows(config: Config, dialect: dict[str, Any]) -> list[Row]:
     ]
 
 
-def heads_of(width: int, swiglu: bool, known: dict[str, Any], what: str) -> int:
+def _heads_of(fields: dict[str, Any], known: dict[str, Any], what: str) -> int:
     """The number of heads, by the width. Raises UserError for an unknown width."""
     if heads := known.get("num_heads"):
         return heads
-    giant, _, heads, _ = DINOV2["giant"]
-    if width == giant and swiglu:  # other models of this width have other numbers
+    width, (giant, _, heads, _) = fields["hidden_size"], DINOV2["giant"]
+    if width == giant and fields["mlp"] == "swiglu":  # other models of this width have others
         return heads
     if width not in HEADS:
         raise UserError(
@@ -148,113 +144,59 @@ def heads_of(width: int, swiglu: bool, known: dict[str, Any], what: str) -> int:
 
 
 def _describe_timm(tensors: Tensors, known: dict[str, Any]) -> Description:
-    config = tensors.config
+    config, shapes = tensors.config, tensors.shapes
     known = said_by(config, known) | known
-    if "stem.proj.weight" in tensors.shapes:
-        family, fields, default = *_mixer_fields(tensors, known), MIXED
-    elif "stem.conv.weight" in tensors.shapes:
-        family, fields, default = *_bit_fields(tensors, known), WHOLE
+    family: type = ViTConfig
+    if "stem.proj.weight" in shapes:
+        fields = mixer_fields(Shown(tensors, MIXER, torch=True), known)
+        family, default = MixerConfig, MIXED
+        fields["gelu"] = known.get("gelu", "exact")
+    elif "stem.conv.weight" in shapes:
+        fields = resnet_fields(Shown(tensors, BIT, torch=True), known) | NORMALISED
+        family, default = ResNetConfig, WHOLE
     else:
-        fields, default = _vit_fields(tensors, known)
-        family = ViTConfig
+        stem_alone = "patch_embed.backbone.conv.weight" in shapes
+        fields, default = _vit_fields(tensors, _vit_rows(stem_alone, norm="norm"), known)
     data, guessed = preprocessing(config, default)
     return Description(family, fields, data, classes_of(config), guessed=guessed)
 
 
 def _vit_fields(
-    tensors: Tensors, known: dict[str, Any], block: str = "blocks.0"
+    tensors: Tensors, rows: list[Row], known: dict[str, Any]
 ) -> tuple[dict[str, Any], DataConfig]:
     """The fields of a ViT, a hybrid, DeiT, a SigLIP or CLIP tower, by names and shapes."""
-    shapes, file = tensors.shapes, str(tensors.path)
+    shapes, shown = tensors.shapes, Shown(tensors, rows, torch=True)
     known = tensors.metadata.get("fields", {}) | known  # a file of this package states its heads
-    ((width, channels, patch, _),) = needs(tensors, "patch_embed.proj.weight")
-    backbone = "patch_embed.backbone."
-    layers = None
-    if f"{backbone}conv.weight" in shapes or f"{backbone}stem.conv.weight" in shapes:
-        stages = rf"{backbone}stages\.(\d+)\.blocks\.(\d+)\."
-        layers = tuple(n + 1 for n in units(shapes, stages))
-        patch *= stride_of(layers)
-        root = f"{backbone}conv.weight" if not layers else f"{backbone}stem.conv.weight"
-        channels = shapes[root][1]
-    swiglu = _swiglu(shapes, block)
-    mlp_dim = swiglu or needs(tensors, f"{block}.mlp.fc1.weight")[0][0]
     cls, dist = "cls_token" in shapes, "dist_token" in shapes
-    registers = (shapes.get("reg_token") or shapes.get("register_tokens") or (1, 0))[1]
-    ((_, positions, _),) = needs(tensors, "pos_embed")
+    registers = (shown.get("registers") or (1, 0))[1]
     with_positions = {"class": cls + dist, "none": 0, "all": cls + dist + registers}
-    size, prefix = size_of(
-        positions, with_positions.values(), patch, known.get("source_image_size"), file
-    )
+    fields = vit_fields(shown, known, with_positions)
     usual = "cls" if cls and "fc_norm.weight" not in shapes else "gap"
     pool = "map" if "attn_pool.latent" in shapes else known.get("pool", usual)
     clip = "norm_pre.weight" in shapes
-    fields = {
-        "hidden_size": width, "num_heads": heads_of(width, bool(swiglu), known, file),
-        "mlp_dim": mlp_dim,
-        "patch_size": patch, "channels": channels, "resnet_layers": layers,
-        "image_size": size, "pool": pool, "distilled": dist,
-        "registers": registers,
-        "prefix_positions": next(key for key, n in with_positions.items() if n == prefix),
+    fields |= {
+        "num_heads": _heads_of(fields, known, str(tensors.path)),
+        "pool": pool, "distilled": dist, "registers": registers,
         "idle_class_token": cls and pool != "cls", "norm_after_pool": "fc_norm.weight" in shapes,
-        "num_classes": shapes.get("head.weight", (0,))[0],
-        "num_layers": count(shapes, block.replace(".", r"\.").replace("0", r"(\d+)") + r"\."),
-        "layer_scale": 1e-5 if f"{block}.ls1.gamma" in shapes else 0.0,
-        "qk_norm": f"{block}.attn.q_norm.weight" in shapes,
-        "qkv_bias": f"{block}.attn.qkv.bias" in shapes,
+        "layer_scale": 1e-5 if shown.get(f"{BLOCK}/scale1/gamma") else 0.0,
+        "qk_norm": bool(shown.get(f"{BLOCK}/attention/q_norm/scale")),
+        "qkv_bias": bool(shown.get(f"{BLOCK}/attention/qkv/bias")),
         "embed_bias": "patch_embed.proj.bias" in shapes, "pre_norm": clip,
         "layernorm_eps": 1e-5 if clip else 1e-6, "gelu": known.get("gelu", "exact"),
-        "mlp": "swiglu" if swiglu else "dense", "posemb_resize": "timm",
-        "groupnorm_eps": 1e-5, "standardization": "timm",
-    }  # fmt: skip
+        "posemb_resize": "timm",
+    } | NORMALISED  # fmt: skip
     default = IMAGENET if dist else AUGREG if pool == "cls" else WHOLE
-    if fields["layer_scale"] and patch == 14:
+    if fields["layer_scale"] and fields["patch_size"] == 14:
         default = WHOLE_IMAGENET
     return fields, default
 
 
-def _swiglu(shapes: dict[str, Shape], block: str) -> int | None:
-    """The hidden width of a SwiGLU, half the outputs of its first layer; None for other MLPs."""
-    first = shapes.get(f"{block}.mlp.w12.weight") or shapes.get(f"{block}.mlp.fc1.weight")
-    second = shapes.get(f"{block}.mlp.w3.weight") or shapes.get(f"{block}.mlp.fc2.weight")
-    return second[1] if first and second and first[0] == 2 * second[1] else None
-
-
-def _mixer_fields(tensors: Tensors, known: dict[str, Any]) -> tuple[type, dict[str, Any]]:
-    (width, channels, patch, _), (tokens_mlp_dim, tokens), (mlp_dim, _) = needs(
-        tensors, "stem.proj.weight", "blocks.0.mlp_tokens.fc1.weight",
-        "blocks.0.mlp_channels.fc1.weight",
-    )  # fmt: skip
-    image_size = known.get("source_image_size")
-    size, _ = size_of(tokens, [0], patch, image_size, str(tensors.path))
-    return MixerConfig, {
-        "hidden_size": width, "patch_size": patch, "channels": channels, "mlp_dim": mlp_dim,
-        "tokens_mlp_dim": tokens_mlp_dim, "image_size": size,
-        "num_layers": count(tensors.shapes, r"blocks\.(\d+)\."),
-        "num_classes": tensors.shapes.get("head.weight", (0,))[0],
-        "gelu": known.get("gelu", "exact"),
-    }  # fmt: skip
-
-
-def _bit_fields(tensors: Tensors, known: dict[str, Any]) -> tuple[type, dict[str, Any]]:
-    ((width, channels, _, _),) = needs(tensors, "stem.conv.weight")
-    size = known.get("source_image_size")
-    return ResNetConfig, {
-        "resnet_layers": tuple(
-            n + 1 for n in units(tensors.shapes, r"stages\.(\d+)\.blocks\.(\d+)\.")
-        ),
-        "width_factor": width // 64, "channels": channels, "image_size": size or 224,
-        "num_classes": tensors.shapes.get("head.fc.weight", (0,))[0],
-        "groupnorm_eps": 1e-5, "standardization": "timm",
-    }  # fmt: skip
-
-
 def _describe_dinov2(tensors: Tensors, known: dict[str, Any]) -> Description:
-    chunks = count(tensors.shapes, r"blocks\.(\d+)\.\d+\.")
-    fields, _ = _vit_fields(tensors, known, "blocks.0.0" if chunks else "blocks.0")
     dialect: dict[str, Any] = {"masked": "mask_token" in tensors.shapes}
-    if chunks:  # names have the chunk and the number of a block; all chunks have one length
-        fields["num_layers"] = count(tensors.shapes, r"blocks\.\d+\.(\d+)\.")
-        dialect["chunk"] = count(tensors.shapes, r"blocks\.0\.(\d+)\.")
+    chunks = [re.match(r"blocks\.0\.(\d+)\.", name) for name in tensors.shapes]
+    if numbers := [int(match[1]) for match in chunks if match]:
+        dialect["chunk"] = max(numbers) + 1  # all chunks have one length
+    fields, _ = _vit_fields(tensors, _dinov2_rows(ViTConfig(), dialect), known)
     fields["posemb_resize"] = "dinov2_reg" if fields["registers"] else "dinov2"
     return Description(ViTConfig, fields, WHOLE_IMAGENET, dialect=dialect)
 
@@ -278,12 +220,9 @@ def _positions(config: ViTConfig) -> str | None:
 
 def _timm_assumes(config: Config, folder: bool) -> dict[str, Any]:
     """A ViT's `config.json` states the activation but no epsilon; a Mixer's states neither."""
-    assumed: dict[str, Any] = {"layernorm_eps": 1e-5 if getattr(config, "pre_norm", 0) else 1e-6}
-    if isinstance(config, MixerConfig) or not folder:
-        assumed["gelu"] = "exact"
-    if getattr(config, "resnet_layers", None) is not None:
-        assumed |= {"groupnorm_eps": 1e-5, "standardization": "timm"}
-    return assumed
+    stated = folder and not isinstance(config, MixerConfig)
+    epsilon = 1e-5 if getattr(config, "pre_norm", False) else 1e-6
+    return NORMALISED | {"layernorm_eps": epsilon} | ({} if stated else {"gelu": "exact"})
 
 
 def _timm_refuses(config: Config) -> list[str]:
