@@ -20,10 +20,7 @@ from vit_jax.resolution import run_hash
 AGAIN = (RESTART, WATCHDOG)  # exit codes of `vit` after which the same command continues the run
 # Codes after which a container is started again: also those of SIGABRT, SIGKILL, SIGSEGV, SIGTERM.
 RESTART_CODES = [*AGAIN, *(128 + number for number in (6, 9, 11, 15))]
-ABORTED = (
-    -signal.SIGABRT,
-    128 + signal.SIGABRT,
-)  # such as by C++ that got no memory
+ABORTED = (-signal.SIGABRT, 128 + signal.SIGABRT)  # such as by C++ that got no memory
 PORT = 8476  # of process 0, if nothing else decides it
 PLATFORMS = ("cpu", "gpu", "tpu")
 # Without -P, `-m` looks for modules in the current folder first: a queue.py there would replace the

@@ -31,7 +31,6 @@ TPUS = {
 CHIPS = 4
 # A node pool of TPUs is one slice, so each replica of a JobSet gets a pool of its own.
 ONE_POOL = {"alpha.jobset.sigs.k8s.io/exclusive-topology": "cloud.google.com/gke-nodepool"}
-SAVE = 300  # seconds between SIGTERM and SIGKILL
 RECIPES = "/recipe"  # folder of the user's own recipe in the container
 MOST = 2**20  # bytes of a ConfigMap
 WAIT = 60.0  # seconds until an old job must be gone
@@ -66,23 +65,18 @@ def manifests(
     env = dict(job.environment)
     if chips is None and job.processes > 1:
         env["JAX_COORDINATOR_ADDRESS"] = f"{first}.{job.name}:{PORT}"
-        env["JAX_NUM_PROCESSES"] = str(
-            job.processes
-        )  # JOB_COMPLETION_INDEX is the process's number
+        env["JAX_NUM_PROCESSES"] = str(job.processes)  # JOB_COMPLETION_INDEX is a process's number
     if chips is None and (job.platform == "cpu" or not job.devices):
         env |= cpu_devices(env, job.devices or 1)
     gpus = None if chips or job.platform == "cpu" else job.devices
     devices = {"google.com/tpu": chips, "nvidia.com/gpu": gpus}
     sizes = {"cpu": job.cpus, "memory": job.memory} | devices
-    labels = {"app.kubernetes.io/name": "vit-jax", "app.kubernetes.io/instance": job.name}
-    metadata = {"name": job.name, "namespace": namespace, "labels": labels}
     mounts = _mounts(job, recipe)
     values = {
-        "name": job.name, "metadata": metadata, "labels": labels, "image": job.image, "port": PORT,
-        "metadata_of_set": metadata | ({"annotations": ONE_POOL} if tpu else {}),
+        "name": job.name, "namespace": namespace, "image": job.image, "port": PORT,
+        "annotations": ONE_POOL if tpu else None,
         "recipe": recipe and {checked("the recipe's file name", recipe.name): _text_of(recipe)},
-        "restarts": job.restarts, "slices": slices, "hosts": hosts, "save": SAVE,
-        "again": RESTART_CODES,
+        "restarts": job.restarts, "slices": slices, "hosts": hosts, "again": RESTART_CODES,
         # An Indexed Job replaces single pods. A JobSet starts all pods together again.
         "retries": 0 if jobset else job.restarts * hosts,
         "deadline": None if job.time_limit is None else math.ceil(job.time_limit * 60),

@@ -4,6 +4,7 @@ The processes start together and end together: if one dies, the others are stopp
 again if that helps. There are no threads: the owner of a Running polls it.
 """
 
+import contextlib
 import ctypes
 import glob
 import os
@@ -13,8 +14,8 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
-from typing import IO, Protocol
+from collections.abc import Callable, Iterator
+from typing import IO, Any, Protocol
 
 from vit_jax.errors import INTERRUPTED, USER_ERROR, UserError, cannot_write
 
@@ -115,7 +116,9 @@ class Running(Started):
             process.send_signal(number)
 
     def _begin(self) -> None:
-        self._kill_at, port, self._began = None, _free_port(), time.monotonic()
+        self._kill_at, self._began = None, time.monotonic()
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            port = free.getsockname()[1]
         self._processes: list[subprocess.Popen] = []
         try:
             self.job.logs.mkdir(parents=True, exist_ok=True)
@@ -145,29 +148,34 @@ def run(job: Job) -> int:
         interrupts += number == signal.SIGINT
         running.stop(number) if interrupts < 2 else running.kill()
 
-    before = {n: signal.signal(n, passed_on) for n in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        with running.logs[0].open("rb") as log:
-            log.seek(running.log_starts)
-            while (code := running.poll()) is None:
-                _show(log)
-                time.sleep(TICK)
+    with handling(passed_on), running.logs[0].open("rb") as log:
+        log.seek(running.log_starts)
+        while (code := running.poll()) is None:
             _show(log)
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+            time.sleep(TICK)
+        _show(log)
     return INTERRUPTED if interrupts > 1 else code
+
+
+@contextlib.contextmanager
+def handling(handler: Any) -> Iterator[None]:
+    """Handles SIGINT and SIGTERM in another way for a while."""
+    before = {n: signal.signal(n, handler) for n in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, old in before.items():  # None: it was no handler of Python's
+            signal.signal(number, signal.SIG_DFL if old is None else old)
 
 
 def shown(job: Job) -> list[str]:
     """The commands of the processes, as lines for a shell."""
     keys = ("XLA_FLAGS", "JAX_PLATFORMS", "CUDA_VISIBLE_DEVICES", "JAX_NUM_PROCESSES",
-            "JAX_PROCESS_ID", *job.environment)  # fmt: skip
+            "JAX_PROCESS_ID", *job.environment, "JAX_COORDINATOR_ADDRESS")  # fmt: skip
     lines = []
     for number in range(job.processes):
         environment = _environment(job, number) | {"JAX_COORDINATOR_ADDRESS": "127.0.0.1:PORT"}
-        changes = [f"{key}={environment[key]}" for key in (*keys, "JAX_COORDINATOR_ADDRESS")
-                   if key in environment]  # fmt: skip
+        changes = [f"{key}={environment[key]}" for key in keys if key in environment]
         words = ["env", *changes, *job.command]
         lines.append(shlex.join(names.text("the argument", word) for word in words))
     return lines
@@ -180,12 +188,11 @@ def _show(log: IO[bytes]) -> None:
 
 def _environment(job: Job, number: int) -> dict[str, str]:
     """The environment of one process: its number, and its devices."""
-    environment = dict(os.environ) | {
-        "JAX_NUM_PROCESSES": str(job.processes), "JAX_PROCESS_ID": str(number),
-        "PYTHONUNBUFFERED": "1",
+    environment = {
+        **os.environ, **job.environment, "JAX_NUM_PROCESSES": str(job.processes),
+        "JAX_PROCESS_ID": str(number), "PYTHONUNBUFFERED": "1",
     }  # fmt: skip
-    gpus = [] if "cpu" in (job.platform, environment.get("JAX_PLATFORMS")) else visible_gpus()
-    if gpus:
+    if gpus := visible_gpus(job):
         count = job.devices or len(gpus) // job.processes
         if not count or count * job.processes > len(gpus):
             raise UserError(
@@ -199,21 +206,18 @@ def _environment(job: Job, number: int) -> dict[str, str]:
         raise UserError("this host has no NVIDIA GPU that can be seen: --platform=cpu")
     elif job.platform == "cpu" or job.devices or job.processes > 1:
         environment |= cpu_devices(environment, job.devices or 1)
-    return environment | dict(job.environment)
+    return environment
 
 
-def visible_gpus() -> list[str]:
-    """The names of the GPUs that CUDA may use."""
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+def visible_gpus(job: Job) -> list[str]:
+    """The names of the GPUs that CUDA may use for a job."""
+    environment = {**os.environ, **job.environment}
+    if "cpu" in (job.platform, environment.get("JAX_PLATFORMS")):
+        return []
+    visible = environment.get("CUDA_VISIBLE_DEVICES")
     if visible is not None:
         return [name for name in visible.split(",") if name.strip() not in ("", "-1")]
     return [str(i) for i, _ in enumerate(glob.glob("/dev/nvidia[0-9]*"))]
-
-
-def _free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return free.getsockname()[1]
 
 
 _libc = ctypes.CDLL(None)

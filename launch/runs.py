@@ -4,13 +4,13 @@ they run. A file that is missing or half written is reported, and the rest is re
 import fcntl
 import os
 import stat
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from vit_jax import records
 from vit_jax.checkpoint import steps
-from vit_jax.errors import UserError, printable
+from vit_jax.errors import UserError
+from vit_jax.pages import aligned
 from vit_jax.records import COUNT, OBJECT_OF_NUMBERS, Kinds, reason
 
 MARKS = {"metrics.jsonl", "result.json", "checkpoints", ".lock"}  # of a work folder
@@ -59,8 +59,8 @@ def describe(run: Path) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def table(rows: list[dict[str, Any]], folder: Path) -> Iterator[str]:
-    """The rows as lines of text."""
+def table(rows: list[dict[str, Any]], folder: Path) -> str:
+    """The rows as text in aligned columns."""
     cells = [("run", "status", "step", "best", "goodput", "")]
     for row in rows:
         run, best = Path(row["run"]), row["best"]
@@ -71,10 +71,7 @@ def table(rows: list[dict[str, Any]], folder: Path) -> Iterator[str]:
             "–" if best is None else f"{row['metric'].split('/', 1)[1]} {best:.2%}",
             "–" if row["goodput"] is None else f"{row['goodput']:.1%}", "; ".join(row["problems"]),
         ))  # fmt: skip
-    lines = [[printable(cell) for cell in line] for line in cells]
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    for line in lines:
-        yield "  ".join(f"{cell:{w}}" for cell, w in zip(line, widths, strict=True)).rstrip()
+    return aligned(cells)
 
 
 def _json(file: Path, problems: list[str], may: Kinds = records.NOTHING) -> dict[str, Any]:
@@ -113,16 +110,13 @@ def locked(run: Path) -> bool:
     """Whether a living run holds the folder, also one of another host if the file system supports
     that. The lock is released at once, and a run that starts tries more than once."""
     try:
-        lock = os.open(run / ".lock", os.O_RDONLY | os.O_NONBLOCK)
-    except OSError:
-        return False
-    try:
-        if stat.S_ISREG(os.fstat(lock).st_mode):
-            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        with open(
+            run / ".lock", "rb", 0, opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)
+        ) as lock:
+            if stat.S_ISREG(os.fstat(lock.fileno()).st_mode):
+                fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
         return True
-    except OSError:
-        return False
-    finally:
-        os.close(lock)
+    except OSError:  # there is no lock, or none that can be used
+        pass
     return False

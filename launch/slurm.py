@@ -183,18 +183,14 @@ def _batch_script(jobs: Sequence[Job], options: Mapping[str, Any], at_once: int)
     parameters: dict[str, Any] = {
         "job-name": name, "nodes": job.nodes, "ntasks-per-node": per_node, "requeue": True,
         "signal": f"USR2@{SAVE}", "open-mode": "append", "output": log.replace("%t", "0"),
+        "array": f"0-{len(jobs) - 1}%{min(len(jobs), at_once)}" if several else None,
+        "time": None if job.time_limit is None else max(1, round(job.time_limit)),
+        "cpus-per-task": job.cpus,
+        "gpus-per-node": job.devices and job.devices * per_node if job.platform != "cpu" else None,
+        # SLURM counts it per node.
+        "mem": job.memory and f"{int(job.memory[:-1]) * per_node}{job.memory[-1]}",
+        **{option.replace("_", "-"): value for option, value in options.items()},
     }  # fmt: skip
-    if several:
-        parameters["array"] = f"0-{len(jobs) - 1}%{min(len(jobs), at_once)}"
-    if job.time_limit is not None:
-        parameters["time"] = max(1, round(job.time_limit))
-    if job.cpus:
-        parameters["cpus-per-task"] = job.cpus
-    if job.devices and job.platform != "cpu":
-        parameters["gpus-per-node"] = job.devices * per_node
-    if job.memory:  # SLURM counts it per node
-        parameters["mem"] = f"{int(job.memory[:-1]) * per_node}{job.memory[-1]}"
-    parameters |= {option.replace("_", "-"): value for option, value in options.items()}
     # Since SLURM 22.05 srun does not take --cpus-per-task from the script.
     cpus = [f"--cpus-per-task={job.cpus}"] if job.cpus else []
     srun = ["srun", "--unbuffered", "--output", log, "--kill-on-bad-exit=0", *cpus]
@@ -205,6 +201,7 @@ def _batch_script(jobs: Sequence[Job], options: Mapping[str, Any], at_once: int)
         parameters="\n".join(
             f"#SBATCH --{option}" + (f"={shlex.quote(str(value))}" if value is not True else "")
             for option, value in sorted(parameters.items())
+            if value is not None
         ),
         tasks="\n".join(map(shlex.quote, tasks)),
         srun=shlex.join([*srun, *PYTHON, "-u", *module, logs]),

@@ -98,13 +98,11 @@ def main(argv=None):
 def _run(command, arguments):
     import importlib
 
-    from vit_jax import errors
+    from vit_jax import __version__, errors
     from vit_jax.commands.arguments import command_line
 
     if command == "--version":
-        import vit_jax
-
-        print(vit_jax.__version__)
+        print(__version__)
         return errors.OK
     if command not in COMMANDS:
         nearest = errors.nearest(command, COMMANDS)
@@ -167,11 +165,8 @@ def _line_and_code(command, error):
 def _leave_job():
     """If this process is one of a job, waits a moment for the others to leave too. Returns whether
     it is."""
-    if "jax" not in sys.modules:
-        return False
-    import jax
-
-    if not jax.distributed.is_initialized():
+    jax = sys.modules.get("jax")
+    if jax is None or not jax.distributed.is_initialized():
         return False
     from vit_jax.parallel.runtime import leave_together
 

@@ -94,12 +94,8 @@ def object_in(data: bytes) -> Row:
     except UnicodeDecodeError:
         raise ValueError("it is no JSON, because it is not text in UTF-8") from None
     except ValueError as error:
-        message = (
-            "it is empty"
-            if not data.strip()
-            else f"it is no JSON, or damaged or cut short ({error})"
-        )
-        raise ValueError(message) from None
+        damaged = f"it is no JSON, or damaged or cut short ({error})"
+        raise ValueError(damaged if data.strip() else "it is empty") from None
     if not isinstance(value, dict):
         raise ValueError(f"it holds no JSON object but {_shown(value)}")
     return value

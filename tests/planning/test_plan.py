@@ -9,6 +9,7 @@ import pytest
 from tests.digits_run import tiny_config
 from vit_jax import cli
 from vit_jax.commands.plan import lines
+from vit_jax.config import changed
 from vit_jax.errors import UserError
 from vit_jax.planning import topologies
 from vit_jax.planning.hlo import Collective
@@ -125,9 +126,9 @@ def test_search_finds_what_fits_and_is_fastest_of_what_was_judged():
     told = []
     choice, plan = search(config, (), topologies.find("gpu:h100x8"), told.append)
     assert plan.fits
-    assert choice.data * choice.fsdp * choice.tensor == 8
+    assert choice["mesh.data"] * choice["mesh.fsdp"] * choice["mesh.tensor"] == 8
     assert len(told) >= 1
-    again = make_plan(choice.of(config), (), topologies.find("gpu:h100x8"))
+    again = make_plan(changed(config, choice), (), topologies.find("gpu:h100x8"))
     np.testing.assert_allclose(again.step_s, plan.step_s)
 
 
@@ -147,7 +148,7 @@ def test_what_is_set_by_name_the_search_leaves_as_it_is():
     config, target = tiny_config(batch_size=64, microbatch=16), topologies.find("gpu:h100x8")
     config.mesh.tensor = 2
     choice, _ = search(config, ["mesh.tensor", "microbatch"], target, print)
-    assert (choice.tensor, choice.microbatch) == (2, 16)
+    assert (choice["mesh.tensor"], choice["microbatch"]) == (2, 16)
 
 
 def test_a_batch_that_no_mesh_splits_is_told_with_what_would():

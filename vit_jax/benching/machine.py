@@ -21,9 +21,6 @@ PACKAGES = (
 # How XLA, PyTorch on a GPU, PyTorch on a CPU, and C++ report that memory is too small.
 OUT_OF_MEMORY = ("resource_exhausted", "out of memory", "can't allocate memory", "bad_alloc")
 
-MATMUL = {"cpu": (1024, 4)}  # platform: size of the square matrices, products in a row
-LARGE_MATMUL = (8192, 20)  # on every other platform
-
 
 def versions(packages: Iterable[str] = PACKAGES) -> dict[str, str | None]:
     """Versions of Python and of packages; None for a package that is not installed."""
@@ -91,7 +88,7 @@ def matmul(device: Any, dtype: str) -> tuple[Side, float]:
     import jax
     import jax.numpy as jnp
 
-    size, count = MATMUL.get(device.platform, LARGE_MATMUL)
+    size, count = (1024, 4) if device.platform == "cpu" else (8192, 20)  # products in a row
     x = jax.device_put(jnp.full((size, size), size**-0.5, dtype), device)
     product = jax.jit(jnp.matmul)
     state = x

@@ -4,6 +4,7 @@ decodes and augments; then whole batches on the host, and on the devices, as tra
 Images that are read again come from the system's cache. A cold disk is slower.
 """
 
+import contextlib
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -69,7 +70,7 @@ def _one_thread(run: Run, seconds: float) -> tuple[dict[str, float], int]:
 def _seconds_an_image(feed: Any, size: int, seconds: float) -> float:
     """Seconds per image of the batches, without the first ones, which were prepared before."""
     batches = iter(feed)
-    try:
+    with contextlib.closing(feed):
         for _ in range(4):
             next(batches)
         count, began = 0, time.perf_counter()
@@ -77,8 +78,6 @@ def _seconds_an_image(feed: Any, size: int, seconds: float) -> float:
             next(batches)
             count += 1
         return spent / (count * size)
-    finally:
-        feed.close()
 
 
 def _row(stage: str, seconds: float, cores: int) -> Row:

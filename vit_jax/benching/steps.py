@@ -141,7 +141,12 @@ def _measured(
         if real:
             feed = run.train_batches(0, 10**9 // c.batch_size)
             at_end.callback(feed.close)
-            take = _timed_next(feed, waits)
+
+            def take() -> dict[str, jax.Array]:
+                began = time.perf_counter()
+                _, taken = next(feed)
+                waits.append(time.perf_counter() - began)
+                return taken
         else:
             batch = synthetic_batch(run)
             take = lambda: batch  # noqa: E731
@@ -202,16 +207,6 @@ def synthetic_batch(run: Run) -> dict[str, jax.Array]:
         name: jax.device_put(leaf(name, like.shape).astype(like.dtype), like.sharding)
         for name, like in run.abstract_batch(run.config.batch_size).items()
     }
-
-
-def _timed_next(feed: Any, waits: list[float]) -> Callable[[], dict[str, jax.Array]]:
-    def take() -> dict[str, jax.Array]:
-        began = time.perf_counter()
-        _, batch = next(feed)
-        waits.append(time.perf_counter() - began)
-        return batch
-
-    return take
 
 
 def _warm_up(work: Work, say: Say) -> None:

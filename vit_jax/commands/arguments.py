@@ -5,34 +5,82 @@ tracebacks for unknown keys and reads the process's own arguments.
 """
 
 import argparse
+import inspect
+import itertools
 import os
+import re
 import signal
 import sys
-from pathlib import Path
+from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
 from vit_jax.errors import UserError
 
-SHOWN = ("data.mean", "data.std")  # what `model_fields` takes beside fields of the model
+SHOWN = ("data.mean", "data.std")  # what `opened` takes beside fields of the model
+PLAIN: dict[str, Any] = dict(
+    formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+)
+
+# -- options that several commands have ----------------------------------------------------------
+Options = dict[str, dict[str, Any]]  # name of an option or argument -> argparse's settings of it
+
+# Every command takes the overrides of a config.
+CONFIG: Options = {
+    "--config": dict(required=True, metavar="FILE[:ARGS]",
+                     help="recipe, such as digits.py or configs/pretrain.py:b16,imagenet21k; "
+                     "--config.KEY=VALUE overrides one key"),
+}  # fmt: skip
+JSON: Options = {
+    "--json": dict(nargs="?", const="-", metavar="FILE",
+                   help="the result as JSON, to FILE or printed"),
+}  # fmt: skip
+# Processes that are started by hand.
+JOB: Options = {
+    "--coordinator": dict(metavar="HOST:PORT", help="address where process 0 listens"),
+    "--num-processes": dict(type=int, metavar="N", help="processes of the job"),
+    "--process-id": dict(type=int, metavar="I", help="number of this process, from 0"),
+}
+# Weights to read.
+SOURCE: Options = {
+    "weights": dict(help="a file, a folder, a work folder, an address (https://, hf://OWNER/REPO) "
+                    "or a name of list_pretrained(); --config.model.FIELD=VALUE, "
+                    "--config.data.mean=VALUE and --config.data.std=VALUE state what the file does "
+                    "not"),
+    "--layout": dict(metavar="MODULE:NAME", help="register a layout of your own, a "
+                     "vit_jax.pretrained.Layout, before the weights are opened"),
+}  # fmt: skip
 
 
 def command_line(command: str, module: ModuleType, arguments: list[str]) -> argparse.Namespace:
     """The parsed options of a command. `overrides` holds its config overrides (key -> text). If the
     module takes other commands (`COMMANDS`), `commands` holds what follows each `--`. `~` is
-    expanded, except in options that are meant for other machines (`OF_HOSTS`)."""
+    expanded, except in options that are meant for other machines (`OF_HOSTS`).
+
+    The module declares its `OPTIONS`, a text below them (`EPILOG`), options of which one must be
+    given (`ONE_OF`), and the `PARTS` of `vit COMMAND PART`: name -> (options, function). The
+    docstring of the function describes the part.
+    """
     parser = argparse.ArgumentParser(
-        prog=f"vit {command}",
-        description=module.__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-    module.add_arguments(parser)
+        prog=f"vit {command}", description=module.__doc__,
+        epilog=getattr(module, "EPILOG", None), **PLAIN,
+    )  # fmt: skip
+    if one_of := getattr(module, "ONE_OF", None):
+        _add(parser.add_mutually_exclusive_group(required=True), one_of)
+    _add(parser, getattr(module, "OPTIONS", {}))
+    if parts := getattr(module, "PARTS", None):
+        subparsers = parser.add_subparsers(dest="part", required=True, metavar="|".join(parts))
+        for name, (part, function) in parts.items():
+            text = inspect.getdoc(function) or ""
+            short = " ".join(text.split()).partition(". ")[0]
+            _add(subparsers.add_parser(name, help=short, description=text, **PLAIN), part)
     commands: list[list[str]] = []
     if getattr(module, "COMMANDS", None):
-        arguments, *commands = _split(arguments)
+        ends = [-1, *(at for at, word in enumerate(arguments) if word == "--"), len(arguments)]
+        arguments, *commands = [arguments[a + 1 : b] for a, b in itertools.pairwise(ends)]
     overrides, rest = _overrides(arguments)
-    options = parser.parse_args([_dashes(argument) for argument in rest])
+    dashed = [re.sub("^--[^=]+", lambda name: name[0].replace("_", "-"), word) for word in rest]
+    options = parser.parse_args(dashed)
     for name, value in vars(options).items():
         if name not in getattr(module, "OF_HOSTS", ()):
             setattr(options, name, _from_home(value))
@@ -49,38 +97,17 @@ def _from_home(value: Any) -> Any:
     return os.path.expanduser(value) if tilde else value
 
 
-def add_config(parser: argparse.ArgumentParser, required: bool = True) -> None:
-    """Adds `--config=FILE[:ARGUMENTS]`. Every command takes the overrides of a config."""
-    parser.add_argument(
-        "--config", required=required, metavar="FILE[:ARGS]",
-        help="recipe, such as digits.py or configs/pretrain.py:b16,imagenet21k; "
-        "--config.KEY=VALUE overrides one key",
-    )  # fmt: skip
+def _add(parser: Any, options: Options) -> None:
+    for name, settings in options.items():
+        parser.add_argument(name, **settings)
 
 
-def check_files(options: argparse.Namespace) -> None:
-    """Raises UserError if --json or --csv names no possible file, before the work begins."""
-    for name in ("json", "csv"):
-        file = getattr(options, name, None)
-        if file is None or file == "-":
-            continue
-        if not file:
-            raise UserError(f"--{name}= names no file")
-        if Path(file).is_dir():
-            raise UserError(f"--{name}={file} is a folder: name a file in it")
-        if not Path(file).absolute().parent.is_dir():
-            raise UserError(f"{file}: there is no folder {Path(file).parent}; make it first")
+def configured(options: argparse.Namespace) -> tuple[Any, list[str]]:
+    """The config of `--config` with the overrides, and the keys that these set."""
+    from vit_jax import recipe
 
-
-def add_job(parser: argparse.ArgumentParser) -> None:
-    """Adds the options of processes that are started by hand."""
-    parser.add_argument(
-        "--coordinator", metavar="HOST:PORT", help="address where process 0 listens"
-    )
-    parser.add_argument("--num-processes", type=int, metavar="N", help="processes of the job")
-    parser.add_argument(
-        "--process-id", type=int, metavar="I", help="number of this process, from 0"
-    )
+    config = recipe.load(options.config)
+    return config, recipe.override(config, options.overrides)
 
 
 def join_job(options: argparse.Namespace, heartbeat_timeout: float, *, saves: bool = True) -> None:
@@ -100,36 +127,22 @@ def join_job(options: argparse.Namespace, heartbeat_timeout: float, *, saves: bo
         print("\n".join(lines), file=sys.stderr)
 
 
-def add_source(parser: argparse.ArgumentParser) -> None:
-    """Adds the argument for weights to read."""
-    parser.add_argument(
-        "weights",
-        help="a file, a folder, a work folder, an address (https://, hf://OWNER/REPO) or a name of "
-        "list_pretrained(); --config.model.FIELD=VALUE, --config.data.mean=VALUE and "
-        "--config.data.std=VALUE state what the file does not",
-    )
-    parser.add_argument(
-        "--layout", metavar="MODULE:NAME",
-        help="register a layout of your own, a vit_jax.pretrained.Layout, before the weights are "
-        "opened",
-    )  # fmt: skip
-
-
-def model_fields(options: argparse.Namespace) -> dict[str, Any]:
-    """The model's fields from `--config.model.FIELD=VALUE`, and `mean` and `std` from
-    `--config.data.mean=VALUE`. `image_size` is the size of the weights.
-
-    Registers the layout that `--layout` names, because the fields are for opening weights.
+def opened(options: argparse.Namespace, check: Callable[[], Any] = lambda: None) -> Any:
+    """Opens the weights that `SOURCE` names, with the model's fields from
+    `--config.model.FIELD=VALUE`, and `mean` and `std` from `--config.data.mean=VALUE`.
+    `image_size` is the size of the weights. First registers the layout that `--layout` names, and
+    then calls `check`, before anything is fetched.
 
     Raises UserError for any other key of a config.
     """
     from vit_jax import recipe
     from vit_jax.config import base
+    from vit_jax.pretrained.layouts import register
+    from vit_jax.pretrained.load import fetch_weights
+    from vit_jax.pretrained.weights import open_weights
+    from vit_jax.user_code import imported
 
-    if getattr(options, "layout", None):
-        from vit_jax.pretrained.layouts import register
-        from vit_jax.user_code import imported
-
+    if options.layout:
         register(imported(options.layout, "a layout"))
 
     for key in options.overrides:
@@ -141,29 +154,12 @@ def model_fields(options: argparse.Namespace) -> dict[str, Any]:
     config = base()
     recipe.override(config, options.overrides)
     fields = {k: v for k, v in config.model.to_dict().items() if v is not None and k != "name"}
-    if "image_size" in fields:
-        size = fields.pop("image_size")
+    if size := fields.pop("image_size", None):
         fields["source_image_size"] = (size, size) if isinstance(size, int) else size
     shown = {key.removeprefix("data."): config.data[key.removeprefix("data.")] for key in SHOWN}
-    return fields | {key: value for key, value in shown.items() if value is not None}
-
-
-def _split(arguments: list[str]) -> list[list[str]]:
-    """Splits a command line at every `--`."""
-    parts: list[list[str]] = [[]]
-    for argument in arguments:
-        if argument == "--":
-            parts.append([])
-        else:
-            parts[-1].append(argument)
-    return parts
-
-
-def _dashes(argument: str) -> str:
-    if not argument.startswith("--"):
-        return argument
-    name, equals, value = argument.partition("=")
-    return name.replace("_", "-") + equals + value
+    fields |= {key: value for key, value in shown.items() if value is not None}
+    check()
+    return open_weights(fetch_weights(options.weights), **fields)
 
 
 def _overrides(arguments: list[str]) -> tuple[dict[str, str], list[str]]:

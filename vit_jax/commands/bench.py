@@ -18,46 +18,13 @@ compile: tracing, lowering, compiling, with an empty and with a warm compile cac
 
 import argparse
 import json
-import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from vit_jax import recipe
-from vit_jax.commands.arguments import add_config, check_files
+from vit_jax.commands.arguments import CONFIG, JSON, Options, configured
+from vit_jax.commands.output import check_files, say, tell
 from vit_jax.errors import UserError
-
-ROUNDS = {"step": 20, "forward": 20, "checkpoint": 5, "compile": 3}
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of the command; each part of a run has its own."""
-    parts = parser.add_subparsers(dest="what", required=True, metavar="PART")
-    for name, measured in PARTS.items():
-        part = parts.add_parser(name, help=measured.__doc__, description=measured.__doc__)
-        add_config(part)
-        part.add_argument(
-            "--json", nargs="?", const="-", metavar="FILE",
-            help="write the figures to FILE as JSON, or print them",
-        )  # fmt: skip
-        part.add_argument("--csv", metavar="FILE", help="write the rows of the table to FILE")
-        if name in ROUNDS:
-            part.add_argument("--rounds", type=int, default=ROUNDS[name],
-                              help=f"how often each side is measured ({ROUNDS[name]})")  # fmt: skip
-        if name in ("step", "forward"):
-            part.add_argument(
-                "--data", choices=("synthetic", "real"), default="synthetic",
-                help="one batch of noise, for which the data need not be here, or the run's data",
-            )  # fmt: skip
-            part.add_argument("--steps", type=int, metavar="N", help="steps in one measurement")
-            part.add_argument(
-                "--against", default="", metavar="NAMES", help="any of linen,timm,huggingface"
-            )
-        if name == "input":
-            part.add_argument("--seconds", type=float, default=3.0, help="for each stage (3)")
-        if name == "checkpoint":
-            part.add_argument("--folder", metavar="DIR", help="where saves go (temporary files)")
-        if name == "compile":  # for the processes that are measured
-            part.add_argument("--began", type=float, help=argparse.SUPPRESS)
 
 
 def run(options: argparse.Namespace) -> int:
@@ -67,28 +34,24 @@ def run(options: argparse.Namespace) -> int:
         if number is not None and number <= 0:
             raise UserError(f"--{name} must be more than 0")
     check_files(options)
-    rows = PARTS[options.what](options)
+    _, measure = PARTS[options.part]
+    rows = measure(options)
     if rows is None:
         return 0
     from vit_jax.benching.report import busy, figures, table, write
 
-    measured = figures(options.what, rows)
-    if options.what == "input":
+    measured = figures(options.part, rows)
+    if options.part == "input":
         measured["stages"] = rows  # the key from before `vit bench` had other parts
-    print(json.dumps(measured, indent=1) if options.json == "-" else table(rows))
+    tell(measured, table(rows), options.json)
     if line := busy():
-        _say(line)
-    write(measured, None if options.json == "-" else options.json, options.csv)
+        say(line)
+    write(measured, to_csv=options.csv)
     return 0
 
 
-def _say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
-
-
 def _set_up(options: argparse.Namespace, data: bool, devices: Any = None) -> Any:
-    config = recipe.load(options.config)
-    named = recipe.override(config, options.overrides)
+    config, named = configured(options)
     config.preflight = False  # a batch that does not fit is halved here, not refused
     from vit_jax.training.memory import fitting
     from vit_jax.training.resolve import known, opened
@@ -111,13 +74,13 @@ def _steps(options: argparse.Namespace) -> list[dict[str, Any]]:
     import jax
 
     if peers and len(jax.devices()) > 1:
-        _say(f"on one of {len(jax.devices())} devices, as the peers are")
+        say(f"on one of {len(jax.devices())} devices, as the peers are")
     run = _set_up(options, real, jax.devices()[:1] if peers else None)
     if peers and (line := steps.more_than_peers(run)):
-        _say(line)
+        say(line)
     count = options.steps or (1 if jax.default_backend() == "cpu" else 10)
     return steps.measure(
-        run, options.what, say=_say, peers=peers, real=real, rounds=options.rounds, count=count
+        run, options.part, say=say, peers=peers, real=real, rounds=options.rounds, count=count
     )
 
 
@@ -147,7 +110,29 @@ def _compile(options: argparse.Namespace) -> list[dict[str, Any]] | None:
     return None
 
 
-PARTS = {
-    "step": _steps, "forward": _steps, "input": _input, "checkpoint": _checkpoint,
-    "compile": _compile,
+def _rounds(count: int) -> Options:
+    words = f"how often each side is measured ({count})"
+    return FIGURES | {"--rounds": dict(type=int, default=count, help=words)}
+
+
+FIGURES: Options = CONFIG | JSON | {
+    "--csv": dict(metavar="FILE", help="write the rows of the table to FILE"),
 }  # fmt: skip
+STEPS: Options = _rounds(20) | {
+    "--data": dict(choices=("synthetic", "real"), default="synthetic", help="one batch of noise, "
+                   "for which the data need not be here, or the run's data"),
+    "--steps": dict(type=int, metavar="N", help="steps in one measurement"),
+    "--against": dict(default="", metavar="NAMES", help="any of linen,timm,huggingface"),
+}  # fmt: skip
+SECONDS: Options = {"--seconds": dict(type=float, default=3.0, help="for each stage (3)")}
+FOLDER: Options = {"--folder": dict(metavar="DIR", help="where saves go (temporary files)")}
+
+Part = Callable[[argparse.Namespace], list[dict[str, Any]] | None]
+PARTS: dict[str, tuple[Options, Part]] = {
+    "step": (STEPS, _steps),
+    "forward": (STEPS, _steps),
+    "input": (FIGURES | SECONDS, _input),
+    "checkpoint": (_rounds(5) | FOLDER, _checkpoint),
+    # For the processes that are measured.
+    "compile": (_rounds(3) | {"--began": dict(type=float, help=argparse.SUPPRESS)}, _compile),
+}

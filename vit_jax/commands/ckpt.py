@@ -8,29 +8,19 @@ vit ckpt prune runs/b16 --damaged
 """
 
 import argparse
+import contextlib
 import dataclasses
 import datetime
-import json
 import sys
 from pathlib import Path
 from typing import Any
 
+from vit_jax.checkpoint import checksums, steps
+from vit_jax.commands.arguments import Options
+from vit_jax.commands.output import tell
 from vit_jax.errors import UserError, cannot_write, printable
+from vit_jax.files import whole
 from vit_jax.records import is_number, read_object
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The command's options."""
-    parser.add_argument("action", choices=tuple(ACTIONS))
-    parser.add_argument("source", help="a work folder, its checkpoints, or one of them")
-    parser.add_argument(
-        "target", nargs="?", help="copy: a folder or bucket that does not exist yet"
-    )
-    parser.add_argument(
-        "--keep", type=int, metavar="N", help="prune: how many of the last ones to keep"
-    )
-    parser.add_argument("--damaged", action="store_true", help="prune: remove only damaged ones")
-    parser.add_argument("--json", action="store_true", help="list: print JSON")
 
 
 def run(options: argparse.Namespace) -> int:
@@ -55,7 +45,7 @@ class Contents:
 
 def contents(source: str) -> Contents:
     """The checkpoints that a path names. Raises UserError if there are none."""
-    from vit_jax.checkpoint import manager, steps
+    from vit_jax.checkpoint import manager
 
     path = Path(source).expanduser().absolute()
     if (path / steps.STATE).is_dir():
@@ -69,7 +59,7 @@ def contents(source: str) -> Contents:
 
 
 def _list(options: argparse.Namespace, there: Contents) -> None:
-    from vit_jax.checkpoint import manager, steps
+    from vit_jax.checkpoint import manager
 
     rows: list[dict[str, Any]] = []
     for checkpoint in there.checkpoints:
@@ -87,18 +77,15 @@ def _list(options: argparse.Namespace, there: Contents) -> None:
         })  # fmt: skip
     for path, problem in there.strays.items():
         print(f"vit: {printable(path)} {problem}", file=sys.stderr)
-    if options.json:
-        print(json.dumps(rows, indent=1))
-        return
+    lines = []
     for row in rows:
         reached = "" if row["accuracy"] is None else f"  accuracy {row['accuracy']:.2%}"
-        print(f"{printable(row['checkpoint'])}  {row['examples_seen']:,} examples  "
-              f"{row['bytes'] / 2**20:,.1f} MiB  {row['saved']}{reached}")  # fmt: skip
+        lines.append(f"{printable(row['checkpoint'])}  {row['examples_seen']:,} examples  "
+                     f"{row['bytes'] / 2**20:,.1f} MiB  {row['saved']}{reached}")  # fmt: skip
+    tell(rows, "\n".join(lines), "-" if options.json else None)
 
 
 def _verify(options: argparse.Namespace, there: Contents) -> None:
-    from vit_jax.checkpoint import checksums
-
     for path, problem in there.strays.items():
         print(f"{printable(path)} {problem}")
     broken = [path.name for path in there.unfinished]
@@ -118,7 +105,7 @@ def _copy(options: argparse.Namespace, there: Contents) -> None:
     """Copies the last checkpoint, or the one named: verifies it first, copies its marker last."""
     from etils import epath
 
-    from vit_jax.checkpoint import checksums, manager
+    from vit_jax.checkpoint import manager
 
     source = manager.find(options.source)
     target = epath.Path(options.target).expanduser()
@@ -129,19 +116,15 @@ def _copy(options: argparse.Namespace, there: Contents) -> None:
     names = [str(p.relative_to(source)) for p in source.rglob("*") if p.is_file()]
     markers = [name for name in names if Path(name).name == checksums.MARKER]
     bucket = "://" in str(options.target)
-    part = target if bucket else target.parent / f".{target.name}.partial"
     try:
-        for name in sorted(set(names) - set(markers)) + sorted(markers, key=lambda n: -len(n)):
-            place = part / name
-            place.parent.mkdir(parents=True, exist_ok=True)
-            epath.Path(source / name).copy(place, overwrite=True)
-        if not bucket:
-            Path(part).rename(target)
-        elif checksums.MARKER not in names:  # a local checkpoint has no marker, only its name
-            (part / checksums.MARKER).write_text("", encoding="utf-8")
+        with contextlib.nullcontext(target) if bucket else whole(Path(target)) as part:
+            for name in sorted(set(names) - set(markers)) + sorted(markers, key=lambda n: -len(n)):
+                place = part / name
+                place.parent.mkdir(parents=True, exist_ok=True)
+                epath.Path(source / name).copy(place, overwrite=True)
+            if bucket and checksums.MARKER not in names:  # which a local checkpoint does not have
+                (part / checksums.MARKER).write_text("", encoding="utf-8")
     except OSError as error:
-        if not bucket and part.exists():
-            part.rmtree()
         raise cannot_write(Path(str(target)), error) from error
     print(f"{source} -> {target}: {len(names)} files")
 
@@ -149,8 +132,6 @@ def _copy(options: argparse.Namespace, there: Contents) -> None:
 def _refuse_false_step(source: Path, target: str) -> None:
     """Raises UserError if the copy would lie inside the checkpoint itself, or would count as
     another step."""
-    from vit_jax.checkpoint import steps
-
     if "://" in target:
         return
     place = Path(target).expanduser().absolute()
@@ -167,7 +148,6 @@ def _refuse_false_step(source: Path, target: str) -> None:
 
 def _prune(options: argparse.Namespace, there: Contents) -> None:
     """Holds the work folder's lock, so that no run loses a checkpoint that it relies on."""
-    from vit_jax.checkpoint import checksums
     from vit_jax.training.workdir import WorkFolder
 
     if options.keep is not None and options.keep < 1:
@@ -209,3 +189,11 @@ def _remove(checkpoint: Path) -> None:
 
 
 ACTIONS = {"list": _list, "verify": _verify, "copy": _copy, "prune": _prune}
+OPTIONS: Options = {
+    "action": dict(choices=tuple(ACTIONS)),
+    "source": dict(help="a work folder, its checkpoints, or one of them"),
+    "target": dict(nargs="?", help="copy: a folder or bucket that does not exist yet"),
+    "--keep": dict(type=int, metavar="N", help="prune: how many of the last ones to keep"),
+    "--damaged": dict(action="store_true", help="prune: remove only damaged ones"),
+    "--json": dict(action="store_true", help="list: print JSON"),
+}

@@ -8,34 +8,33 @@ RUN is a work folder, or a file of rows like metrics.jsonl. The page needs no ne
 """
 
 import argparse
+import re
 from pathlib import Path
 from typing import Any
 
 from vit_jax import pages
+from vit_jax.commands.arguments import Options
 from vit_jax.commands.compare_curve import rows_of
 from vit_jax.errors import UserError, cannot_write, printable
 from vit_jax.files import write_text
 from vit_jax.records import is_number, read_object
 
 Curves = dict[str, dict[str, list[tuple[float, float]]]]  # metric -> run -> (x, y)
-KINDS = (".html", ".png")
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of the command."""
-    parser.add_argument("runs", nargs="+", metavar="RUN")
-    parser.add_argument("--output", metavar="FILE", help="a page (.html) or a picture (.png)")
-    parser.add_argument(
-        "--metric", action="append", metavar="KEY",
-        help="a key of metrics.jsonl; repeat it for several (default: the loss and each accuracy)",
-    )  # fmt: skip
-    parser.add_argument("--over", choices=("step", "epoch", "seconds"), default="step")
+OPTIONS: Options = {
+    "runs": dict(nargs="+", metavar="RUN"),
+    "--output": dict(metavar="FILE", help="a page (.html) or a picture (.png)"),
+    "--metric": dict(action="append", metavar="KEY", help="a key of metrics.jsonl; repeat it for "
+                     "several (default: the loss and each accuracy)"),
+    "--over": dict(choices=("step", "epoch", "seconds"), default="step"),
+}  # fmt: skip
 
 
 def run(options: argparse.Namespace) -> int:
     """Runs the command and returns its exit code."""
     output = Path(options.output) if options.output else None
-    if output and output.suffix not in KINDS:
+    if output and output.suffix not in (".html", ".png"):
         raise UserError(f"--output={output}: a page is .html, a picture .png")
     runs = dict(zip(_names(options.runs), options.runs, strict=True))
     rows = {name: rows_of(path) for name, path in runs.items()}
@@ -83,7 +82,7 @@ def _curves(rows: dict[str, list[dict]], metrics: list[str] | None, over: str) -
     for metric in metrics or ():
         if metric not in known:
             raise UserError(f"no run has {metric}: there are {printable(', '.join(known))}")
-    chosen = metrics or [key for key in known if key == "loss" or _is_accuracy(key)]
+    chosen = metrics or [key for key in known if re.fullmatch("loss|eval/.*/accuracy", key)]
     curves: Curves = {metric: {} for metric in chosen}
     for name, run in rows.items():
         per_step = 1.0
@@ -98,10 +97,6 @@ def _curves(rows: dict[str, list[dict]], metrics: list[str] | None, over: str) -
             if line:
                 curves[metric][name] = line
     return curves
-
-
-def _is_accuracy(key: str) -> bool:
-    return key.startswith("eval/") and key.endswith("/accuracy")
 
 
 def _table(configs: dict[str, dict[str, Any]], curves: Curves) -> list[list[str]]:

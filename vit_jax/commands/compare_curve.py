@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
+from vit_jax.commands.arguments import Options
 from vit_jax.errors import UserError, printable
 from vit_jax.records import Row, read_rows, reason
 
@@ -21,14 +22,14 @@ WINDOW = 5  # rows of the loss that are averaged, because it is noisy
 Curve = dict[int, float]  # step -> value
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of the command."""
-    parser.add_argument("run", metavar="RUN")
-    parser.add_argument("reference", metavar="REFERENCE")
-    share = "allowed difference of a loss, as a share of the reference's (0.05)"
-    parser.add_argument("--loss", type=float, default=0.05, help=share)
-    absolute = "allowed difference of an accuracy (0.02)"
-    parser.add_argument("--accuracy", type=float, default=0.02, help=absolute)
+OPTIONS: Options = {
+    "run": dict(metavar="RUN"),
+    "reference": dict(metavar="REFERENCE"),
+    "--loss": dict(type=float, default=0.05,
+                   help="allowed difference of a loss, as a share of the reference's (0.05)"),
+    "--accuracy": dict(type=float, default=0.02,
+                       help="allowed difference of an accuracy (0.02)"),
+}  # fmt: skip
 
 
 def run(options: argparse.Namespace) -> int:

@@ -10,31 +10,22 @@ vit convert runs/pets pets.toy --to=toy --layout=my_layouts:TOY     a layout of 
 import argparse
 import sys
 
-from vit_jax.commands.arguments import add_source, model_fields
+from vit_jax.commands.arguments import SOURCE, Options, opened
 
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The command's options."""
-    add_source(parser)
-    parser.add_argument("destination", help="a file or folder that is not there yet")
-    parser.add_argument(
-        "--to", required=True, metavar="LAYOUT",
-        help="google, big_vision, timm, dinov2, huggingface, orbax, or the name of your own layout",
-    )  # fmt: skip
-    parser.add_argument(
-        "--num-classes", type=int, choices=[0], help="0 leaves the head out"
-    )  # fmt: skip
+OPTIONS: Options = SOURCE | {
+    "destination": dict(help="a file or folder that is not there yet"),
+    "--to": dict(required=True, metavar="LAYOUT", help="google, big_vision, timm, dinov2, "
+                 "huggingface, orbax, or the name of your own layout"),
+    "--num-classes": dict(type=int, choices=[0], help="0 leaves the head out"),
+}  # fmt: skip
 
 
 def run(options: argparse.Namespace) -> int:
     """Does it; returns the exit code."""
-    given = model_fields(options)
-    from vit_jax.pretrained.load import fetch_weights, fill, fitted
+    from vit_jax.pretrained.load import fill, fitted
     from vit_jax.pretrained.save import check_destination, save_pretrained
-    from vit_jax.pretrained.weights import open_weights
 
-    check_destination(options.destination, options.to)
-    weights = open_weights(fetch_weights(options.weights), **given)
+    weights = opened(options, lambda: check_destination(options.destination, options.to))
     wanted = {} if options.num_classes is None else {"num_classes": options.num_classes}
     model = fitted(weights, wanted)
     params, report = fill(weights, model)

@@ -13,34 +13,77 @@ vit data ACTION --help shows an action's options.
 
 import argparse
 import inspect
-import json
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable
 
-CHECK = """Reads every example and prints a line for each problem: damaged and empty files, names of
-another format than the bytes, the same bytes twice (with another label, in another split), classes
-without images. With --statistics it also prints the values of each channel, and the options to
-train with: the range of images of more than 8 bits, mean and std. Exits with 0 if there is no
-problem and with 1 if there are some.
-"""
-PREPARE = """Writes a TFDS data set as array_record, ROOT/NAME/VERSION, which is read as tfds:NAME.
+from vit_jax.commands.arguments import JSON, Options
+from vit_jax.commands.output import tell
+from vit_jax.errors import UserError
 
-SOURCE is folder:PATH (PATH/SPLIT/CLASS/* or PATH/CLASS/*), imagenet2012 or imagenet21k with
---from=FOLDER (their tars, or folders of synsets), or tfds:NAME[/CONFIG][:VERSION] or
-tfds:PACKAGE.MODULE:BUILDER. Images stay the bytes that they are. The set appears when it is whole.
-"""
-# Action: its description and its options.
-ACTIONS: dict[str, tuple[str, dict[str, dict[str, Any]]]] = {
-    "check": (CHECK, {
+
+def run(options: argparse.Namespace) -> int:
+    """Runs the action. Returns the exit code."""
+    if options.overrides:
+        raise UserError("vit data reads no config: leave --config.KEY=VALUE out")
+    _, action = PARTS[options.part]
+    return action(options)
+
+
+def _prepare(options: argparse.Namespace) -> int:
+    """Writes a TFDS data set as array_record, ROOT/NAME/VERSION, which is read as tfds:NAME.
+
+    SOURCE is folder:PATH (PATH/SPLIT/CLASS/* or PATH/CLASS/*), imagenet2012 or imagenet21k with
+    --from=FOLDER (their tars, or folders of synsets), or tfds:NAME[/CONFIG][:VERSION] or
+    tfds:PACKAGE.MODULE:BUILDER. Images stay the bytes that they are. The set appears when it is
+    whole.
+    """
+    from dataclasses import fields
+
+    from vit_jax.preparing.prepare import Options, prepare
+
+    chosen = {field.name: getattr(options, field.name) for field in fields(Options)}
+    prepare(options.source_spec, Options(**chosen))
+    return 0
+
+
+def _check(options: argparse.Namespace) -> int:
+    """Reads every example and prints a line for each problem: damaged and empty files, names of
+    another format than the bytes, the same bytes twice (with another label, in another split),
+    classes without images. With --statistics it also prints the values of each channel, and the
+    options to train with: the range of images of more than 8 bits, mean and std. Exits with 0 if
+    there is no problem and with 1 if there are some.
+    """
+    from vit_jax.preparing.check import check, lines
+
+    report = check(options.source, options.split, options.threads, statistics=options.statistics)
+    tell(report, "\n".join(lines(report)), options.json)
+    return 1 if report["problems"] else 0
+
+
+def _ops(options: argparse.Namespace) -> int:
+    """Lists the operations of pipelines."""
+    from vit_jax.data.ops import OPS, RANDOM, SHOWN, decode
+
+    for name, function in {"decode": decode, **OPS, **SHOWN}.items():
+        takes = list(inspect.signature(function).parameters.values())[3 if name in OPS else 0 :]
+        arguments = ", ".join(
+            f"{p.name}={p.default!r}" if p.default is not p.empty else p.name for p in takes
+        )
+        drawn = "  (draws: not for evaluation)" if name in RANDOM else ""
+        print(f"{name}({arguments}){drawn}")
+        print(f"    {' '.join((inspect.getdoc(function) or '').split(chr(10) * 2)[0].split())}\n")
+    return 0
+
+
+PARTS: dict[str, tuple[Options, Callable[[argparse.Namespace], int]]] = {
+    "check": ({
         "source": dict(metavar="SOURCE", help="folder:PATH, tfds:NAME, digits …"),
         "--split": dict(help="one split; all by default"),
         "--threads": dict(type=int, help="number of readers"),
         "--statistics": dict(action="store_true", help="also print the values of each channel, "
                              "and the range, mean and std to train with"),
-        "--json": dict(nargs="?", const="-", metavar="FILE",
-                       help="write the report as JSON, to FILE or to the terminal"),
-    }),
-    "prepare": (PREPARE, {
+        **JSON,
+    }, _check),
+    "prepare": ({
         "source_spec": dict(metavar="SOURCE", help="what to prepare"),
         "--from": dict(dest="source", metavar="FOLDER", help="ImageNet's tars, what a builder "
                        "expects to be downloaded by hand, or the root of a set in TFRecord"),
@@ -54,63 +97,6 @@ ACTIONS: dict[str, tuple[str, dict[str, dict[str, Any]]]] = {
         "--val": dict(type=int, metavar="N", help="images of ImageNet-21k to hold out as val; "
                       "102400 or one in a hundred by default"),
         "--threads": dict(type=int, help="number of readers; 8 by default"),
-    }),
-    "ops": ("Lists the operations of pipelines.", {}),
+    }, _prepare),
+    "ops": ({}, _ops),
 }  # fmt: skip
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The command's actions and their options."""
-    actions = parser.add_subparsers(dest="action", required=True, metavar="|".join(ACTIONS))
-    raw = argparse.RawDescriptionHelpFormatter
-    for name, (text, options) in ACTIONS.items():
-        action = actions.add_parser(name, description=text, formatter_class=raw, allow_abbrev=False)
-        for option, settings in options.items():
-            action.add_argument(option, **settings)
-
-
-def run(options: argparse.Namespace) -> int:
-    """Runs the action. Returns the exit code."""
-    from vit_jax.errors import UserError
-
-    if options.overrides:
-        raise UserError("vit data reads no config: leave --config.KEY=VALUE out")
-    return {"check": _check, "prepare": _prepare, "ops": _ops}[options.action](options)
-
-
-def _prepare(options: argparse.Namespace) -> int:
-    from dataclasses import fields
-
-    from vit_jax.preparing.prepare import Options, prepare
-
-    chosen = {field.name: getattr(options, field.name) for field in fields(Options)}
-    prepare(options.source_spec, Options(**chosen))
-    return 0
-
-
-def _check(options: argparse.Namespace) -> int:
-    from vit_jax.files import write_json
-    from vit_jax.preparing.check import check, lines
-
-    report = check(options.source, options.split, options.threads, statistics=options.statistics)
-    if options.json == "-":
-        print(json.dumps(report, indent=2))
-    else:
-        print("\n".join(lines(report)))
-    if options.json not in (None, "-"):
-        write_json(Path(options.json), report)
-    return 1 if report["problems"] else 0
-
-
-def _ops(options: argparse.Namespace) -> int:
-    from vit_jax.data.ops import OPS, RANDOM, SHOWN, decode
-
-    for name, function in {"decode": decode, **OPS, **SHOWN}.items():
-        takes = list(inspect.signature(function).parameters.values())[3 if name in OPS else 0 :]
-        arguments = ", ".join(
-            f"{p.name}={p.default!r}" if p.default is not p.empty else p.name for p in takes
-        )
-        drawn = "  (draws: not for evaluation)" if name in RANDOM else ""
-        print(f"{name}({arguments}){drawn}")
-        print(f"    {' '.join((inspect.getdoc(function) or '').split(chr(10) * 2)[0].split())}\n")
-    return 0

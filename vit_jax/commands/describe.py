@@ -8,25 +8,26 @@ The data need not be here, unless a batch is asked for.
 """
 
 import argparse
+import contextlib
 import dataclasses
 import sys
+from typing import Any
+
+import numpy as np
 
 from vit_jax import recipe
-from vit_jax.commands.arguments import add_config
+from vit_jax.commands.arguments import CONFIG, Options, configured
 from vit_jax.errors import UserError
 
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The command's options."""
-    add_config(parser)
-    parser.epilog = recipe.keys_in_words()
-    parser.add_argument("--batch", metavar="PNG", help="write one augmented batch as a picture")
+OPTIONS: Options = CONFIG | {
+    "--batch": dict(metavar="PNG", help="write one augmented batch as a picture"),
+}
+EPILOG = recipe.keys_in_words()
 
 
 def run(options: argparse.Namespace) -> int:
     """Does it; returns the exit code."""
-    config = recipe.load(options.config)
-    named = recipe.override(config, options.overrides)
+    config, named = configured(options)
     from vit_jax.training.resolve import known, opened
     from vit_jax.training.run import run_of
 
@@ -41,30 +42,21 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _recipe(run) -> list[str]:
+    gmacs = run.model.macs / 1e9
     return [
         recipe.as_text(run.config),
         "",
-        f"{run.model.name}: {run.model.num_params:,} parameters, {_gmacs(run):.4g} GMACs an image",
+        f"{run.model.name}: {run.model.num_params:,} parameters, {gmacs:.4g} GMACs an image",
         *run.in_numbers,
     ]
 
 
-def _gmacs(run) -> float:
-    return run.model.macs / 1e9
-
-
-@dataclasses.dataclass
-class _Parameter:
-    parameter: str
-    shape: tuple[int, ...]
-    size: int
-    sharding: tuple
-    decay: str
-    rate: str
+_Parameter: Any = dataclasses.make_dataclass(
+    "_Parameter", ["parameter", "shape", "size", "sharding", "decay", "rate"]
+)
 
 
 def _parameters(run) -> list[str]:
-    import numpy as np
     from clu.parameter_overview import make_table
 
     from vit_jax.checkpoint.tree import flatten
@@ -78,15 +70,13 @@ def _parameters(run) -> list[str]:
 
     def rate(path: str) -> str:
         scale = np.asarray(scales.get(path, 1.0))
-        return (
-            "frozen" if frozen[path] else " … ".join(f"{s:.3g}" for s in {scale.min(), scale.max()})
-        )
-
-    def decay(path: str) -> str:
-        return "yes" if c.weight_decay and decays[path] and not frozen[path] else "no"
+        ends = " … ".join(f"{s:.3g}" for s in {scale.min(), scale.max()})
+        return "frozen" if frozen[path] else ends
 
     rows = [
-        _Parameter(path, leaf.shape, leaf.size, tuple(specs[path].spec), decay(path), rate(path))
+        _Parameter(path, leaf.shape, leaf.size, tuple(specs[path].spec),
+                   "yes" if c.weight_decay and decays[path] and not frozen[path] else "no",
+                   rate(path))
         for path, leaf in flatten(params).items()
     ]  # fmt: skip
     return [make_table(rows)]
@@ -114,25 +104,15 @@ def _rates(run) -> list[str]:
 
 def _contact_sheet(run, path: str) -> None:
     """One augmented batch (64 images at most) side by side, small images enlarged."""
-    import numpy as np
-    from PIL import Image
+    from vit_jax.commands.report import as_rgb, tiles
 
-    batches = run.train_batches(examples_seen=0, steps=1)
-    try:
+    with contextlib.closing(run.train_batches(examples_seen=0, steps=1)) as batches:
         _, batch = next(batches)
-    finally:
-        batches.close()
-    images = np.asarray(batch["image"])[:64]
-    scale = max(1, 64 // images.shape[1])
-    images = images.repeat(scale, axis=1).repeat(scale, axis=2)
-    count, height, width, channels = images.shape
-    columns = int(np.ceil(np.sqrt(count)))
-    sheet = np.full((-(-count // columns) * height, columns * width, channels), 255, np.uint8)
-    for i, image in enumerate(images):
-        top, left = i // columns * height, i % columns * width
-        sheet[top : top + height, left : left + width] = image
+    images = as_rgb(np.asarray(batch["image"])[:64])
+    count, height, width, _ = images.shape
+    scale = max(1, 64 // height)
     try:
-        Image.fromarray(sheet[..., 0] if channels == 1 else sheet[..., :3]).save(path)
+        tiles(list(images), scale * width, scale * height).save(path)
     except (OSError, ValueError) as error:
         raise UserError(f"cannot write the picture {path}: {error}") from error
     print(f"{count} augmented images of one batch: {path}", file=sys.stderr)

@@ -17,10 +17,6 @@ PACKAGES = (
 )  # fmt: skip
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """No options."""
-
-
 def run(options: argparse.Namespace) -> int:
     """Runs the command and returns its exit code."""
     print(f"Python {sys.version.split()[0]}")

@@ -7,8 +7,6 @@ vit evaluate --workdir=runs/b16 --config.evaluators="fewshot('folder:PATH')|knn(
 """
 
 import argparse
-import json
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,38 +14,28 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from vit_jax import recipe
-from vit_jax.commands.arguments import add_job, join_job
+from vit_jax.commands.arguments import JOB, JSON, Options, join_job
+from vit_jax.commands.output import say, tell
 from vit_jax.config import base
 from vit_jax.errors import UserError, printable_lines
 from vit_jax.parallel import runtime
 from vit_jax.user_code import FLAG, only, signed, trusting_files
 
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The command's options."""
-    which = parser.add_mutually_exclusive_group(required=True)
-    which.add_argument("--workdir", help="a run's folder: its last checkpoint")
-    which.add_argument("--checkpoint", help="one checkpoint, such as DIR/checkpoints/500")
-    parser.add_argument("--data", metavar="SOURCE", help="another source, such as folder:PATH")
-    parser.add_argument("--split", help="another split")
-    parser.add_argument(
-        "--weights", choices=("trained", "ema"), default="trained",
-        help="those that are trained, or their moving average",
-    )  # fmt: skip
-    parser.add_argument(
-        "--report",
-        metavar="DIR",
-        help="confusion matrix and worst mistakes, as tables and pictures",
-    )
-    parser.add_argument(
-        FLAG, action="store_true",
-        help="run the sources and operations that the run's config names by import path, although "
-        "this user did not train there",
-    )  # fmt: skip
-    add_job(parser)
-    parser.add_argument(
-        "--json", nargs="?", const="-", metavar="FILE", help="metrics as JSON, to FILE or printed"
-    )
+ONE_OF: Options = {
+    "--workdir": dict(help="a run's folder: its last checkpoint"),
+    "--checkpoint": dict(help="one checkpoint, such as DIR/checkpoints/500"),
+}
+OPTIONS: Options = {
+    "--data": dict(metavar="SOURCE", help="another source, such as folder:PATH"),
+    "--split": dict(help="another split"),
+    "--weights": dict(choices=("trained", "ema"), default="trained",
+                      help="those that are trained, or their moving average"),
+    "--report": dict(metavar="DIR", help="confusion matrix and worst mistakes, as tables and "
+                     "pictures"),
+    FLAG: dict(action="store_true", help="run the sources and operations that the run's config "
+               "names by import path, although this user did not train there"),
+    **JOB, **JSON,
+}  # fmt: skip
 
 
 def run(options: argparse.Namespace) -> int:
@@ -90,17 +78,12 @@ def _measured(options: argparse.Namespace, checkpoint: Path, about: dict[str, An
     if (shown := about.get("data", {}).get("image_size")) and "model.image_size" not in named:
         config.model.image_size = shown
     _fit_batches(config, named)
-    if options.data:
-        config.data.eval.source = options.data
-    if options.split:
-        config.data.eval.split = options.split
+    chosen = {"source": options.data, "split": options.split}
+    config.data.eval.update({key: value for key, value in chosen.items() if value})
     if not config.data.eval.split and not config.evaluators:
         raise UserError("the run has no evaluation split: give --split")
     run = runtime.together(lambda: run_of(config, named, data=of_trained(about["classes"])))
     params = _weights(run, checkpoint, stored, options.weights)
-
-    def say(line: str) -> None:
-        print(line, file=sys.stderr)
 
     def told(metrics: dict[str, float], of: str = "") -> str:
         return f"{run.task.in_words(metrics)}  ({metrics['examples']} examples{of})"
@@ -123,21 +106,9 @@ def _measured(options: argparse.Namespace, checkpoint: Path, about: dict[str, An
         if options.report and of_split:
             write_report(Path(options.report), run, of_split)
             say(f"confusion matrix and worst mistakes: {options.report}")
-        _tell(options.json, result, lines)
+        tell(result, printable_lines("\n".join(lines)), options.json, indent=None)
     runtime.stop()
     return 0
-
-
-def _tell(json_to: str | None, result: dict[str, Any], lines: list[str]) -> None:
-    """Prints the metrics, as JSON where that is asked for, or writes them to its file."""
-    from vit_jax.files import write_json
-
-    if json_to == "-":
-        print(json.dumps(result))
-        return
-    print(printable_lines("\n".join(lines)))
-    if json_to:
-        write_json(Path(json_to), result)
 
 
 def _weights(run: Any, checkpoint: Path, stored: tuple[int, ...], which: str) -> Any:
@@ -149,10 +120,10 @@ def _weights(run: Any, checkpoint: Path, stored: tuple[int, ...], which: str) ->
     from vit_jax.training.optimizer import HOLD_RATE
 
     abstract, shardings = run.abstract_state, run.shardings
-    if which == "ema":
-        return fill(open_weights(checkpoint / EMA), run.model, shardings["params"])[0]
-    if run.model.config.image_size != stored or run.config.optimizer.name in HOLD_RATE:
-        return fill(open_weights(checkpoint), run.model, shardings["params"])[0]
+    resized = run.model.config.image_size != stored
+    if which == "ema" or resized or run.config.optimizer.name in HOLD_RATE:
+        weights = open_weights(checkpoint / EMA if which == "ema" else checkpoint)
+        return fill(weights, run.model, shardings["params"])[0]
     params = manager.restore(checkpoint, abstract["params"], shardings["params"], part="params")
     check_finite(params, checkpoint)
     return params

@@ -11,24 +11,18 @@ import json
 import math
 from typing import Any
 
-from vit_jax.commands.arguments import add_source, model_fields
+from vit_jax.commands.arguments import SOURCE, Options, opened
 from vit_jax.errors import printable
 
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The command's options."""
-    add_source(parser)
-    parser.add_argument("--tensors", action="store_true", help="every parameter with its shape")
-    parser.add_argument("--json", action="store_true", help="as JSON")
+OPTIONS: Options = SOURCE | {
+    "--tensors": dict(action="store_true", help="every parameter with its shape"),
+    "--json": dict(action="store_true", help="as JSON"),
+}
 
 
 def run(options: argparse.Namespace) -> int:
     """Does it; returns the exit code."""
-    given = model_fields(options)
-    from vit_jax.pretrained.load import fetch_weights
-    from vit_jax.pretrained.weights import open_weights
-
-    weights = open_weights(fetch_weights(options.weights), **given)
+    weights = opened(options)
     model, shapes = weights.model, weights.shapes
     told: dict[str, Any] = {
         "path": str(weights.path),

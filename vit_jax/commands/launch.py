@@ -19,21 +19,14 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from vit_jax import recipe
-from vit_jax.commands.arguments import command_line
+from vit_jax.commands.arguments import Options, command_line
 from vit_jax.errors import UserError, nearest
+from vit_jax.launch import kubernetes, local, slurm, tpu
+from vit_jax.launch.job import Job, job_hash, run_name, verdict
 
 COMMANDS = ("train", "evaluate")  # that can be launched, after --
 OF_HOSTS = ("volumes", "setup")  # options that name folders and commands of other machines
 ELSEWHERE = ("kubernetes", "tpu")  # back ends whose processes do not see this machine's files
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The command's options."""
-    backends = parser.add_subparsers(dest="backend", required=True, metavar="BACKEND")
-    for name, (text, options, _) in BACKENDS.items():
-        backend = backends.add_parser(name, help=text, description=text, allow_abbrev=False)
-        for option, settings in (OF_ALL | options).items():
-            backend.add_argument(option, **settings)
 
 
 def run(options: argparse.Namespace) -> int:
@@ -43,21 +36,19 @@ def run(options: argparse.Namespace) -> int:
         raise UserError(f"--config.{key} belongs behind --: vit launch … -- train --config=…")
     if not options.commands:
         raise UserError(
-            f"what is to be launched stands behind --: vit launch {options.backend} … -- train "
+            f"what is to be launched stands behind --: vit launch {options.part} … -- train "
             "--config=…"
         )
-    if len(options.commands) > 1 and options.backend != "slurm":
+    if len(options.commands) > 1 and options.part != "slurm":
         raise UserError("several commands at once (an array) are for vit launch slurm alone")
-    _, _, start = BACKENDS[options.backend]
+    _, start = PARTS[options.part]
     return start(options, [_job(options, line) for line in options.commands])
 
 
-def _job(options: argparse.Namespace, line: list[str]) -> Any:
+def _job(options: argparse.Namespace, line: list[str]) -> Job:
     """The job that a line behind -- asks for. Raises UserError: there is a mistake in it."""
-    from vit_jax.launch.job import Job, job_hash, run_name
-
     command = (line or [""])[0]
-    arguments = [_with_home(word, options.backend) for word in line[1:]]
+    arguments = [_with_home(word, options.part) for word in line[1:]]
     if command not in COMMANDS:
         raise UserError(f"{command!r} cannot be launched: {nearest(command, COMMANDS)}")
     module = importlib.import_module(f"vit_jax.commands.{command}")
@@ -75,10 +66,19 @@ def _job(options: argparse.Namespace, line: list[str]) -> Any:
     else:
         command_line(command, module, arguments)
         name, folder = job_hash(command, arguments), directory
+    return Job(name, (command, *arguments), folder / "logs" / name, **job_fields(options))
+
+
+def job_fields(options: argparse.Namespace) -> dict[str, Any]:
+    """The fields of a job that options set."""
     fields = {f.name for f in dataclasses.fields(Job)} - {"name", "arguments", "logs"}
     chosen = {k: v for k, v in vars(options).items() if k in fields and v is not None}
-    chosen.setdefault("processes", chosen.get("nodes", 1))
-    return Job(name, (command, *arguments), folder / "logs" / name, **chosen)
+    return {"processes": chosen.get("nodes", 1)} | chosen
+
+
+def sbatch_options(options: argparse.Namespace) -> dict[str, str]:
+    """The options of sbatch that options of `vit launch slurm` set."""
+    return dict(options.sbatch) | ({"partition": options.partition} if options.partition else {})
 
 
 def _with_home(word: str, backend: str) -> str:
@@ -117,9 +117,8 @@ def _check_on_volume(options: argparse.Namespace, path: Path) -> None:
 
 
 # -- back ends ---------------------------------------------------------------------------------
-def _local(options: argparse.Namespace, jobs: list[Any]) -> int:
-    from vit_jax.launch import local
-
+def _local(options: argparse.Namespace, jobs: list[Job]) -> int:
+    """on this host: several processes, with several devices each"""
     return local.run(jobs[0]) if not options.dry_run else _shown("\n".join(local.shown(jobs[0])))
 
 
@@ -128,11 +127,9 @@ def _shown(text: str) -> int:
     return 0
 
 
-def _slurm(options: argparse.Namespace, jobs: list[Any]) -> int:
-    from vit_jax.launch import slurm
-    from vit_jax.launch.job import verdict
-
-    sbatch = dict(options.sbatch) | ({"partition": options.partition} if options.partition else {})
+def _slurm(options: argparse.Namespace, jobs: list[Job]) -> int:
+    """on SLURM; several commands, each behind its own --, are one array"""
+    sbatch = sbatch_options(options)
     if len(jobs) > 1:
         logs = jobs[0].logs.parent / slurm.array_name(jobs)
         jobs = [dataclasses.replace(job, logs=logs) for job in jobs]
@@ -144,9 +141,8 @@ def _slurm(options: argparse.Namespace, jobs: list[Any]) -> int:
     return verdict([job.wait() for job in running]) if options.wait else 0
 
 
-def _kubernetes(options: argparse.Namespace, jobs: list[Any]) -> int:
-    from vit_jax.launch import kubernetes
-
+def _kubernetes(options: argparse.Namespace, jobs: list[Job]) -> int:
+    """on Kubernetes: an Indexed Job or a JobSet, on CPUs, GPUs or TPUs"""
     made = kubernetes.manifests(
         jobs[0], namespace=options.namespace, nodes=dict(options.node), tpu=options.tpu,
         jobset=options.jobset, slices=options.slices,
@@ -154,9 +150,8 @@ def _kubernetes(options: argparse.Namespace, jobs: list[Any]) -> int:
     return _shown(kubernetes.as_yaml(made) if options.dry_run else kubernetes.apply(made))
 
 
-def _tpu(options: argparse.Namespace, jobs: list[Any]) -> int:
-    from vit_jax.launch import tpu
-
+def _tpu(options: argparse.Namespace, jobs: list[Job]) -> int:
+    """on one Cloud TPU slice, by commands of gcloud"""
     text = tpu.script(
         jobs[0], accelerator=options.accelerator, zone=options.zone, project=options.project,
         runtime=options.runtime, spot=options.spot, setup=options.setup,
@@ -165,9 +160,6 @@ def _tpu(options: argparse.Namespace, jobs: list[Any]) -> int:
 
 
 # -- options -----------------------------------------------------------------------------------
-Options = dict[str, dict[str, Any]]
-
-
 def _pairs(separator: str, metavar: str, example: str = "", **settings: Any) -> dict[str, Any]:
     """Settings of an option that may be given several times, each with a pair of texts."""
 
@@ -195,7 +187,7 @@ OF_ALL: Options = {
     "--restarts": dict(type=int, default=10, metavar="N",
                        help="number of restarts after saves, lost processes and kills (10)"),
 }  # fmt: skip
-SIZES: Options = {
+SIZES: Options = OF_ALL | {
     "--processes": dict(type=int, metavar="N", help="processes (one, or one per node)"),
     "--devices": dict(type=int, metavar="M", help="devices per process"),
     "--platform": dict(choices=("cpu", "gpu")),
@@ -227,12 +219,9 @@ TPU: Options = {
     "--spot": dict(action="store_true"),
     "--setup": dict(metavar="COMMAND", help="that every host runs first, such as a mount"),
 }
-# Name: (description, options, function that starts it).
-BACKENDS: dict[str, tuple[str, Options, Callable[[argparse.Namespace, list[Any]], int]]] = {
-    "local": ("on this host: several processes, with several devices each", SIZES, _local),
-    "slurm": ("on SLURM; several commands, each behind its own --, are one array",
-              SIZES | CLUSTER | SLURM, _slurm),
-    "kubernetes": ("on Kubernetes: an Indexed Job or a JobSet, on CPUs, GPUs or TPUs",
-                   _containers("CLAIM") | SIZES | CLUSTER | KUBERNETES, _kubernetes),
-    "tpu": ("on one Cloud TPU slice, by commands of gcloud", _containers("FOLDER") | TPU, _tpu),
-}  # fmt: skip
+PARTS: dict[str, tuple[Options, Callable[[argparse.Namespace, list[Job]], int]]] = {
+    "local": (SIZES, _local),
+    "slurm": (SIZES | CLUSTER | SLURM, _slurm),
+    "kubernetes": (_containers("CLAIM") | SIZES | CLUSTER | KUBERNETES, _kubernetes),
+    "tpu": (OF_ALL | _containers("FOLDER") | TPU, _tpu),
+}

@@ -11,96 +11,54 @@ estimates, and the output says so. The data need not be here.
 """
 
 import argparse
-import contextlib
-import json
 import signal
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
-from vit_jax import recipe
-from vit_jax.commands.arguments import add_config, check_files
+from vit_jax.commands.arguments import CONFIG, JSON, Options, configured
+from vit_jax.commands.output import check_files, say, tell
 from vit_jax.errors import UserError
 
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The command's options."""
-    add_config(parser)
-    parser.add_argument(
-        "--topology", required=True, metavar="NAME",
-        help="v5e:16x16, v5p:4x4x4 …, gpu:h100x8, or local: the devices of this machine",
-    )  # fmt: skip
-    parser.add_argument(
-        "--slices", type=int, default=1, metavar="N", help="number of TPU slices (1)"
-    )
-    parser.add_argument(
-        "--search", action="store_true",
-        help="find the fastest mesh, microbatch and rematerialisation that fits",
-    )  # fmt: skip
-    parser.add_argument(
-        "--json", nargs="?", const="-", metavar="FILE", help="the plan as JSON, to FILE or printed"
-    )
+OPTIONS: Options = CONFIG | {
+    "--topology": dict(required=True, metavar="NAME", help="v5e:16x16, v5p:4x4x4 …, gpu:h100x8, or "
+                       "local: the devices of this machine"),
+    "--slices": dict(type=int, default=1, metavar="N", help="number of TPU slices (1)"),
+    "--search": dict(action="store_true",
+                     help="find the fastest mesh, microbatch and rematerialisation that fits"),
+    **JSON,
+}  # fmt: skip
 
 
 def run(options: argparse.Namespace) -> int:
     """Runs the command and returns its exit code: 2 if the run does not fit."""
     check_files(options)
-    config = recipe.load(options.config)
-    named = recipe.override(config, options.overrides)
+    config, named = configured(options)
     from vit_jax.errors import OK, USER_ERROR
-    from vit_jax.files import write_json
+    from vit_jax.launch.local import handling
     from vit_jax.planning import topologies
     from vit_jax.planning.plan import as_json, make_plan
+    from vit_jax.planning.search import in_words, search
 
     target = topologies.find(options.topology, options.slices)
-    with _interruptible():
-        if not isinstance(target.devices, int):
-            _say(f"compiling for {target.name}, which can take a minute or two …")
-        if options.search:
-            plan = _search(config, named, target)
-        else:
-            plan = make_plan(config, named, target, evaluation=True)
-    plain = as_json(plan)
-    if options.json == "-":
-        print(json.dumps(plain, indent=1))
-    else:
-        print("\n".join(lines(plan)))
-        if options.json:
-            write_json(Path(options.json), plain)
-    if not plan.fits:
-        print(f"vit: error: {_refusal(plan)}", file=sys.stderr)
-    return OK if plan.fits else USER_ERROR
-
-
-@contextlib.contextmanager
-def _interruptible() -> Iterator[None]:
-    """Lets SIGINT and SIGTERM end the process at once, because there is nothing to save. Python
-    would handle them only after the compiler, and libtpu's own handler prints its stacks."""
-    numbers = (signal.SIGINT, signal.SIGTERM)
-    before = [signal.signal(number, signal.SIG_DFL) for number in numbers]
-    try:
-        yield
-    finally:
-        for number, handler in zip(numbers, before, strict=True):
-            signal.signal(number, signal.SIG_DFL if handler is None else handler)
-
-
-def _say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
-
-
-def _search(config: Any, named: list[str], target: Any) -> Any:
-    from vit_jax.planning.search import search
-
-    if target.chip is None:
+    if options.search and target.chip is None:
         raise UserError(
             "--search compares times, and nothing is stated of a CPU's: name a topology"
         )
-
-    choice, plan = search(config, named, target, _say)
-    _say(f"the fastest that fits: {' '.join(choice.overrides)}")
-    return plan
+    # There is nothing to save. Python would handle signals only after the compiler, and libtpu's
+    # own handler prints its stacks.
+    with handling(signal.SIG_DFL):
+        if not isinstance(target.devices, int):
+            say(f"compiling for {target.name}, which can take a minute or two …")
+        if options.search:
+            choice, plan = search(config, named, target, say)
+            say(f"the fastest that fits: {in_words(choice)}")
+        else:
+            plan = make_plan(config, named, target, evaluation=True)
+    tell(as_json(plan), "\n".join(lines(plan)), options.json)
+    if not plan.fits:
+        print(f"vit: error: {_refusal(plan)}", file=sys.stderr)
+    return OK if plan.fits else USER_ERROR
 
 
 HOW = {
@@ -150,9 +108,9 @@ def lines(plan: Any) -> Iterator[str]:
     unit, second = _unit(bounds.step_s, (("seconds", 1), ("milliseconds", 1e-3)))
     peak = f"{target.chip.peak(c.model.dtype):.3g} FLOP/s in {c.model.dtype}"
     yield f"\nroofline, {unit} a step at the stated peaks ({peak})"
-    for name in ("compute", "memory", "network"):
-        told = "  <- bounds it" if name == bounds.bound else ""
-        yield f"  {name:38}{getattr(bounds, name + '_s') / second:10.4f}{told}"
+    for name, seconds in bounds._asdict().items():
+        told = "  <- bounds it" if seconds == bounds.step_s else ""
+        yield f"  {name.removesuffix('_s'):38}{seconds / second:10.4f}{told}"
     yield f"  {'images/s, ' + ceiling:38}{plan.images_per_second:10,.0f}"
     yield f"  {'MFU, ' + ceiling:38}{plan.mfu_ceiling:10.1%}"
     unit, second = _unit(3600 * plan.hours, (("hours", 3600), ("minutes", 60), ("seconds", 1)))

@@ -12,17 +12,19 @@ each class by itself (sigmoid: several labels, or a single output), or the value
 """
 
 import argparse
-import csv
+import itertools
 import math
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from vit_jax.commands.arguments import add_source, model_fields
-from vit_jax.errors import UserError, cannot_write, printable
-
-COLUMNS = ("image", "rank", "class", "label", "probability")
+from vit_jax.commands.arguments import SOURCE, Options, opened
+from vit_jax.commands.output import check_files
+from vit_jax.errors import UserError, printable
+from vit_jax.files import read_bytes, whole
+from vit_jax.pages import as_csv
+from vit_jax.user_code import FLAG, trusting_files
 
 # How values are written, in a table and in a terminal, by the activation that they come from.
 FORMATS = {"softmax": (".6f", ".2%"), "sigmoid": (".6f", ".2%"), "none": (".9g", ".6g")}
@@ -30,40 +32,31 @@ FORMATS = {"softmax": (".6f", ".2%"), "sigmoid": (".6f", ".2%"), "none": (".9g",
 Chosen = list[tuple[int, float]]  # classes and their values, best first
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The command's options."""
-    add_source(parser)
-    parser.add_argument("images", nargs="+", help="files, or folders of them")
-    parser.add_argument("--top", type=int, help="classes an image, best first (1)")
-    parser.add_argument(
-        "--threshold", type=float, metavar="P",
-        help="of weights for several labels: every class whose probability is P or more",
-    )  # fmt: skip
-    parser.add_argument("--output", metavar="CSV", help="write the predictions to a file")
-    parser.add_argument("--batch-size", type=int, default=32, help="images at a time (32)")
-    parser.add_argument(
-        "--trust-code", action="store_true",
-        help="run the operations that the weights' pipeline names by import path, such as "
-        "my_ops:crop; without it such weights are refused",
-    )  # fmt: skip
+OPTIONS: Options = SOURCE | {
+    "images": dict(nargs="+", help="files, or folders of them"),
+    "--top": dict(type=int, help="classes an image, best first (1)"),
+    "--threshold": dict(type=float, metavar="P", help="of weights for several labels: every class "
+                        "whose probability is P or more"),
+    "--output": dict(metavar="CSV", help="write the predictions to a file"),
+    "--batch-size": dict(type=int, default=32, help="images at a time (32)"),
+    FLAG: dict(action="store_true", help="run the operations that the weights' pipeline names by "
+               "import path, such as my_ops:crop; without it such weights are refused"),
+}  # fmt: skip
 
 
 def run(options: argparse.Namespace) -> int:
     """Does it; returns the exit code."""
-    given = model_fields(options)
     if (options.top is not None and options.top < 1) or options.batch_size < 1:
         raise UserError("--top and --batch-size are at least 1")
     if options.threshold is not None and not 0 < options.threshold < 1:
         raise UserError(f"--threshold lies between 0 and 1, not at {options.threshold:g}")
     paths, notes = _images(options.images)
-    output = None if options.output is None else _output(options.output)
+    check_files(options)
     from vit_jax.data.ops import parse
-    from vit_jax.pretrained.load import as_shown, fetch_weights, fill
-    from vit_jax.pretrained.weights import open_weights
-    from vit_jax.user_code import trusting_files
+    from vit_jax.pretrained.load import as_shown, fill
 
     with trusting_files(options.trust_code):
-        weights = open_weights(fetch_weights(options.weights), **given)
+        weights = opened(options)
     c = weights.model.config
     if not c.num_classes:
         raise UserError(f"{weights.path} has no head: it predicts no classes")
@@ -85,9 +78,18 @@ def run(options: argparse.Namespace) -> int:
     of_table, of_terminal = FORMATS[model.output_activation]
     least = -math.inf if options.threshold is None else options.threshold
     predicted = _predicted(model, params, prepare, paths, options.batch_size, count, least)
-    if output:
-        images = _write(output, predicted, names, of_table)
-        print(f"{images} images: {printable(output)}")
+    if options.output:
+        # The file is opened before the work begins. Names of images may be any bytes.
+        with (
+            whole(Path(options.output)) as part,
+            part.open("w", encoding="utf-8", errors="backslashreplace") as file,
+        ):
+            images = list(predicted)
+            file.write(as_csv([("image", "rank", "class", "label", "probability"), *(
+                (path, rank, index, names[index], f"{value:{of_table}}")
+                for path, chosen in images for rank, (index, value) in enumerate(chosen, 1)
+            )]))  # fmt: skip
+        print(f"{len(images)} images: {printable(options.output)}")
         return 0
     for path, chosen in predicted:
         head = f"{printable(path)}: "
@@ -97,22 +99,6 @@ def run(options: argparse.Namespace) -> int:
             print(f"{head}{printable(names[index])} {value:{of_terminal}}")
             head = " " * len(head)
     return 0
-
-
-def _output(given: str) -> Path:
-    """The table's place. Raises UserError where there can be no file."""
-    if not given:
-        raise UserError("--output= names no file")
-    output = Path(given)
-    folder = output.absolute().parent
-    try:
-        if output.is_dir():
-            raise UserError(f"--output {printable(output)} is a folder: name a file")
-        if not folder.is_dir():
-            raise UserError(f"--output {printable(output)}: there is no folder {printable(folder)}")
-    except OSError as error:  # a name that is too long
-        raise cannot_write(output, error) from error
-    return output
 
 
 def _count(model: Any, top: int | None, threshold: float | None) -> int:
@@ -161,13 +147,6 @@ def _images(given: list[str]) -> tuple[list[Path], list[str]]:
     return found, notes
 
 
-def _prepared(path: Path, prepare: Any, channels: int) -> Any:
-    """One image as the weights' pipeline shows it. Raises DamagedImage or OSError."""
-    from vit_jax.files import read_bytes
-
-    return prepare(prepare.open(read_bytes(path), channels), None)
-
-
 def _predicted(
     model: Any, params: Any, prepare: Any, paths: list[Path], batch_size: int, count: int,
     least: float,
@@ -195,30 +174,27 @@ def _predicted(
             return finite, values, jnp.broadcast_to(jnp.arange(count), values.shape)
         return finite, *jax.lax.top_k(values, count)
 
-    def batches():
-        batch, kept, read = np.zeros((batch_size, *shape), np.uint8), [], 0
-        for number, path in enumerate(paths):
+    def images():
+        read = 0
+        for path in paths:
             try:
-                image = _prepared(path, prepare, c.channels)
+                image = prepare(prepare.open(read_bytes(path), c.channels), None)
             except (DamagedImage, OSError) as error:
                 print(printable(f"skipped: {path} ({error})"), file=sys.stderr)
-            else:
-                if image.shape != shape:
-                    raise UserError(
-                        f"{printable(path)} becomes {image.shape}, the model takes {shape}"
-                    )
-                batch[len(kept)] = image
-                kept.append(path)
-                read += 1
-            if kept and (len(kept) == batch_size or number == len(paths) - 1):
-                yield kept, batch
-                kept = []
+                continue
+            if image.shape != shape:
+                raise UserError(f"{printable(path)} becomes {image.shape}, the model takes {shape}")
+            read += 1
+            yield path, image
         if not read:
             raise UserError(f"none of the {len(paths)} files is an image that can be read")
 
-    for kept, batch in batches():
-        finite, values, classes = jax.device_get(predict(params, batch.copy()))
-        for i, path in enumerate(kept):
+    readable = images()
+    while chunk := list(itertools.islice(readable, batch_size)):
+        batch = np.zeros((batch_size, *shape), np.uint8)
+        batch[: len(chunk)] = [image for _, image in chunk]
+        finite, values, classes = jax.device_get(predict(params, batch))
+        for i, (path, _) in enumerate(chunk):
             if not finite[i]:
                 raise UserError(
                     f"{printable(path)}: the logits are NaN or infinite; the weights are damaged, "
@@ -228,24 +204,3 @@ def _predicted(
             of_image = [x if activation == "none" else round(x, 6) for x in values[i].tolist()]
             both = zip(classes[i].tolist(), of_image, strict=True)
             yield path, [(index, value) for index, value in both if value >= least]
-
-
-def _write(
-    output: Path, predicted: Iterator[tuple[Path, Chosen]], names: list[str], form: str
-) -> int:
-    """The file appears whole or not at all; returns the number of images."""
-    from vit_jax.files import whole
-
-    images = 0
-    with (
-        whole(output) as part,
-        # Names of files may be any bytes.
-        part.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file,
-    ):
-        table = csv.writer(file)
-        table.writerow(COLUMNS)
-        for path, chosen in predicted:
-            images += 1
-            for rank, (index, value) in enumerate(chosen, 1):
-                table.writerow((path, rank, index, names[index], f"{value:{form}}"))
-    return images

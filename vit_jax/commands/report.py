@@ -1,6 +1,7 @@
 """The report of `vit evaluate --report`: which classes are taken for which, and the mistakes of
 which the model was surest, as tables and pictures."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +51,7 @@ def write_report(folder: Path, run: Any, rows: Rows) -> None:
         _heat_map(counts).save(folder / "confusion.png")
         images = [_pixels(run, source, int(rows["index"][row])) for row in worst]
         titles = [f"{label} > {predicted}" for _, label, predicted, _ in mistakes[:WORST]]
-        _tiles(images, titles).save(folder / "mistakes.png")
+        tiles(images, TILE, TILE, titles).save(folder / "mistakes.png")
     except OSError as error:
         raise cannot_write(folder, error) from error
 
@@ -72,22 +73,29 @@ def _pixels(run: Any, source: Any, index: int) -> np.ndarray:
     """The image of an example as RGB; black if it is damaged."""
     levels = run.evaluators[0].pipeline.levels
     try:
-        pixels = decode(source[index]["image"], run.model.config.channels, levels)
+        return as_rgb(decode(source[index]["image"], run.model.config.channels, levels))
     except DamagedImage:
-        pixels = np.zeros((TILE, TILE, 3), np.uint8)
+        return np.zeros((TILE, TILE, 3), np.uint8)
+
+
+def as_rgb(pixels: np.ndarray) -> np.ndarray:
+    """The first three channels of images; three times the first one if there are fewer."""
     return pixels[..., :3] if pixels.shape[-1] >= 3 else pixels[..., :1].repeat(3, axis=-1)
 
 
-def _tiles(images: list[np.ndarray], titles: list[str]) -> Image.Image:
-    """The images in a grid, each under its title, `class > prediction`."""
+def tiles(
+    images: Sequence[np.ndarray], width: int, height: int, titles: Sequence[str] = ()
+) -> Image.Image:
+    """The images in a grid, each of one size, and under its title if there are titles."""
     columns = max(1, int(np.ceil(np.sqrt(len(images)))))
-    lines, height = max(1, -(-len(images) // columns)), TILE + TITLE
-    sheet = Image.new("RGB", (columns * TILE, lines * height), "white")
+    lines, above = max(1, -(-len(images) // columns)), TITLE if titles else 0
+    sheet = Image.new("RGB", (columns * width, lines * (height + above)), "white")
     draw = ImageDraw.Draw(sheet)
-    for number, (pixels, title) in enumerate(zip(images, titles, strict=True)):
-        left, top = number % columns * TILE, number // columns * height
-        sampling = Image.Resampling.NEAREST if pixels.shape[0] < TILE else Image.Resampling.BOX
-        sheet.paste(Image.fromarray(pixels).resize((TILE, TILE), sampling), (left, top + TITLE))
-        latin = title[:24].encode("latin-1", "replace").decode("latin-1")
-        draw.text((left + 2, top), latin, "black")
+    for number, pixels in enumerate(images):
+        left, top = number % columns * width, number // columns * (height + above)
+        sampling = Image.Resampling.NEAREST if pixels.shape[0] < height else Image.Resampling.BOX
+        sheet.paste(Image.fromarray(pixels).resize((width, height), sampling), (left, top + above))
+        if titles:
+            latin = titles[number][:24].encode("latin-1", "replace").decode("latin-1")
+            draw.text((left + 2, top), latin, "black")
     return sheet

@@ -5,16 +5,16 @@ vit runs runs --json
 """
 
 import argparse
-import json
 from pathlib import Path
 
+from vit_jax.commands.arguments import Options
+from vit_jax.commands.output import tell
 from vit_jax.errors import printable
 
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of the command."""
-    parser.add_argument("dir", metavar="DIR", help="a folder that is searched for runs, or one run")
-    parser.add_argument("--json", action="store_true", help="print JSON")
+OPTIONS: Options = {
+    "dir": dict(metavar="DIR", help="a folder that is searched for runs, or one run"),
+    "--json": dict(action="store_true", help="print JSON"),
+}
 
 
 def run(options: argparse.Namespace) -> int:
@@ -23,8 +23,6 @@ def run(options: argparse.Namespace) -> int:
 
     folder = Path(options.dir)
     rows = [runs.describe(path) for path in runs.find(folder)]
-    if options.json:
-        print(json.dumps(rows, indent=1))
-    else:
-        print("\n".join(runs.table(rows, folder)) if rows else f"no runs in {printable(folder)}")
+    text = runs.table(rows, folder) if rows else f"no runs in {printable(folder)}"
+    tell(rows, text, "-" if options.json else None)
     return 0

@@ -12,50 +12,38 @@ for `vit train`. The same command continues a sweep that was stopped or killed.
 """
 
 import argparse
-import dataclasses
+import functools
 import importlib.util
 import re
-import sys
 from pathlib import Path
 from typing import Any
 
 from ml_collections import ConfigDict
 
-from vit_jax import recipe
-from vit_jax.commands.arguments import add_config, command_line
+from vit_jax.commands.arguments import CONFIG, Options, command_line, configured
+from vit_jax.commands.output import say
 from vit_jax.errors import UserError
 
 COMMANDS = ("local", "slurm")  # back ends after `--`
-METHODS = ("grid", "random", "tpe", "halving")
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of the command."""
-    parser.add_argument("action", nargs="?", choices=("run", "report"), default="run")
-    add_config(parser, required=False)
-    parser.add_argument(
-        "--sweep", metavar="EXPR|FILE",
-        help="KEY=VALUE,VALUE;KEY=log(LOW,HIGH);KEY=uniform(LOW,HIGH), a file of such lines, or a "
-        "Python file with a sweep() (default: the sweep() of the recipe)",
-    )  # fmt: skip
-    parser.add_argument("--study", required=True, metavar="NAME")
-    parser.add_argument("--workdir", required=True, metavar="DIR", help="the study is in DIR/NAME")
-    parser.add_argument("--storage", metavar="URL", help="a database (default: a file in DIR/NAME)")
-    parser.add_argument(
-        "--method", choices=METHODS,
-        help="grid is the default; random and tpe can search ranges; halving continues the best "
-        "third of the trials, twice",
-    )  # fmt: skip
-    parser.add_argument(
-        "--trials", type=int, metavar="N", help="number of trials of random, tpe or ranges"
-    )
-    parser.add_argument(
-        "--prune", action="store_true", help="stop bad trials of random or tpe early"
-    )
-    parser.add_argument(
-        "--metric", help="such as val/loss (default: accuracy on the evaluation split)"
-    )
-    parser.add_argument("--parallel", type=int, default=1, metavar="N", help="trials at a time")
+OPTIONS: Options = {
+    "action": dict(nargs="?", choices=("run", "report"), default="run"),
+    "--config": CONFIG["--config"] | dict(required=False),
+    "--sweep": dict(metavar="EXPR|FILE",
+                    help="KEY=VALUE,VALUE;KEY=log(LOW,HIGH);KEY=uniform(LOW,HIGH), a file of such "
+                    "lines, or a Python file with a sweep() (default: the sweep() of the recipe)"),
+    "--study": dict(required=True, metavar="NAME"),
+    "--workdir": dict(required=True, metavar="DIR", help="the study is in DIR/NAME"),
+    "--storage": dict(metavar="URL", help="a database (default: a file in DIR/NAME)"),
+    "--method": dict(choices=("grid", "random", "tpe", "halving"),
+                     help="grid is the default; random and tpe can search ranges; halving "
+                     "continues the best third of the trials, twice"),
+    "--trials": dict(type=int, metavar="N", help="number of trials of random, tpe or ranges"),
+    "--prune": dict(action="store_true", help="stop bad trials of random or tpe early"),
+    "--metric": dict(help="such as val/loss (default: accuracy on the evaluation split)"),
+    "--parallel": dict(type=int, default=1, metavar="N", help="trials at a time"),
+}  # fmt: skip
 
 
 def run(options: argparse.Namespace) -> int:
@@ -68,41 +56,39 @@ def run(options: argparse.Namespace) -> int:
             "it has letters, digits, dots, dashes, underscores and spaces alone"
         )
     folder = Path(options.workdir).expanduser().absolute() / options.study
-    return _report(options, folder) if options.action == "report" else _run(options, folder)
-
-
-def _report(options: argparse.Namespace, folder: Path) -> int:
+    if options.action == "run":
+        return _run(options, folder)
     from vit_jax.sweeping import report, study
 
-    stored = study.load(options.study, options.storage, folder)
-    for name in report.write(stored, folder):
+    for name in report.write(study.load(options.study, options.storage, folder), folder):
         print(folder / name)
     return 0
 
 
 def _run(options: argparse.Namespace, folder: Path) -> int:
     from vit_jax.sweeping import report, space, study
-    from vit_jax.sweeping.launching import Launcher
+    from vit_jax.sweeping.launching import launch
     from vit_jax.sweeping.trials import Sweep
 
     if not options.config:
         raise UserError("vit sweep needs --config=FILE: the recipe that is trained")
-    config = recipe.load(options.config)
-    named = recipe.override(config, options.overrides)
+    config, named = configured(options)
     search = _search(options, config, space.read(options.sweep, options.config, config))
     for key in search.space.distributions:
         if key in named:
             raise UserError(f"{key} is searched and also set by --config.{key}: leave one out")
-    launcher = Launcher(options.config, options.overrides, options.parallel, _say,
-                        *_backend(options))  # fmt: skip
+    launcher = functools.partial(
+        launch, spec=options.config, overrides=options.overrides, parallel=options.parallel,
+        say=say, **_backend(options),
+    )  # fmt: skip
     where = options.storage or str(folder / study.JOURNAL)
     with study.locked(folder):
         storage = study.opened(options.storage, folder)
         with study.in_one_line(where):
             identity = study.identity(config, search, folder if options.storage else None)
             begun = study.begin(options.study, storage, search, identity)
-            sweep = Sweep(begun, search, folder, options.parallel, launcher, _say)
-            _say(f"study {options.study}: {search.method} of {search.trials} trials, "
+            sweep = Sweep(begun, search, folder, options.parallel, launcher, say)
+            say(f"study {options.study}: {search.method} of {search.trials} trials, "
                  f"{options.parallel} at a time, by {search.metric}; {folder}")  # fmt: skip
             try:
                 sweep.run()
@@ -158,23 +144,13 @@ def _search(options: argparse.Namespace, config: ConfigDict, space: Any) -> Any:
                   options.prune and method != "halving")  # fmt: skip
 
 
-def _backend(options: argparse.Namespace) -> tuple[dict[str, Any], dict[str, str] | None]:
-    """The options after `--`: fields of the trials' jobs, and sbatch's options on SLURM."""
+def _backend(options: argparse.Namespace) -> dict[str, Any]:
+    """The options after `--`: `fields` of the trials' jobs, and `sbatch`'s options on SLURM."""
     from vit_jax.commands import launch
-    from vit_jax.launch.job import Job
 
     line, *more = options.commands or [["local"]]
     if more or line[:1] not in [[name] for name in COMMANDS]:
         raise UserError(f"behind -- of a sweep stands {' or '.join(COMMANDS)} with its options")
-    parsed = vars(command_line("launch", launch, line))
-    names = {field.name for field in dataclasses.fields(Job)}
-    fields = {k: v for k, v in parsed.items() if k in names and v is not None}
-    fields.setdefault("processes", fields.get("nodes", 1))
-    sbatch = dict(parsed.get("sbatch", []))
-    if partition := parsed.get("partition"):
-        sbatch["partition"] = partition
-    return fields, sbatch if line[0] == "slurm" else None
-
-
-def _say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
+    parsed = command_line("launch", launch, line)
+    sbatch = launch.sbatch_options(parsed) if parsed.part == "slurm" else None
+    return {"fields": launch.job_fields(parsed), "sbatch": sbatch}

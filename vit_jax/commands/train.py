@@ -7,29 +7,22 @@ vit train --config=configs/pretrain.py:b16,imagenet21k --workdir=DIR --config.se
 import argparse
 
 from vit_jax import recipe
-from vit_jax.commands.arguments import add_config, add_job, join_job
+from vit_jax.commands.arguments import CONFIG, JOB, Options, configured, join_job
 from vit_jax.parallel import runtime
 
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The command's options."""
-    add_config(parser)
-    parser.epilog = recipe.keys_in_words()
-    parser.add_argument(
-        "--workdir", required=True, help="folder of the run, made if it is not there"
-    )
-    parser.add_argument(
-        "--replay-step", type=int, metavar="N",
-        help="train nothing: show the gradients and examples of step N of the run",
-    )  # fmt: skip
-    add_job(parser)
-    parser.add_argument("--quiet", action="store_true", help="errors and the result alone")
+OPTIONS: Options = CONFIG | {
+    "--workdir": dict(required=True, help="folder of the run, made if it is not there"),
+    "--replay-step": dict(type=int, metavar="N", help="train nothing: show the gradients and "
+                          "examples of step N of the run"),
+    **JOB,
+    "--quiet": dict(action="store_true", help="errors and the result alone"),
+}  # fmt: skip
+EPILOG = recipe.keys_in_words()
 
 
 def run(options: argparse.Namespace) -> int:
     """Does it; returns the exit code."""
-    config = recipe.load(options.config)
-    named = recipe.override(config, options.overrides)
+    config, named = configured(options)
     join_job(options, config.heartbeat_timeout)
     from vit_jax.parallel.compile_cache import keep_compiled
     from vit_jax.training.loop import train

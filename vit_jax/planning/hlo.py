@@ -206,10 +206,7 @@ def _trips(
 
 
 def _through_copies(name: str, computation: Computation) -> Instruction | None:
-    source = computation.get(name)
-    while source and source.op in ("copy", "bitcast", "convert") and source.operands:
-        source = computation.get(source.operands[0])
-    return source
+    return computation.get(_origin(name, computation, ("copy", "bitcast", "convert")))
 
 
 def _constant(instruction: Instruction | None) -> int | None:
@@ -376,10 +373,10 @@ def _parameters(computation: Computation) -> dict[int, str]:
     }
 
 
-def _origin(name: str, inner: Computation) -> str:
-    """The parameter of a fusion that a name refers to, through any views."""
-    while name in inner and inner[name].op == "bitcast":
-        name = inner[name].operands[0]
+def _origin(name: str, computation: Computation, views: Sequence[str] = ("bitcast",)) -> str:
+    """The instruction that a name refers to, through any views: of a fusion, its parameter."""
+    while name in computation and computation[name].op in views:
+        name = computation[name].operands[0]
     return name
 
 

@@ -120,8 +120,6 @@ def by_compiler(run: Run, target: Target, evaluation: bool = False) -> Plan:
     try:
         compiled = run.compiled_step
     except jax.errors.JaxRuntimeError as error:
-        if "RESOURCE_EXHAUSTED" not in str(error):
-            raise
         total = _asked(error, exact.arguments + exact.temporaries)
         memory = dataclasses.replace(exact, total=total, temporaries=total - exact.arguments)
         return _finish(run, target, "refused", memory, analytic.costs(run, trace.made))
@@ -157,7 +155,10 @@ def _known(run: Run, target: Target, trace: analytic.Trace) -> Memory:
 
 
 def _asked(error: Exception, least: float) -> float:
-    """The highest number of bytes in the compiler's error; at least `least`."""
+    """The highest number of bytes in the compiler's error; at least `least`. Raises the error if it
+    is not about memory."""
+    if "RESOURCE_EXHAUSTED" not in str(error):
+        raise error
     units = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
     sizes = re.findall(r"([\d.]+)([KMGT])\b", str(error))
     return max([least, *(float(n) * units[unit] for n, unit in sizes)])
@@ -169,8 +170,6 @@ def _evaluation_bytes(run: Run, limit: float) -> float:
     try:
         return float(step_bytes(run.row_steps["rows"].lower(params, batch).compile()))
     except jax.errors.JaxRuntimeError as error:
-        if "RESOURCE_EXHAUSTED" not in str(error):
-            raise
         return _asked(error, limit)
 
 
@@ -183,7 +182,7 @@ def _finish(run: Run, target: Target, how: str, memory: Memory, costs: hlo.Costs
 def as_json(plan: Plan) -> dict[str, Any]:
     """The plan as plain numbers: bytes and seconds."""
     mesh = plan.run.mesh.shape
-    fields: dict[str, Any] = {
+    return {
         "topology": plan.target.name, "slices": plan.target.slices, "chips": plan.target.count,
         "model": plan.run.model.name, "batch_size": plan.run.config.batch_size,
         "microbatch": plan.run.config.microbatch, "mesh": dict(mesh),
@@ -197,12 +196,9 @@ def as_json(plan: Plan) -> dict[str, Any]:
         },
         "memory_bytes_per_chip": plan.costs.bytes,
         "collectives": [dataclasses.asdict(item) for item in plan.costs.collectives],
-        "roofline": None,
-    }  # fmt: skip
-    if plan.roofline:
-        fields["roofline"] = dataclasses.asdict(plan.roofline) | {
+        "roofline": None if plan.roofline is None else plan.roofline._asdict() | {
             "step_s": plan.step_s, "bound": plan.roofline.bound,
             "images_per_second": plan.images_per_second, "mfu_ceiling": plan.mfu_ceiling,
             "hours": plan.hours, "chip_hours": plan.hours * plan.target.count,
-        }  # fmt: skip
-    return fields
+        },
+    }  # fmt: skip

@@ -4,14 +4,13 @@ The longest of the three is a lower bound of the step's time, because a real ste
 in part and reaches no peak. So images per second and the share of the peak (MFU) are upper bounds.
 """
 
-import dataclasses
+from typing import NamedTuple
 
 from vit_jax.planning.hlo import Collective, Costs
 from vit_jax.planning.topologies import Target
 
 
-@dataclasses.dataclass(frozen=True)
-class Roofline:
+class Roofline(NamedTuple):
     """Seconds of each part of a step."""
 
     compute_s: float
@@ -20,12 +19,11 @@ class Roofline:
 
     @property
     def step_s(self) -> float:
-        return max(self.compute_s, self.memory_s, self.network_s)
+        return max(self)
 
     @property
     def bound(self) -> str:
-        times = {"compute": self.compute_s, "memory": self.memory_s, "network": self.network_s}
-        return max(times, key=times.__getitem__)
+        return self._fields[self.index(self.step_s)].removesuffix("_s")
 
 
 def roofline(costs: Costs, target: Target, mesh: dict[str, int], dtype: str) -> Roofline:

@@ -4,7 +4,6 @@ The analytic model estimates every combination. The best ones are compiled, the 
 first. The search ends when one fits and no remaining estimate is faster.
 """
 
-import dataclasses
 import itertools
 import operator
 from collections.abc import Callable, Iterable, Iterator
@@ -23,35 +22,9 @@ from vit_jax.training.run import run_of
 
 REMATS = ("none", "dots", "full")
 COMPILED = 6  # the highest number of combinations that are compiled
-# What the search varies if the user did not set it: key of the config -> field of a choice.
-VARIED = {
-    "mesh.data": "data", "mesh.fsdp": "fsdp", "mesh.tensor": "tensor",
-    "microbatch": "microbatch", "model.remat": "remat",
-}  # fmt: skip
-
-
-@dataclasses.dataclass(frozen=True)
-class Choice:
-    """One combination of what the search varies."""
-
-    data: int
-    fsdp: int
-    tensor: int
-    microbatch: int
-    remat: str
-
-    @property
-    def overrides(self) -> list[str]:
-        return [f"--config.{key}={value}" for key, value in self.keys.items()]
-
-    @property
-    def keys(self) -> dict[str, Any]:
-        """The config keys of this choice."""
-        return {key: getattr(self, field) for key, field in VARIED.items()}
-
-    def of(self, config: ConfigDict) -> ConfigDict:
-        """A copy of the config with this choice in it."""
-        return changed(config, self.keys)
+# Keys that the search varies if the user did not set them.
+VARIED = ("mesh.data", "mesh.fsdp", "mesh.tensor", "microbatch", "model.remat")
+Choice = dict[str, Any]  # key in VARIED -> value: one combination
 
 
 def search(
@@ -66,7 +39,7 @@ def search(
     fixed = {key: value for key, value in values.items() if value not in (None, -1, AUTO)}
     estimates = [
         (choice, plan) for choice, plan in _plans(config, named, target)
-        if all(getattr(choice, VARIED[key]) == value for key, value in fixed.items())
+        if choice.items() >= fixed.items()
     ]  # fmt: skip
     if not estimates:
         count, keys = target.count, " ".join(f"{key}={value}" for key, value in fixed.items())
@@ -84,16 +57,21 @@ def search(
         if best and plan.step_s >= best[1].step_s:
             break
         if not isinstance(target.devices, int):
-            plan = make_plan(choice.of(config), named, target)
-        say(f"{' '.join(choice.overrides)}: {_summary(plan)}")
+            plan = make_plan(changed(config, choice), named, target)
+        say(f"{in_words(choice)}: {_summary(plan)}")
         if plan.fits and (best is None or plan.step_s < best[1].step_s):
             best = choice, plan
     if best is None:
         raise UserError(
-            f"nothing fits {target.name}: the smallest is {' '.join(least[0].overrides)}, about "
+            f"nothing fits {target.name}: the smallest is {in_words(least[0])}, about "
             f"{least[1].memory.total / GIB:.1f} of {least[1].memory.limit / GIB:.2f} GiB a chip"
         )
     return best
+
+
+def in_words(choice: Choice) -> str:
+    """A choice as options of the command line."""
+    return " ".join(f"--config.{key}={value}" for key, value in choice.items())
 
 
 def _summary(plan: Plan) -> str:
@@ -109,9 +87,9 @@ def _plans(config: ConfigDict, named: list[str], target: Target) -> Iterator[tup
     """Every choice that the batch and the model allow, with its plan by the analytic model."""
     count, size = target.count, config.batch_size
     for remat in REMATS:
-        start = Choice(1, 1, 1, size, remat)
+        start = _choice(1, 1, 1, size, remat)
         try:
-            run = run_of(start.of(config), named, 1, data=known)
+            run = run_of(changed(config, start), named, 1, data=known)
         except UserError:  # the model has no rematerialisation
             if remat != REMATS[0]:
                 continue
@@ -124,8 +102,12 @@ def _plans(config: ConfigDict, named: list[str], target: Target) -> Iterator[tup
                 continue
             mesh = make_mesh((rows // fsdp, fsdp, tensor), count)
             for microbatch in _halves(size, rows):
-                choice = Choice(rows // fsdp, fsdp, tensor, microbatch, remat)
-                yield choice, by_formula(run.changed(choice.keys, mesh), target, trace)
+                choice = _choice(rows // fsdp, fsdp, tensor, microbatch, remat)
+                yield choice, by_formula(run.changed(choice, mesh), target, trace)
+
+
+def _choice(*values: Any) -> Choice:
+    return dict(zip(VARIED, values, strict=True))
 
 
 def _halves(size: int, rows: int) -> Iterator[int]:

@@ -48,9 +48,7 @@ class Target:
     @property
     def together(self) -> int:
         """Number of devices that fast links join."""
-        if self.shape:
-            return math.prod(self.shape)
-        return min(self.count, GPUS_PER_HOST)
+        return math.prod(self.shape) if self.shape else min(self.count, GPUS_PER_HOST)
 
     @property
     def link(self) -> float:
@@ -67,9 +65,8 @@ def shapes(generation: str) -> list[str]:
     if generation in LARGEST:
         sides = [range(4, largest + 1, 4) for largest in LARGEST[generation]]
         cubes = {tuple(sorted(cube)) for cube in itertools.product(*sides)}
-        names += [
-            "x".join(map(str, cube)) for cube in sorted(cubes, key=lambda c: (math.prod(c), c))
-        ]
+        ordered = sorted(cubes, key=lambda cube: (math.prod(cube), cube))
+        names += ["x".join(map(str, cube)) for cube in ordered]
     return names
 
 

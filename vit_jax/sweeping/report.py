@@ -94,8 +94,7 @@ def importances(study: optuna.Study) -> dict[str, float]:
         return {}
     from optuna.importance import FanovaImportanceEvaluator, get_param_importances  # scikit-learn
 
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    with warnings.catch_warnings(action="ignore"):
         try:
             return get_param_importances(study, evaluator=FanovaImportanceEvaluator(seed=0))
         except (ValueError, RuntimeError):  # no key took several values

@@ -39,7 +39,7 @@ class Space:
     @property
     def ranges(self) -> list[str]:
         """The keys that have a range instead of a list of values."""
-        return [k for k, d in self.distributions.items() if not _is_choice(d)]
+        return [k for k, d in self.distributions.items() if hasattr(d, "low")]
 
     @property
     def points(self) -> list[Point]:
@@ -146,14 +146,15 @@ def _distribution(config: ConfigDict, key: str, text: str) -> tuple[str, BaseDis
         limits, *more = calls.made(text, RANGES, "search range", HINT)
         if more:
             raise UserError(f"sweep {key}={text}: one range a key")
-        ends = [_value(config, key, str(end))[1] for end in (limits.low, limits.high)]
+        full, low = _value(config, key, str(limits.pop("low")))
+        ends = [low, _value(config, key, str(limits.pop("high")))[1]]
         if not all(type(end) in (int, float) for end in ends):
             raise UserError(f"sweep: {key} is no number and has no range: list its values")
         try:
             whole = all(isinstance(end, int) for end in ends)
             kind: Any = IntDistribution if whole else FloatDistribution
-            step = (limits.step or 1) if whole else limits.step
-            return _value(config, key, str(limits.low))[0], kind(*ends, log=limits.log, step=step)
+            step = limits.pop("step", None) or (1 if whole else None)
+            return full, kind(*ends, step=step, **limits)
         except ValueError as error:
             raise UserError(f"sweep {key}={text}: {error}") from error
     pairs = [_value(config, key, _unquoted(part)) for part in calls.split(text, ",")]
@@ -163,24 +164,16 @@ def _distribution(config: ConfigDict, key: str, text: str) -> tuple[str, BaseDis
     return pairs[0][0], CategoricalDistribution(values)
 
 
-@dataclasses.dataclass(frozen=True)
-class _Range:
-    low: Any
-    high: Any
-    step: Any = None
-    log: bool = False
-
-
-def _log(low: float, high: float) -> _Range:
+def _log(low: float, high: float) -> dict[str, Any]:
     if not 0 < low <= high < math.inf:
         raise ValueError("a logarithmic range lies above 0, its lower end first")
-    return _Range(low, high, log=True)
+    return {"low": low, "high": high, "log": True}
 
 
-def _uniform(low: float, high: float, step: float | None = None) -> _Range:
+def _uniform(low: float, high: float, step: float | None = None) -> dict[str, Any]:
     if low > high:
         raise ValueError("the lower end of a range comes first")
-    return _Range(low, high, step)
+    return {"low": low, "high": high, "step": step}
 
 
 RANGES = {"log": _log, "uniform": _uniform}
@@ -200,19 +193,15 @@ def _plain(value: Any) -> Any:
     return value if value is None or isinstance(value, bool | int | float) else str(value)
 
 
-def _is_choice(distribution: BaseDistribution) -> bool:
-    return isinstance(distribution, CategoricalDistribution)
-
-
 def _ends(distribution: Any) -> list[Any]:
-    if _is_choice(distribution):
+    if isinstance(distribution, CategoricalDistribution):
         return list(distribution.choices)
     return [distribution.low, distribution.high]
 
 
 def _in_words(distribution: Any) -> str:
     ends = ",".join(map(str, _ends(distribution)))
-    if _is_choice(distribution):
+    if isinstance(distribution, CategoricalDistribution):
         return ends
     step = "" if distribution.step in (None, 1) else f",step={distribution.step}"
     return f"{'log' if distribution.log else 'uniform'}({ends}{step})"

@@ -212,7 +212,7 @@ def begin(name: str, storage: Any, search: Search, of: dict[str, Any]) -> optuna
 
     Raises UserError if a study of this name has another config or another search.
     """
-    if name in optuna.study.get_all_study_names(storage):
+    if name in optuna.study.get_all_study_names(storage):  # so that a refusal writes nothing
         study = optuna.load_study(study_name=name, storage=storage)
     else:
         study = optuna.create_study(study_name=name, storage=storage, direction=search.direction)

@@ -18,16 +18,10 @@ from typing import Any
 import optuna
 from optuna.trial import FrozenTrial, Trial, TrialState
 
+from vit_jax import errors
 from vit_jax.checkpoint.steps import steps
-from vit_jax.errors import (
-    INTERRUPTED,
-    NON_FINITE,
-    RESTART,
-    USER_ERROR,
-    Stopped,
-    UserError,
-    printable,
-)
+from vit_jax.errors import Stopped, UserError, printable
+from vit_jax.launch.local import handling
 from vit_jax.launch.runs import locked
 from vit_jax.records import NOTHING, Kinds, is_number, load, read_rows, reason
 from vit_jax.sweeping import halving
@@ -96,22 +90,19 @@ class Sweep:
         Raises Stopped after SIGTERM or Ctrl-C, and UserError if the first trial cannot run, when
         all running trials have saved and stopped.
         """
-        signals = (signal.SIGINT, signal.SIGTERM)
-        before = {number: signal.signal(number, self._remember) for number in signals}
-        try:
-            while self._fill() or self._live:
-                for live in list(self._live):
-                    self._look(live)
-                if self._code is not None:
-                    raise Stopped("sweep stopped; the same command continues it", self._code)
-                time.sleep(TICK)
-        finally:
-            self._stop_all()
-            for number, handler in before.items():
-                signal.signal(number, handler)
+        with handling(self._remember):
+            try:
+                while self._fill() or self._live:
+                    for live in list(self._live):
+                        self._look(live)
+                    if self._code is not None:
+                        raise Stopped("sweep stopped; the same command continues it", self._code)
+                    time.sleep(TICK)
+            finally:
+                self._stop_all()
 
     def _remember(self, number: int, frame: object) -> None:
-        self._code = INTERRUPTED if number == signal.SIGINT else RESTART
+        self._code = errors.INTERRUPTED if number == signal.SIGINT else errors.RESTART
         os.write(2, b"vit: trials save, then the sweep stops\n")
         if number == signal.SIGINT:
             signal.signal(number, signal.default_int_handler)
@@ -124,10 +115,9 @@ class Sweep:
                 return False
             folder = self._folder_of(trial)
             slot = min(set(range(self._parallel)) - {live.slot for live in self._live})
-            stored = trial.storage.get_trial(trial._trial_id)
-            last = max(stored.intermediate_values, default=0)
+            stored = trial.storage.get_trial(trial._trial_id).intermediate_values
             rows = Rows(folder, self._search.metric)
-            self._live.append(Live(trial, folder, slot, rows, last, rung))
+            self._live.append(Live(trial, folder, slot, rows, max(stored, default=0), rung))
         return True
 
     def _folder_of(self, trial: Any) -> Path:
@@ -170,7 +160,7 @@ class Sweep:
             self._report(live)
             self._ended(live, 0)
         elif PRUNED_AT in live.trial.user_attrs and not locked(live.folder):
-            self._ended(live, RESTART)
+            self._ended(live, errors.RESTART)
         else:
             self._start(live)
 
@@ -218,14 +208,14 @@ class Sweep:
         value = self._result(live.folder / "result.json") if code == 0 else math.nan
         if not math.isnan(value):
             self._tell(trial, value, TrialState.COMPLETE, "")
-        elif code in (0, NON_FINITE):
+        elif code in (0, errors.NON_FINITE):
             self._tell(trial, None, TrialState.PRUNED, DIVERGED)
         elif PRUNED_AT in attributes:
             self._tell(trial, None, TrialState.PRUNED, f"pruned at step {attributes[PRUNED_AT]}")
-        elif code != RESTART or not (live.waits or self._stopping):
+        elif code != errors.RESTART or not (live.waits or self._stopping):
             why = f"trial {trial.number} ({in_words(trial.params)}): {_why(live, code)}"
             self.failed[trial.number] = why
-            if code == USER_ERROR and not studies.finished(self._study):
+            if code == errors.USER_ERROR and not studies.finished(self._study):
                 raise UserError(why)  # most likely all trials would fail
             self._say(why)
 
@@ -252,7 +242,7 @@ class Sweep:
         for live in running:
             live.running.stop()
         for live in running:
-            if (code := live.running.wait()) in (0, RESTART):
+            if (code := live.running.wait()) in (0, errors.RESTART):
                 self._ended(live, code)
 
 
@@ -279,7 +269,7 @@ def _steps(folder: Path) -> int:
 def _why(live: Live, code: int) -> str:
     """The last message of a trial that failed, or where its log is."""
     log = live.running.logs[0]
-    if code == USER_ERROR and log.is_file():
+    if code == errors.USER_ERROR and log.is_file():
         text = log.read_text("utf-8", errors="replace")
         if lines := re.findall(r"^vit: (?:error: )?(.+)$", text, re.M):
             return printable(lines[-1])
