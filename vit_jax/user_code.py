@@ -20,8 +20,8 @@ from vit_jax.errors import UserError, printable
 
 FLAG = "--trust-code"
 _imported: set[str] = set()  # the paths that this process has followed
-_files_trusted = False
-_allowed: Callable[[str], bool] | None = None  # None: all, because the user typed them
+# What is allowed (None: all, because the user typed them), and whether files are trusted.
+_gate: tuple[Callable[[str], bool] | None, bool] = (None, False)
 
 
 def imported(path: str, what: str) -> Any:
@@ -30,7 +30,8 @@ def imported(path: str, what: str) -> Any:
     Raises UserError where there is no such module or name, or it must not be imported (`only`).
     """
     module, _, name = path.partition(":")
-    if _allowed is not None and not _allowed(path):
+    allowed, _ = _gate
+    if allowed is not None and not allowed(path):
         raise UserError(
             f"{printable(path)}: {what} that a work folder's config names is code, and this user "
             f"did not train there: {FLAG} runs it, if you trust the folder"
@@ -49,31 +50,21 @@ def imported(path: str, what: str) -> Any:
 
 def may_import(path: str) -> bool:
     """Whether a path that a file names may be followed: the user has typed it in this process too,
-    a signature vouches for it (`only`), or the user trusts the file (`trusting_files`)."""
-    vouched = _allowed is not None and _allowed(path)
-    return _files_trusted or vouched or path in _imported
+    or a signature vouches for it, or the user trusts the file (see `only`)."""
+    allowed, files_trusted = _gate
+    return files_trusted or path in _imported or (allowed is not None and allowed(path))
 
 
 @contextlib.contextmanager
-def trusting_files(trusted: bool) -> Iterator[None]:
-    """Inside, the import paths that weights name are followed, where the user trusts them."""
-    global _files_trusted  # noqa: PLW0603  # the one gate of the process
-    before, _files_trusted = _files_trusted, trusted
+def only(allowed: Callable[[str], bool] | None, *, trust_files: bool = False) -> Iterator[None]:
+    """Inside, `imported` follows those paths alone that `allowed` accepts; None is all of them.
+    With `trust_files`, the import paths that weights name are followed too."""
+    global _gate  # noqa: PLW0603  # the one gate of the process
+    before, _gate = _gate, (allowed, trust_files)
     try:
         yield
     finally:
-        _files_trusted = before
-
-
-@contextlib.contextmanager
-def only(allowed: Callable[[str], bool] | None) -> Iterator[None]:
-    """Inside, `imported` follows those paths alone that `allowed` accepts; None is all of them."""
-    global _allowed  # noqa: PLW0603  # the one gate of the process
-    before, _allowed = _allowed, allowed
-    try:
-        yield
-    finally:
-        _allowed = before
+        _gate = before
 
 
 def signature(config: Mapping[str, Any]) -> dict[str, Any]:

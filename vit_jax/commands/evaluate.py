@@ -19,7 +19,7 @@ from vit_jax.commands.output import say, tell
 from vit_jax.config import base
 from vit_jax.errors import UserError, printable_lines
 from vit_jax.parallel import runtime
-from vit_jax.user_code import FLAG, only, signed, trusting_files
+from vit_jax.user_code import FLAG, only, signed
 
 ONE_OF: Options = {
     "--workdir": dict(help="a run's folder: its last checkpoint"),
@@ -51,7 +51,7 @@ def run(options: argparse.Namespace) -> int:
     runtime.together(lambda: checksums.check(checkpoint, *runtime.share()))
     about = manager.about(checkpoint)
     trusts = options.trust_code
-    with only(None if trusts else _vouched(options, about)), trusting_files(trusts):
+    with only(None if trusts else _vouched(options, about), trust_files=trusts):
         described(checkpoint, about)  # which is refused before anything of that size is made
         return _measured(options, checkpoint, about)
 

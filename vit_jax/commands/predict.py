@@ -54,8 +54,9 @@ def run(options: argparse.Namespace) -> int:
     check_files(options)
     from vit_jax.data.ops import parse
     from vit_jax.pretrained.load import as_shown, fill
+    from vit_jax.user_code import only
 
-    with trusting_files(options.trust_code):
+    with only(None, trust_files=options.trust_code):
         weights = opened(options)
     c = weights.model.config
     if not c.num_classes:

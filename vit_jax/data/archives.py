@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Iterator
 from importlib import resources
 from io import BytesIO
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import IO, Any
 
 import numpy as np
 
@@ -33,34 +33,36 @@ VALIDATION = re.compile(r"ILSVRC2012_val_(\d{8})")
 # 1k: ILSVRC2012. 21k: the release of fall 2011, numbered as in Google's weights. 21k-p: the classes
 # with at least 500 images, numbered as in the weights of arXiv 2104.10972.
 LABEL_MAPS = ("1k", "21k", "21k-p")
+# Each release: its splits, and its own label map.
+RELEASES = {
+    "imagenet2012": (("train", "validation"), "1k"),
+    "imagenet21k": (("train", "val"), "21k"),
+}
 DEVKIT = "ILSVRC2012_devkit_t12"
 HELD_OUT = 102_400  # images of ImageNet-21k in `val`; one in a hundred if that is fewer
 MOST_TEXT = 2**26  # bytes of a list of synsets, or of a file of the development kit
 
 
-class Image(NamedTuple):
-    """Where an image lies: a tar, offset and size; or a folder, -1 and -1. And its whole name."""
-
-    place: Path
-    offset: int
-    size: int
-    name: str
+# Where an image lies: a tar, offset and size; or a folder, -1 and -1. And its whole name.
+Image = tuple[Path, int, int, str]
 
 
 class Index:
     """The images of several tars and folders, by number. `table` [images, 4] holds the numbers of
-    an image's place and synset, and its offset and size."""
+    an image's place and synset, and its offset and size. Other files are counted by their endings.
+    """
 
-    def __init__(self, root: Path, images: Iterable[Image], left_out: Counter[str],
-                 synset_of: Callable[[str], str | None]):  # fmt: skip
-        self.root, self.left_out, self.names = root, left_out, Names()
-        places, synsets = dict[Path, int](), dict[str | None, int]()
+    def __init__(self, root: Path, places: list[Path], synset_of: Callable[[str], str | None]):
+        self.root, self.left_out, self.names = root, Counter[str](), Names()
+        inside, synsets = dict[Path, int](), dict[str | None, int]()
         table = array("q")
-        for place, offset, size, name in images:
-            synset = synsets.setdefault(synset_of(name), len(synsets))
-            table.extend((places.setdefault(place, len(places)), synset, offset, size))
-            self.names.append(name.rpartition("/")[2])
-        self.places, self.synsets = list(places), list(synsets)
+        for place in with_progress(places, len(places), "reading names"):
+            images = _folder_images if place.is_dir() else _tar_images
+            for where, offset, size, name in images(place, self.left_out):
+                synset = synsets.setdefault(synset_of(name), len(synsets))
+                table.extend((inside.setdefault(where, len(inside)), synset, offset, size))
+                self.names.extend([name.rpartition("/")[2]])
+        self.places, self.synsets = list(inside), list(synsets)
         self.table = np.asarray(table).reshape(-1, 4)
 
     def path(self, number: int) -> Path:
@@ -93,26 +95,24 @@ class Archive(Source):
         self, kind: str, rest: str, split: str, classes: list[str] | None, *,
         labels: str | None = None, val: int | None = None,
     ):  # fmt: skip
-        root, release = Path(rest).expanduser(), RELEASES[kind]
+        root, (splits, own_labels) = Path(rest).expanduser(), RELEASES[kind]
         if not rest or not root.is_dir():
             raise UserError(
                 f"{kind}:{printable(rest)}: there is no folder {printable(root)}; it should hold "
                 "the tars of ImageNet"
             )
-        self._split = split = choose(
-            f"{kind}:{printable(rest)}", split, release.splits, not classes
-        )
+        split = choose(f"{kind}:{printable(rest)}", split, splits, not classes)
         changed = tuple((path.name, path.stat().st_mtime_ns) for path in [root, *_inside(root)])
         indexes = _indexes(kind, root, changed)
         index = self._index = indexes.get(split, indexes["train"])
-        self.classes = classes or label_map(labels or release.labels, indexes["train"].synsets)
+        self.classes = classes or label_map(labels or own_labels, indexes["train"].synsets)
         numbers = dict[str | None, int](zip(self.classes, range(len(self.classes)), strict=True))
         of_synset = np.array([numbers.get(name, -1) for name in index.synsets], np.int32)
         self._labels = of_synset[index.table[:, 1]]
         self.notes = self._check()
-        self._rows = np.flatnonzero(self._labels >= 0)
-        if "val" in release.splits:
-            self._rows = self._without_held_out(split == "val", val)
+        self._data = np.flatnonzero(self._labels >= 0)
+        if "val" in splits:
+            self._data = self._without_held_out(split == "val", val)
         self.names_hash = f"{index.names.hash(self._labels)} {split} {len(self)}"
 
     def _check(self) -> tuple[str, ...]:
@@ -139,7 +139,7 @@ class Archive(Source):
 
     def _without_held_out(self, val: bool, count: int | None) -> np.ndarray:
         """The images of `val`, or all others. The choice depends on the file names alone."""
-        total = len(self._rows)
+        total = len(self._data)
         count = min(HELD_OUT, max(1, total // 100)) if count is None else count
         if count < 0:
             raise UserError(f"--val={count} must be 0 or more")
@@ -148,37 +148,34 @@ class Archive(Source):
         if val and not count:
             raise NoSplit(f"{self._index.root}: no images are held out as 'val' (--val=0)")
         chosen = np.argsort(name_hashes(map(self.name, range(total)), total, "val"))[:count]
-        return self._rows[chosen] if val else np.delete(self._rows, chosen)
+        return self._data[chosen] if val else np.delete(self._data, chosen)
 
     def name(self, index: int) -> str:
         """The name of the image's file, such as `n01440764_10026.JPEG`."""
-        return self._index.names[self._rows[index]]
-
-    def __len__(self) -> int:
-        return len(self._rows)
+        return self._index.names[self._data[index]]
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        number = int(self._rows[index])
+        number = int(self._data[index])
         return {"image": self._index.read(number), "label": int(self._labels[number])}
 
     def describe(self, index: int) -> str:
-        return printable(self._index.path(self._rows[index]))
+        return printable(self._index.path(self._data[index]))
 
 
 @functools.lru_cache(maxsize=1)
 def _indexes(kind: str, root: Path, changed: object) -> dict[str, Index]:
     """The indexes of the splits of a folder. All splits of a folder share one scan, until something
-    in the folder has changed."""
-    return RELEASES[kind].scan(root)
+    in the folder has changed.
 
-
-def _scan2012(root: Path) -> dict[str, Index]:
-    """ILSVRC2012: `ILSVRC2012_img_train.tar`, or n########.tar or n########/ in `train/` or in the
-    root; `ILSVRC2012_img_val.tar` or `val/` with `ILSVRC2012_devkit_t12.tar.gz` (which states the
-    class of each validation image), or `val/n########/`.
+    ImageNet-21k has no split of its own: n########.tar or n########/, or a tar of those. ILSVRC2012
+    has `ILSVRC2012_img_train.tar`, or n########.tar or n########/ in `train/` or in the root;
+    `ILSVRC2012_img_val.tar` or `val/` with `ILSVRC2012_devkit_t12.tar.gz` (which states the class
+    of each validation image), or `val/n########/`.
 
     Raises UserError: a part is missing or damaged.
     """
+    if kind == "imagenet21k":
+        return {"train": Index(root, synset_places(root), synset_in)}
     train = _first(root, "ILSVRC2012_img_train.tar", "train") or root
     val = _first(root, "ILSVRC2012_img_val.tar", "val", "validation")
     if val is None:
@@ -195,28 +192,8 @@ def _scan2012(root: Path) -> dict[str, Index]:
         return truth[int(number[1]) - 1]
 
     # The smaller one first, so that a missing part is noticed early.
-    validation = _scan(val, [val], synset_of)
-    return {"train": _scan(train, synset_places(train), synset_in), "validation": validation}
-
-
-def _scan21k(root: Path) -> dict[str, Index]:
-    """ImageNet-21k, which has no split of its own: n########.tar or n########/, or a tar of those.
-    Raises UserError: none of this is there, or a tar is damaged."""
-    return {"train": _scan(root, synset_places(root), synset_in)}
-
-
-class Release(NamedTuple):
-    """What a release of ImageNet holds: its splits, its label map, and how its folder is read."""
-
-    splits: tuple[str, ...]
-    labels: str
-    scan: Callable[[Path], dict[str, Index]]
-
-
-RELEASES = {
-    "imagenet2012": Release(("train", "validation"), "1k", _scan2012),
-    "imagenet21k": Release(("train", "val"), "21k", _scan21k),
-}
+    validation = Index(val, [val], synset_of)
+    return {"train": Index(train, synset_places(train), synset_in), "validation": validation}
 
 
 def synset_in(name: str) -> str | None:
@@ -278,22 +255,11 @@ def _first(root: Path, *names: str) -> Path | None:
     return next((root / name for name in names if (root / name).exists()), None)
 
 
-def _scan(root: Path, places: list[Path], synset_of: Callable[[str], str | None]) -> Index:
-    """Indexes the images of all places, and counts the other files by their endings."""
-    left_out = Counter[str]()
-
-    def images() -> Iterator[Image]:
-        for place in with_progress(places, len(places), "reading names"):
-            yield from (_folder_images if place.is_dir() else _tar_images)(place, left_out)
-
-    return Index(root, images(), left_out, synset_of)
-
-
 def _folder_images(place: Path, left_out: Counter[str]) -> Iterator[Image]:
     images, others = images_below(place)
     left_out.update(others)
     for name in images:
-        yield Image((place / name).parent, -1, -1, f"{place.name}/{name}")
+        yield (place / name).parent, -1, -1, f"{place.name}/{name}"
 
 
 def _tar_images(place: Path, left_out: Counter[str]) -> Iterator[Image]:
@@ -321,7 +287,7 @@ def _members(place: Path, file: IO[bytes], outer: str, left_out: Counter[str]) -
             if name.endswith(".tar"):
                 yield from _members(place, file, name, left_out)
             elif named_as_image(name) or format_of(file.read(min(HEAD, member.size))):
-                yield Image(place, member.offset_data, member.size, name)
+                yield place, member.offset_data, member.size, name
             else:
                 left_out[left_out_as_named(name)] += 1
         file.seek(tar.offset)

@@ -15,7 +15,7 @@ import cv2
 import numpy as np
 from jaxtyping import UInt8
 
-from vit_jax.data.ops import op
+from vit_jax.data.ops import op, rectangle
 
 Image = UInt8[np.ndarray, "height width channels"]
 Rng = np.random.Generator
@@ -197,24 +197,22 @@ def _rows(
     """Rows that all policies share. New pixels have the value `fill`. `turn` (degrees) and `shear`
     are those of strength 1. `pixels` and `factor` are functions of the strength."""
 
-    def skew(s: float, rng: Rng) -> float:
-        return _sign(rng) * s * shear
+    def moved(row: int, column: int, length: Callable[[float, float], float]) -> Row:
+        def arguments(s: float, rng: Rng, px: float = 1.0) -> tuple:
+            matrix = np.eye(2, 3)
+            matrix[row, column] = _sign(rng) * length(s, px)
+            return matrix, fill
 
-    def move(s: float, rng: Rng, px: float) -> float:
-        return _sign(rng) * pixels(s) * px
+        return Row(affine, arguments)
 
     return {
         "AutoContrast": Row(auto_contrast),
         "Equalize": Row(equalize),
         "Rotate": Row(rotate, lambda s, rng, px=1.0: (_sign(rng) * s * turn, fill)),
-        "ShearX": Row(affine, lambda s, rng, px=1.0: ([[1, skew(s, rng), 0], [0, 1, 0]], fill)),
-        "ShearY": Row(affine, lambda s, rng, px=1.0: ([[1, 0, 0], [skew(s, rng), 1, 0]], fill)),
-        "TranslateX": Row(
-            affine, lambda s, rng, px=1.0: ([[1, 0, move(s, rng, px)], [0, 1, 0]], fill)
-        ),
-        "TranslateY": Row(
-            affine, lambda s, rng, px=1.0: ([[1, 0, 0], [0, 1, move(s, rng, px)]], fill)
-        ),
+        "ShearX": moved(0, 1, lambda s, px: s * shear),
+        "ShearY": moved(1, 0, lambda s, px: s * shear),
+        "TranslateX": moved(0, 2, lambda s, px: pixels(s) * px),
+        "TranslateY": moved(1, 2, lambda s, px: pixels(s) * px),
         "Color": Row(color, factor),
         "Contrast": Row(contrast, factor),
         "Brightness": Row(brightness, factor),
@@ -346,21 +344,15 @@ def random_erasing(
     """Fills a rectangle of `area_min` … `area_max` of the image with one of `FILLS`. Its aspect is
     log-uniform in 0.3 … 1/0.3 (arXiv 1708.04896, Algorithm 1). If ten draws do not fit, nothing
     changes. Raises KeyError: unknown fill; ValueError: impossible areas or probability."""
-    height, width = image.shape[:2]
     filling = FILLS[fill]
     if not 0 < area_min <= area_max <= 1:
         raise ValueError(f"areas {area_min} … {area_max} are not in 0 … 1")
     if not _happens(probability, rng):
         return image
-    for _ in range(10):
-        area = rng.uniform(area_min, area_max) * height * width
-        aspect = np.exp(rng.uniform(np.log(0.3), -np.log(0.3)))
-        h, w = round(np.sqrt(area / aspect)), round(np.sqrt(area * aspect))
-        if 0 < h <= height and 0 < w <= width:
-            top, left = rng.integers(height - h + 1), rng.integers(width - w + 1)
-            image = image.copy()
-            image[top : top + h, left : left + w] = filling(rng, (h, w, image.shape[2]))
-            break
+    if drawn := rectangle(image, rng, area_min, area_max, -math.log(0.3)):
+        top, left, h, w = drawn
+        image = image.copy()
+        image[top : top + h, left : left + w] = filling(rng, (h, w, image.shape[2]))
     return image
 
 

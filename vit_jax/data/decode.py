@@ -7,6 +7,7 @@ channel for it. What is no plain JPEG is read by `stored.py`; more than 8 bits b
 range that a pipeline states (`levels.py`).
 """
 
+import contextlib
 import dataclasses
 
 import numpy as np
@@ -155,11 +156,8 @@ def encoded(
 
 
 def _upright(exif: bytes) -> bool:
-    if not exif:
-        return True
-    try:
-        tags = Image.Exif()
+    tags = Image.Exif()
+    with contextlib.suppress(Exception):  # damaged EXIF is ignored
         tags.load(exif)
         return tags.get(ORIENTATION, 1) == 1
-    except Exception:  # damaged EXIF is ignored
-        return True
+    return True

@@ -1,11 +1,12 @@
 """Images that are files on disk: folders of classes, and tables of file names."""
 
+import contextlib
 import csv
 import hashlib
 import math
 import os
 from array import array
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
 from io import BytesIO
 from pathlib import Path
@@ -41,9 +42,6 @@ class Names:
     def __init__(self) -> None:
         self._bytes, self._ends = bytearray(), array("q", [0])
 
-    def append(self, name: str) -> None:
-        self.extend((name,))
-
     def extend(self, names: Iterable[str]) -> None:
         whole, ends = self._bytes, self._ends
         for name in names:
@@ -69,7 +67,7 @@ class Files(Source):
 
     def __init__(self, root: Path, names: Names, labels: np.ndarray, classes: list[str]):
         self.root, self.classes = root, classes
-        self._names, self._labels = names, labels
+        self._data, self._labels = names, labels
         self.max_labels = labels.shape[1] if labels.ndim == 2 else 1
         self.names_hash = names.hash(labels)
         try:  # NumPy files have as many channels as the first one
@@ -82,19 +80,16 @@ class Files(Source):
 
     def path(self, index: int) -> Path:
         """The file of an example."""
-        return self.root / self._names[index]
+        return self.root / self._data[index]
 
     def name(self, index: int) -> str:
         """The file of an example, relative to the root."""
-        return self._names[index]
-
-    def __len__(self) -> int:
-        return len(self._names)
+        return self._data[index]
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         label = self._labels[index]
         several = [int(number) for number in label if number >= 0] if label.ndim else int(label)
-        return {"image": read_bytes(os.path.join(self.root, self._names[index])), "label": several}
+        return {"image": read_bytes(os.path.join(self.root, self._data[index])), "label": several}
 
     def describe(self, index: int) -> str:
         """The path, safe for a terminal."""
@@ -106,8 +101,8 @@ class Folder(Files):
     by a hash of its name. Classes are the sorted names of the folders."""
 
     def __init__(self, rest: str, split: str, classes: list[str] | None):
-        place = _place(rest, split, training=classes is None)
-        root, shown, inside = place.root, printable(place.root), folders_in(place.root)
+        root, split, named, trains, notes = _place(rest, split, training=classes is None)
+        shown, inside = printable(root), folders_in(root)
         refuse_no_classes(root, inside)
         classes = inside if classes is None else list(classes)
         if extra := sorted(set(inside) - set(classes)):
@@ -127,9 +122,9 @@ class Folder(Files):
             if not images:
                 empty.append(name)
             paths = [f"{name}/{image}" for image in images]
-            if not place.named:
+            if not named:
                 val = held_out(paths)
-                paths = [path for path in paths if (path in val) == (place.split == "val")]
+                paths = [path for path in paths if (path in val) == (split == "val")]
                 elsewhere += len(images) - len(paths)
             names.extend(paths)
             labels.append(np.full(len(paths), number[name], np.int32))
@@ -137,7 +132,7 @@ class Folder(Files):
         if not len(names) and elsewhere:
             raise NoSplit(
                 f"{shown} has {elsewhere} images, of which the hash of their names puts none in "
-                f"{place.split!r}: make the folders train/CLASS and val/CLASS, or leave evaluation "
+                f"{split!r}: make the folders train/CLASS and val/CLASS, or leave evaluation "
                 "out with --config.data.eval.split="
             )
         if not len(names):
@@ -145,14 +140,13 @@ class Folder(Files):
                 f"{shown} holds no images (.jpg, .jpeg, .png, .bmp …) in folders of their classes"
                 + (f"; {left_out_text(every)}" if every else "")
             )
-        if place.trains and (odd := [name for name in empty if name in left_out]):
+        if trains and (odd := [name for name in empty if name in left_out]):
             raise UserError(
                 f"{printable(root / odd[0])} is the folder of a class and holds no image: "
                 f"{left_out_text(left_out[odd[0]])}; convert these to one of {formats.NAMES}, or "
                 "take the folder away"
             )
         super().__init__(root, names, np.concatenate(labels), classes)
-        notes = list(place.notes)
         if empty:
             notes.append(f"{shown}: the class {empty[0]!r}{_and_more(empty)} has no images")
         if len(classes) == 1:
@@ -165,7 +159,7 @@ class Folder(Files):
             ]
         if beside := files_in(root):
             notes.append(f"{shown}, beside the folders of classes: {left_out_text(beside)}")
-        if not place.named and place.split == "val":
+        if not named and split == "val":
             remedy = "choose more yourself, as the folders train/CLASS and val/CLASS"
             notes += too_few(shown, len(names), remedy)
         self.notes = tuple(notes)
@@ -175,20 +169,12 @@ def _and_more(names: list[str]) -> str:
     return f" and {len(names) - 1} more" if len(names) > 1 else ""
 
 
-class _Place(NamedTuple):
-    """The folder with the classes of a split. It has the split's name if `named`; otherwise it is
-    the root, and a hash makes the splits."""
+def _place(rest: str, split: str, training: bool) -> tuple[Path, str, bool, bool, list[str]]:
+    """Finds a split in a folder: the folder with its classes; the split's name; whether the folder
+    has that name (otherwise it is the root, and a hash makes the splits); whether the split is for
+    training; and notes.
 
-    root: Path
-    split: str
-    named: bool
-    trains: bool
-    notes: tuple[str, ...] = ()
-
-
-def _place(rest: str, split: str, training: bool) -> _Place:
-    """Finds a split in a folder. Raises UserError: there is no such folder or split, or its layout
-    is another one."""
+    Raises UserError: there is no such folder or split, or its layout is another one."""
     top, shown = Path(rest).expanduser(), f"folder:{printable(rest)}"
     if not rest or not top.is_dir():
         raise UserError(
@@ -199,7 +185,7 @@ def _place(rest: str, split: str, training: bool) -> _Place:
     if not splits and (meaning(split) or split not in others):
         refuse_crossed(top, others)
         chosen = choose(f"{shown} (CLASS/* without splits)", split, ("train", "val"), training)
-        return _Place(top, chosen, False, chosen == "train")
+        return top, chosen, False, chosen == "train", []
     existing = splits if meaning(split) else [*splits, *others]
     chosen = choose(shown, split, existing, training)
     trains = (meaning(chosen) or ("train" if training else "val")) == "train"
@@ -207,14 +193,14 @@ def _place(rest: str, split: str, training: bool) -> _Place:
     if splits and trains and others:
         some = ", ".join(map(printable, others[:3])) + (" …" if others[3:] else "")
         notes.append(f"{printable(top)}: by their names no splits, and not read: {some}")
-    return _Place(top / chosen, chosen, True, trains, tuple(notes))
+    return top / chosen, chosen, True, trains, notes
 
 
 def folder_splits(rest: str) -> list[str]:
     """The splits of a folder: its folders that are named like splits, else `train` and `val`, which
     a hash makes."""
     root = Path(rest).expanduser()
-    return (layout(root).splits if root.is_dir() else []) or ["train", "val"]
+    return (layout(root)[0] if root.is_dir() else []) or ["train", "val"]
 
 
 class Table(Files):
@@ -248,9 +234,9 @@ class Table(Files):
             classes = sorted(of_rows, key=(lambda name: (int(name), name)) if numbers else None)
         number = {name: label for label, name in enumerate(classes)}
         names, widest = Names(), max(len(row.classes) for row in every)
+        names.extend(row.image for row in rows)
         labels = np.full((len(rows), widest), -1, np.int32)
         for place, row in enumerate(rows):
-            names.append(row.image)
             if unknown := [name for name in row.classes if name not in number]:
                 raise UserError(
                     f"{file}: {printable(row.image)} has the class {unknown[0]!r}, which training "
@@ -329,12 +315,10 @@ def _bounded(lines: TextIO, file: Path) -> Iterator[str]:
 
 def _held_out(rows: list[Row]) -> set[str]:
     """The images in `val`: a tenth of each class. An image's class is its first label."""
-    class_of: dict[str, str] = {}
-    for row in rows:
-        class_of.setdefault(row.image, row.classes[0] if row.classes else "")
-    of_class: dict[str, list[str]] = {}
+    class_of = {row.image: row.classes[:1] for row in reversed(rows)}  # of its first row
+    of_class = defaultdict[str, list[str]](list)
     for image, name in class_of.items():
-        of_class.setdefault(name, []).append(image)
+        of_class["".join(name)].append(image)
     return set().union(*map(held_out, of_class.values()))
 
 
@@ -349,11 +333,8 @@ def _row(row: dict[str, Any], file: Path, line: int) -> Row:
         raise UserError(f"{file}, line {line}: {printable(row['image'])!r} is no file's name")
     classes = [name.strip() for name in row["label"].split(";") if name.strip()]
     for name in classes:
-        try:
-            finite = math.isfinite(float(name))
-        except ValueError:
-            continue
-        if not finite:
-            raise UserError(f"{file}, line {line}: the label {name!r} is no class")
+        with contextlib.suppress(ValueError):  # it is no number
+            if not math.isfinite(float(name)):
+                raise UserError(f"{file}, line {line}: the label {name!r} is no class")
     split = row.get("split")
     return Row(row["image"], classes, split and split.strip(), line)

@@ -1,49 +1,30 @@
 """The layout of a folder of images: `SPLIT/CLASS/*` or `CLASS/*`. Other layouts are refused."""
 
-import os
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
-from typing import NamedTuple
 
 from vit_jax.data.splits import in_order, meaning
-from vit_jax.data.walking import folders_in, left_out_as, unreadable
+from vit_jax.data.walking import folders_in, holds_images
 from vit_jax.errors import UserError, printable
 
 
-class Layout(NamedTuple):
-    """The splits of a folder (none if it holds classes), and its other folders."""
+def layout(root: Path) -> tuple[list[str], list[str]]:
+    """The splits of a folder (none if it holds classes), and its other folders.
 
-    splits: list[str]
-    others: list[str]
-
-
-def layout(root: Path) -> Layout:
-    """Finds the splits: folders that are named like one. One that holds images directly is a class,
-    such as a `train` among other vehicles; but a stray image beside the folders of classes makes no
-    class of a split, unless other folders hold their images directly, too."""
+    Splits are folders that are named like one. One that holds images directly is a class, such as a
+    `train` among other vehicles; but a stray image beside the folders of classes makes no class of
+    a split, unless other folders hold their images directly, too."""
     inside = folders_in(root)
     others = [name for name in inside if not meaning(name)]
 
     def is_class(folder: Path) -> bool:
-        return _holds_images(folder) and (
-            not folders_in(folder) or any(_holds_images(root / other) for other in others)
+        return holds_images(folder) and (
+            not folders_in(folder) or any(holds_images(root / other) for other in others)
         )
 
     splits = [name for name in inside if meaning(name) and not is_class(root / name)]
-    return Layout(in_order(splits), [name for name in inside if name not in splits])
-
-
-def _holds_images(folder: Path) -> bool:
-    """Whether an image lies directly in the folder."""
-    try:
-        with os.scandir(folder) as entries:
-            return any(
-                not e.name.startswith(".") and not e.is_dir() and left_out_as(e) is None
-                for e in entries
-            )
-    except OSError as error:
-        raise unreadable(folder, error) from error
+    return in_order(splits), [name for name in inside if name not in splits]
 
 
 def refuse_no_classes(root: Path, classes: list[str]) -> None:
@@ -60,7 +41,7 @@ def refuse_crossed(root: Path, classes: list[str]) -> None:
     `fold1/cat fold1/dog fold2/cat …` or `cat/train cat/val dog/train …`."""
     inside: dict[str, list[str]] = {}
     for name in classes:
-        if _holds_images(root / name):
+        if holds_images(root / name):
             return
         if folders := folders_in(root / name):
             inside[name] = folders
@@ -77,7 +58,7 @@ def refuse_crossed(root: Path, classes: list[str]) -> None:
     shared = [name for name, count in counts.items() if count > 1]
     if not several or len(counts) == 1 or 2 * len(shared) < len(counts):
         return
-    if not all(_holds_images(root / name / folders[0]) for name, folders in inside.items()):
+    if not all(holds_images(root / name / folders[0]) for name, folders in inside.items()):
         return
     train, val = list(inside)[:2]
     raise UserError(

@@ -2,13 +2,13 @@
 
 import dataclasses
 import math
-import numbers
 from typing import Any
 
 import numpy as np
 from jaxtyping import Num, UInt8
 
 from vit_jax.errors import UserError
+from vit_jax.records import is_number
 
 FEW = 32  # fewer of the 256 levels than this are worth a warning
 BLOCK = 2**20  # values that are converted at a time, in float64
@@ -110,11 +110,6 @@ def unused(dtype: np.dtype, least: np.ndarray, most: np.ndarray, levels: Levels 
 
 def _numbers(name: str, value: Any) -> tuple[float, ...]:
     each = tuple(value) if isinstance(value, list | tuple) else (value,)
-    try:
-        if each and not any(isinstance(v, bool) or not isinstance(v, numbers.Real) for v in each):
-            floats = tuple(map(float, each))
-            if all(map(math.isfinite, floats)):
-                return floats
-    except OverflowError:
-        pass
-    raise ValueError(f"{name} is a finite number, or one for each channel, not {value!r}")
+    if not each or not all(map(is_number, each)):
+        raise ValueError(f"{name} is a finite number, or one for each channel, not {value!r}")
+    return tuple(map(float, each))

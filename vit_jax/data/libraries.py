@@ -83,9 +83,6 @@ class Tfds(Source):
         self.channels = (features["image"].shape or (3,))[-1] or 3
         self.max_labels = MAX_LABELS if self._several else 1
 
-    def __len__(self) -> int:
-        return len(self._data)
-
     def __getitem__(self, index: int) -> dict[str, Any]:
         example = self._read(index)
         label = example[self._label]
@@ -220,9 +217,6 @@ class HuggingFace(Source):
                         f"{self.describe(index)} has the label {value}: labels are whole numbers "
                         f"from 0 to {len(self.classes) - 1}"
                     )
-
-    def __len__(self) -> int:
-        return len(self._data)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         example = self._data[int(index)]

@@ -16,10 +16,7 @@ class Arrays(Source):
 
     def __init__(self, name: str, images: np.ndarray, labels: np.ndarray, classes: list[str]):
         self.title, self.images, self.labels, self.classes = name, images, labels, classes
-        self.channels = images.shape[-1]
-
-    def __len__(self) -> int:
-        return len(self.labels)
+        self._data, self.channels = labels, images.shape[-1]
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         return {"image": self.images[index], "label": int(self.labels[index])}
@@ -59,11 +56,9 @@ class Synthetic(Source):
             sizes[key] = int(value)
         split = choose("synthetic", split, ("train", "val"), classes is None)
         self.first = 0 if split == "train" else 2**40
-        self.num, self.size, self.channels = sizes["examples"], sizes["size"], sizes["channels"]
+        self._data = range(sizes["examples"])
+        self.size, self.channels = sizes["size"], sizes["channels"]
         self.classes = [str(label) for label in range(sizes["classes"])]
-
-    def __len__(self) -> int:
-        return self.num
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         rng = np.random.default_rng(self.first + index)

@@ -21,6 +21,7 @@ from vit_jax.data.decode import EncodedJpeg, encoded
 from vit_jax.data.levels import Levels
 from vit_jax.data.stored import check_size
 from vit_jax.errors import UserError, nearest, printable
+from vit_jax.records import is_number
 from vit_jax.user_code import imported
 
 cv2.setNumThreads(0)  # the pipeline's threads are the parallelism
@@ -86,12 +87,9 @@ def _resize(
         return _by_cv2(image, height, width, cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
     if not antialias:
         return _by_cv2(image, height, width, POINTS[how])
-    if image.shape[-1] in (1, 3):
-        whole = Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image)
-        return np.asarray(whole.resize((width, height), FILTERS[how])).reshape(height, width, -1)
-    planes = (Image.fromarray(image[..., i]) for i in range(image.shape[-1]))
-    resized = [np.asarray(plane.resize((width, height), FILTERS[how])) for plane in planes]
-    return np.stack(resized, axis=-1)
+    parts = [image] if image.shape[-1] == 3 else np.moveaxis(image, -1, 0)  # what Pillow takes
+    resized = [Image.fromarray(part).resize((width, height), FILTERS[how]) for part in parts]
+    return np.dstack([np.asarray(part) for part in resized])
 
 
 def _resize_for_training(image: np.ndarray, height: int, width: int) -> np.ndarray:
@@ -134,9 +132,14 @@ def resize_small(
     return _resize(image, round(height / ratio), round(width / ratio), how, antialias)
 
 
+def _borders(image: np.ndarray, height: int, width: int) -> tuple[int, int]:
+    """How many rows and columns the image has beyond `height` and `width`."""
+    return max(image.shape[0] - height, 0), max(image.shape[1] - width, 0)
+
+
 def _middle(image: np.ndarray, height: int, width: int) -> np.ndarray:
     """Cuts rows and columns beyond `height` and `width` off both ends, the same number each."""
-    top, left = max(0, image.shape[0] - height) // 2, max(0, image.shape[1] - width) // 2
+    top, left = (border // 2 for border in _borders(image, height, width))
     return image[top : image.shape[0] - top, left : image.shape[1] - left]
 
 
@@ -145,7 +148,7 @@ def central_crop(image, rng, model_size, size: Size = None, floor: bool = False)
     """The middle part of `size`. The image must be as large. A border that ends in half a pixel is
     rounded to even, as in torchvision; with `floor` down, as in Transformers."""
     height, width = _pair(size, model_size)
-    borders = (max(image.shape[0] - height, 0), max(image.shape[1] - width, 0))
+    borders = _borders(image, height, width)
     top, left = (border // 2 if floor else round(border / 2) for border in borders)
     return image[top : top + height, left : left + width]
 
@@ -156,11 +159,23 @@ def random_crop(image, rng, model_size, size: Size = None, padding: int = 0):
     height, width = _pair(size, model_size)
     if padding:
         image = np.pad(image, ((padding, padding), (padding, padding), (0, 0)))
-    top, left = (
-        rng.integers(max(side - wanted, 0) + 1)
-        for side, wanted in zip(image.shape, (height, width), strict=False)
-    )
+    top, left = (rng.integers(border + 1) for border in _borders(image, height, width))
     return image[top : top + height, left : left + width]
+
+
+def rectangle(
+    image, rng: np.random.Generator, area_min: float, area_max: float, log_aspect: float
+) -> tuple[int, int, int, int] | None:
+    """Draws (top, left, height, width) of a part of an image: its share of the area, the logarithm
+    of its aspect within ± `log_aspect`, and its place. None if ten draws do not fit."""
+    height, width = image.shape[:2]
+    for _ in range(10):
+        area = (area_min + (area_max - area_min) * rng.random()) * height * width
+        aspect = math.exp(log_aspect * (2 * rng.random() - 1))
+        h, w = round(math.sqrt(area / aspect)), round(math.sqrt(area * aspect))
+        if 0 < h <= height and 0 < w <= width:
+            return int(rng.integers(height - h + 1)), int(rng.integers(width - w + 1)), h, w
+    return None
 
 
 @op(random=True, encoded=True)
@@ -173,16 +188,9 @@ def inception_crop(
     if not 0 < area_min <= area_max <= 1:
         raise ValueError(f"areas {area_min} … {area_max} are not in 0 … 1")
     height, width = image.shape[:2]
-    for _ in range(10):
-        area = (area_min + (area_max - area_min) * rng.random()) * height * width
-        aspect = math.exp(LOG_ASPECT * (2 * rng.random() - 1))
-        h, w = round(math.sqrt(area / aspect)), round(math.sqrt(area * aspect))
-        if 0 < h <= height and 0 < w <= width:
-            top, left = int(rng.integers(height - h + 1)), int(rng.integers(width - w + 1))
-            break
-    else:
-        h = w = min(height, width)
-        top, left = (height - h) // 2, (width - w) // 2
+    side = min(height, width)
+    middle = (height - side) // 2, (width - side) // 2, side, side
+    top, left, h, w = rectangle(image, rng, area_min, area_max, LOG_ASPECT) or middle
     size = _pair(size, model_size)
     if isinstance(image, EncodedJpeg):
         return _resize_for_training(image.region(top, left, h, w, size), *size)
@@ -215,7 +223,7 @@ def rotate(image, rng, model_size, degrees: float = 10.0):
 
 def value_range(low: float = -1.0, high: float = 1.0):
     """Maps pixels from 0 … 255 to `low` … `high`. It comes last, because the device does it."""
-    if not (_finite(low) and _finite(high) and low < high):
+    if not (is_number(low) and is_number(high) and low < high):
         raise ValueError(f"low is a finite number less than high, not {low!r} and {high!r}")
     return -low / (high - low), 1 / (high - low)
 
@@ -233,16 +241,9 @@ def not_shown_by(name: str, value: Any) -> str:
     """The reason why a value cannot be `mean` or `std`; empty if it can. It must be one or several
     finite numbers, and a std must be positive."""
     each = value if isinstance(value, list | tuple) else [value]
-    if each and all(_finite(v) and (name == "mean" or v > 0) for v in each):
+    if each and all(is_number(v) and (name == "mean" or v > 0) for v in each):
         return ""
     return f"{name} is {'finite' if name == 'mean' else 'finite and positive'}, not {value!r}"
-
-
-def _finite(value: Any) -> bool:
-    try:
-        return isinstance(value, int | float) and math.isfinite(value)
-    except OverflowError:
-        return False
 
 
 def decode(
@@ -317,25 +318,21 @@ def parse(
     shown, draws, encoded, blank = None, False, False, np.zeros((*model_size, 3), np.uint8)
     for number, part in enumerate(parts[1:], 1):
         name = calls.name_of(part)
-        last = part is parts[-1]
-        function = SHOWN.get(name) if last else None
-        of_image = function is None
-        if of_image:
-            if name in SHOWN:
-                raise UserError(f"{part!r} in pipeline comes last: it is done on the device")
-            if ":" in name and not imports:
-                raise UserError(
-                    f"the pipeline {printable(text)!r} comes from a file: its operation "
-                    f"{printable(name)!r} is not imported, because it could run any code "
-                    "(vit predict imports it with --trust-code)"
-                )
-            function = imported(name, "an operation") if ":" in name else OPS.get(name)
+        if name in SHOWN and number < len(parts) - 1:
+            raise UserError(f"{part!r} in pipeline comes last: it is done on the device")
+        if ":" in name and not imports:
+            raise UserError(
+                f"the pipeline {printable(text)!r} comes from a file: its operation "
+                f"{printable(name)!r} is not imported, because it could run any code "
+                "(vit predict imports it with --trust-code)"
+            )
+        known = OPS | SHOWN
+        function = imported(name, "an operation") if ":" in name else known.get(name)
         if function is None:
-            known = [*OPS, *SHOWN]
             raise UserError(f"unknown operation {part!r} in pipeline: {nearest(name, known)}")
         try:
             arguments, options = calls.arguments_of(part)
-            if not of_image:
+            if name in SHOWN:
                 shown = function(*arguments, **options)
                 continue
             result = function(blank, np.random.default_rng(0), model_size, *arguments, **options)

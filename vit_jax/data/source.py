@@ -23,9 +23,10 @@ class Source:
     max_labels: int = 1  # per example; more than 1 if an example may have several labels, or none
     notes: tuple[str, ...] = ()  # lines for the user
     names_hash: str | None = None
+    _data: Any  # has one entry for each example
 
     def __len__(self) -> int:
-        raise NotImplementedError
+        return len(self._data)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         """`{"image": bytes | uint8 [H, W, C], "label": int | list[int]}`."""
@@ -55,18 +56,15 @@ class Subset(Source):
     """Some examples of a source, by number."""
 
     def __init__(self, source: Source, indices: np.ndarray):
-        self.source, self.indices = source, indices
+        self.source, self._data = source, indices
         self.classes, self.channels = source.classes, source.channels
         self.max_labels, self.notes = source.max_labels, source.notes
 
-    def __len__(self) -> int:
-        return len(self.indices)
-
     def __getitem__(self, index: int) -> dict[str, Any]:
-        return self.source[int(self.indices[index])]
+        return self.source[int(self._data[index])]
 
     def describe(self, index: int) -> str:
-        return self.source.describe(int(self.indices[index]))
+        return self.source.describe(int(self._data[index]))
 
     @classmethod
     def of_each_class(cls, source: Source, count: int) -> "Subset":

@@ -85,8 +85,7 @@ def facts(spec: str, split: str) -> Facts:
         name, bracket, part = split.partition("[")
         name = choose(spec, name, splits)
         return Facts(_part_of(splits[name], bracket + part), num_classes)
-    source = open_source(spec, split)
-    return Facts(len(source), len(source.classes), source.channels, source.max_labels)
+    return Facts.of(open_source(spec, split))
 
 
 def _part_of(count: int, part: str) -> int:
@@ -187,17 +186,12 @@ class ByImportPath(Source):
                    if not hasattr(source, name)]  # fmt: skip
         if missing:
             raise UserError(f"{spec} is no data source: it has no {', '.join(missing)}")
-        self.title, self.source = spec, source
+        self.title, self.source, self._data = spec, source, source
         self.classes = [str(name) for name in source.classes]
-        self.channels = getattr(source, "channels", 3)
-        self.max_labels = getattr(source, "max_labels", 1)
-        self.notes = tuple(getattr(source, "notes", ()))
-        self.names_hash = getattr(source, "names_hash", None)
+        for name in ("channels", "max_labels", "notes", "names_hash"):
+            setattr(self, name, getattr(source, name, getattr(Source, name)))
         if not isinstance(self.names_hash, str | None):
             raise UserError(f"{spec}: its names_hash is {self.names_hash!r}, not a text or None")
-
-    def __len__(self) -> int:
-        return len(self.source)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         try:
@@ -227,7 +221,7 @@ KINDS: dict[str, tuple[Callable[..., Source], Splits]] = {
     "tfds": (libraries.Tfds, libraries.tfds_splits),
     "hf": (libraries.HuggingFace, libraries.hugging_face_splits),
     **{
-        kind: (functools.partial(archives.Archive, kind), release.splits)
-        for kind, release in archives.RELEASES.items()
+        kind: (functools.partial(archives.Archive, kind), splits)
+        for kind, (splits, _) in archives.RELEASES.items()
     },
 }

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path, PurePath
 from typing import NamedTuple, TypeVar
 
-from vit_jax.data.formats import FORMAT_OF, HEAD, format_of
+from vit_jax.data.formats import HEAD, format_of, named_as_image
 from vit_jax.errors import UserError, printable
 
 T = TypeVar("T")
@@ -35,56 +35,74 @@ def images_below(folder: str | os.PathLike) -> Below:
     """
     root = os.fspath(folder)
     images: list[str] = []
-    left_out, entered, inside = Counter[str](), _Entered(root), [""]
+    left_out, inside, known = Counter[str](), [""], set[tuple[int, int]]()
     while inside:
         place = inside.pop()
         folders = []
-        try:
-            with os.scandir(os.path.join(root, place)) as entries:
-                for entry in entries:
-                    name = entry.name
-                    if name[0] == ".":
-                        continue
-                    if name[name.rfind(".") :].lower() in FORMAT_OF:  # no need to ask the disk
-                        images.append(place + name)
-                    elif _is_folder(entry):
-                        folders.append((entry.is_symlink(), name))
-                    elif (kind := left_out_as(entry)) is None:
-                        images.append(place + name)
-                    else:
-                        left_out[kind] += 1
-        except OSError as error:
-            raise unreadable(os.path.join(root, place), error) from error
-        new = [f"{place}{name}/" for _, name in sorted(folders) if entered.first(place + name)]
+        for entry in entries(os.path.join(root, place)):
+            if named_as_image(entry.name):  # no need to ask the disk
+                images.append(place + entry.name)
+            elif _is_folder(entry):
+                folders.append((entry.is_symlink(), entry.name))
+            elif (kind := left_out_as(entry)) is None:
+                images.append(place + entry.name)
+            else:
+                left_out[kind] += 1
+        new = [
+            f"{place}{name}/" for _, name in sorted(folders) if _enters(root, place + name, known)
+        ]
         inside += reversed(new)
     return Below(sorted(images), left_out)
 
 
-def unreadable(folder: str | os.PathLike, error: OSError) -> UserError:
-    """The error for a folder that cannot be listed."""
-    return UserError(f"cannot read the folder {printable(os.fspath(folder))}: {error.strerror}")
+def _enters(root: str, place: str, known: set[tuple[int, int]]) -> bool:
+    """Whether a walk from `root` enters this folder for the first time. `known` are the folders
+    that it must not enter: its root, those above it, and those it has entered. The first two are
+    only looked up when the walk meets a folder inside its root."""
+
+    def identity(folder: str | os.PathLike) -> tuple[int, int]:
+        facts = os.stat(folder)
+        return facts.st_dev, facts.st_ino
+
+    if not known:
+        for top in {Path(os.path.abspath(root)), Path(os.path.realpath(root))}:
+            known |= {identity(folder) for folder in (top, *top.parents)}
+    number = len(known)
+    known.add(identity(os.path.join(root, place)))
+    return len(known) > number
+
+
+def entries(folder: str | os.PathLike) -> Iterator[os.DirEntry[str]]:
+    """What lies directly in a folder, except hidden files and folders.
+
+    Raises UserError: the folder cannot be read.
+    """
+    try:
+        with os.scandir(os.fspath(folder)) as inside:
+            yield from (entry for entry in inside if entry.name[0] != ".")
+    except OSError as error:
+        raise UserError(f"cannot read the folder {printable(folder)}: {error.strerror}") from error
 
 
 def folders_in(root: Path) -> list[str]:
     """The sorted names of a folder's folders, except hidden ones."""
-    try:
-        with os.scandir(root) as entries:
-            return sorted(e.name for e in entries if not e.name.startswith(".") and _is_folder(e))
-    except OSError as error:
-        raise unreadable(root, error) from error
+    return sorted(entry.name for entry in entries(root) if _is_folder(entry))
 
 
 def files_in(root: Path) -> Counter[str]:
     """The numbers of files that lie directly in a folder, by ending."""
-    with os.scandir(root) as entries:
-        names = [e.name for e in entries if not e.name.startswith(".") and not _is_folder(e)]
-    return Counter(map(left_out_as_named, names))
+    return Counter(left_out_as_named(e.name) for e in entries(root) if not _is_folder(e))
+
+
+def holds_images(folder: Path) -> bool:
+    """Whether an image lies directly in the folder."""
+    return any(not _is_folder(e) and left_out_as(e) is None for e in entries(folder))
 
 
 def left_out_as(entry: os.DirEntry) -> str | None:
     """How an entry that is no folder is counted; None for an image."""
     try:
-        if entry.name[entry.name.rfind(".") :].lower() in FORMAT_OF:
+        if named_as_image(entry.name):
             return None
         if not entry.is_file():
             broken = entry.is_symlink() and not os.path.exists(entry.path)
@@ -137,27 +155,3 @@ def _is_folder(entry: os.DirEntry) -> bool:
         return entry.is_dir()
     except OSError:  # a link to itself
         return False
-
-
-class _Entered:
-    """The folders that a walk must not enter: its root, those above it, and those it has entered.
-    The first two are only looked up when the walk meets a folder inside its root."""
-
-    def __init__(self, root: str):
-        self._root = root
-        self._known: set[tuple[int, int]] = set()
-
-    def first(self, place: str) -> bool:
-        """Whether the walk enters the folder for the first time."""
-        if not self._known:
-            for root in {Path(os.path.abspath(self._root)), Path(os.path.realpath(self._root))}:
-                self._known |= {_identity(folder) for folder in (root, *root.parents)}
-        identity = _identity(os.path.join(self._root, place))
-        new = identity not in self._known
-        self._known.add(identity)
-        return new
-
-
-def _identity(folder: str | os.PathLike) -> tuple[int, int]:
-    facts = os.stat(folder)
-    return facts.st_dev, facts.st_ino

@@ -63,15 +63,11 @@ def find_job(
                 f"{' and '.join(missing)} missing: several processes are started by hand with "
                 "--coordinator=HOST:PORT --num_processes=N --process_id=I, on a cluster with none"
             )
-        return _checked(Job("command line", coordinator, num_processes, process_id))
-    for how, find in (("environment", _named), ("SLURM", _slurm), ("Open MPI", _open_mpi),
-                      ("TPU", _tpu)):  # fmt: skip
-        if (job := find(how, environ)) is not None:
-            return _checked(job)
-    return None
-
-
-def _checked(job: Job) -> Job | None:
+        job: Job | None = Job("command line", coordinator, num_processes, process_id)
+    else:
+        job = next(filter(None, (find(how, environ) for how, find in FOUND.items())), None)
+    if job is None:
+        return None
     n, i = job.num_processes, job.process_id
     if n is not None and (n < 1 or (i is not None and not 0 <= i < n)):
         raise UserError(f"process {i} of {n} cannot be: processes are numbered from 0 to {n - 1}")
@@ -121,6 +117,10 @@ def _tpu(how: str, environ: Mapping[str, str]) -> Job | None:
         map(glob.glob, ("/dev/accel[0-9]*", "/dev/vfio/[0-9]*"))
     )
     return Job(how) if on_tpu and "TPU_SKIP_MDS_QUERY" not in environ else None
+
+
+# Where the environment names a job, in this order.
+FOUND = {"environment": _named, "SLURM": _slurm, "Open MPI": _open_mpi, "TPU": _tpu}
 
 
 def start(job: Job, heartbeat_timeout: float, wait: int = 300) -> None:

@@ -1,5 +1,6 @@
 """Ends a run that no longer makes steps, so that its launcher can start it again."""
 
+import contextlib
 import faulthandler
 import os
 import statistics
@@ -7,7 +8,7 @@ import sys
 import threading
 import time
 from collections import deque
-from types import TracebackType
+from collections.abc import Iterator
 
 from vit_jax.errors import WATCHDOG
 
@@ -44,9 +45,19 @@ class Watchdog:
         self._last = now
 
     @property
-    def slow(self) -> "_Slow":
+    @contextlib.contextmanager
+    def slow(self) -> Iterator[None]:
         """A context for work that takes longer than a step."""
-        return _Slow(self)
+        self.slow_down()
+        try:
+            yield
+        finally:
+            self._last = self._last and time.monotonic()
+            self._factor = 1
+
+    def slow_down(self) -> None:
+        """Allows longer pauses from now on."""
+        self._factor = SLOW
 
     def _watch(self) -> None:
         interval = min(1.0, self._floor / 4)
@@ -70,22 +81,6 @@ class Watchdog:
         self._thread.start()
         return self
 
-    def __exit__(
-        self, kind: type | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self._over.set()
         self._thread.join()
-
-
-class _Slow:
-    def __init__(self, watchdog: Watchdog):
-        self._watchdog = watchdog
-
-    def __enter__(self) -> None:
-        self._watchdog._factor = SLOW
-
-    def __exit__(
-        self, kind: type | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._watchdog._last = self._watchdog._last and time.monotonic()
-        self._watchdog._factor = 1

@@ -6,7 +6,7 @@ Sizes, modes and the balance of the classes are reported without judgement.
 
 import io
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from functools import partial
 from hashlib import blake2b
 from pathlib import Path
@@ -67,33 +67,33 @@ def check(
     problems: list[Problem] = []
     notes: dict[str, str] = {}  # note -> the first split with this note
     splits: dict[str, dict] = {}
-    digests, labels = [], []
     label_sets: dict[tuple[int, ...], int] = {}
+    tables: list[Any] = []
     for name, source in sources.items():
-        digest, label = np.zeros(len(source), np.uint64), np.full(len(source), -1, np.int32)
+        table = np.zeros(len(source), [("digest", "u8"), ("labels", "i4"), ("sides", "i4", 2)])
         counts, kinds = np.zeros(len(source.classes), np.int64), Counter[str]()
-        sides: Any = np.zeros((len(source), 2), np.int32)
         tally = Tally() if statistics else None
         ends: dict[np.dtype, tuple[np.ndarray, np.ndarray]] = {}
         read, title = partial(_examine, source, tally), f"checking {name}"
         for index, example in enumerate(read_ahead(read, range(len(source)), threads or 8, title)):
-            digest[index] = example.digest
-            label[index] = label_sets.setdefault(example.labels, len(label_sets))
+            labels = label_sets.setdefault(example.labels, len(label_sets))
+            table[index] = example.digest, labels, sorted(example.size or (0, 0))
             counts[list(example.labels)] += 1
-            sides[index] = sorted(example.size or (0, 0))
             kinds.update(example.kinds)
             if example.ends:
                 least, most = example.ends
                 before = ends.setdefault(least.dtype, example.ends)
                 ends[least.dtype] = np.minimum(before[0], least), np.maximum(before[1], most)
             if example.problem:
-                problems.append(_problem(name, source.describe(index), example.problem))
+                problems.append(
+                    dict(split=name, path=source.describe(index), problem=example.problem)
+                )
         if not splits and not counts.all():  # other splits may lack a class
             empty = [repr(source.classes[place]) for place in np.flatnonzero(counts == 0)]
             more = f" and {len(empty) - 3:,} more" if empty[3:] else ""
             text = f"no images of {', '.join(empty[:3])}{more}"
-            problems.append(_problem(name, f"{spec} {name}", text))
-        sides = sides[sides[:, 0] > 0]
+            problems.append(dict(split=name, path=f"{spec} {name}", problem=text))
+        sides = table["sides"][table["sides"][:, 0] > 0]
         splits[name] = {
             "examples": len(source),
             "classes": len(source.classes),
@@ -106,9 +106,8 @@ def check(
         } | ({"statistics": tally.report()} if tally else {})
         for note in (*source.notes, *_notes(ends)):
             notes.setdefault(note, name)
-        digests.append(digest)
-        labels.append(label)
-    problems += _doubles(sources, digests, labels, list(label_sets))
+        tables.append(table)
+    problems += _doubles(sources, tables, list(label_sets))
     return {
         "source": spec, "problems": len(problems), "found": problems,
         "notes": [{"split": name, "note": note} for note, name in notes.items()], "splits": splits,
@@ -136,10 +135,6 @@ def lines(report: dict[str, Any]) -> Iterator[str]:
             first = name == next(iter(report["splits"]))
             yield from lines_of_statistics(name, facts["statistics"], propose=first)
     yield f"{report['problems']:,} problem(s)" if report["problems"] else "no problems"
-
-
-def _problem(split: str, path: str, problem: str) -> Problem:
-    return {"split": split, "path": path, "problem": problem}
 
 
 def _examine(source: Source, tally: Tally | None, index: int) -> Example:
@@ -218,12 +213,12 @@ def _notes(ends: dict[np.dtype, tuple[np.ndarray, np.ndarray]]) -> Iterator[str]
 
 
 def _doubles(
-    sources: dict[str, Source], digests: Sequence[np.ndarray], labels: Sequence[np.ndarray],
-    label_sets: list[tuple[int, ...]],
-) -> Iterator[Problem]:  # fmt: skip
+    sources: dict[str, Source], tables: list[np.ndarray], label_sets: list[tuple[int, ...]]
+) -> Iterator[Problem]:
     """A problem for each example that has the same bytes as an earlier one, of any split."""
-    names, starts = list(sources), np.cumsum([0, *map(len, digests)])
-    digest, label = np.concatenate(digests), np.concatenate(labels)
+    names, starts = list(sources), np.cumsum([0, *map(len, tables)])
+    table = np.concatenate(tables)
+    digest, label = table["digest"], table["labels"]
     order = np.argsort(digest, kind="stable")
     new = np.diff(digest[order], prepend=0) != 0  # 0 stands for an example without pixels
     first_place = np.maximum.accumulate(np.where(new, np.arange(len(order)), 0))
@@ -243,7 +238,7 @@ def _doubles(
             text += f", which is labelled {', '.join(map(repr, classes)) or 'nothing'}"
         if split != first_split:
             text += f", which is in {first_split!r}"
-        yield _problem(split, path, text)
+        yield dict(split=split, path=path, problem=text)
 
 
 def _spread(values: np.ndarray) -> dict[str, float]:

@@ -80,7 +80,7 @@ def fit(
         at_end.callback(progress.sync)
         at_end.enter_context(checkpoints)
         at_end.callback(batches.close)
-        at_end.callback(watchdog.slow.__enter__)
+        at_end.callback(watchdog.slow_down)
         at_end.callback(progress.ledger.turn, "checkpoint")
         for step in range(start.step + 1, total + 1):
             batches.wait(state["step"].is_ready)  # while steps are queued, this is their time
