@@ -24,7 +24,7 @@ from vit_jax.commands.output import check_files
 from vit_jax.errors import UserError, printable
 from vit_jax.files import read_bytes, whole
 from vit_jax.pages import as_csv
-from vit_jax.user_code import FLAG, trusting_files
+from vit_jax.user_code import FLAG, only
 
 # How values are written, in a table and in a terminal, by the activation that they come from.
 FORMATS = {"softmax": (".6f", ".2%"), "sigmoid": (".6f", ".2%"), "none": (".9g", ".6g")}
@@ -54,7 +54,6 @@ def run(options: argparse.Namespace) -> int:
     check_files(options)
     from vit_jax.data.ops import parse
     from vit_jax.pretrained.load import as_shown, fill
-    from vit_jax.user_code import only
 
     with only(None, trust_files=options.trust_code):
         weights = opened(options)
