@@ -1,5 +1,7 @@
 """Each operation on images against its definition; images whose pixels tell where they were."""
 
+import re
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -7,7 +9,8 @@ from hypothesis import strategies as st
 from made_images import smooth
 from PIL import Image
 
-from vit_jax.data.ops import OPS, RANDOM, parse
+from vit_jax.data.declared import DECLARED, OPS, op
+from vit_jax.data.ops import parse
 from vit_jax.errors import UserError
 
 
@@ -41,7 +44,89 @@ def test_an_operation_is_random_exactly_if_it_is_listed_as_such():
     image = smooth(50, 60)
     for name in OPS:
         draws = {run(f"decode|{name}", image, seed=seed).tobytes() for seed in range(12)}
-        assert (len(draws) > 1) == (name in RANDOM) == parse(f"decode|{name}", (32, 32)).random
+        random = DECLARED[OPS[name]].random
+        assert (len(draws) > 1) == random == parse(f"decode|{name}", (32, 32)).random
+
+
+def place_after(text, height, width, seed):
+    """Where, in shares of height and width, an image changes most after an operation if it changes
+    in a block around (0.52, 0.3) before it; None if nothing changes."""
+    image = smooth(height, width)
+    other = image.copy()
+    block = slice(round(0.51 * height), round(0.53 * height)), slice(width // 4, width // 4 + 2)
+    other[block] = 255 - other[block]
+    one, two = (run(f"decode|{text}", each, seed=seed).astype(int) for each in (image, other))
+    change = np.abs(one - two).sum(axis=2)
+    if not change.any():
+        return None
+    y, x = np.unravel_index(change.argmax(), change.shape)
+    return np.array([(y + 0.5) / change.shape[0], (x + 0.5) / change.shape[1]])
+
+
+# So far that it shows; a strip is cut where it would become very large.
+FAR = {
+    "shift": "shift(20)", "rotate": "rotate(90)", "resize_small": "resize_small(300)",
+    "central_crop": "central_crop(60)", "random_crop": "random_crop(60)",
+    "randaug": "randaug(4, 30)",
+}  # fmt: skip
+
+
+def test_an_operation_moves_what_an_image_shows_exactly_if_it_declares_that():
+    for name, function in OPS.items():
+        places = [
+            place_after(FAR.get(name, name), height, width, seed)
+            for height, width in ((80, 100), (2400, 6))
+            for seed in range(16)
+        ]
+        far = [p for p in places if p is not None and np.abs(p - (0.52, 0.3)).max() > 0.1]
+        assert bool(far) == DECLARED[function].moves, (name, far)
+
+
+def mirror_with_point(entries, rng, model_size):
+    """Mirrors the image and the column of a point in it."""
+    image = entries["image"][:, ::-1]
+    changed = {"image": image}
+    if "point" in entries:
+        row, column = entries["point"]
+        changed["point"] = (row, image.shape[1] - 1 - column)
+    return changed
+
+
+def test_an_operation_changes_the_entries_that_it_declares_and_no_others():
+    op(moves=True, changes=("image", "point"))(mirror_with_point)
+    try:
+        pipeline = parse("decode|mirror_with_point", (4, 6), placed=("point",))
+        image = coordinates(4, 6)
+        example = {"image": image, "point": (1, 2), "label": 3}
+        changed = pipeline.example(example, None)
+        assert changed["point"] == (1, 3)
+        assert changed["label"] == 3
+        np.testing.assert_array_equal(changed["image"][1, 3], image[1, 2])
+        np.testing.assert_array_equal(pipeline(image, None), image[:, ::-1])
+        assert example["point"] == (1, 2)
+    finally:
+        del OPS["mirror_with_point"]
+
+
+@pytest.mark.parametrize(
+    ("text", "part"),
+    [("decode|flip_lr", "flip_lr"), ("decode|grey|central_crop(3)", "central_crop(3)")],
+)
+def test_an_operation_that_would_leave_a_place_behind_is_refused(text, part):
+    said = f"operation '{part}' in pipeline moves what the image shows, but not the example's boxes"
+    with pytest.raises(UserError, match=re.escape(said)):
+        parse(text, (4, 4), placed=("boxes",))
+    parse("decode|grey|resize(8)|blur", (4, 4), placed=("boxes",))
+    parse(text, (4, 4))
+
+
+def test_no_operation_takes_the_name_of_another():
+    def flip_lr(image, rng, model_size):
+        return image
+
+    with pytest.raises(ValueError, match="has an operation 'flip_lr' already"):
+        op()(flip_lr)
+    assert parse("decode|flip_lr", (4, 4)).random
 
 
 def test_the_same_random_state_gives_the_same_image():

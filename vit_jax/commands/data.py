@@ -61,14 +61,15 @@ def _check(options: argparse.Namespace) -> int:
 
 def _ops(options: argparse.Namespace) -> int:
     """Lists the operations of pipelines."""
-    from vit_jax.data.ops import OPS, RANDOM, SHOWN, decode
+    from vit_jax.data.declared import DECLARED, OPS
+    from vit_jax.data.ops import SHOWN, decode
 
     for name, function in {"decode": decode, **OPS, **SHOWN}.items():
         takes = list(inspect.signature(function).parameters.values())[3 if name in OPS else 0 :]
         arguments = ", ".join(
             f"{p.name}={p.default!r}" if p.default is not p.empty else p.name for p in takes
         )
-        drawn = "  (draws: not for evaluation)" if name in RANDOM else ""
+        drawn = "  (draws: not for evaluation)" if name in OPS and DECLARED[function].random else ""
         print(f"{name}({arguments}){drawn}")
         print(f"    {' '.join((inspect.getdoc(function) or '').split(chr(10) * 2)[0].split())}\n")
     return 0

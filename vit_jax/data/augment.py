@@ -269,7 +269,7 @@ POLICIES = {
 }  # fmt: skip
 
 
-@op(random=True)
+@op(random=True, moves=True)
 def randaug(
     image, rng, model_size, num_ops: int = 2, magnitude: float = 15, probability: float = 1.0
 ):
@@ -290,7 +290,7 @@ def randaug(
     return image
 
 
-@op(random=True)
+@op(random=True, moves=True)
 def autoaugment(image, rng, model_size, policy: str = "v0"):
     """AutoAugment (arXiv 1805.09501): one of the equally likely sub-policies `POLICIES[policy]`.
     Raises KeyError for an unknown policy."""
@@ -301,7 +301,7 @@ def autoaugment(image, rng, model_size, policy: str = "v0"):
     return image
 
 
-@op(random=True)
+@op(random=True, moves=True)
 def trivialaugment(image, rng, model_size):
     """TrivialAugment (arXiv 2103.10158), wide: one of fourteen transformations at one of 31
     strengths, all equally likely. New pixels are black."""

@@ -6,10 +6,9 @@ uint8 [height, width, channels].
 """
 
 import dataclasses
-import functools
 import inspect
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import cv2
@@ -17,6 +16,7 @@ import numpy as np
 from PIL import Image
 
 from vit_jax import calls
+from vit_jax.data.declared import DECLARED, OPS, Declared, op
 from vit_jax.data.decode import EncodedJpeg, encoded
 from vit_jax.data.levels import Levels
 from vit_jax.data.stored import check_size
@@ -27,27 +27,10 @@ from vit_jax.user_code import imported
 cv2.setNumThreads(0)  # the pipeline's threads are the parallelism
 
 Size = int | tuple[int, int] | None
+Example = dict[str, Any]
 LOG_ASPECT = math.log(4 / 3)
 MOST_RESIZED = 2**24  # pixels; `resize_small` cuts strips whose result would be larger
 STRIP = 32  # a strip is longer than this many times its width
-
-OPS: dict[str, Callable] = {}
-RANDOM: set[str] = set()  # operations that draw from `rng`; evaluation refuses them
-ENCODED: set[str] = set()  # operations that also take an EncodedJpeg, and decode a part of it
-
-
-def op(*, random: bool = False, encoded: bool = False) -> Callable[[Callable], Callable]:
-    """Registers an operation under its own name."""
-
-    def register(function: Callable) -> Callable:
-        OPS[function.__name__] = function
-        if random:
-            RANDOM.add(function.__name__)
-        if encoded:
-            ENCODED.add(function.__name__)
-        return function
-
-    return register
 
 
 def _pair(size: Size, default: tuple[int, int]) -> tuple[int, int]:
@@ -112,7 +95,7 @@ def resize(
     return _resize(image, *_pair(size, model_size), how, antialias)
 
 
-@op()
+@op(moves=True)
 def resize_small(
     image, rng, model_size, size: Size = None, how: str | None = None, antialias: bool = True
 ):
@@ -143,7 +126,7 @@ def _middle(image: np.ndarray, height: int, width: int) -> np.ndarray:
     return image[top : image.shape[0] - top, left : image.shape[1] - left]
 
 
-@op()
+@op(moves=True)
 def central_crop(image, rng, model_size, size: Size = None, floor: bool = False):
     """The middle part of `size`. The image must be as large. A border that ends in half a pixel is
     rounded to even, as in torchvision; with `floor` down, as in Transformers."""
@@ -153,7 +136,7 @@ def central_crop(image, rng, model_size, size: Size = None, floor: bool = False)
     return image[top : top + height, left : left + width]
 
 
-@op(random=True)
+@op(random=True, moves=True)
 def random_crop(image, rng, model_size, size: Size = None, padding: int = 0):
     """A random part of `size` of the image, which first gets a black border of `padding` pixels."""
     height, width = _pair(size, model_size)
@@ -178,7 +161,7 @@ def rectangle(
     return None
 
 
-@op(random=True, encoded=True)
+@op(random=True, moves=True, encoded=True)
 def inception_crop(
     image, rng, model_size, size: Size = None, area_min: float = 0.05, area_max: float = 1.0
 ):
@@ -197,13 +180,13 @@ def inception_crop(
     return _resize_for_training(image[top : top + h, left : left + w], *size)
 
 
-@op(random=True)
+@op(random=True, moves=True)
 def flip_lr(image, rng, model_size):
     """Mirrors the image left to right with probability 1/2."""
     return cv2.flip(image, 1).reshape(image.shape) if rng.random() < 0.5 else image
 
 
-@op(random=True)
+@op(random=True, moves=True)
 def shift(image, rng, model_size, pixels: int = 1):
     """Moves the image by up to `pixels` in each direction. New pixels are black."""
     padded = np.pad(image, ((pixels, pixels), (pixels, pixels), (0, 0)))
@@ -211,7 +194,7 @@ def shift(image, rng, model_size, pixels: int = 1):
     return padded[top : top + image.shape[0], left : left + image.shape[1]]
 
 
-@op(random=True)
+@op(random=True, moves=True)
 def rotate(image, rng, model_size, degrees: float = 10.0):
     """Rotates the image about its centre by up to ± `degrees`. New pixels are black."""
     height, width = image.shape[:2]
@@ -264,7 +247,7 @@ class Pipeline:
     """A parsed pipeline string, called with (image, rng). `random`: whether it draws from `rng`."""
 
     text: str
-    steps: tuple[Callable, ...]
+    steps: tuple["Step", ...]
     random: bool
     encoded: bool = False  # the first operation takes an EncodedJpeg
     levels: Levels | None = None  # the range of values of more than 8 bits
@@ -279,11 +262,33 @@ class Pipeline:
         self, image: np.ndarray | EncodedJpeg, rng: np.random.Generator | None
     ) -> np.ndarray:
         """The pixels after all operations, uint8 [H, W, C]. Raises DamagedImage."""
-        if isinstance(image, EncodedJpeg) and not self.encoded:
-            image = image.pixels()
+        return self.example({"image": image}, rng)["image"]
+
+    def example(self, example: Example, rng: np.random.Generator | None) -> Example:
+        """An example whose image `open` has prepared, after all operations."""
+        if isinstance(example["image"], EncodedJpeg) and not self.encoded:
+            example = example | {"image": example["image"].pixels()}
         for step in self.steps:
-            image = step(image, rng)
-        return np.ascontiguousarray(image)
+            example = step(example, rng)
+        return example | {"image": np.ascontiguousarray(example["image"])}
+
+
+@dataclasses.dataclass(frozen=True)
+class Step:
+    """One operation of a pipeline, by its name, so that processes which read can have it too."""
+
+    name: str
+    model_size: tuple[int, int]
+    arguments: list[Any]
+    options: dict[str, Any]
+
+    def __call__(self, example: Example, rng: np.random.Generator | None) -> Example:
+        function = OPS.get(self.name) or imported(self.name, "an operation")
+        changes = DECLARED.get(function, Declared()).changes
+        taken = {name: example[name] for name in changes if name in example}
+        given = example["image"] if changes == ("image",) else taken
+        result = function(given, rng, self.model_size, *self.arguments, **self.options)
+        return example | ({"image": result} if changes == ("image",) else result)
 
 
 def parse(
@@ -292,17 +297,20 @@ def parse(
     *,
     imports: bool = False,
     channels: int | None = None,
+    placed: Iterable[str] = (),
 ) -> Pipeline:
     """Parses a pipeline. `decode` comes first; `Pipeline.open` does it.
 
     Args:
+      placed: entries of an example that say where something is in its image, such as boxes. An
+        operation that moves pixels must declare that it changes them too.
       channels: of the model, to check the number of ranges in `decode(low, high)`.
       imports: whether an operation may be one of the user's own, named by its import path,
         `my_package.my_module:NAME(…)`. True for text that the user wrote; False for text from a
         file, which could run any code otherwise.
 
     Raises UserError: an unknown operation (with the nearest names), one that must not be imported,
-      or arguments that it does not take.
+      one that leaves an entry in a wrong place, or arguments that it does not take.
     """
     parts = list(calls.split(text))
     if not parts or calls.name_of(parts[0]) != "decode":
@@ -314,7 +322,7 @@ def parse(
         raise _misused(parts[0], decode, error) from error
     if levels is not None and channels is not None:
         levels.check(channels)
-    steps: list[Callable] = []
+    steps: list[Step] = []
     shown, draws, encoded, blank = None, False, False, np.zeros((*model_size, 3), np.uint8)
     for number, part in enumerate(parts[1:], 1):
         name = calls.name_of(part)
@@ -335,14 +343,22 @@ def parse(
             if name in SHOWN:
                 shown = function(*arguments, **options)
                 continue
-            result = function(blank, np.random.default_rng(0), model_size, *arguments, **options)
+            step = Step(name, model_size, arguments, options)
+            result = step({"image": blank}, np.random.default_rng(0))["image"]
             if result.ndim != blank.ndim or not result.size or result.dtype != np.uint8:
                 raise ValueError(f"makes an image of {result.dtype}, of shape {result.shape}")
         except Exception as error:  # an operation may raise anything about its arguments
             raise _misused(part, function, error) from error
-        steps.append(functools.partial(_call, name, model_size, arguments, options))
-        draws = draws or name in RANDOM or name not in OPS
-        encoded = encoded or (number == 1 and name in ENCODED)
+        steps.append(step)
+        declared = DECLARED.get(function, Declared())
+        left = sorted(set(placed) - set(declared.changes)) if declared.moves else []
+        if left:
+            raise UserError(
+                f"operation {part!r} in pipeline moves what the image shows, but not the "
+                f"example's {', '.join(left)}"
+            )
+        draws = draws or declared.random
+        encoded = encoded or (number == 1 and declared.encoded)
     return Pipeline(text, tuple(steps), draws, encoded, levels, shown)
 
 
@@ -353,8 +369,3 @@ def _misused(part: str, function: Callable, error: Exception) -> UserError:
     name, takes = calls.name_of(part), ", ".join(wants[3 if of_image else 0 :])
     reason = " ".join(f"{error}".split())[:200]
     return UserError(f"operation {part!r} in pipeline: {name} takes ({takes}): {reason}")
-
-
-def _call(name, model_size, arguments, options, image, rng):  # by name, so that workers can pickle
-    function = OPS.get(name) or imported(name, "an operation")
-    return function(image, rng, model_size, *arguments, **options)

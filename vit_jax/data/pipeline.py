@@ -66,8 +66,8 @@ class Prepare(grain.transforms.RandomMap):
         for _ in range(MAX_DAMAGED):
             try:
                 example = self.source[index]
-                image = self._open(example["image"], index)
-                image = self.pipeline(image, rng)
+                opened = self._open(example["image"], index)
+                example = self.pipeline.example(example | {"image": opened}, rng)
             except (DamagedImage, OSError) as error:
                 reason = str(error)
                 damaged = int(element) if damaged < 0 else damaged
@@ -75,6 +75,7 @@ class Prepare(grain.transforms.RandomMap):
                     return self.filler() | {"damaged": np.int64(damaged)}
                 index = (index + 1) % len(self.source)
                 continue
+            image = example["image"]
             if image.shape != self.shape:
                 raise UserError(
                     f"pipeline {self.pipeline.text!r} makes {self.source.describe(index)} "

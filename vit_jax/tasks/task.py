@@ -22,6 +22,10 @@ class Entries:
     It travels to the processes that read, so it holds numbers, not arrays on a device.
     """
 
+    # Entries of a source's example that say where something is in its image: an operation that
+    # moves pixels must change them too (`vit_jax.data.ops.Declared`).
+    placed: ClassVar[tuple[str, ...]] = ()
+
     @property
     def filler(self) -> dict[str, np.ndarray]:
         """Entry -> what stands in a row that counts for nothing. Its shapes and dtypes are those of

@@ -16,6 +16,7 @@ from ml_collections import ConfigDict, FrozenConfigDict
 from vit_jax import resolution
 from vit_jax.config import changed
 from vit_jax.data import ops
+from vit_jax.data.declared import DECLARED, OPS
 from vit_jax.data.pipeline import check_depth
 from vit_jax.data.source import Facts, Source
 from vit_jax.data.sources import facts, open_source
@@ -140,7 +141,7 @@ def resolve(
     task = task_class(frozen, model, found.facts)
     _check_optimizer(frozen, model)
     asked = parse(frozen.evaluators, task.evaluators)
-    pipelines = _pipelines(frozen, model)
+    pipelines = _pipelines(frozen, model, task.entries(found.facts).placed)
     for source, parsed in zip((found.train, found.evaluation), pipelines, strict=True):
         note = check_depth(source, parsed, model.config.channels) if source else ""
         if note and not any(line.endswith(note) for line in said):
@@ -171,15 +172,20 @@ def _check_optimizer(config: ConfigDict, model: Model) -> None:
         layer_scales(model.family, model.abstract_params, config.optimizer.layer_decay)
 
 
-def _pipelines(config: ConfigDict, model: Model) -> tuple[ops.Pipeline, ops.Pipeline]:
+def _pipelines(
+    config: ConfigDict, model: Model, placed: tuple[str, ...]
+) -> tuple[ops.Pipeline, ops.Pipeline]:
     """Those of training and of evaluation, which fit each other. Raises UserError."""
     size, channels = model.config.image_size, model.config.channels
     texts = [config.data[part].pipeline for part in ("train", "eval")]
-    train, evaluation = (ops.parse(t, size, imports=True, channels=channels) for t in texts)
+    train, evaluation = (
+        ops.parse(text, size, imports=True, channels=channels, placed=placed) for text in texts
+    )
     if evaluation.random and config.data.eval.split:
+        drawing = sorted(name for name, function in OPS.items() if DECLARED[function].random)
         raise UserError(
             f"data.eval.pipeline {evaluation.text!r} is random, evaluation is not: leave out "
-            f"{', '.join(sorted(ops.RANDOM))}"
+            f"{', '.join(drawing)}"
         )
     same = config.data.eval.source in (None, "", config.data.train.source)
     if same and train.levels != evaluation.levels:
