@@ -10,6 +10,7 @@ from tests.digits_run import tiny_config
 from vit_jax import recipe
 from vit_jax.config import flat
 from vit_jax.errors import UserError
+from vit_jax.tasks import Entries, Task
 from vit_jax.training.resolve import known, resolve
 from vit_jax.training.run import run_of
 
@@ -94,3 +95,26 @@ def test_two_sayings_of_it_are_refused(train_end, eval_end, named, told_):
     )
     with pytest.raises(UserError, match=told_):
         run_of(config, named)
+
+
+@dataclasses.dataclass(frozen=True)
+class Corner(Entries):
+    """A corner of something in the image."""
+
+    placed = ("corner",)
+
+
+class Corners(Task):
+    """A task whose examples hold a place in their image."""
+
+    def entries(self, facts):
+        return Corner()
+
+
+def test_a_pipeline_that_would_leave_a_place_of_the_tasks_examples_behind_is_refused():
+    config = tiny_config(task="tests.training.test_resolve:Corners")
+    said = r"operation 'shift\(1\)' in pipeline moves what the image shows, .* example's corner"
+    with pytest.raises(UserError, match=said):
+        resolve(config, devices=1, data=known)
+    config.data.train.pipeline = "decode|grey"
+    assert resolve(config, devices=1, data=known).task.facts.channels == 1
