@@ -1,4 +1,4 @@
-# make demo, make test, make test-hostile, make test-peers, make test-cluster, make test-faults: each makes its own .venv with what it needs, from Python >= 3.11 and pip.
+# make demo, make test, make test-long, make test-hostile, make test-peers, make test-cluster, make test-faults: each makes its own .venv with what it needs, from Python >= 3.11 and pip.
 PYTHON ?= python3
 VENV ?= .venv
 CONSTRAINTS ?= $$($(PYTHON) .ci/constraints.py)
@@ -10,13 +10,17 @@ TESTS ?=
 # As users run it; `make test` compiles with few optimisations (tests/conftest.py).
 OPTIMISED := JAX_DISABLE_MOST_OPTIMIZATIONS=0
 
-.PHONY: demo test test-hostile test-peers test-cluster test-faults lint clean
+.PHONY: demo test test-long test-hostile test-peers test-cluster test-faults lint clean
 
 demo: $(VENV)/.installed
 	$(BIN)/vit train --config=digits.py --workdir=runs/digits
 
 test: $(VENV)/.installed
-	$(BIN)/python -m pytest -n 2 --dist loadfile --ignore=tests/hostile --ignore=tests/faults $(TESTS)
+	$(BIN)/python -m pytest -m "not long" -n 2 --dist loadfile --ignore=tests/hostile --ignore=tests/faults $(TESTS)
+
+# Jobs of several processes, killed and continued runs, every mesh and every kind of optimiser.
+test-long: $(VENV)/.installed
+	$(BIN)/python -m pytest -m long -n 2 --dist loadfile --ignore=tests/faults $(TESTS)
 
 # Damaged and hostile files, each in a process that is watched: docs/security.md.
 test-hostile: $(VENV)/.installed

@@ -14,6 +14,8 @@ import vit_jax
 from vit_jax import recipe
 from vit_jax.training.run import run_of
 
+pytestmark = pytest.mark.long
+
 TINY = {"model.name": "vit_mu_patch16_224", "model.image_size": "32", "model.dtype": "float32"}
 CLASSES_21K = 21_843
 

@@ -10,6 +10,8 @@ import pytest
 
 from tests.xla_flags import xla_flags
 
+pytestmark = pytest.mark.long
+
 ROOT = Path(__file__).parents[2]
 
 

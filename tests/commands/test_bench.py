@@ -16,6 +16,8 @@ from tests.xla_flags import xla_flags
 from vit_jax import cli
 from vit_jax.models import create_model
 
+pytestmark = pytest.mark.long
+
 ROOT = Path(__file__).parents[2]
 SIZES = {"hidden_size": 32, "num_layers": 2, "num_heads": 2, "mlp_dim": 64, "image_size": 8}
 KEYS = {"batch_size": 16, "model.pool": "cls"} | {f"model.{k}": v for k, v in SIZES.items()}

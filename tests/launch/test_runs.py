@@ -18,6 +18,8 @@ from tests.parallel.jobs import ROOT
 from vit_jax import cli
 from vit_jax.training.workdir import WorkFolder
 
+pytestmark = pytest.mark.long
+
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):

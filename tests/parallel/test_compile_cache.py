@@ -10,6 +10,8 @@ import pytest
 from tests.xla_flags import xla_flags
 from vit_jax.parallel.compile_cache import refusal
 
+pytestmark = pytest.mark.long
+
 ROOT = Path(__file__).parents[2]
 TINY = ["--config.total_steps=2", "--config.model.num_layers=2", "--config.data.eval.split=",
         "--config.eval_every_steps=None", "--config.batch_size=16"]  # fmt: skip

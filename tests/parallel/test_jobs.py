@@ -15,6 +15,8 @@ from made_images import folder_of_images
 
 from vit_jax.checkpoint import checksums
 
+pytestmark = pytest.mark.long
+
 
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory):

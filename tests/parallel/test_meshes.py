@@ -10,6 +10,8 @@ from vit_jax.planning import hlo
 from vit_jax.training.resolve import known
 from vit_jax.training.run import run_of
 
+pytestmark = pytest.mark.long
+
 DEVICES = 8
 
 

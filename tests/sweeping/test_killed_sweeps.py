@@ -12,6 +12,8 @@ from pathlib import Path
 import optuna
 import pytest
 
+pytestmark = pytest.mark.long
+
 HERE = Path(__file__).parent
 GRID = "optimizer.lr=0.1,0.2,0.3,0.4,0.5,0.6;optimizer.weight_decay=0.1,0.2"
 PATIENCE = 120

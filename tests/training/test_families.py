@@ -10,6 +10,8 @@ from tests.digits_run import rows, tiny_config
 from vit_jax import cli, recipe
 from vit_jax.training.loop import train
 
+pytestmark = pytest.mark.long
+
 # Small ones of each family: fields on top of the name's.
 FAMILIES = {
     "mixer_s16_224": {"image_size": 32, "num_layers": 2, "hidden_size": 32, "scan": True},

@@ -18,6 +18,8 @@ from vit_jax.pretrained.weights import open_weights
 from vit_jax.training.run import run_of
 from vit_jax.training.start import first_state, open_origin
 
+pytestmark = pytest.mark.long
+
 ONE = jax.devices()[:1]
 
 

@@ -21,6 +21,8 @@ from vit_jax.training.progress import Progress
 from vit_jax.training.run import run_of
 from vit_jax.training.start import first_state
 
+pytestmark = pytest.mark.long
+
 ONE = jax.devices()[:1]
 
 

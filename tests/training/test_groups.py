@@ -16,6 +16,8 @@ from vit_jax.models import create_model
 from vit_jax.training.groups import counts, frozen_mask, layer_scales
 from vit_jax.training.run import run_of
 
+pytestmark = pytest.mark.long
+
 ONE = jax.devices()[:1]
 
 

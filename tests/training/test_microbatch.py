@@ -9,6 +9,8 @@ from vit_jax.errors import UserError
 from vit_jax.training.memory import check_fits, step_bytes, within
 from vit_jax.training.run import run_of
 
+pytestmark = pytest.mark.long
+
 KEYS = {"batch_size": 64, "mixup": 0.0, "microbatch": "auto"}
 
 

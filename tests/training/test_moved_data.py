@@ -15,6 +15,8 @@ from vit_jax.resolution import with_paths
 from vit_jax.training.run import run_of
 from vit_jax.training.same_run import check_same_run
 
+pytestmark = pytest.mark.long
+
 ONE = jax.devices()[:1]
 
 

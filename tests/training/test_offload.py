@@ -7,6 +7,8 @@ import vit_jax
 from tests.digits_run import rows, tiny_config
 from vit_jax.training.run import run_of
 
+pytestmark = pytest.mark.long
+
 KEYS = {
     "total_steps": 6, "mesh__data": 2, "mesh__fsdp": 4, "mesh__min_shard_size": 1,
     "checkpoint__every_steps": 3, "schedule__warmup_steps": 0, "schedule__name": "constant",

@@ -13,6 +13,8 @@ from vit_jax.errors import UserError
 from vit_jax.training.replay import replay
 from vit_jax.training.step import examples_hash
 
+pytestmark = pytest.mark.long
+
 ONE = jax.devices()[:1]
 
 

@@ -88,6 +88,7 @@ def test_killed_after_a_save_and_before_the_next_row_then_continued_is_bit_ident
     assert_identical(arrays(tmp_path), arrays(undisturbed))
 
 
+@pytest.mark.long
 def test_the_moving_average_survives_a_kill_bit_for_bit(tmp_path):
     finish(tmp_path / "whole", ema=0.9)
     process = start(tmp_path / "killed", ema=0.9)
@@ -98,6 +99,7 @@ def test_the_moving_average_survives_a_kill_bit_for_bit(tmp_path):
     assert_identical(arrays(tmp_path / "killed"), arrays(tmp_path / "whole"))
 
 
+@pytest.mark.long
 def test_rows_after_the_checkpoint_and_a_torn_tail_are_dropped_on_restart(undisturbed, tmp_path):
     finish(tmp_path, total_steps=5, schedule__name="constant")
     finish_rows = rows(tmp_path)
@@ -111,6 +113,7 @@ def test_rows_after_the_checkpoint_and_a_torn_tail_are_dropped_on_restart(undist
     assert all("loss" in row or "eval/val/accuracy" in row for row in kept)
 
 
+@pytest.mark.long
 def test_two_workers_and_a_kill_give_the_numbers_of_threads(undisturbed, tmp_path):
     process = start(tmp_path, data__workers=2)
     kill_when(process, lambda line: line.startswith("step  7/10"))
@@ -119,6 +122,7 @@ def test_two_workers_and_a_kill_give_the_numbers_of_threads(undisturbed, tmp_pat
     assert_identical(arrays(tmp_path), arrays(undisturbed))
 
 
+@pytest.mark.long
 def test_workers_and_their_shared_memory_go_with_a_run_that_is_killed(tmp_path):
     process = start(tmp_path, data__workers=2, total_steps=4000)
     for line in process.stderr:
@@ -140,6 +144,7 @@ def test_workers_and_their_shared_memory_go_with_a_run_that_is_killed(tmp_path):
         time.sleep(0.05)
 
 
+@pytest.mark.long
 def test_a_scanned_run_continues_unrolled_to_1e_6(tmp_path):
     finish(tmp_path / "whole", model__scan=True)
     finish(tmp_path / "parts", model__scan=True, total_steps=5, schedule__name="constant",
@@ -182,6 +187,7 @@ def signalled(workdir, at, send, **changes):
     return process.returncode, errors
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("number", "code", "workers"),
     [(signal.SIGINT, 130, 0), (signal.SIGTERM, 75, 0), (signal.SIGHUP, 75, 0),
@@ -199,6 +205,7 @@ def test_a_signal_saves_and_the_run_continues_exactly(undisturbed, tmp_path, num
     assert_identical(arrays(tmp_path), arrays(undisturbed))
 
 
+@pytest.mark.long
 def test_a_run_killed_before_its_first_checkpoint_leaves_the_folder_free(tmp_path):
     process = start(tmp_path, checkpoint__every_steps=100)
     kill_when(process, lambda line: line.startswith("step  3/10"))
