@@ -72,6 +72,7 @@ def test_a_mixture_that_cannot_be_is_told_in_one_line(spec, told):
 
 MODULE = """
 import numpy as np
+from vit_jax.data.declared import op
 
 class Ours:
     classes = ["a", "b"]
@@ -94,6 +95,10 @@ class NotOne:
 
 def darker(image, rng, size, by=2):
     return image // by
+
+@op()
+def half_as_dark(image, rng, size):
+    return image // 2
 """
 
 
@@ -121,6 +126,14 @@ def test_an_operation_of_ones_own_is_named_by_its_import_path(module):
     made = pipeline(np.full(SHAPE, 200, np.uint8), None)
     np.testing.assert_array_equal(made, 50)
     assert_same(*(training(text=pipeline.text, workers=w, steps=2) for w in (0, 1)))
+
+
+def test_an_operation_of_ones_own_that_declares_that_it_does_not_draw_serves_evaluation(module):
+    pipeline = ops.parse(
+        f"decode|{module}:half_as_dark", SHAPE[:2], imports=True, placed=("boxes",)
+    )
+    assert not pipeline.random
+    np.testing.assert_array_equal(pipeline(np.full(SHAPE, 200, np.uint8), None), 100)
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,7 @@ class Entries:
     """
 
     # Entries of a source's example that say where something is in its image: an operation that
-    # moves pixels must change them too (`vit_jax.data.ops.Declared`).
+    # moves pixels must change them too (`vit_jax.data.declared.Declared`).
     placed: ClassVar[tuple[str, ...]] = ()
 
     @property
