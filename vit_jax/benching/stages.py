@@ -51,15 +51,16 @@ def _one_thread(run: Run, seconds: float) -> tuple[dict[str, float], int]:
 
     while time.perf_counter() - began < seconds:
         now = time.perf_counter()
-        image: Any = source[int(rng.integers(len(source)))]["image"]
+        example: dict[str, Any] = source[int(rng.integers(len(source)))]
         mark("read")
         try:
-            image = pipeline.open(image, run.model.config.channels)
+            image = pipeline.open(example["image"], run.model.config.channels)
             if not pipeline.encoded and not isinstance(image, np.ndarray):
                 image = image.pixels()
+            example = example | {"image": image}
             mark(decode)
             for step, name in zip(pipeline.steps, names, strict=False):
-                image = step(image, rng)
+                example = step(example, rng)
                 mark(name)
         except DamagedImage:
             continue
