@@ -7,14 +7,17 @@ import stat
 from pathlib import Path
 from typing import Any
 
-from vit_jax import records
+from vit_jax import ranking, records
 from vit_jax.checkpoint import steps
 from vit_jax.errors import UserError
 from vit_jax.pages import aligned
 from vit_jax.records import COUNT, OBJECT_OF_NUMBERS, Kinds, reason
 
 MARKS = {"metrics.jsonl", "result.json", "checkpoints", ".lock"}  # of a work folder
-OF_CONFIG: Kinds = {"total_steps": COUNT, "data.eval.split": records.TEXT_OR_NULL}
+OF_CONFIG: Kinds = {
+    "total_steps": COUNT, "data.eval.split": records.TEXT_OR_NULL,
+    "best": (ranking.WANTED, lambda value: value is None or ranking.fits(value)),
+}  # fmt: skip
 OF_RESULT: Kinds = {"steps": COUNT, "goodput": OBJECT_OF_NUMBERS}
 OF_CHECKPOINT: Kinds = {"goodput": OBJECT_OF_NUMBERS}
 
@@ -42,7 +45,8 @@ def describe(run: Path) -> dict[str, Any]:
     result = _json(run / "result.json", problems, OF_RESULT) if there else {}
     saved, total = steps.steps(run / "checkpoints"), config.get("total_steps")
     last, evaluations = _rows(run / "metrics.jsonl", problems)
-    metric = f"eval/{config.get('data.eval.split') or 'val'}/accuracy"
+    own, best_of = ranking.ranked_by(config.get("best") or ranking.OLDEST)
+    metric = f"eval/{config.get('data.eval.split') or 'val'}/{own}"
     values = [row[metric] for row in evaluations if metric in row]
     step = max([*saved[-1:], last.get("step", 0), result.get("steps", 0)])
     done = bool(result) and (total is None or result.get("steps", 0) >= total)
@@ -53,7 +57,7 @@ def describe(run: Path) -> dict[str, Any]:
     status = "running" if locked(run) else "done" if done else "stopped" if saved else "begun"
     return {
         "run": str(run), "status": status, "step": step, "total_steps": total,
-        "metric": metric if values else None, "best": max(values, default=None),
+        "metric": metric if values else None, "best": best_of(values, default=None),
         "goodput": round(seconds.get("step", 0.0) / whole, 4) if whole else None,
         "problems": problems,
     }  # fmt: skip
@@ -68,7 +72,7 @@ def table(rows: list[dict[str, Any]], folder: Path) -> str:
         cells.append((
             str(run.relative_to(folder)) if run != folder else run.name, row["status"],
             f"{row['step']}/{'?' if of is None else of}",
-            "–" if best is None else f"{row['metric'].split('/', 1)[1]} {best:.2%}",
+            "–" if best is None else ranking.in_words(row["metric"].split("/", 1)[1], best),
             "–" if row["goodput"] is None else f"{row['goodput']:.1%}", "; ".join(row["problems"]),
         ))  # fmt: skip
     return aligned(cells)

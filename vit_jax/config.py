@@ -14,6 +14,7 @@ from typing import Any
 from ml_collections import ConfigDict, FrozenConfigDict
 from ml_collections.config_dict import placeholder
 
+from vit_jax import ranking
 from vit_jax.errors import UserError, nearest
 from vit_jax.fields import (
     COUNT,
@@ -36,6 +37,7 @@ SEED = Fits(int, lambda n: 0 <= n < 2**32, "a whole number in 0 … 2**32 - 1")
 PASS = Fits(
     object, lambda n: n == AUTO or (type(n) is int and n >= 1), "a number of examples or auto"
 )
+BEST = Fits(str, ranking.fits, ranking.WANTED)
 TRACED = Fits(
     str,
     lambda text: re.fullmatch(r"|[1-9]\d*:[1-9]\d*(:(all|\d+(,\d+)*))?", text) is not None,
@@ -66,6 +68,8 @@ KEYS = (
         free=True),
     Key("evaluators", str, "evaluations beside that of data.eval: fewshot('folder:PATH')|knn(…)|…",
         free=True),
+    Key("best", str, "how evaluations of data.eval are ranked: max or min and a metric, as in "
+        "'min loss'. Empty: as the task does, such as 'max accuracy'", BEST, free=True),
     Key("init", str, "weights, checkpoint or work folder that the parameters come from; the head "
         "is new", free=True),
     Key("resume", str, "checkpoint or work folder that the whole state comes from", free=True),

@@ -59,6 +59,18 @@ def test_it_trains_and_its_own_metric_is_the_best(trained):
     assert ("loss/top" in result) == (METRIC[name] == "error")
 
 
+def test_its_own_metric_is_listed(trained, capsys):
+    name, workdir, _ = trained
+    metric, best_of = METRIC[name], min if METRIC[name] == "error" else max
+    key = f"eval/val/{metric}"
+    measured = [row[key] for row in rows(workdir) if key in row]
+    assert cli.main(["runs", str(workdir), "--json"]) == 0
+    (run,) = json.loads(capsys.readouterr().out)
+    assert (run["metric"], run["best"]) == (key, best_of(measured))
+    assert cli.main(["ckpt", "list", str(workdir), "--json"]) == 0
+    assert [row[metric] for row in json.loads(capsys.readouterr().out)] == measured
+
+
 def test_it_resumes_bit_for_bit(trained, tmp_path):
     name = trained[0]
     vit_jax.train(config(name, **{"total_steps": 5, "schedule.name": "constant"}), tmp_path / "a",

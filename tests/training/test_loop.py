@@ -5,11 +5,12 @@ import json
 import jax
 import numpy as np
 import pytest
+from vit_jax.launch import runs
 
 import vit_jax
 from tests.digits_run import rows, tiny_config
 from vit_jax.checkpoint.manager import Checkpoints
-from vit_jax.errors import NON_FINITE, Stopped
+from vit_jax.errors import NON_FINITE, Stopped, UserError
 from vit_jax.parallel.preemption import StopSignals
 from vit_jax.parallel.watchdog import Watchdog
 from vit_jax.training.loop import fit
@@ -53,8 +54,8 @@ def test_no_metric_is_read_before_the_next_interval(tmp_path):
         return state, jax.tree.map(lambda value: Guarded(value, due), metrics)
 
     start = first_state(run, tmp_path)
-    best = ("accuracy", max)
-    checkpoints = Checkpoints(tmp_path / "checkpoints", 3, True, every_steps=100, best=best)
+    where, best = tmp_path / "checkpoints", ("accuracy", max)
+    checkpoints = Checkpoints(where, 3, True, every_steps=100, best=best)
     progress = Progress(tmp_path, run, start, quiet=True)
     with StopSignals() as stop, Watchdog(300) as watchdog:
         fit(run, step, start, checkpoints, progress, stop, watchdog)
@@ -147,6 +148,22 @@ def test_a_writer_of_the_caller_is_told_every_number(tmp_path):
     assert "loss" in kept.told[2]
     assert kept.calls.count("close") == 1
     assert kept.calls[-1] == "close"
+
+
+def test_checkpoints_are_ranked_as_the_config_says(tmp_path):
+    config = tiny_config(total_steps=6, eval_every_steps=2, best="min loss")
+    result = vit_jax.train(config, tmp_path, devices=ONE, quiet=True)
+    measured = [row["eval/val/loss"] for row in rows(tmp_path) if "eval/val/loss" in row]
+    assert next(iter(result.items())) == ("loss", measured[-1])
+    assert runs.describe(tmp_path)["best"] == min(measured)
+
+
+def test_a_metric_that_no_evaluation_has_is_named_with_those_it_has(tmp_path):
+    config = tiny_config(total_steps=4, eval_every_steps=2, best="max accurcy")
+    with pytest.raises(UserError, match=r"best is 'max accurcy'.*no accurcy: accuracy, top5_acc"):
+        vit_jax.train(config, tmp_path, devices=ONE, quiet=True)
+    with pytest.raises(UserError, match=r"best.*max or min and a metric"):
+        vit_jax.train(tiny_config(best="accuracy"), tmp_path / "other", devices=ONE, quiet=True)
 
 
 def test_a_best_one_that_is_not_kept_is_not_saved(tmp_path):

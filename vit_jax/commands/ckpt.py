@@ -15,6 +15,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from vit_jax import ranking
 from vit_jax.checkpoint import checksums, steps
 from vit_jax.commands.arguments import Options
 from vit_jax.commands.output import tell
@@ -62,26 +63,28 @@ def _list(options: argparse.Namespace, there: Contents) -> None:
     from vit_jax.checkpoint import manager
 
     rows: list[dict[str, Any]] = []
+    lines = []
     for checkpoint in there.checkpoints:
         about = manager.about(checkpoint)
         metrics = checkpoint / "metrics" / "metrics"
         measured = read_object(metrics) if metrics.exists() else {}
-        accuracy = measured.get("accuracy")
+        best = about["config"].get("best")
+        metric, _ = ranking.ranked_by(best if ranking.fits(best) else ranking.OLDEST)
+        reached = measured.get(metric)
+        reached = reached if is_number(reached) else None
         size = sum(p.stat().st_size for p in checkpoint.rglob("*") if p.is_file())
+        saved = datetime.datetime.fromtimestamp(checkpoint.stat().st_mtime)
+        saved_at = saved.isoformat(" ", "seconds")
         rows.append({
             "checkpoint": str(checkpoint), "step": steps.number(checkpoint.name),
-            "examples_seen": about["examples_seen"], "bytes": size,
-            "accuracy": accuracy if is_number(accuracy) else None,
-            "saved": datetime.datetime.fromtimestamp(checkpoint.stat().st_mtime).isoformat(
-                " ", "seconds"),
+            "examples_seen": about["examples_seen"], "bytes": size, metric: reached,
+            "saved": saved_at,
         })  # fmt: skip
+        shown = "" if reached is None else f"  {ranking.in_words(metric, reached)}"
+        lines.append(f"{printable(str(checkpoint))}  {about['examples_seen']:,} examples  "
+                     f"{size / 2**20:,.1f} MiB  {saved_at}{shown}")  # fmt: skip
     for path, problem in there.strays.items():
         print(f"vit: {printable(path)} {problem}", file=sys.stderr)
-    lines = []
-    for row in rows:
-        reached = "" if row["accuracy"] is None else f"  accuracy {row['accuracy']:.2%}"
-        lines.append(f"{printable(row['checkpoint'])}  {row['examples_seen']:,} examples  "
-                     f"{row['bytes'] / 2**20:,.1f} MiB  {row['saved']}{reached}")  # fmt: skip
     tell(rows, "\n".join(lines), "-" if options.json else None)
 
 

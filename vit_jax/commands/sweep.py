@@ -23,6 +23,7 @@ from ml_collections import ConfigDict
 from vit_jax.commands.arguments import CONFIG, Options, command_line, configured
 from vit_jax.commands.output import say
 from vit_jax.errors import UserError
+from vit_jax.ranking import ranked_by
 
 COMMANDS = ("local", "slurm")  # back ends after `--`
 
@@ -41,7 +42,7 @@ OPTIONS: Options = {
                      "continues the best third of the trials, twice"),
     "--trials": dict(type=int, metavar="N", help="number of trials of random, tpe or ranges"),
     "--prune": dict(action="store_true", help="stop bad trials of random or tpe early"),
-    "--metric": dict(help="such as val/loss (default: accuracy on the evaluation split)"),
+    "--metric": dict(help="such as val/loss (default: config.best of the evaluation split)"),
     "--parallel": dict(type=int, default=1, metavar="N", help="trials at a time"),
 }  # fmt: skip
 
@@ -112,6 +113,7 @@ def _run(options: argparse.Namespace, folder: Path) -> int:
 def _search(options: argparse.Namespace, config: ConfigDict, space: Any) -> Any:
     """The search that the options ask for. Raises UserError if they contradict each other."""
     from vit_jax.sweeping.study import Search
+    from vit_jax.tasks import find_task
 
     method = options.method or "grid"
     drawn = method in ("random", "tpe") or bool(space.ranges)
@@ -139,9 +141,11 @@ def _search(options: argparse.Namespace, config: ConfigDict, space: Any) -> Any:
             f"{stops} needs evaluations on the way: --config.eval_every_steps=N or "
             "--config.eval_every_epochs=N"
         )
-    metric = "eval/" + (options.metric or f"{split}/accuracy").removeprefix("eval/")
+    own, best_of = ranked_by(config.best or find_task(config).best)
+    metric = "eval/" + (options.metric or f"{split}/{own}").removeprefix("eval/")
+    low = metric.endswith("loss") if options.metric else best_of is min
     return Search(space, method, metric, options.trials or len(space.points),
-                  options.prune and method != "halving")  # fmt: skip
+                  options.prune and method != "halving", low)  # fmt: skip
 
 
 def _backend(options: argparse.Namespace) -> dict[str, Any]:

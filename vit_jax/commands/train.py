@@ -6,7 +6,7 @@ vit train --config=configs/pretrain.py:b16,imagenet21k --workdir=DIR --config.se
 
 import argparse
 
-from vit_jax import recipe
+from vit_jax import ranking, recipe
 from vit_jax.commands.arguments import CONFIG, JOB, Options, configured, join_job
 from vit_jax.parallel import runtime
 
@@ -39,8 +39,7 @@ def run(options: argparse.Namespace) -> int:
     if runtime.process():
         return 0
     metric, best = next(iter(result.items()))  # the task's own comes first
-    shown = f"{best:.2%}" if metric == "accuracy" and best is not None else f"{best}"
-    reached = f"held-out {metric} {shown}, " if best is not None else ""
+    reached = "" if best is None else f"held-out {ranking.in_words(metric, best)}, "
     print(
         f"done: {reached}{result['steps']} steps in {result['train_seconds']:.1f} s of training "
         f"({result['images_per_second']:.0f} images/s); {options.workdir}/result.json"

@@ -44,10 +44,11 @@ class Search:
     metric: str  # a key of metrics.jsonl
     trials: int
     prunes: bool = False  # by Optuna's pruner
+    low: bool = False  # whether the lowest value of the metric is the best
 
     @property
     def direction(self) -> Literal["minimize", "maximize"]:
-        return "minimize" if self.metric.endswith("loss") else "maximize"
+        return "minimize" if self.low else "maximize"
 
     @property
     def sign(self) -> int:

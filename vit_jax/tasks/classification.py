@@ -59,7 +59,7 @@ class Labels(Entries):
 class Classification(Task):
     """Learns the labels, mixed where `mixup` or `cutmix` say so."""
 
-    best = ("accuracy", max)
+    best = "max accuracy"
     evaluation = named.Classification
     evaluators: ClassVar = named.KINDS
     outputs_are_classes = True

@@ -46,7 +46,7 @@ class Task:
     config: the resolved config. model: the one that is trained. facts: of the training data.
     """
 
-    best: ClassVar[tuple[str, Callable]] = ("loss", min)  # metric of `data.eval`, and which is best
+    best: ClassVar[str] = "min loss"  # how evaluations of `data.eval` are ranked, by default
     evaluation: ClassVar[type[Evaluator]] = Means  # that of `data.eval`
     evaluators: ClassVar[dict[str, type[Evaluator]]] = {}  # others, by name
     outputs_are_classes: ClassVar[bool] = False  # whether the data's classes name the outputs

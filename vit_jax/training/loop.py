@@ -16,6 +16,7 @@ from vit_jax.errors import Stopped
 from vit_jax.parallel.preemption import StopSignals
 from vit_jax.parallel.runtime import share, together
 from vit_jax.parallel.watchdog import Watchdog
+from vit_jax.ranking import ranked_by
 from vit_jax.training.evaluation import due, measured, report_damaged
 from vit_jax.training.goodput import Ledger
 from vit_jax.training.memory import fitting
@@ -54,7 +55,7 @@ def train(
     with WorkFolder(workdir) as folder, StopSignals() as stop, watchdog:
         start = first_state(run, folder.path)
         folder.keep(flat(run.config), run.classes)
-        where, best = folder.path / "checkpoints", run.task.best
+        where, best = folder.path / "checkpoints", ranked_by(run.config.best)
         checkpoints = Checkpoints(where, **run.config.checkpoint, best=best)
         with closing(Progress(folder.path, run, start, writers, quiet, ledger)) as progress:
             progress.say("\n".join([*run.said, *fitted, *start.said, *run.in_numbers]))

@@ -23,6 +23,7 @@ from vit_jax.errors import NON_FINITE, Stopped, UserError, cannot_write, printab
 from vit_jax.files import read_bytes, write_text
 from vit_jax.parallel.chips import peak_flops
 from vit_jax.parallel.runtime import everyones, process
+from vit_jax.ranking import ranked_by
 from vit_jax.training.goodput import TRAINING, Ledger
 from vit_jax.training.profiling import Profile
 from vit_jax.training.run import Run
@@ -266,11 +267,21 @@ class Progress:
         return {key: value for row in measured for key, value in row.items()}
 
     def is_best(self) -> bool:
-        """Whether the last evaluation of `data.eval` is the best so far, by `task.best`."""
-        metric, best_of = self._task.best
-        key = f"eval/{self._config.data.eval.split}/{metric}"
-        *before, last = [row[key] for row in self._rows.rows if key in row]
-        return not before or best_of([*before, last]) != best_of(before)
+        """Whether the last evaluation of `data.eval` is the best so far, by `config.best`.
+
+        Raises UserError where it does not have that metric.
+        """
+        metric, best_of = ranked_by(self._config.best)
+        prefix = f"eval/{self._config.data.eval.split}/"
+        last = self.last(prefix)
+        if prefix + metric not in last:
+            known = [key.removeprefix(prefix) for key in last if key.startswith(prefix)]
+            raise UserError(
+                f"best is {self._config.best!r}, and the evaluation has no {metric}: "
+                f"{', '.join(known)}"
+            )
+        values = [row[prefix + metric] for row in self._rows.rows if prefix + metric in row]
+        return best_of(values) != best_of(values[:-1], default=None)
 
     def times(self) -> None:
         """Prints where the time went. With several processes, prints it for each, to find the one

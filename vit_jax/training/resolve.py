@@ -127,6 +127,7 @@ def resolve(
     count = devices if isinstance(devices, int) else len(devices)
     task_class = find_task(config)
     c, said = resolution.resolve(config, found.facts, count, task_class.outputs, named)
+    c.best = c.best or task_class.best
     said += _give_way(c, named)
     sources = [source for source in (found.train, found.evaluation) if source]
     said += dict.fromkeys(note for source in sources for note in source.notes)

@@ -15,6 +15,7 @@ from vit_jax.errors import printable
 from vit_jax.files import write_json, write_text
 from vit_jax.models.family import Config
 from vit_jax.parallel.runtime import process
+from vit_jax.ranking import ranked_by
 from vit_jax.training.progress import Progress
 from vit_jax.training.run import Run
 from vit_jax.training.start import Start
@@ -25,7 +26,7 @@ def write_result(workdir: Path, run: Run, start: Start, progress: Progress) -> d
     best metric, steps, times, and all final metrics."""
     c = run.config
     trained, evaluated = progress.last("loss"), progress.evaluated(c.total_steps)
-    examples, metric = c.total_steps * c.batch_size, run.task.best[0]
+    examples, metric = c.total_steps * c.batch_size, ranked_by(c.best)[0]
     result = {
         metric: evaluated.get(f"eval/{c.data.eval.split}/{metric}"),
         "steps": c.total_steps,
