@@ -1,11 +1,15 @@
 """Multi-head self-attention (ViT paper, appendix A) and attention pooling.
 
 Queries, keys and values come from one fused projection. Scores and softmax are float32 whatever
-the compute dtype is. `auto` is cuDNN's fused attention where a trial of it works on the GPU that is
-there, and XLA's everywhere else. A config keeps the word `auto`, so that a run may change machines.
+the compute dtype is. `auto` is cuDNN's fused attention where the devices that a step is compiled
+for can use it, and XLA's everywhere else. A config keeps the word `auto`, so that a run may change
+machines.
+
+The kernel takes an even number of tokens alone, and a ViT's is odd: 196 patches and a class token.
+So a model appends empty tokens before its blocks and cuts them off behind them. In between they are
+masked: no token attends to them, and no gradient comes from them.
 """
 
-import functools
 from typing import Any
 
 import jax
@@ -62,55 +66,47 @@ def attend(
     k: Float[Array, "batch heads keys dim"],
     v: Float[Array, "batch heads keys dim"],
     *,
+    tokens: int | None = None,
     rate: float = 0.0,
     key: Key[Array, ""] | None = None,
 ) -> tuple[Float[Array, "batch queries heads dim"], Float[Array, "batch heads queries keys"]]:
     """softmax(q kᵀ / sqrt(dim)) v (eq. 6, 7), with dropout on the weights; and the weights.
 
-    The axis of heads comes before that of tokens, so that each head's numbers are contiguous.
+    The axis of heads comes before that of tokens, so that each head's numbers are contiguous. Keys
+    after the first `tokens` are masked.
     """
     q = q * jnp.asarray(q.shape[-1] ** -0.5, q.dtype)
     scores = jnp.einsum("bhqd,bhkd->bhqk", q, k, preferred_element_type=jnp.float32)
+    if tokens is not None and tokens < k.shape[2]:
+        scores = jnp.where(jnp.arange(k.shape[2]) < tokens, scores, -jnp.inf)
     weights = softmax(scores)
     mixed = dropout(weights, rate, key).astype(v.dtype)
     return jnp.einsum("bhqk,bhkd->bhqd", mixed, v).swapaxes(1, 2), weights
 
 
-@functools.cache
-def cudnn_refuses(tokens: int, head_dim: int, dtype: str, dropout: float = 0.0) -> str | None:
-    """The reason why cuDNN's fused attention cannot be used for such heads on this machine; None if
-    it can. The forward and the backward pass are tried once."""
-    if jax.default_backend() != "gpu":
-        return "there is no NVIDIA GPU"
-    if jnp.dtype(dtype).itemsize != 2:
-        return f"cuDNN's needs bfloat16, not {dtype}"
-    if dropout:
-        return "cuDNN's has no attention_dropout"
-
-    def total(q):
-        mixed = jax.nn.dot_product_attention(q, q, q, implementation="cudnn")
-        return mixed.astype(jnp.float32).sum()
-
-    try:
-        jax.block_until_ready(jax.jit(jax.grad(total))(jnp.ones((2, tokens, 2, head_dim), dtype)))
-    except Exception as error:  # JAX, cuDNN or the driver may raise anything
-        return f"cuDNN refuses: {str(error).partition(chr(10))[0][:150]}"
-    return None
-
-
-def backend_of(backend: str, tokens: int, head_dim: int, dtype: str, dropout: float) -> str:
-    """The backend of attention, xla or cudnn; `auto` is cudnn if this machine can use it."""
-    if backend != "auto":
-        return backend
-    return "xla" if cudnn_refuses(tokens, head_dim, dtype, dropout) else "cudnn"
+def fused(
+    q: Float[Array, "batch tokens heads dim"],
+    k: Float[Array, "batch tokens heads dim"],
+    v: Float[Array, "batch tokens heads dim"],
+    tokens: int,
+) -> Float[Array, "batch tokens heads dim"]:
+    """`attend` by cuDNN's kernel, which never writes the weights to memory. Of more than `tokens`
+    tokens, the last ones are masked."""
+    lengths = None
+    if tokens < q.shape[1]:
+        lengths = jnp.full(q.shape[:1], tokens, jnp.int32)
+    return jax.nn.dot_product_attention(
+        q, k, v, query_seq_lengths=lengths, key_value_seq_lengths=lengths, implementation="cudnn"
+    )
 
 
 class Attention(nnx.Module):
-    """Self-attention over tokens. `kernel` shapes: qkv (D, 3, H, D/H), out (H, D/H, D)."""
+    """Self-attention over `tokens` tokens; any after them are masked. `kernel` shapes: qkv
+    (D, 3, H, D/H), out (H, D/H, D)."""
 
     def __init__(
-        self, width: int, num_heads: int, *, dropout: float, backend: str, qk_norm: bool,
-        epsilon: float, dtype, rngs, qkv_bias: bool = True,
+        self, width: int, num_heads: int, *, tokens: int, dropout: float, backend: str,
+        qk_norm: bool, epsilon: float, dtype, rngs, qkv_bias: bool = True,
     ):  # fmt: skip
         head_dim = width // num_heads
         self.qkv = nnx.LinearGeneral(
@@ -125,7 +121,7 @@ class Attention(nnx.Module):
         if qk_norm:
             self.q_norm = nnx.LayerNorm(head_dim, epsilon=epsilon, dtype=dtype, rngs=rngs)
             self.k_norm = nnx.LayerNorm(head_dim, epsilon=epsilon, dtype=dtype, rngs=rngs)
-        self.dropout, self.backend, self.dtype = dropout, backend, str(jnp.dtype(dtype))
+        self.tokens, self.dropout, self.backend = tokens, dropout, backend
 
     def __call__(
         self,
@@ -138,11 +134,10 @@ class Attention(nnx.Module):
         q, k, v = self.qkv(x).transpose(2, 0, 3, 1, 4)
         if self.qk_norm:
             q, k = self.q_norm(q), self.k_norm(k)
-        backend = backend_of(self.backend, q.shape[2], q.shape[3], self.dtype, self.dropout)
-        if backend == "cudnn" and not return_weights:
+        if self.backend == "cudnn" and not return_weights:
             q, k, v = (part.swapaxes(1, 2) for part in (q, k, v))  # merges with the one above
-            return self.out(jax.nn.dot_product_attention(q, k, v, implementation="cudnn")), None
-        mixed, weights = attend(q, k, v, rate=self.dropout, key=key)
+            return self.out(fused(q, k, v, self.tokens)), None
+        mixed, weights = attend(q, k, v, tokens=self.tokens, rate=self.dropout, key=key)
         return self.out(mixed), weights if return_weights else None
 
 

@@ -5,6 +5,7 @@ makes the keys of a run from these fields, and launchers read it.
 """
 
 import dataclasses
+import math
 
 from vit_jax.fields import (
     COUNT,
@@ -120,6 +121,10 @@ class ViTConfig(PatchConfig):
         one_of("auto", "xla", "cudnn"),
         of_run=True,
     )
+    pad_tokens_to: int = field(
+        1, "tokens are padded to a multiple of this number, and masked; cuDNN's attention takes "
+        "an even number in any case", COUNT, of_run=True, free=True, later=True,
+    )  # fmt: skip
 
     def __post_init__(self):
         super().__post_init__()
@@ -166,6 +171,12 @@ class ViTConfig(PatchConfig):
     def num_tokens(self) -> int:
         """Length of the encoder's sequence: class token, registers and patches."""
         return self.num_prefix + self.grid[0] * self.grid[1]
+
+    @property
+    def padded_tokens(self) -> int:
+        """The same with the empty tokens behind them, which attention masks."""
+        multiple = math.lcm(self.pad_tokens_to, 2 if self.attention == "cudnn" else 1)
+        return -(-self.num_tokens // multiple) * multiple
 
     @property
     def num_features(self) -> int:

@@ -16,6 +16,7 @@ from jaxtyping import Array, Float, Key
 from vit_jax.models import mixer, resnet, vit
 from vit_jax.models.data_config import DataConfig
 from vit_jax.models.family import Config, Family
+from vit_jax.models.kernels import Gpu, gpu_of, refusal
 from vit_jax.models.layers import ParamKeys
 
 Params = dict[str, Any]  # nested plain dict of float32 arrays
@@ -60,6 +61,20 @@ class Model:
         without biases, normalisation and softmax. Each is two FLOPs. A training step takes about
         three times as many as a forward pass."""
         return self.family.macs(self.config)
+
+    def on(self, gpu: Gpu | None) -> "Model":
+        """The model as it is compiled for such GPUs, or for what is none: its attention is no
+        longer `auto`."""
+        if getattr(self.config, "attention", "") != "auto":
+            return self
+        attention = "xla" if refusal(self.config, gpu) else "cudnn"
+        return dataclasses.replace(
+            self, config=dataclasses.replace(self.config, attention=attention)
+        )
+
+    @functools.cached_property
+    def _here(self) -> "Model":
+        return self.on(gpu_of(jax.devices()[0]))
 
     def _module(self, key: Key[Array, ""]) -> nnx.Module:
         return self.family.module(self.config, ParamKeys(key))
@@ -133,7 +148,7 @@ class Model:
             )
         if train and key is None:
             raise ValueError("train=True needs a key: jax.random.key(seed)")
-        module = nnx.merge(self._graph[0], params)
+        module = nnx.merge(self._here._graph[0], params)
         return module(
             images, key if train else None, return_weights=attention_weights, gather=gather
         )

@@ -70,8 +70,9 @@ class Block(nnx.Module):
         norm: dict[str, Any] = {"epsilon": c.layernorm_eps, "dtype": dtype, "rngs": rngs}
         self.norm1 = nnx.LayerNorm(c.hidden_size, **norm)
         self.attention = Attention(
-            c.hidden_size, c.num_heads, dropout=c.attention_dropout, backend=c.attention,
-            qk_norm=c.qk_norm, qkv_bias=c.qkv_bias, epsilon=c.layernorm_eps, dtype=dtype, rngs=rngs,
+            c.hidden_size, c.num_heads, tokens=c.num_tokens, dropout=c.attention_dropout,
+            backend=c.attention, qk_norm=c.qk_norm, qkv_bias=c.qkv_bias, epsilon=c.layernorm_eps,
+            dtype=dtype, rngs=rngs,
         )  # fmt: skip
         self.norm2 = nnx.LayerNorm(c.hidden_size, **norm)
         self.mlp: Mlp | SwiGlu
@@ -170,7 +171,12 @@ class ViT(nnx.Module):
         x = dropout(x, c.dropout, after_positions)
         if c.pre_norm:
             x = self.pre_norm(x)
+        empty = 0 if return_weights else c.padded_tokens - c.num_tokens
+        if empty:  # masked in the blocks: models/attention.py
+            x = jnp.pad(x, ((0, 0), (0, empty), (0, 0)))
         x, blocks = self.encoder(x, in_encoder, return_weights=return_weights, gather=gather)
+        if empty:
+            x, blocks = jax.tree.map(lambda z: z[:, : c.num_tokens], (x, blocks))
         if not c.norm_after_pool:
             x = self.norm(x)  # LN of eq. 4, over the whole sequence
         out |= blocks | {"encoded": x}

@@ -24,8 +24,8 @@ from vit_jax.errors import UserError
 from vit_jax.evaluators.named import parse
 from vit_jax.evaluators.opened import Opened, check_evaluators, open_evaluators
 from vit_jax.models import Model, create_model
-from vit_jax.models.attention import cudnn_refuses
 from vit_jax.models.data_config import DataConfig
+from vit_jax.models.kernels import Gpu, gpu_of, refusal
 from vit_jax.models.registry import find_family
 from vit_jax.pretrained.opened import Weights
 from vit_jax.tasks import Task, find_task
@@ -137,7 +137,9 @@ def resolve(
     # Weights are measured at their own size, which patches need not tile.
     measures = found.here and found.train is None
     model = _make_model(c, remainder=measures and "model.image_size" not in named)
-    said += _attention(model) if found.here else []
+    gpu = None if isinstance(devices, int) else gpu_of(devices[0])
+    said += _attention(model, gpu)
+    model = model.on(gpu)
     frozen = FrozenConfigDict(c)
     task = task_class(frozen, model, found.facts)
     _check_optimizer(frozen, model)
@@ -275,16 +277,15 @@ def _make_model(c: ConfigDict, remainder: bool) -> Model:
     return dataclasses.replace(model, data_config=data, activation=c.loss.name)
 
 
-def _attention(model: Model) -> list[str]:
-    """Which attention `auto` comes to on a GPU. Raises UserError where cuDNN's is asked for and
+def _attention(model: Model, gpu: Gpu | None) -> list[str]:
+    """Which attention `auto` comes to on GPUs. Raises UserError where cuDNN's is asked for and
     cannot be had."""
     c: Any = model.config
     if getattr(c, "attention", "xla") == "xla":
         return []
-    head = c.hidden_size // c.num_heads
-    refuses = cudnn_refuses(c.num_tokens, head, c.dtype, c.attention_dropout)
-    if refuses and c.attention == "cudnn":
-        raise UserError(f"model.attention=cudnn: {refuses}; here: --config.model.attention=xla")
-    if jax.default_backend() != "gpu":
+    reason = refusal(c, gpu)
+    if reason and c.attention == "cudnn":
+        raise UserError(f"model.attention=cudnn: {reason}; here: --config.model.attention=xla")
+    if gpu is None:
         return []
-    return [f"attention by XLA: {refuses}" if refuses else "attention by cuDNN"]
+    return [f"attention by XLA: {reason}" if reason else "attention by cuDNN"]
