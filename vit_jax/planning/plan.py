@@ -1,6 +1,5 @@
 """A plan: memory and costs of one step of a run on each chip, and the lower bound of its time."""
 
-import copy
 import dataclasses
 import re
 from collections.abc import Iterable
@@ -93,10 +92,6 @@ def make_plan(
 
     Raises UserError if the config cannot work on so many devices.
     """
-    config = copy.deepcopy(config)
-    if target.shape and config.model.attention in (None, "auto"):
-        with config.unlocked():
-            config.model.attention = "xla"  # not the attention for a GPU of this machine
     run = run_of(config, named, target.devices, data=known)
     if isinstance(target.devices, int):
         return by_formula(run, target)

@@ -138,7 +138,7 @@ def resolve(
     measures = found.here and found.train is None
     model = _make_model(c, remainder=measures and "model.image_size" not in named)
     gpu = None if isinstance(devices, int) else gpu_of(devices[0])
-    said += _attention(model, gpu)
+    said += _attention(model, gpu) if found.here or gpu else []
     model = model.on(gpu)
     frozen = FrozenConfigDict(c)
     task = task_class(frozen, model, found.facts)
