@@ -25,6 +25,7 @@ setup(
     package_data={
         "vit_jax.data": ["synsets.txt.xz"],
         "vit_jax.launch": ["kubernetes.yaml"],
+        "vit_jax.planning": ["gpus.csv"],
         "vit_jax.pretrained": ["catalog.csv"],
     },
     package_dir={"vit_jax.configs": "configs", "vit_jax.launch": "launch"},

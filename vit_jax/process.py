@@ -41,7 +41,7 @@ def prepare(command):
 
     It may replace the process by a new one with the same command line.
     """
-    _use_the_cpu_where_libtpu_has_no_tpu()
+    _use_the_cpu_where_compilers_have_no_device()
     give_virtual_devices_threads()
     if sys.getfilesystemencoding() != "utf-8" and sys.version_info >= OLDEST_PYTHON:
         _start_again(PYTHONUTF8="1")  # names of files and classes are UTF-8 in every locale
@@ -56,16 +56,25 @@ def prepare(command):
     os.environ.setdefault("PYTHONSAFEPATH", "1")
 
 
-def _use_the_cpu_where_libtpu_has_no_tpu():
-    """If libtpu is installed only for `vit plan`, JAX would look for a TPU at every start, and
-    libtpu would print many lines because there is none."""
+def _use_the_cpu_where_compilers_have_no_device():
+    """If libtpu or the CUDA wheels are installed only for `vit plan`, JAX would look for a TPU or a
+    GPU at every start, and print many lines because there is none."""
     import glob
     import importlib.util
+    import pkgutil
 
-    devices = glob.glob("/dev/accel*") + glob.glob("/dev/vfio/*")
-    libtpu, gpus = (importlib.util.find_spec(name) for name in ("libtpu", "jax_plugins"))
-    if libtpu and not gpus and not devices:
+    if sys.platform != "linux":
+        return
+    plugins = importlib.util.find_spec("jax_plugins")
+    folders = list(plugins.submodule_search_locations or ()) if plugins else []
+    names = {module.name for module in pkgutil.iter_modules(folders)}
+    if importlib.util.find_spec("libtpu"):
+        names.add("libtpu")
+    patterns = ("accel*", "vfio/*", "nvidia*", "nvhost*", "nvgpu*", "dxg", "kfd")
+    devices = [found for pattern in patterns for found in glob.glob("/dev/" + pattern)]
+    if names and names <= {"libtpu", "xla_cuda12", "xla_cuda13"} and not devices:
         os.environ.setdefault("JAX_PLATFORMS", "cpu")
+        os.environ.setdefault("JAX_SKIP_CUDA_CONSTRAINTS_CHECK", "1")
 
 
 def give_virtual_devices_threads():

@@ -6,8 +6,8 @@
   vit plan --config=digits.py --topology=local
 
 For TPUs (v4 v5e v5p v6e) the TPU compiler compiles the step; it needs no TPU: pip install
-vit_jax[tpu]. For GPUs the step is compiled if they are in this machine. Otherwise an analytic model
-estimates, and the output says so. The data need not be here.
+vit_jax[tpu]. For GPUs the CUDA compiler does; it needs no GPU: pip install vit_jax[cuda]. If it is
+missing, an analytic model estimates, and the output says so. The data need not be here.
 """
 
 import argparse
@@ -21,8 +21,8 @@ from vit_jax.commands.output import check_files, say, tell
 from vit_jax.errors import UserError
 
 OPTIONS: Options = CONFIG | {
-    "--topology": dict(required=True, metavar="NAME", help="v5e:16x16, v5p:4x4x4 …, gpu:h100x8, or "
-                       "local: the devices of this machine"),
+    "--topology": dict(required=True, metavar="NAME", help="v5e:16x16, v5p:4x4x4 …, gpu:h100x8, "
+                       "gpu:h100x8x4 (four hosts), or local: the devices of this machine"),
     "--slices": dict(type=int, default=1, metavar="N", help="number of TPU slices (1)"),
     "--search": dict(action="store_true",
                      help="find the fastest mesh, microbatch and rematerialisation that fits"),
@@ -73,7 +73,8 @@ def lines(plan: Any) -> Iterator[str]:
     c, memory, target = plan.run.config, plan.memory, plan.target
     slices = f"{target.slices} slices of " if target.slices > 1 else ""
     yield f"{plan.run.summary}; remat {c.model.remat or 'none'}, {c.model.dtype}"
-    yield f"{slices}{target.name}, {target.count:,} chips; {HOW[plan.how]}"
+    why = f"; {target.missing}" if target.missing else ""
+    yield f"{slices}{target.name}, {target.count:,} chips; {HOW[plan.how]}{why}"
     yield from plan.run.said
     passes = c.batch_size // c.microbatch
     yield f"batch {c.batch_size:,} in {passes} passes; {c.total_steps:,} steps\n"
@@ -98,6 +99,9 @@ def lines(plan: Any) -> Iterator[str]:
     yield f"    of them recomputed                  {costs.recomputed * count:10.3e}"
     moved = "bytes of memory moved, a chip" + ("" if compiled else ", about")
     yield f"  {moved:38}{costs.bytes:10.3e}"
+    if costs.calls:
+        told = ", ".join(f"{count:,} of {name}" for name, count in costs.calls.items())
+        yield f"  calls: {told}"
     for one in costs.collectives:
         what = f"{one.kind} over {one.axis} ({one.size})"
         yield f"  {what:38}{one.bytes:10.3e} bytes in {one.count:,} calls"

@@ -24,7 +24,7 @@ def gpu_of(device: Any) -> Gpu | None:
     """The kind of a device of JAX; None if it is no NVIDIA GPU."""
     if device.platform not in ("gpu", "cuda"):
         return None
-    here = device in jax.devices() if jax.default_backend() == "gpu" else False
+    here = jax.default_backend() == "gpu" and device in jax.devices()
     return Gpu(device.device_kind, float(device.compute_capability), here)
 
 

@@ -182,6 +182,7 @@ def as_json(plan: Plan) -> dict[str, Any]:
         "model": plan.run.model.name, "batch_size": plan.run.config.batch_size,
         "microbatch": plan.run.config.microbatch, "mesh": dict(mesh),
         "remat": plan.run.config.model.remat, "how": plan.how, "fits": plan.fits,
+        "not_compiled": plan.target.missing or None,
         "bytes_per_chip": dataclasses.asdict(plan.memory),
         "evaluation_bytes_per_chip": plan.evaluation,
         "flops_per_step": {
@@ -189,7 +190,7 @@ def as_json(plan: Plan) -> dict[str, Any]:
             "compiled": plan.costs.flops * plan.target.count if plan.how == "compiled" else None,
             "recomputed": plan.costs.recomputed * plan.target.count,
         },
-        "memory_bytes_per_chip": plan.costs.bytes,
+        "memory_bytes_per_chip": plan.costs.bytes, "calls": plan.costs.calls,
         "collectives": [dataclasses.asdict(item) for item in plan.costs.collectives],
         "roofline": None if plan.roofline is None else plan.roofline._asdict() | {
             "step_s": plan.step_s, "bound": plan.roofline.bound,

@@ -2,7 +2,7 @@
 
 v5e:16x16     a slice of 256 chips, by the shape that Cloud TPU has for it; `slices` is their number
 v5litepod-256 the same slice by its accelerator type; for v4 and v5p, 256 counts cores, two per chip
-gpu:h100x8    eight GPUs
+gpu:h100x8    eight GPUs in one host; gpu:h100x8x4 four such hosts, gpu:h100x32 the same
 local         the devices of this machine
 """
 
@@ -21,6 +21,7 @@ import jax
 
 from vit_jax.errors import UserError
 from vit_jax.parallel.chips import CHIPS, Chip, chip_of
+from vit_jax.planning import gpus
 
 GPUS_PER_HOST = 8
 # Slices that Cloud TPU offers. v4 and v5p also have all shapes of multiples of 4 up to LARGEST.
@@ -40,6 +41,8 @@ class Target:
     chip: Chip | None
     shape: tuple[int, ...] = ()  # of a slice, in chips
     slices: int = 1
+    a_host: int = 0  # GPUs of a host, which NVLink joins
+    missing: str = ""  # why there is no compiler, and how to get it
 
     @property
     def count(self) -> int:
@@ -48,7 +51,9 @@ class Target:
     @property
     def together(self) -> int:
         """Number of devices that fast links join."""
-        return math.prod(self.shape) if self.shape else min(self.count, GPUS_PER_HOST)
+        if self.shape:
+            return math.prod(self.shape)
+        return self.a_host or min(self.count, GPUS_PER_HOST)
 
     @property
     def link(self) -> float:
@@ -127,21 +132,32 @@ def _chip(name: str) -> Chip:
 
 
 def _gpus(topology: str, size: str, slices: int) -> Target:
-    match = re.fullmatch(r"([a-z]+\d+(?:-\d+gb)?)x(\d+)", size)
     names = [chip.name for chip in CHIPS if not chip.kinds.startswith("TPU")]
-    if not match or match[1] not in names or not int(match[2]):
+    match = re.fullmatch(rf"({'|'.join(names)})x([1-9]\d*)(?:x([1-9]\d*))?", size)
+    if not match:
         raise UserError(
-            f"unknown GPUs {topology!r}: gpu:NAMExCOUNT, such as gpu:h100x8; names are "
-            f"{', '.join(names)}"
+            f"unknown GPUs {topology!r}: gpu:NAMExCOUNT, such as gpu:h100x8, or with a number of "
+            f"hosts gpu:h100x8x4; names are {', '.join(names)}"
         )
     if slices > 1:
-        raise UserError("--slices is for TPUs; for GPUs, give the number of all: gpu:h100x64")
-    chip, count = _chip(match[1]), int(match[2])
+        raise UserError("--slices is for TPUs; for GPUs, give the number of hosts: gpu:h100x8x4")
+    name, a_host, hosts = match[1], int(match[2]), int(match[3] or 1)
+    if not match[3] and a_host > GPUS_PER_HOST:
+        hosts = -(-a_host // GPUS_PER_HOST)
+        if a_host % hosts:
+            raise UserError(
+                f"{topology}: {a_host} GPUs are not the same number in each of {hosts} hosts; "
+                f"{a_host // hosts * hosts} would be"
+            )
+        a_host //= hosts
+    chip, count = _chip(name), a_host * hosts
     if jax.default_backend() == "gpu":
         here = [d for d in jax.devices() if chip_of(d.device_kind) is chip]
         if len(here) >= count:
-            return Target(topology, here[:count], chip)
-    return Target(topology, count, chip)
+            return Target(topology, here[:count], chip, a_host=a_host)
+    if missing := gpus.missing():
+        return Target(topology, count, chip, a_host=a_host, missing=missing)
+    return Target(topology, gpus.devices(name, a_host, hosts), chip, a_host=a_host)
 
 
 # With these, libtpu does not ask this machine which TPU it has, because it has none.

@@ -16,6 +16,7 @@ from vit_jax.data import ops, pipeline
 from vit_jax.data.source import Facts, Source
 from vit_jax.evaluators.opened import Opened
 from vit_jax.models import Model
+from vit_jax.parallel import compiler
 from vit_jax.parallel.mesh import make_mesh
 from vit_jax.parallel.sharding import BATCH, gather_block, in_host_memory, state_shardings
 from vit_jax.pretrained.opened import Weights
@@ -175,10 +176,8 @@ class Run:
 
     @property
     def compiler_options(self) -> dict[str, Any] | None:
-        """Options for XLA. On a GPU, `deterministic` forbids atomics and timed autotuning."""
-        if not self.config.deterministic or self.mesh.devices.flat[0].platform != "gpu":
-            return None
-        return {"xla_gpu_deterministic_ops": True, "xla_gpu_autotune_level": 0}
+        """Options for XLA."""
+        return compiler.options(self.mesh.devices.flat[0], self.config.deterministic)
 
     @property
     def jitted_step(self) -> tuple[Any, list[Any]]:
