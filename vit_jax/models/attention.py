@@ -10,6 +10,7 @@ So a model appends empty tokens before its blocks and cuts them off behind them.
 masked: no token attends to them, and no gradient comes from them.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -134,11 +135,37 @@ class Attention(nnx.Module):
         q, k, v = self.qkv(x).transpose(2, 0, 3, 1, 4)
         if self.qk_norm:
             q, k = self.q_norm(q), self.k_norm(k)
-        if self.backend == "cudnn" and not return_weights:
-            q, k, v = (part.swapaxes(1, 2) for part in (q, k, v))  # merges with the one above
-            return self.out(fused(q, k, v, self.tokens)), None
         mixed, weights = attend(q, k, v, tokens=self.tokens, rate=self.dropout, key=key)
         return self.out(mixed), weights if return_weights else None
+
+    def on_rows(
+        self,
+        x: Float[Array, "rows width"],
+        batch: int,
+        norm: Callable[[Array], Array],
+    ) -> Float[Array, "rows width"]:
+        """The same of `norm(x)` by cuDNN's kernel, for the tokens of all `batch` examples as the
+        rows of one matrix.
+
+        The kernel takes queries, keys and values from three arrays. So each has a product of its
+        own, which moves less memory than one product whose result is split. The backward pass
+        computes the norm again, to save the memory of its output.
+        """
+
+        def projected(x: Array) -> list[Array]:
+            x = norm(x)
+            kernel = self.qkv.kernel[...].astype(x.dtype)
+            parts = [x @ kernel[:, part].reshape(x.shape[-1], -1) for part in range(3)]
+            if self.qkv.bias is not None:
+                bias = self.qkv.bias[...].astype(x.dtype)
+                parts = [y + bias[part].ravel() for part, y in enumerate(parts)]
+            return [y.reshape(batch, -1, *kernel.shape[2:]) for y in parts]
+
+        q, k, v = jax.checkpoint(projected)(x)
+        if self.qk_norm:
+            q, k = self.q_norm(q), self.k_norm(k)
+        mixed = fused(q, k, v, self.tokens)
+        return self.out(mixed.reshape(-1, *mixed.shape[2:]))
 
 
 class AttentionPool(nnx.Module):

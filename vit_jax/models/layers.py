@@ -94,6 +94,43 @@ def drop_path(
     return jnp.where(keep, x / (1.0 - rate).astype(x.dtype), jnp.zeros_like(x))
 
 
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
+def layer_norm(
+    x: Float[Array, "rows width"], scale: Float[Array, " width"], bias: Float[Array, " width"],
+    epsilon: float,
+) -> Float[Array, "rows width"]:  # fmt: skip
+    """Layer normalisation (arXiv 1607.06450) in float32, whose backward pass keeps `x` and two
+    numbers a row. JAX's own derivative keeps three float32 arrays of the size of `x`."""
+    return _normalised(x, scale, bias, epsilon)[0]
+
+
+def _normalised(x, scale, bias, epsilon):
+    wide = x.astype(jnp.float32)
+    mean = wide.mean(axis=-1, keepdims=True)
+    variance = jnp.square(wide).mean(axis=-1, keepdims=True) - jnp.square(mean)
+    inverse = jax.lax.rsqrt(jnp.maximum(variance, 0.0) + epsilon)
+    y = (wide - mean) * (inverse * scale) + bias
+    return y.astype(x.dtype), (x, scale, mean, inverse)
+
+
+def _normalised_vjp(epsilon, kept, dy):
+    x, scale, mean, inverse = kept
+    standard = (x.astype(jnp.float32) - mean) * inverse
+    dy = dy.astype(jnp.float32)
+    d = dy * scale
+    along = (d * standard).mean(axis=-1, keepdims=True)
+    dx = inverse * (d - d.mean(axis=-1, keepdims=True) - standard * along)
+    return dx.astype(x.dtype), (dy * standard).sum(axis=0), dy.sum(axis=0)
+
+
+layer_norm.defvjp(_normalised, _normalised_vjp)
+
+
+def norm_of_rows(norm: nnx.LayerNorm) -> Callable[[Array], Array]:
+    """The norm as a function of a matrix, by `layer_norm`."""
+    return lambda x: layer_norm(x, norm.scale[...], norm.bias[...], norm.epsilon)
+
+
 class LayerScale(nnx.Module):
     """A learned scale per channel on a residual branch (arXiv 2103.17239, eq. 5)."""
 

@@ -24,6 +24,7 @@ from vit_jax.models.layers import (
     drop_path,
     dropout,
     make_head,
+    norm_of_rows,
 )
 from vit_jax.models.position import LearnedPositions, sincos2d
 from vit_jax.models.resnet import BACKBONE, Backbone, hybrid_macs
@@ -86,6 +87,7 @@ class Block(nnx.Module):
             self.scale1 = LayerScale(c.hidden_size, c.layer_scale)
             self.scale2 = LayerScale(c.hidden_size, c.layer_scale)
         self.dropout, self.drops_path = c.dropout, c.drop_path > 0.0
+        self.on_rows = c.attention == "cudnn"
 
     def __call__(
         self,
@@ -98,12 +100,24 @@ class Block(nnx.Module):
     ]:
         keys = [None] * 5 if key is None else list(jax.random.split(key, 5))
         path = keys[3:] if self.drops_path else [None, None]
-        y, weights = self.attention(self.norm1(z), keys[0], return_weights)
+        shape = z.shape
+        weights = None
+        if self.on_rows and not return_weights:
+            # One matrix [batch x tokens, width], which XLA's GPU compiler keeps in one layout: with
+            # three dimensions, it moves the batch to the end and back at every norm.
+            z = z.reshape(-1, shape[-1])
+            norm1, norm2 = norm_of_rows(self.norm1), norm_of_rows(self.norm2)
+            y = self.attention.on_rows(z, shape[0], norm1)
+        else:
+            norm2 = self.norm2
+            y, weights = self.attention(self.norm1(z), keys[0], return_weights)
         y = dropout(y, self.dropout, keys[1])
-        z = z + drop_path(self.scale1(y) if self.scaled else y, drop_path_rate, path[0])
-        y = self.mlp(self.norm2(z), keys[2])
-        z = z + drop_path(self.scale2(y) if self.scaled else y, drop_path_rate, path[1])
-        return z, weights
+        y = self.scale1(y) if self.scaled else y
+        z = z + drop_path(y.reshape(shape), drop_path_rate, path[0]).reshape(z.shape)
+        y = self.mlp(norm2(z), keys[2])
+        y = self.scale2(y) if self.scaled else y
+        z = z + drop_path(y.reshape(shape), drop_path_rate, path[1]).reshape(z.shape)
+        return z.reshape(shape), weights
 
 
 class ViT(nnx.Module):
