@@ -16,6 +16,9 @@ MALLOC = (
     "glibc.malloc.hugetlb=1:glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold=0x800000000:"
     "glibc.malloc.top_pad=0x10000000"
 )
+# The share of a GPU's memory that JAX takes at the start. Its own default, 0.75, leaves a quarter
+# unused; what is left here is for CUDA, cuDNN and NCCL.
+GPU_MEMORY = "0.92"
 COMPUTING = ("train", "evaluate", "predict", "bench")  # the commands that MALLOC makes faster
 
 
@@ -51,6 +54,8 @@ def prepare(command):
     allocates = command in COMPUTING and sys.platform == "linux"
     if allocates and "GLIBC_TUNABLES" not in os.environ and not version_error():
         _start_again(GLIBC_TUNABLES=MALLOC)
+    if command in COMPUTING:
+        os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", GPU_MEMORY)
     # Worker processes for data are started as `python -c`, which would look for modules in the
     # current folder first: a queue.py there would replace the standard library's.
     os.environ.setdefault("PYTHONSAFEPATH", "1")

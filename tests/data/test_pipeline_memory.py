@@ -5,7 +5,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 from made_images import encoded, smooth
+
+pytestmark = pytest.mark.long
 
 SCRIPT = """
 import contextlib, sys

@@ -10,6 +10,8 @@ import pytest
 
 from tests.xla_flags import xla_flags
 
+pytestmark = pytest.mark.long
+
 HERE = Path(__file__).parent
 EPOCH, BATCH = 40, 8
 

@@ -14,6 +14,8 @@ from vit_jax.launch.job import Job
 
 from tests.parallel.jobs import PATIENCE, ROOT, TINY
 
+pytestmark = pytest.mark.long
+
 LONG = {"total_steps": 36, "checkpoint.every_steps": 12}
 
 

@@ -1,4 +1,10 @@
-"""Empty tokens behind the others change nothing that a model tells, and nothing that it learns."""
+"""What is done for cuDNN's attention changes nothing that a model tells or learns: empty tokens
+behind the others, and a block that works on one matrix of rows. Another implementation of JAX, with
+the same arguments, stands for the kernel."""
+
+import copy
+import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -8,6 +14,7 @@ from jax.sharding import Mesh, NamedSharding
 from tiny_vit import randomised, tiny
 
 from tests.digits_run import tiny_config
+from vit_jax.models import attention
 from vit_jax.models.kernels import Gpu, refusal
 from vit_jax.parallel.sharding import BATCH, state_shardings
 from vit_jax.training.resolve import known, resolve
@@ -15,11 +22,31 @@ from vit_jax.training.resolve import known, resolve
 H100 = Gpu("NVIDIA H100 80GB HBM3", 9.0, here=False)
 
 FORMS = {
-    "class token": {}, "mean": {"pool": "gap"}, "attention pool": {"pool": "map"},
-    "registers": {"registers": 3}, "distilled": {"distilled": True, "registers": 1},
+    "class token": {}, "layer scale": {"layer_scale": 0.5}, "mean": {"pool": "gap"},
+    "attention pool": {"pool": "map"}, "registers": {"registers": 3},
+    "distilled": {"distilled": True, "registers": 1},
     "scan": {"scan": True}, "remat": {"remat": "full"}, "dots": {"remat": "dots", "scan": True},
     "qk_norm": {"qk_norm": True}, "swiglu": {"mlp": "swiglu"},
 }  # fmt: skip
+
+
+@pytest.fixture
+def kernel_of_xla(monkeypatch):
+    def fused(q, k, v, tokens):
+        lengths = jnp.full(q.shape[:1], tokens, jnp.int32)
+        return jax.nn.dot_product_attention(
+            q, k, v, query_seq_lengths=lengths, key_value_seq_lengths=lengths, implementation="xla"
+        )
+
+    monkeypatch.setattr(attention, "fused", fused)
+
+
+def of_rows(**fields):
+    """A tiny model with cuDNN's attention in float32, which the kernel itself would not take."""
+    model = tiny(**fields)
+    config = copy.copy(model.config)
+    object.__setattr__(config, "attention", "cudnn")
+    return dataclasses.replace(model, config=config)
 
 
 def images(model, count=8):
@@ -55,6 +82,25 @@ def assert_equal(padded, plain):
 
 
 @pytest.mark.parametrize("form", FORMS)
+def test_a_block_on_rows_tells_and_learns_the_same(form, kernel_of_xla):
+    plain, on_rows = tiny(**FORMS[form]), of_rows(**FORMS[form])
+    assert on_rows.config.padded_tokens % 2 == 0
+    params, x = randomised(plain), images(plain)
+    assert_equal(outcome(on_rows, params, x), outcome(plain, params, x))
+
+
+def test_a_block_on_rows_drops_the_same_paths_of_whole_examples(kernel_of_xla):
+    fields = {"drop_path": 0.5, "dropout": 0.3, "pool": "gap"}
+    plain, on_rows = tiny(**fields), of_rows(**fields)
+    assert on_rows.config.padded_tokens == plain.config.num_tokens  # so the masks are the same
+    params, x, key = randomised(plain), images(plain), jax.random.key(3)
+    wanted, _ = plain.apply(params, x, train=True, key=key)
+    logits, _ = on_rows.apply(params, x, train=True, key=key)
+    np.testing.assert_allclose(logits, wanted, atol=1e-6, rtol=1e-6)
+    assert np.abs(logits - on_rows.apply(params, x)[0]).max() > 0.1
+
+
+@pytest.mark.parametrize("form", FORMS)
 def test_logits_intermediates_and_gradients_are_those_without_padding(form):
     plain, padded = tiny(**FORMS[form]), tiny(**FORMS[form], pad_tokens_to=16)
     assert padded.config.padded_tokens == 16 > padded.config.num_tokens
@@ -63,13 +109,14 @@ def test_logits_intermediates_and_gradients_are_those_without_padding(form):
     assert_equal(outcome(padded, params, x), outcome(plain, params, x))
 
 
-@pytest.mark.parametrize(("axis", "size"), [("data", 8), ("tensor", 2)])
-def test_also_where_batch_or_heads_are_split(axis, size):
+@pytest.mark.parametrize("make", [functools.partial(tiny, pad_tokens_to=16), of_rows])
+@pytest.mark.parametrize(("axis", "size"), [("data", 8), ("tensor", 4)])
+def test_also_where_batch_or_heads_are_split(axis, size, make, kernel_of_xla):
     mesh = Mesh(
         np.array(jax.devices()).reshape((8 // size, 1, size) if axis == "tensor" else (8, 1, 1)),
         ("data", "fsdp", "tensor"),
     )
-    plain, padded = tiny(), tiny(pad_tokens_to=16)
+    plain, padded = tiny(num_heads=4), make(num_heads=4)
     params, x = randomised(plain), images(plain)
     wanted = outcome(plain, params, x)
     where = state_shardings(plain.family, {"params": plain.abstract_params}, mesh, 1)["params"]

@@ -17,6 +17,8 @@ from vit_jax import cli, recipe
 from vit_jax.config import flat
 from vit_jax.sweeping import space, study
 
+pytestmark = pytest.mark.long
+
 ROOT = Path(__file__).parents[2]
 TINY = {
     "batch_size": 32, "total_steps": 12, "eval_every_steps": 2, "checkpoint.every_steps": 2,

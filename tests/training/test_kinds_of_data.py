@@ -11,6 +11,8 @@ from vit_jax.errors import UserError
 from vit_jax.training.loop import train
 from vit_jax.training.run import run_of
 
+pytestmark = pytest.mark.long
+
 
 @pytest.fixture
 def several_labels(tmp_path):

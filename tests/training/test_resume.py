@@ -18,6 +18,8 @@ from tests.digits_run import rows, told
 from tests.xla_flags import xla_flags
 from vit_jax.checkpoint import manager
 
+pytestmark = pytest.mark.long
+
 RUNNER = """
 import sys, json
 from tests.digits_run import tiny_config

@@ -128,7 +128,10 @@ layer_norm.defvjp(_normalised, _normalised_vjp)
 
 def norm_of_rows(norm: nnx.LayerNorm) -> Callable[[Array], Array]:
     """The norm as a function of a matrix, by `layer_norm`."""
-    return lambda x: layer_norm(x, norm.scale[...], norm.bias[...], norm.epsilon)
+    assert norm.scale is not None
+    assert norm.bias is not None
+    scale, bias = norm.scale[...], norm.bias[...]
+    return lambda x: layer_norm(x, scale, bias, norm.epsilon)
 
 
 class LayerScale(nnx.Module):

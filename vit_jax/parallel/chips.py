@@ -28,20 +28,21 @@ class Chip:
         return self.peak_float32 if dtype == "float32" else self.peak_flops
 
 
-# Sources. Peaks and memory: the vendors' data sheets; the usable memory of a TPU: its compiler.
+# Sources. Peaks: the vendors' data sheets. Memory: of a TPU, what its compiler allows; of a GPU, of
+# what the device reports (planning/gpus.csv), the share that `vit` asks JAX for (process.py).
 # Links and networks of TPUs: "How to Scale Your Model" (Google DeepMind, 2025), chapter 2. Those of
 # GPUs: NVLink in one direction, and one adapter per GPU with 400 Gb/s (200 Gb/s for an A100).
 CHIPS: tuple[Chip, ...] = (
-    Chip("h200", r".*H200.*", 989e12, 495e12, 131.0, 4.8e12, 450e9, 50e9),
-    Chip("h100", r".*H100.*|.*GH200.*", 989e12, 495e12, 74.0, 3.35e12, 450e9, 50e9),
-    Chip("b200", r".*B200.*", 2250e12, 1125e12, 167.0, 8.0e12, 900e9, 50e9),
-    Chip("a100-40gb", r".*A100.*40GB.*", 312e12, 156e12, 37.0, 1.555e12, 300e9, 25e9),
-    Chip("a100", r".*A100.*", 312e12, 156e12, 74.0, 2.0e12, 300e9, 25e9),
-    Chip("l40s", r".*L40S.*", 362e12, 181e12, 41.0, 0.864e12, 32e9, 25e9),
-    Chip("rtx4090", r".*RTX 4090", 165e12, 82.6e12, 21.5, 1.008e12, 32e9, 12.5e9),
-    Chip("l4", r".*L4\b.*", 121e12, 60e12, 21.0, 0.3e12, 32e9, 12.5e9),
-    Chip("v100-16gb", r".*V100.*16GB.*", 125e12, 15.7e12, 13.5, 0.9e12, 150e9, 12.5e9),
-    Chip("v100", r".*V100.*", 125e12, 15.7e12, 29.0, 0.9e12, 150e9, 12.5e9),
+    Chip("h200", r".*H200.*", 989e12, 495e12, 129.7, 4.8e12, 450e9, 50e9),
+    Chip("h100", r".*H100.*|.*GH200.*", 989e12, 495e12, 72.8, 3.35e12, 450e9, 50e9),
+    Chip("b200", r".*B200.*", 2250e12, 1125e12, 164.1, 8.0e12, 900e9, 50e9),
+    Chip("a100-40gb", r".*A100.*40GB.*", 312e12, 156e12, 36.3, 1.555e12, 300e9, 25e9),
+    Chip("a100", r".*A100.*", 312e12, 156e12, 72.9, 2.0e12, 300e9, 25e9),
+    Chip("l40s", r".*L40S.*", 362e12, 181e12, 40.9, 0.864e12, 32e9, 25e9),
+    Chip("rtx4090", r".*RTX 4090", 165e12, 82.6e12, 21.7, 1.008e12, 32e9, 12.5e9),
+    Chip("l4", r".*L4\b.*", 121e12, 60e12, 20.3, 0.3e12, 32e9, 12.5e9),
+    Chip("v100-16gb", r".*V100.*16GB.*", 125e12, 15.7e12, 14.5, 0.9e12, 150e9, 12.5e9),
+    Chip("v100", r".*V100.*", 125e12, 15.7e12, 29.2, 0.9e12, 150e9, 12.5e9),
     Chip("v4", r"TPU v4.*", 275e12, 275e12, 30.75, 1.2e12, 90e9, 6.25e9),
     Chip("v5e", r"TPU v5 lite.*|TPU v5e.*", 197e12, 197e12, 15.75, 0.81e12, 90e9, 3.125e9),
     Chip("v5p", r"TPU v5.*", 459e12, 459e12, 95.73, 2.8e12, 180e9, 6.25e9),
