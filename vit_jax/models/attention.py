@@ -16,8 +16,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, Key
 
+from vit_jax.models.encoder import KEPT
 from vit_jax.models.family import BOTH, Param, under
 from vit_jax.models.layers import MLP, NORM, Mlp, dropout, per_projection, xavier_uniform
 
@@ -159,7 +161,7 @@ class Attention(nnx.Module):
             if self.qkv.bias is not None:
                 bias = self.qkv.bias[...].astype(x.dtype)
                 parts = [y + bias[part].ravel() for part, y in enumerate(parts)]
-            return [y.reshape(batch, -1, *kernel.shape[2:]) for y in parts]
+            return [checkpoint_name(y.reshape(batch, -1, *kernel.shape[2:]), KEPT) for y in parts]
 
         q, k, v = jax.checkpoint(projected)(x)
         if self.qk_norm:

@@ -7,10 +7,22 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Key
 
-REMAT_POLICIES = {
-    "full": None,  # keeps only the input of a block
-    "dots": "dots_with_no_batch_dims_saveable",  # also keeps the outputs of dense layers
-}
+KEPT = "kept"  # the name of what a block keeps under `dots` if it names that itself
+ATTENTION = (
+    "dot_product_attention_fwd"  # JAX's primitive for cuDNN's attention, with its statistics
+)
+
+
+def _named_or_attention(primitive, *inputs, **parameters):
+    named = jax.checkpoint_policies.save_only_these_names(KEPT)
+    return primitive.name.startswith(ATTENTION) or named(primitive, *inputs, **parameters)
+
+
+# What the backward pass need not compute again. full: nothing but the input of a block. dots: also
+# the outputs of dense layers.
+POLICIES = {"full": None, "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable}
+# Of blocks that name what they keep: after the bias, so that cuBLAS can add it.
+NAMED = POLICIES | {"dots": _named_or_attention}
 
 
 class Encoder(nnx.Module):
@@ -24,6 +36,7 @@ class Encoder(nnx.Module):
     def __init__(
         self, num_layers: int, make_block: Callable[[Key[Array, ""]], nnx.Module], *,
         drop_path: float, scan: bool, remat: str, key: Key[Array, ""], name: str = "encoder",
+        names_kept: bool = False,
     ):  # fmt: skip
         keys = jax.random.split(key, num_layers)
         if scan:
@@ -34,7 +47,7 @@ class Encoder(nnx.Module):
             for layer in range(num_layers):
                 setattr(self, f"block{layer:02d}", make_block(keys[layer]))
         self.num_layers, self.drop_path, self.scan, self.remat = num_layers, drop_path, scan, remat
-        self.name = name
+        self.name, self.policies = name, NAMED if names_kept else POLICIES
 
     def __call__(self, z, key, *, return_weights=False, gather=None):
         """`gather(params, name)` maps one block's sharded parameters to those that it computes with
@@ -51,8 +64,7 @@ class Encoder(nnx.Module):
             return z, (z, weights)
 
         if self.remat != "none":
-            name = REMAT_POLICIES[self.remat]
-            policy = getattr(jax.checkpoint_policies, name) if name else None
+            policy = self.policies[self.remat]
             body = jax.checkpoint(body, prevent_cse=not self.scan, policy=policy)
         if self.scan:
             z, (outputs, weights) = jax.lax.scan(body, z, (_params(self.block), keys, rates))

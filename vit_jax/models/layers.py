@@ -11,8 +11,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, Key
 
+from vit_jax.models.encoder import KEPT
 from vit_jax.models.family import BOTH, CLASSES, Param
 
 
@@ -162,7 +164,7 @@ class Mlp(nnx.Module):
     ) -> Float[Array, "batch tokens width"]:
         inner, outer = (None, None) if key is None else jax.random.split(key)
         # The backward pass computes the GELU again, to save the memory of its temporaries.
-        x = jax.checkpoint(GELU[self.gelu])(self.fc1(x))
+        x = jax.checkpoint(GELU[self.gelu])(checkpoint_name(self.fc1(x), KEPT))
         return dropout(self.fc2(dropout(x, self.dropout, inner)), self.dropout, outer)
 
 

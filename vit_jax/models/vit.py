@@ -5,11 +5,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, Key
 
 from vit_jax.models.attention import ATTENTION, ATTENTION_POOL, Attention, AttentionPool
 from vit_jax.models.configs import ViTConfig, stride_of
-from vit_jax.models.encoder import Encoder
+from vit_jax.models.encoder import KEPT, Encoder
 from vit_jax.models.family import BEFORE, BLOCK, CHANNELS, FRESH, RESIZED, Family, Param, under
 from vit_jax.models.layers import (
     HEAD,
@@ -114,6 +115,7 @@ class Block(nnx.Module):
         y = dropout(y, self.dropout, keys[1])
         y = self.scale1(y) if self.scaled else y
         z = z + drop_path(y.reshape(shape), drop_path_rate, path[0]).reshape(z.shape)
+        z = checkpoint_name(z, KEPT)
         y = self.mlp(norm2(z), keys[2])
         y = self.scale2(y) if self.scaled else y
         z = z + drop_path(y.reshape(shape), drop_path_rate, path[1]).reshape(z.shape)
@@ -149,7 +151,7 @@ class ViT(nnx.Module):
             self.pre_norm = nnx.LayerNorm(width, **norm)
         self.encoder = Encoder(
             c.num_layers, lambda key: Block(c, ParamKeys(key)), drop_path=c.drop_path,
-            scan=c.scan, remat=c.remat, key=rngs.params(),
+            scan=c.scan, remat=c.remat, key=rngs.params(), names_kept=c.attention == "cudnn",
         )  # fmt: skip
         self.norm = nnx.LayerNorm(c.num_features if c.norm_after_pool else width, **norm)
         if c.pool == "map":

@@ -22,7 +22,7 @@ from vit_jax.training.groups import trainable
 from vit_jax.training.run import Run
 from vit_jax.training.step import entries_of, make_loss
 
-TRACED = 11  # examples in the trace; no other dimension has this size
+TRACED = 1009  # examples in the trace, a prime: no other dimension is a multiple of it
 # Number of times that each activation of the backward pass crosses memory: one write, one read, its
 # gradient, and the intermediates computed with it; what is computed twice crosses again. In steps
 # compiled for TPU v5e it is 4 to 11, whatever they keep (docs/scaling.md).
@@ -89,7 +89,7 @@ def _activations(run: Run, model: Model) -> Activations:
     width = getattr(model.config, "hidden_size", None)
     sizes = {True: 0.0, False: 0.0}  # key: whether as wide as the residual path, never split
     for x in leaves:
-        if TRACED in x.shape:
+        if any(size and size % TRACED == 0 for size in x.shape):
             sizes[x.shape[-1] == width] += math.prod(x.shape) * x.dtype.itemsize / TRACED
     return Activations(whole=sizes[True], split=sizes[False])
 
