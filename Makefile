@@ -1,4 +1,4 @@
-# make demo, make test, make test-long, make test-hostile, make test-peers, make test-cluster, make test-faults: each makes its own .venv with what it needs, from Python >= 3.11 and pip.
+# make demo, make test, make test-long, make test-hostile, make test-peers, make test-cuda-compile, make test-cluster, make test-faults: each makes its own .venv with what it needs, from Python >= 3.11 and pip.
 PYTHON ?= python3
 VENV ?= .venv
 CONSTRAINTS ?= $$($(PYTHON) .ci/constraints.py)
@@ -10,7 +10,7 @@ TESTS ?=
 # As users run it; `make test` compiles with few optimisations (tests/conftest.py).
 OPTIMISED := JAX_DISABLE_MOST_OPTIMIZATIONS=0
 
-.PHONY: demo test test-long test-hostile test-peers test-cluster test-faults lint clean
+.PHONY: demo test test-long test-hostile test-peers test-cuda-compile test-cluster test-faults lint clean
 
 demo: $(VENV)/.installed
 	$(BIN)/vit train --config=digits.py --workdir=runs/digits
@@ -30,6 +30,11 @@ test-peers:
 	$(MAKE) VENV=.venv-peers EXTRAS=dev,peers,tf,tpu CONSTRAINTS="$(CONSTRAINTS) -c .ci/constraints-peers.txt" .venv-peers/.installed
 	$(OPTIMISED) .venv-peers/bin/python -m pytest tests/peers/test_tfds_builds.py  # TensorFlow, apart from PyTorch
 	$(OPTIMISED) .venv-peers/bin/python -m pytest -n 2 --dist loadfile --ignore=tests/peers/test_tfds_builds.py tests/peers tests/pretrained/test_references.py tests/models/test_resnet_peer.py tests/pretrained/test_catalog.py
+
+# Steps compiled for GPUs that are not here; the CUDA wheels take 6 GB.
+test-cuda-compile:
+	$(MAKE) VENV=.venv-cuda EXTRAS=dev,cuda .venv-cuda/.installed
+	JAX_PLATFORMS=cpu JAX_SKIP_CUDA_CONSTRAINTS_CHECK=1 $(OPTIMISED) .venv-cuda/bin/python -m pytest tests/cuda
 
 # On SLURM, which it starts itself: as root, after apt-get install slurm-wlm munge; and on one machine.
 test-cluster: $(VENV)/.installed
