@@ -1,10 +1,11 @@
-"""Makes docs/scaling.md: plans of ViT-Ti … ViT-G on 1 to 4,096 chips.
+"""Makes docs/scaling.md: plans of ViT-Ti … ViT-G on 1 to 4,096 TPUs and on 1 to 512 GPUs.
 
     python docs/scaling.py          # plans what docs/results/scaling.jsonl lacks, writes the page
     python docs/scaling.py --page   # writes the page alone
 
-Every case is `vit plan` in a process of its own, compiled for its TPU slices; as many at a time as
-there are cores, each of which takes a minute or two.
+Every case is `vit plan` in a process of its own, compiled for its TPU slices or GPUs; as many at a
+time as there are cores, each of which takes a minute or two. The compilers come with
+`pip install -e .[tpu,cuda]`. PYTHON names the interpreter that has them, this one by default.
 """
 
 import json
@@ -53,28 +54,62 @@ MESHES = [
     ("h14", 256, 256, (1, 256, 1), 256, "none"),
     ("h14", 256, 256, (16, 4, 4), 256, "none"),
 ]
+# GPUs of two kinds: (…, kind). Eight in a host; fsdp inside a host, data across hosts.
+A_HOST = 8
+ON_GPUS = [
+    (*case, kind)
+    for kind in ("h100", "a100")
+    for case in (
+        ("ti16", 8, 4096, (8, 1, 1), 4096, "none"),
+        ("s16", 8, 2048, (8, 1, 1), 2048, "none"),
+        ("b16", 8, 2048, (8, 1, 1), 2048, "none"),
+        ("l16", 8, 1024, (1, 8, 1), 1024, "dots"),
+        ("h14", 8, 512, (1, 8, 1), 512, "dots"),
+        ("g14", 8, 256, (1, 8, 1), 256, "dots"),
+    )
+]
+WEAK_ON_GPUS = [  # 64 images a GPU
+    (*case, kind)
+    for kind in ("h100", "a100")
+    for case in (
+        ("h14", 1, 64, (1, 1, 1), 64, "dots"),
+        ("h14", 8, 512, (1, 8, 1), 512, "dots"),
+        ("h14", 64, 4096, (8, 8, 1), 4096, "dots"),
+        ("h14", 512, 32768, (64, 8, 1), 32768, "dots"),
+    )
+]
 TABLES = {
     "Models": ("Batch 4,096 on 256 chips.", MODELS),
     "Weak scaling": ("ViT-H/14 with 16 images a chip.", WEAK),
     "Strong scaling": ("ViT-H/14 with 4,096 images in all.", STRONG),
     "Meshes": ("ViT-H/14 on 256 chips: which mesh wins where.", MESHES),
 }
+GPU_TABLES = {
+    "A host of eight": ("H100 and A100 of 80 GB.", ON_GPUS),
+    "Many hosts": ("ViT-H/14 with 64 images a GPU.", WEAK_ON_GPUS),
+}
 
 
 def name_of(case: tuple) -> str:
-    model, chips, batch, mesh, microbatch, remat = case
+    model, chips, batch, mesh, microbatch, remat, *kind = case
     sizes = "x".join(map(str, mesh))
-    return f"{model} chips={chips} batch={batch} mesh={sizes} microbatch={microbatch} {remat}"
+    name = f"{model} chips={chips} batch={batch} mesh={sizes} microbatch={microbatch} {remat}"
+    return " ".join([name, *kind])
 
 
 def plan(case: tuple) -> dict:
     """What `vit plan --json` says of a case, and how long it took."""
-    model, chips, batch, (data, fsdp, tensor), microbatch, remat = case
-    shape, slices = V5E[chips]
-    began = time.monotonic()
+    model, chips, batch, (data, fsdp, tensor), microbatch, remat, *kind = case
+    if kind:
+        a_host = min(chips, A_HOST)
+        topology, slices = f"gpu:{kind[0]}x{a_host}x{chips // a_host}", 1
+    else:
+        shape, slices = V5E[chips]
+        topology = f"v5e:{shape}"
+    python, began = os.environ.get("PYTHON", sys.executable), time.monotonic()
     done = subprocess.run(
-        [sys.executable, "-m", "vit_jax.cli", "plan", f"--config=pretrain.py:{model},jft300m",
-         f"--topology=v5e:{shape}", f"--slices={slices}", f"--config.batch_size={batch}",
+        [python, "-m", "vit_jax.cli", "plan", f"--config=pretrain.py:{model},jft300m",
+         f"--topology={topology}", f"--slices={slices}", f"--config.batch_size={batch}",
          f"--config.mesh.data={data}", f"--config.mesh.fsdp={fsdp}",
          f"--config.mesh.tensor={tensor}", f"--config.microbatch={microbatch}",
          f"--config.model.remat={remat}", "--config.data.eval.split=", "--json"],
@@ -147,28 +182,44 @@ def page(rows: dict[str, dict]) -> str:
         "ceilings, and memory time, which counts every operand of every instruction, is the "
         "least certain. ✗: more than the chip has; then all but memory is by formula.",
     ]  # fmt: skip
-    for title, (what, cases) in TABLES.items():
-        lines = [row_of(rows[name_of(case)]) for case in cases if name_of(case) in rows]
-        table = ["| " + " | ".join(HEAD) + " |", "|---" * len(HEAD) + "|", *lines]
-        parts += [f"## {title}", what, "\n".join(table)]
+    parts += tables(TABLES, rows)
     parts += [
         "## FLOPs",
         "Of the models above, products that rematerialisation repeats apart.",
         flops(rows),
     ]
-    notes = HERE / "scaling_notes.md"
-    return (
-        "\n\n".join(
-            [*parts, notes.read_text(encoding="utf-8").strip()] if notes.exists() else parts
-        )
-        + "\n"
-    )
+    parts.append((HERE / "scaling_notes.md").read_text(encoding="utf-8").strip())
+    parts += [
+        "# GPUs",
+        "The same, compiled for GPUs by XLA's CUDA compiler, no GPU being there. **Compiled, never "
+        "run**: kernels are not tuned by measuring them, and all products are cuBLAS's. NVLink "
+        "joins the eight GPUs of a host (450 GB/s one way on an H100, 300 on an A100), an adapter "
+        "a GPU joins hosts (50 and 25 GB/s). Attention is cuDNN's.",
+        *tables(GPU_TABLES, rows),
+    ]  # fmt: skip
+    return "\n\n".join(parts) + "\n"
+
+
+def tables(named: dict[str, tuple], rows: dict[str, dict]) -> list[str]:
+    """Tables with their titles, of the cases that were planned."""
+    parts = []
+    for title, (what, cases) in named.items():
+        gpus = any(len(case) > 6 for case in cases)
+        lines = [
+            ("| " + case[6] + " " if gpus else "") + row_of(rows[name_of(case)])
+            for case in cases if name_of(case) in rows
+        ]  # fmt: skip
+        head = ("GPU", *HEAD) if gpus else HEAD
+        table = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|", *lines]
+        parts += [f"## {title}", what, "\n".join(table)]
+    return parts
 
 
 def main() -> None:
     rows = known()
     if "--page" not in sys.argv:
-        cases = dict.fromkeys(case for _, cases in TABLES.values() for case in cases)
+        every = (TABLES | GPU_TABLES).values()
+        cases = dict.fromkeys(case for _, cases in every for case in cases)
         lacking = [case for case in cases if name_of(case) not in rows]
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             for found in pool.map(plan, lacking):

@@ -9,12 +9,27 @@ DETERMINISTIC = {"xla_gpu_deterministic_ops": True, "xla_gpu_autotune_level": 0}
 # Without a GPU there is nothing to measure kernels on. Untuned, Triton's products fail for some
 # shapes ("Couldn't find output tile sizes"), and cuBLAS takes them all.
 ABSENT = {"xla_gpu_autotune_level": 0, "xla_gpu_enable_triton_gemm": False}
+# Several GPUs: the gathering of one scanned layer's parameters begins while the layer before it is
+# computed, and its gradients are summed while the next one is. Without these, nothing is computed
+# meanwhile, because the loop's body begins with the gathering that it needs (docs/performance.md).
+OVERLAP = {
+    "xla_gpu_enable_pipelined_all_gather": True, "xla_gpu_enable_pipelined_reduce_scatter": True,
+    "xla_gpu_enable_pipelined_all_reduce": True,
+}  # fmt: skip
 
 
-def options(device: Any, deterministic: bool) -> dict[str, Any] | None:
-    """Options for a step that is compiled for a device; None where XLA's own are right."""
-    gpu = gpu_of(device)
+def options(
+    devices: Any, *, deterministic: bool = False, overlap: bool = True
+) -> dict[str, Any] | None:
+    """Options for a step that is compiled for an array of devices; None where XLA's own are right.
+
+    Args:
+      deterministic, overlap: the config's keys of these names.
+    """
+    gpu = gpu_of(devices.flat[0])
     if gpu is None:
         return None
-    chosen = (DETERMINISTIC if deterministic else {}) | ({} if gpu.here else ABSENT)
+    parts = ((DETERMINISTIC, deterministic), (OVERLAP, overlap and devices.size > 1),
+             (ABSENT, not gpu.here))  # fmt: skip
+    chosen = {name: value for part, wanted in parts if wanted for name, value in part.items()}
     return chosen or None

@@ -279,7 +279,7 @@ def _read(name: str, inner: Computation, computations: Computations) -> float:
             nested = computations.get(part.called("calls"), {})
             if part.op == "bitcast":
                 total += _read(part.name, inner, computations)
-            elif part.op == "dynamic-slice":
+            elif part.op in ("dynamic-slice", "slice"):
                 total += sum(shape.bytes for shape in part.shapes)
             elif part.op == "fusion" and number in (inside := parameters(nested)):
                 total += _read(inside[number], nested, computations)

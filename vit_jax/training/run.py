@@ -177,7 +177,10 @@ class Run:
     @property
     def compiler_options(self) -> dict[str, Any] | None:
         """Options for XLA."""
-        return compiler.options(self.mesh.devices.flat[0], self.config.deterministic)
+        c = self.config
+        return compiler.options(
+            self.mesh.devices, deterministic=c.deterministic, overlap=c.overlap_collectives
+        )
 
     @property
     def jitted_step(self) -> tuple[Any, list[Any]]:
