@@ -4,7 +4,8 @@
 #   bash benchmarks/gpu.sh [--quick] [--data=FOLDER] [--results=FOLDER] [PART ...] [-- OVERRIDES]
 #
 # Parts, each within ten minutes (the first five by default, in this order):
-#   check      cuDNN's attention against XLA's; a training in float32 and one in bfloat16, whose
+#   check      the memory of S, B and L/16 as a plan says it and as compiled here; cuDNN's attention
+#              against XLA's; a training in float32 and one in bfloat16, whose
 #              losses are compared, and its evaluation, on the images of --data, or on the digits
 #   small      training steps of Ti/16, S/16, B/16 at 224 px beside timm, and the host time of a step
 #   large      training steps of L/16 and H/14 at 224 px, B/16 and L/16 at 384 px, beside timm
@@ -34,7 +35,7 @@ while [ $# -gt 0 ]; do
     --results=*) RESULTS=${1#*=} ;;
     --) shift; overrides=("$@"); break ;;
     check|small|large|inference|train|tests) parts+=("$1") ;;
-    *) sed -n '2,21s/^# \{0,1\}//p' "$0"; exit 2 ;;
+    *) sed -n '2,22s/^# \{0,1\}//p' "$0"; exit 2 ;;
   esac
   shift
 done
@@ -127,8 +128,21 @@ train_on() {
   report_now
 }
 
+# What a plan says of this kind of GPU without one, beside what the compiler makes where it is.
+plans() {
+  local kind
+  [ "$platform" = gpu ] || return 0
+  kind=$("$PYTHON" -c 'import sys; from vit_jax.parallel.chips import chip_of
+chip = chip_of(sys.argv[1]); print(chip.name if chip else "")' "${device#* }")
+  [ -n "$kind" ] || { echo "no plan: ${device#* } is described nowhere"; return 0; }
+  JAX_PLATFORMS=cpu JAX_SKIP_CUDA_CONSTRAINTS_CHECK=1 \
+    measure plan-without-it gpu_compiled --quick --gpus="$kind" --only="16 at 224"
+  measure plan-on-it gpu_compiled --quick --gpus="$kind" --only="16 at 224"
+}
+
 check() {
   local short=()
+  plans
   measure check-attention cudnn_attention
   [ -z "$data" ] || [ -n "$quick" ] ||
     short=(--config.batch_size=256 --config.total_epochs=3 --config.schedule.warmup_epochs=1

@@ -56,9 +56,10 @@ def planned(name: str, kind: str, count: int, attention: str = "auto") -> dict[s
     plan = make_plan(config, named, topologies.find(f"gpu:{kind}x{count}"))
     if plan.how != "compiled":
         sys.exit(f"gpu_compiled: {name} is {plan.how}: {plan.target.missing}")
+    attention = plan.run.model.config.attention
     return {
-        "case": name, "gpus": f"{kind}x{count}", "attention": plan.run.model.config.attention,
-        "images_a_gpu": images, "layers": plan.run.model.config.num_layers,
+        "case": name, "side": f"{kind}x{count}, {attention}", "gpus": f"{kind}x{count}",
+        "compiled_bytes": plan.memory.total, "attention": attention, "images_a_gpu": images, "layers": plan.run.model.config.num_layers,
         "arguments_mib": round(plan.memory.arguments / 2**20, 1),
         "temporaries_mib": round(plan.memory.temporaries / 2**20, 1),
         "flops": plan.costs.flops, "bytes": plan.costs.bytes, "calls": plan.costs.calls,
