@@ -59,7 +59,8 @@ def planned(name: str, kind: str, count: int, attention: str = "auto") -> dict[s
     attention = plan.run.model.config.attention
     return {
         "case": name, "side": f"{kind}x{count}, {attention}", "gpus": f"{kind}x{count}",
-        "compiled_bytes": plan.memory.total, "attention": attention, "images_a_gpu": images, "layers": plan.run.model.config.num_layers,
+        "attention": attention, "images_a_gpu": images,
+        "layers": plan.run.model.config.num_layers, "compiled_bytes": plan.memory.total,
         "arguments_mib": round(plan.memory.arguments / 2**20, 1),
         "temporaries_mib": round(plan.memory.temporaries / 2**20, 1),
         "flops": plan.costs.flops, "bytes": plan.costs.bytes, "calls": plan.costs.calls,

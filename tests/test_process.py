@@ -5,6 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from vit_jax import process
 
 ROOT = Path(__file__).parents[1]
@@ -65,3 +67,25 @@ def test_the_allocator_is_set_before_training_and_left_alone_where_the_user_set_
         )
         assert run.returncode == 2, run.stderr
         assert run.stderr == f"vit: error: {recipe} cannot be read: {wanted}\n"
+
+
+@pytest.mark.parametrize(
+    ("plugins", "platforms"),
+    [(["xla_cuda12"], "cpu"), (["xla_cuda13"], "cpu"), (["xla_cuda12", "xla_rocm60"], None)],
+)
+def test_compilers_whose_device_is_not_here_leave_jax_on_the_cpu(tmp_path, plugins, platforms):
+    if list(Path("/dev").glob("nvidia*")):
+        pytest.skip("there is a GPU here")
+    for name in plugins:
+        (tmp_path / "jax_plugins" / name).mkdir(parents=True)
+        (tmp_path / "jax_plugins" / name / "__init__.py").touch()
+    script = (
+        "import os; from vit_jax import process; process.prepare('plan'); "
+        "print(os.environ.get('JAX_PLATFORMS'))"
+    )
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("JAX_")}
+    ended = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True, cwd=ROOT,
+        env=environment | {"PYTHONPATH": str(tmp_path)},
+    )  # fmt: skip
+    assert ended.stdout.split() == [str(platforms)]

@@ -54,6 +54,8 @@ def prepare(command):
     allocates = command in COMPUTING and sys.platform == "linux"
     if allocates and "GLIBC_TUNABLES" not in os.environ and not version_error():
         _start_again(GLIBC_TUNABLES=MALLOC)
+    if command == "plan":  # XLA warns of what a plan is asked for: that a step does not fit
+        os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     if command in COMPUTING:
         os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", GPU_MEMORY)
     # Worker processes for data are started as `python -c`, which would look for modules in the
