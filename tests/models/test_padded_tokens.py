@@ -16,6 +16,7 @@ from tiny_vit import randomised, tiny
 from tests.digits_run import tiny_config
 from vit_jax.models import attention
 from vit_jax.models.kernels import Gpu, refusal
+from vit_jax.models.layers import layer_norm
 from vit_jax.parallel.sharding import BATCH, state_shardings
 from vit_jax.training.resolve import known, resolve
 
@@ -87,6 +88,30 @@ def test_a_block_on_rows_tells_and_learns_the_same(form, kernel_of_xla):
     assert on_rows.config.padded_tokens % 2 == 0
     params, x = randomised(plain), images(plain)
     assert_equal(outcome(on_rows, params, x), outcome(plain, params, x))
+
+
+def test_the_norm_of_rows_and_its_gradients_are_those_of_the_definition():
+    rng = np.random.default_rng(0)
+    x, change = rng.normal(2.0, 3.0, (2, 5, 16))
+    scale, bias = rng.normal(1.0, 0.3, (2, 16))
+
+    def defined(x, scale, bias):  # arXiv 1607.06450, eq. 3
+        centred = x - x.mean(axis=-1, keepdims=True)
+        return centred / np.sqrt(x.var(axis=-1, keepdims=True) + 1e-6) * scale + bias
+
+    def total(*arguments):
+        return (layer_norm(*arguments, 1e-6) * change.astype(np.float32)).sum()
+
+    arguments = [np.float32(a) for a in (x, scale, bias)]
+    np.testing.assert_allclose(layer_norm(*arguments, 1e-6), defined(x, scale, bias), atol=1e-5)
+    for number, gradient in enumerate(jax.grad(total, (0, 1, 2))(*arguments)):
+        direction = rng.normal(size=gradient.shape)
+        moved = [[*map(np.copy, (x, scale, bias))] for _ in range(2)]
+        for sign, one in zip((1, -1), moved, strict=True):
+            one[number] += sign * 1e-6 * direction
+        above, below = ((defined(*one) * change).sum() for one in moved)
+        slope = (above - below) / 2e-6
+        assert float((gradient * direction).sum()) == pytest.approx(slope, rel=1e-4)
 
 
 def test_a_block_on_rows_drops_the_same_paths_of_whole_examples(kernel_of_xla):

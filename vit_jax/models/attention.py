@@ -7,7 +7,8 @@ machines.
 
 The kernel takes an even number of tokens alone, and a ViT's is odd: 196 patches and a class token.
 So a model appends empty tokens before its blocks and cuts them off behind them. In between they are
-masked: no token attends to them, and no gradient comes from them.
+masked: no token attends to them, and no gradient comes from them. With the kernel a block works on
+one matrix of rows (`Attention.on_rows`).
 """
 
 from collections.abc import Callable
