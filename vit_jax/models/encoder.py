@@ -7,22 +7,22 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Key
 
-KEPT = "kept"  # the name of what a block keeps under `dots` if it names that itself
-ATTENTION = (
-    "dot_product_attention_fwd"  # JAX's primitive for cuDNN's attention, with its statistics
-)
+# The name of what a block keeps under `dots`, if it names that itself.
+KEPT = "kept"
+# JAX's primitive for cuDNN's attention. It gives what its backward pass needs, too.
+FUSED = "dot_product_attention_fwd"
 
 
-def _named_or_attention(primitive, *inputs, **parameters):
+def _named_or_fused(primitive, *inputs, **parameters):
     named = jax.checkpoint_policies.save_only_these_names(KEPT)
-    return primitive.name.startswith(ATTENTION) or named(primitive, *inputs, **parameters)
+    return primitive.name.startswith(FUSED) or named(primitive, *inputs, **parameters)
 
 
-# What the backward pass need not compute again. full: nothing but the input of a block. dots: also
-# the outputs of dense layers.
+# What the backward pass need not compute again. full: the input of a block alone. dots: the outputs
+# of dense layers, too.
 POLICIES = {"full": None, "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable}
-# Of blocks that name what they keep: after the bias, so that cuBLAS can add it.
-NAMED = POLICIES | {"dots": _named_or_attention}
+# The same of blocks that name what they keep: after the bias, so that cuBLAS can add it.
+NAMED = POLICIES | {"dots": _named_or_fused}
 
 
 class Encoder(nnx.Module):

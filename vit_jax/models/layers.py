@@ -181,7 +181,7 @@ class SwiGlu(nnx.Module):
         self, x: Float[Array, "batch tokens width"], key: Key[Array, ""] | None = None
     ) -> Float[Array, "batch tokens width"]:
         inner, outer = (None, None) if key is None else jax.random.split(key)
-        x12 = self.w12(x)
+        x12 = checkpoint_name(self.w12(x), KEPT)
         x = jax.nn.silu(x12[..., 0, :]) * x12[..., 1, :]
         return dropout(self.w3(dropout(x, self.dropout, inner)), self.dropout, outer)
 
