@@ -102,7 +102,7 @@ def test_the_mean_of_an_mlp_under_dropout_is_its_deterministic_value():
 
 def test_the_mean_of_self_attention_under_dropout_is_its_deterministic_value():
     layer = Attention(
-        4, 2, dropout=0.2, backend="xla", qk_norm=False, epsilon=1e-6, dtype=jnp.float32,
+        4, 2, tokens=3, dropout=0.2, backend="xla", qk_norm=False, epsilon=1e-6, dtype=jnp.float32,
         rngs=nnx.Rngs(0),
     )  # fmt: skip
     x = np.random.default_rng(1).standard_normal((1, 3, 4)).astype(np.float32)

@@ -20,9 +20,9 @@ def _named_or_fused(primitive, *inputs, **parameters):
 
 # What the backward pass need not compute again. full: the input of a block alone. dots: the outputs
 # of dense layers, too.
-POLICIES = {"full": None, "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable}
+REMAT_POLICIES = {"full": None, "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable}
 # The same of blocks that name what they keep: after the bias, so that cuBLAS can add it.
-NAMED = POLICIES | {"dots": _named_or_fused}
+NAMED_POLICIES = REMAT_POLICIES | {"dots": _named_or_fused}
 
 
 class Encoder(nnx.Module):
@@ -47,7 +47,7 @@ class Encoder(nnx.Module):
             for layer in range(num_layers):
                 setattr(self, f"block{layer:02d}", make_block(keys[layer]))
         self.num_layers, self.drop_path, self.scan, self.remat = num_layers, drop_path, scan, remat
-        self.name, self.policies = name, NAMED if names_kept else POLICIES
+        self.name, self.policies = name, NAMED_POLICIES if names_kept else REMAT_POLICIES
 
     def __call__(self, z, key, *, return_weights=False, gather=None):
         """`gather(params, name)` maps one block's sharded parameters to those that it computes with

@@ -146,6 +146,7 @@ def _constant(instruction: Instruction | None) -> int | None:
 
 
 def parameters(computation: Computation) -> dict[int, str]:
+    """The names of a computation's parameters by their number."""
     return {
         int(part.rest.partition(")")[0]): part.name
         for part in computation.values()
