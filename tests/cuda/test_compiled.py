@@ -100,4 +100,4 @@ def test_what_does_not_fit_is_refused_with_what_would(capsys):
     assert code == 2
     said = capsys.readouterr().err
     assert "does not fit" in said
-    assert "more chips" in said
+    assert "a smaller --config.microbatch, --config.model.remat=full; --search finds" in said
