@@ -77,8 +77,6 @@ KEYS = (
         free=True),
     Key("deterministic", False, "the same config gives the same bits on a GPU too, at some cost "
         "of speed"),
-    Key("overlap_collectives", True, "on several GPUs, gather and sum while layers are "
-        "computed, by options of XLA (parallel/compiler.py)", free=True),
     Key("preflight", True, "refuse a run that the devices' memory cannot hold, before it starts",
         free=True),
     Key("profile", str, "steps to trace for xprof, as FIRST:COUNT; processes as in "

@@ -4,7 +4,6 @@ the same arguments, stands for the kernel."""
 
 import copy
 import dataclasses
-import functools
 
 import jax
 import jax.numpy as jnp
@@ -86,6 +85,7 @@ def assert_equal(padded, plain):
 def test_a_block_on_rows_tells_and_learns_the_same(form, kernel_of_xla):
     plain, on_rows = tiny(**FORMS[form]), of_rows(**FORMS[form])
     assert on_rows.config.padded_tokens % 2 == 0
+    assert on_rows.num_params == plain.num_params
     params, x = randomised(plain), images(plain)
     assert_equal(outcome(on_rows, params, x), outcome(plain, params, x))
 
@@ -125,23 +125,13 @@ def test_a_block_on_rows_drops_the_same_paths_of_whole_examples(kernel_of_xla):
     assert np.abs(logits - on_rows.apply(params, x)[0]).max() > 0.1
 
 
-@pytest.mark.parametrize("form", FORMS)
-def test_logits_intermediates_and_gradients_are_those_without_padding(form):
-    plain, padded = tiny(**FORMS[form]), tiny(**FORMS[form], pad_tokens_to=16)
-    assert padded.config.padded_tokens == 16 > padded.config.num_tokens
-    assert padded.num_params == plain.num_params
-    params, x = randomised(plain), images(plain)
-    assert_equal(outcome(padded, params, x), outcome(plain, params, x))
-
-
-@pytest.mark.parametrize("make", [functools.partial(tiny, pad_tokens_to=16), of_rows])
 @pytest.mark.parametrize(("axis", "size"), [("data", 8), ("tensor", 4)])
-def test_also_where_batch_or_heads_are_split(axis, size, make, kernel_of_xla):
+def test_also_where_batch_or_heads_are_split(axis, size, kernel_of_xla):
     mesh = Mesh(
         np.array(jax.devices()).reshape((8 // size, 1, size) if axis == "tensor" else (8, 1, 1)),
         ("data", "fsdp", "tensor"),
     )
-    plain, padded = tiny(num_heads=4), make(num_heads=4)
+    plain, padded = tiny(num_heads=4), of_rows(num_heads=4)
     params, x = randomised(plain), images(plain)
     wanted = outcome(plain, params, x)
     where = state_shardings(plain.family, {"params": plain.abstract_params}, mesh, 1)["params"]
@@ -150,7 +140,7 @@ def test_also_where_batch_or_heads_are_split(axis, size, make, kernel_of_xla):
 
 
 def test_attention_weights_are_those_of_the_tokens_that_there_are():
-    plain, padded = tiny(), tiny(pad_tokens_to=16)
+    plain, padded = tiny(), of_rows()
     params, x = randomised(plain), images(plain, 2)
     _, out = padded.apply(params, x, attention_weights=True)
     _, wanted = plain.apply(params, x, attention_weights=True)
@@ -164,7 +154,6 @@ def test_attention_weights_are_those_of_the_tokens_that_there_are():
     [
         (224, {}, 197, 198), (224, {"pool": "gap"}, 196, 196), (384, {}, 577, 578),
         (224, {"distilled": True}, 198, 198), (224, {"registers": 4}, 201, 202),
-        (224, {"pad_tokens_to": 64}, 197, 256), (224, {"pad_tokens_to": 3}, 197, 198),
     ],
 )  # fmt: skip
 def test_the_kernel_is_given_an_even_number_of_tokens(side, fields, tokens, padded):

@@ -24,7 +24,9 @@ def test_one_gpu_has_nothing_to_overlap():
     assert options(gpus(1)) == ABSENT
 
 
-def test_several_gpus_overlap_collectives_unless_told_not_to():
+def test_several_gpus_overlap_collectives_unless_xlas_own_flags_say_otherwise(monkeypatch):
     assert options(gpus(8)) == OVERLAP | ABSENT
-    assert options(gpus(8), overlap=False) == ABSENT
+    monkeypatch.setenv("XLA_FLAGS", " ".join(f"--{name}=false" for name in OVERLAP))
+    assert options(gpus(8)) == ABSENT
+    monkeypatch.delenv("XLA_FLAGS")
     assert options(gpus(8), deterministic=True) == OVERLAP | DETERMINISTIC | ABSENT

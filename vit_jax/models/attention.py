@@ -70,19 +70,15 @@ def attend(
     k: Float[Array, "batch heads keys dim"],
     v: Float[Array, "batch heads keys dim"],
     *,
-    tokens: int | None = None,
     rate: float = 0.0,
     key: Key[Array, ""] | None = None,
 ) -> tuple[Float[Array, "batch queries heads dim"], Float[Array, "batch heads queries keys"]]:
     """softmax(q kᵀ / sqrt(dim)) v (eq. 6, 7), with dropout on the weights; and the weights.
 
-    The axis of heads comes before that of tokens, so that each head's numbers are contiguous. Keys
-    after the first `tokens` are masked.
+    The axis of heads comes before that of tokens, so that each head's numbers are contiguous.
     """
     q = q * jnp.asarray(q.shape[-1] ** -0.5, q.dtype)
     scores = jnp.einsum("bhqd,bhkd->bhqk", q, k, preferred_element_type=jnp.float32)
-    if tokens is not None and tokens < k.shape[2]:
-        scores = jnp.where(jnp.arange(k.shape[2]) < tokens, scores, -jnp.inf)
     weights = softmax(scores)
     mixed = dropout(weights, rate, key).astype(v.dtype)
     return jnp.einsum("bhqk,bhkd->bhqd", mixed, v).swapaxes(1, 2), weights
@@ -138,7 +134,7 @@ class Attention(nnx.Module):
         q, k, v = self.qkv(x).transpose(2, 0, 3, 1, 4)
         if self.qk_norm:
             q, k = self.q_norm(q), self.k_norm(k)
-        mixed, weights = attend(q, k, v, tokens=self.tokens, rate=self.dropout, key=key)
+        mixed, weights = attend(q, k, v, rate=self.dropout, key=key)
         return self.out(mixed), weights if return_weights else None
 
     def on_rows(

@@ -5,7 +5,6 @@ makes the keys of a run from these fields, and launchers read it.
 """
 
 import dataclasses
-import math
 
 from vit_jax.fields import (
     COUNT,
@@ -121,10 +120,6 @@ class ViTConfig(PatchConfig):
         one_of("auto", "xla", "cudnn"),
         of_run=True,
     )
-    pad_tokens_to: int = field(
-        1, "tokens are padded to a multiple of this number, and masked; cuDNN's attention takes "
-        "an even number in any case", COUNT, of_run=True, free=True, later=True,
-    )  # fmt: skip
 
     def __post_init__(self):
         super().__post_init__()
@@ -174,9 +169,8 @@ class ViTConfig(PatchConfig):
 
     @property
     def padded_tokens(self) -> int:
-        """The same with the empty tokens behind them, which attention masks."""
-        multiple = math.lcm(self.pad_tokens_to, 2 if self.attention == "cudnn" else 1)
-        return -(-self.num_tokens // multiple) * multiple
+        """The same, made even for cuDNN's attention by an empty token, which is masked."""
+        return self.num_tokens + (self.attention == "cudnn" and self.num_tokens % 2)
 
     @property
     def num_features(self) -> int:

@@ -1,5 +1,6 @@
 """Options for XLA's compiler, all in one place, by the device that a step is compiled for."""
 
+import os
 from typing import Any
 
 from vit_jax.models.kernels import gpu_of
@@ -18,18 +19,16 @@ OVERLAP = {
 }  # fmt: skip
 
 
-def options(
-    devices: Any, *, deterministic: bool = False, overlap: bool = True
-) -> dict[str, Any] | None:
+def options(devices: Any, *, deterministic: bool = False) -> dict[str, Any] | None:
     """Options for a step that is compiled for an array of devices; None where XLA's own are right.
 
-    Args:
-      deterministic, overlap: the config's keys of these names.
+    Of `OVERLAP`, what the user names in XLA_FLAGS stays as it is there.
     """
     gpu = gpu_of(devices.flat[0])
     if gpu is None:
         return None
-    parts = ((DETERMINISTIC, deterministic), (OVERLAP, overlap and devices.size > 1),
-             (ABSENT, not gpu.here))  # fmt: skip
+    flags = os.environ.get("XLA_FLAGS", "")
+    overlap = {name: value for name, value in OVERLAP.items() if f"--{name}=" not in flags}
+    parts = ((DETERMINISTIC, deterministic), (overlap, devices.size > 1), (ABSENT, not gpu.here))
     chosen = {name: value for part, wanted in parts if wanted for name, value in part.items()}
     return chosen or None

@@ -177,10 +177,7 @@ class Run:
     @property
     def compiler_options(self) -> dict[str, Any] | None:
         """Options for XLA."""
-        c = self.config
-        return compiler.options(
-            self.mesh.devices, deterministic=c.deterministic, overlap=c.overlap_collectives
-        )
+        return compiler.options(self.mesh.devices, deterministic=self.config.deterministic)
 
     @property
     def jitted_step(self) -> tuple[Any, list[Any]]:
