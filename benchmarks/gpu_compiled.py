@@ -24,6 +24,7 @@ RESULT = Path(__file__).parent / "results" / "gpu_compiled.json"
 PLAIN = {"model.scan": "False", "model.remat": "none", "model.dropout": "0.0"}
 # Name -> recipe, images a GPU, overrides.
 CASES: dict[str, tuple[str, int, dict[str, str]]] = {
+    "Ti/16 at 224": ("pretrain.py:ti16,imagenet2012", 512, {}),
     "S/16 at 224": ("pretrain.py:s16,imagenet2012", 256, {}),
     "S/16 at 384": ("pretrain.py:s16,imagenet2012", 128, {"model.image_size": "384"}),
     "B/16 at 224": ("pretrain.py:b16,imagenet2012", 256, {}),
@@ -31,6 +32,7 @@ CASES: dict[str, tuple[str, int, dict[str, str]]] = {
     "L/16 at 224": ("pretrain.py:l16,imagenet2012", 128, {}),
     "L/16 at 384": ("pretrain.py:l16,imagenet2012", 64, {"model.image_size": "384"}),
     "H/14 at 224": ("pretrain.py:h14,imagenet21k", 64, {}),
+    "g/14 at 224": ("pretrain.py:g14,jft300m", 32, {}),
     "DINOv2 L/14, registers, at 224": (
         "finetune.py:vit_large_patch14_reg4_dinov2,imagenet2012", 64, {"model.image_size": "224"},
     ),
@@ -64,6 +66,7 @@ def planned(name: str, kind: str, count: int, attention: str = "auto") -> dict[s
         "arguments_mib": round(plan.memory.arguments / 2**20, 1),
         "temporaries_mib": round(plan.memory.temporaries / 2**20, 1),
         "flops": plan.costs.flops, "bytes": plan.costs.bytes, "calls": plan.costs.calls,
+        "shares": {kind: share._asdict() for kind, share in plan.shares.items()},
         "collectives": {
             f"{one.kind} over {one.axis}": one.bytes for one in plan.costs.collectives
         },

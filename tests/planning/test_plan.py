@@ -15,7 +15,7 @@ from vit_jax.planning import topologies
 from vit_jax.planning.hlo import Collective
 from vit_jax.planning.plan import as_json, by_formula, make_plan
 from vit_jax.planning.roofline import seconds
-from vit_jax.planning.search import search
+from vit_jax.planning.search import estimates, search
 from vit_jax.training.resolve import known
 from vit_jax.training.run import run_of
 
@@ -130,6 +130,38 @@ def test_search_finds_what_fits_and_is_fastest_of_what_was_judged():
     assert len(told) >= 1
     again = make_plan(changed(config, choice), (), topologies.find("gpu:h100x8"))
     np.testing.assert_allclose(again.step_s, plan.step_s)
+
+
+def test_search_varies_the_attention_of_gpus_that_have_cudnns():
+    config = tiny_config(batch_size=64, model__dtype="bfloat16", model__attention_dropout=0.0)
+    h100s = topologies.find("gpu:h100x8")
+    both = {choice["model.attention"] for choice, _ in estimates(config, [], h100s)}
+    assert both == {"cudnn", "xla"}
+    sizes = {
+        (choice["model.attention"], plan.memory.saved)
+        for choice, plan in estimates(config, [], h100s)
+        if choice["model.remat"] == "none" and choice["mesh.fsdp"] == choice["mesh.tensor"] == 1
+        and choice["microbatch"] == 64
+    }  # fmt: skip
+    assert dict(sizes)["cudnn"] < dict(sizes)["xla"]  # it keeps no weights of pairs
+    choice, _ = search(changed(config, {"model.attention": "xla"}), ["model.attention"], h100s,
+                       print)  # fmt: skip
+    assert choice["model.attention"] == "xla"
+    v100 = topologies.find("gpu:v100x8")
+    assert {choice["model.attention"] for choice, _ in estimates(config, [], v100)} == {None}
+
+
+def test_cudnns_attention_is_planned_without_cudnn_and_refused_where_it_cannot_be(capsys):
+    plan = ["plan", "--config=digits.py", "--config.model.attention=cudnn"]
+    assert cli.main([*plan, "--config.model.dtype=bfloat16", "--topology=gpu:h100x1"]) == 0
+    assert "attention by cuDNN" in capsys.readouterr().out
+    for dtype, gpu, says in (
+        ("bfloat16", "gpu:v100x1", "needs an Ampere GPU or a newer one"),
+        ("float32", "gpu:h100x1", "needs dtype bfloat16"),
+        ("bfloat16", "local", "there is no NVIDIA GPU"),
+    ):
+        assert cli.main([*plan, f"--config.model.dtype={dtype}", f"--topology={gpu}"]) == 2
+        assert says in capsys.readouterr().err
 
 
 def test_json_is_plain_numbers():

@@ -117,9 +117,25 @@ def lines(plan: Any) -> Iterator[str]:
         yield f"  {name.removesuffix('_s'):38}{seconds / second:10.4f}{told}"
     yield f"  {'images/s, ' + ceiling:38}{plan.images_per_second:10,.0f}"
     yield f"  {'MFU, ' + ceiling:38}{plan.mfu_ceiling:10.1%}"
+    yield from _shares(plan.shares)
     unit, second = _unit(3600 * plan.hours, (("hours", 3600), ("minutes", 60), ("seconds", 1)))
     name = f"to its end, {'at least' if compiled else ceiling}, {unit}"
     yield f"  {name:38}{3600 * plan.hours / second:10,.1f}, chip-hours {plan.hours * count:,.1f}"
+
+
+def _shares(shares: Any) -> Iterator[str]:
+    """What each kind of kernel takes of a compiled step, the longest first."""
+    if not shares:
+        return
+    moved = sum(share.bytes for share in shares.values())
+    whole = sum(share.seconds for share in shares.values())
+    unit, second = _unit(whole, (("seconds", 1), ("milliseconds", 1e-3)))
+    yield f"\nkernel by kernel, {unit} at the stated peaks       time    memory moved"
+    for name, share in sorted(shares.items(), key=lambda item: -item[1].seconds):
+        took, bytes_ = share.seconds / whole, share.bytes / moved
+        yield f"  {name:38}{share.seconds / second:10.4f}{took:8.1%}{bytes_:12.1%}"
+    yield f"  {'all, one after another':38}{whole / second:10.4f}"
+    yield ""
 
 
 def _unit(largest: float, units: tuple[tuple[str, float], ...]) -> tuple[str, float]:

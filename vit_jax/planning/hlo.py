@@ -10,10 +10,11 @@ import dataclasses
 import math
 import re
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from vit_jax.planning import shares
 from vit_jax.planning.program import (
     Computation,
     Computations,
@@ -61,6 +62,14 @@ class Collective:
     count: int
 
 
+class Kernel(NamedTuple):
+    """One kernel of a program, or a call of a library, as often as it runs."""
+
+    kind: str  # one of `shares.KINDS`
+    flops: float
+    bytes: float
+
+
 @dataclasses.dataclass(frozen=True)
 class Costs:
     """Costs of one run of a program on one device."""
@@ -70,21 +79,30 @@ class Costs:
     bytes: float
     collectives: list[Collective]
     calls: dict[str, int] = dataclasses.field(default_factory=dict)  # of libraries, and of fusions
+    kernels: tuple[Kernel, ...] = ()
 
 
 def costs(text: str, axes: dict[str, int], slices: int = 1) -> Costs:
     """Costs of a program that is partitioned over a mesh with `axes` (name: size, in the mesh's
     order) and over `slices`. Traffic between slices has the axis `slices`."""
     computations, entry = parse(text)
-    flops = recomputed = moved = 0.0
+    frames = shares.frames(text)
+    flops = recomputed = 0.0
+    kernels: list[Kernel] = []
     calls: collections.Counter[str] = collections.Counter()
     totals: dict[tuple, list[float]] = collections.defaultdict(lambda: [0.0, 0])
     seen: set[tuple[str, str, str]] = set()
     for instruction, computation, times, home in walk(computations, entry, 1, entry):
         call = _called(instruction)
+        if computation is computations[home]:  # what is in a fusion follows it
+            moved = times * _moved(instruction, computation, computations)
+            inner = computations.get(instruction.called("calls"), {})
+            share = _share(instruction, call) or shares.kind_of(instruction, inner, frames)
+            kernels.append(Kernel(share, 0.0, moved))
         if call or instruction.op in ("dot", "convolution"):
             amount = times * _flops(instruction, computation, call)
             flops += amount
+            kernels[-1] = kernels[-1]._replace(flops=kernels[-1].flops + amount)
             recomputed += amount * ("rematted_computation" in instruction.rest)
             if call.endswith("attention, backward"):  # it multiplies queries and keys once more
                 recomputed += amount / 5
@@ -101,10 +119,17 @@ def costs(text: str, axes: dict[str, int], slices: int = 1) -> Costs:
                 total = totals[kind, axis, size]
                 total[0] += times * _whole(instruction, computation)
                 total[1] += times
-        if computation is computations[home]:
-            moved += times * _moved(instruction, computation, computations)
     collectives = [Collective(*key, *total) for key, total in sorted(totals.items()) if key[2] > 1]
-    return Costs(flops, recomputed, moved, collectives, dict(calls.most_common()))
+    moved = sum(kernel.bytes for kernel in kernels)
+    used = tuple(kernel for kernel in kernels if kernel.bytes or kernel.flops)
+    return Costs(flops, recomputed, moved, collectives, dict(calls.most_common()), used)
+
+
+def _share(instruction: Instruction, call: str) -> str:
+    """The kind of share that a library's call or a collective belongs to; empty for the rest."""
+    if call:
+        return shares.ATTENTION if "attention" in call else shares.PRODUCTS
+    return shares.COLLECTIVES if instruction.op.startswith((*KINDS, "send", "recv")) else ""
 
 
 def _called(instruction: Instruction) -> str:

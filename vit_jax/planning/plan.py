@@ -9,7 +9,7 @@ import jax
 from ml_collections import ConfigDict
 
 from vit_jax.planning import analytic, hlo
-from vit_jax.planning.roofline import Roofline, roofline
+from vit_jax.planning.roofline import Roofline, Share, by_kind, roofline
 from vit_jax.planning.topologies import Target
 from vit_jax.training.memory import step_bytes
 from vit_jax.training.resolve import known
@@ -69,6 +69,13 @@ class Plan:
         return self.roofline.step_s
 
     @property
+    def shares(self) -> dict[str, Share]:
+        """What each kind of kernel takes of a compiled step (`roofline.by_kind`); else empty."""
+        if not self.target.chip:
+            return {}
+        return by_kind(self.costs, self.target, self.run.config.model.dtype)
+
+    @property
     def images_per_second(self) -> float:
         return self.run.config.batch_size / self.step_s
 
@@ -92,7 +99,7 @@ def make_plan(
 
     Raises UserError if the config cannot work on so many devices.
     """
-    run = run_of(config, named, target.devices, data=known)
+    run = run_of(config, named, target.devices, data=known, gpu=target.gpu)
     if isinstance(target.devices, int):
         return by_formula(run, target)
     return by_compiler(run, target, evaluation)
@@ -192,6 +199,7 @@ def as_json(plan: Plan) -> dict[str, Any]:
         },
         "memory_bytes_per_chip": plan.costs.bytes, "calls": plan.costs.calls,
         "collectives": [dataclasses.asdict(item) for item in plan.costs.collectives],
+        "shares": {kind: share._asdict() for kind, share in plan.shares.items()},
         "roofline": None if plan.roofline is None else plan.roofline._asdict() | {
             "step_s": plan.step_s, "bound": plan.roofline.bound,
             "images_per_second": plan.images_per_second, "mfu_ceiling": plan.mfu_ceiling,

@@ -6,6 +6,7 @@ in part and reaches no peak. So images per second and the share of the peak (MFU
 
 from typing import NamedTuple
 
+from vit_jax.planning import shares
 from vit_jax.planning.hlo import Collective, Costs
 from vit_jax.planning.topologies import Target
 
@@ -35,6 +36,29 @@ def roofline(costs: Costs, target: Target, mesh: dict[str, int], dtype: str) -> 
         costs.bytes / chip.bandwidth,
         sum(seconds(item, target, mesh) for item in costs.collectives),
     )
+
+
+class Share(NamedTuple):
+    """What all kernels of a kind do in a step on one device."""
+
+    flops: float
+    bytes: float
+    seconds: float  # the sum of each kernel's roofline
+
+
+def by_kind(costs: Costs, target: Target, dtype: str) -> dict[str, Share]:
+    """The share of each of `shares.KINDS` that a compiled step has. Their seconds together are more
+    than the step's roofline, because here no kernel's arithmetic overlaps another one's traffic. A
+    GPU runs kernels so, one after another."""
+    chip = target.chip
+    assert chip
+    table: dict[str, Share] = {}
+    for kernel in costs.kernels:
+        before = table.get(kernel.kind, Share(0.0, 0.0, 0.0))
+        longest = max(kernel.flops / chip.peak(dtype), kernel.bytes / chip.bandwidth)
+        added = (kernel.flops, kernel.bytes, longest)
+        table[kernel.kind] = Share(*map(sum, zip(before, added, strict=True)))
+    return {kind: table[kind] for kind in shares.KINDS if kind in table}
 
 
 def seconds(one: Collective, target: Target, mesh: dict[str, int]) -> float:

@@ -1,4 +1,4 @@
-"""Finds the fastest mesh, microbatch and rematerialisation that fits a machine.
+"""Finds the fastest mesh, microbatch, rematerialisation and attention that fit a machine.
 
 The analytic model estimates every combination. The best ones are compiled, the fastest estimate
 first. The search ends when one fits and no remaining estimate is faster.
@@ -23,7 +23,9 @@ from vit_jax.training.run import run_of
 REMATS = ("none", "dots", "full")
 COMPILED = 6  # the highest number of combinations that are compiled
 # Keys that the search varies if the user did not set them.
-VARIED = ("mesh.data", "mesh.fsdp", "mesh.tensor", "microbatch", "model.remat")
+VARIED = (
+    "mesh.data", "mesh.fsdp", "mesh.tensor", "microbatch", "model.remat", "model.attention",
+)  # fmt: skip
 Choice = dict[str, Any]  # key in VARIED -> value: one combination
 
 
@@ -37,11 +39,11 @@ def search(
     named = list(named)
     values = {key: operator.attrgetter(key)(config) for key in VARIED if key in named}
     fixed = {key: value for key, value in values.items() if value not in (None, -1, AUTO)}
-    estimates = [
-        (choice, plan) for choice, plan in _plans(config, named, target)
+    judged = [
+        (choice, plan) for choice, plan in estimates(config, named, target)
         if choice.items() >= fixed.items()
     ]  # fmt: skip
-    if not estimates:
+    if not judged:
         count, keys = target.count, " ".join(f"{key}={value}" for key, value in fixed.items())
         below = config.batch_size // count * count
         would = f": multiples of {count} would work, as {below or count} or {below + count}"
@@ -49,9 +51,9 @@ def search(
             f"no mesh of {count} devices splits batch_size {config.batch_size}"
             + (f" with {keys}: leave that to the search" if keys else would)
         )
-    estimates.sort(key=lambda pair: pair[1].step_s)
-    least = min(estimates, key=lambda pair: pair[1].memory.total)
-    candidates = [pair for pair in estimates if pair[1].fits] or [least]
+    judged.sort(key=lambda pair: pair[1].step_s)
+    least = min(judged, key=lambda pair: pair[1].memory.total)
+    candidates = [pair for pair in judged if pair[1].fits] or [least]
     best: tuple[Choice, Plan] | None = None
     for choice, plan in candidates[:COMPILED]:
         if best and plan.step_s >= best[1].step_s:
@@ -71,7 +73,7 @@ def search(
 
 def in_words(choice: Choice) -> str:
     """A choice as options of the command line."""
-    return " ".join(f"--config.{key}={value}" for key, value in choice.items())
+    return " ".join(f"--config.{key}={value}" for key, value in choice.items() if value)
 
 
 def _summary(plan: Plan) -> str:
@@ -83,13 +85,15 @@ def _summary(plan: Plan) -> str:
     )
 
 
-def _plans(config: ConfigDict, named: list[str], target: Target) -> Iterator[tuple[Choice, Plan]]:
+def estimates(
+    config: ConfigDict, named: list[str], target: Target
+) -> Iterator[tuple[Choice, Plan]]:
     """Every choice that the batch and the model allow, with its plan by the analytic model."""
     count, size = target.count, config.batch_size
-    for remat in REMATS:
-        start = _choice(1, 1, 1, size, remat)
+    for remat, attention in itertools.product(REMATS, _attentions(config, named, target)):
+        start = _choice(1, 1, 1, size, remat, attention)
         try:
-            run = run_of(changed(config, start), named, 1, data=known)
+            run = run_of(changed(config, start), named, 1, data=known, gpu=target.gpu)
         except UserError:  # the model has no rematerialisation
             if remat != REMATS[0]:
                 continue
@@ -102,8 +106,17 @@ def _plans(config: ConfigDict, named: list[str], target: Target) -> Iterator[tup
                 continue
             mesh = make_mesh((rows // fsdp, fsdp, tensor), count)
             for microbatch in _halves(size, rows):
-                choice = _choice(rows // fsdp, fsdp, tensor, microbatch, remat)
+                choice = _choice(rows // fsdp, fsdp, tensor, microbatch, remat, attention)
                 yield choice, by_formula(run.changed(choice, mesh), target, trace)
+
+
+def _attentions(config: ConfigDict, named: list[str], target: Target) -> tuple[str | None, ...]:
+    """Both of a GPU on which cuDNN's attention works; otherwise that of the config."""
+    one = changed(config, _choice(1, 1, 1, config.batch_size, "none", config.model.attention))
+    model = run_of(one, named, 1, data=known, gpu=target.gpu).model
+    if getattr(model.config, "attention", "") == "cudnn":
+        return "cudnn", "xla"
+    return (config.model.attention,)
 
 
 def _choice(*values: Any) -> Choice:

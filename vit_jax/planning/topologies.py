@@ -20,6 +20,7 @@ from typing import Any
 import jax
 
 from vit_jax.errors import UserError
+from vit_jax.models.kernels import Gpu, gpu_of
 from vit_jax.parallel.chips import CHIPS, Chip, chip_of
 from vit_jax.planning import gpus
 
@@ -47,6 +48,15 @@ class Target:
     @property
     def count(self) -> int:
         return self.devices if isinstance(self.devices, int) else len(self.devices)
+
+    @property
+    def gpu(self) -> Gpu | None:
+        """The kind of its GPUs; None for other devices."""
+        if not isinstance(self.devices, int):
+            return gpu_of(self.devices[0])
+        assert self.chip
+        row = gpus.kinds()[self.chip.name]
+        return Gpu(row["device"], float(row["capability"]), here=False)
 
     @property
     def together(self) -> int:

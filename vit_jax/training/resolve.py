@@ -106,6 +106,7 @@ def resolve(
     *,
     data: Callable[[ConfigDict], Data] = opened,
     weights: Weights | None = None,
+    gpu: Gpu | None = None,
 ) -> Resolved:
     """Resolves a config against its data and the machine.
 
@@ -114,6 +115,7 @@ def resolve(
       named: keys given explicitly, for the check of unread ones.
       devices: those to use, all by default; or how many there are to be, for shapes alone.
       data: what there is of the data: `opened`, `known` or `of_trained(classes)`.
+      gpu: the kind of the devices, if only their number is given.
       weights: those that the run starts from: what the config leaves open of the model's
         arithmetic, and how images are shown, is theirs.
 
@@ -122,6 +124,7 @@ def resolve(
     if not isinstance(config, ConfigDict):
         raise UserError(f"a config is a ConfigDict, as recipe.load gives it, not {config!r}")
     named, found = list(named), data(config)
+    compiled = found.here or not (devices is None or isinstance(devices, int))
     if devices is None:
         devices = jax.devices()
     count = devices if isinstance(devices, int) else len(devices)
@@ -137,8 +140,8 @@ def resolve(
     # Weights are measured at their own size, which patches need not tile.
     measures = found.here and found.train is None
     model = _make_model(c, remainder=measures and "model.image_size" not in named)
-    gpu = None if isinstance(devices, int) else gpu_of(devices[0])
-    said += _attention(model, gpu) if found.here or gpu else []
+    gpu = gpu if isinstance(devices, int) else gpu_of(devices[0])
+    said += _attention(model, gpu) if compiled or gpu else []
     model = model.on(gpu)
     frozen = FrozenConfigDict(c)
     task = task_class(frozen, model, found.facts)

@@ -16,6 +16,7 @@ from vit_jax.data import ops, pipeline
 from vit_jax.data.source import Facts, Source
 from vit_jax.evaluators.opened import Opened
 from vit_jax.models import Model
+from vit_jax.models.kernels import Gpu
 from vit_jax.parallel import compiler
 from vit_jax.parallel.mesh import make_mesh
 from vit_jax.parallel.sharding import BATCH, gather_block, in_host_memory, state_shardings
@@ -34,9 +35,10 @@ def run_of(
     *,
     data: Callable[[ConfigDict], Data] = opened,
     weights: Weights | None = None,
+    gpu: Gpu | None = None,
 ) -> "Run":
     """Resolves a config (`resolve`), and places the run on a mesh of the devices."""
-    resolved = resolve(config, named, devices, data=data, weights=weights)
+    resolved = resolve(config, named, devices, data=data, weights=weights, gpu=gpu)
     mesh = resolved.config.mesh
     shapes = abstract_state(resolved.model, resolved.config)
     return Run(resolved, make_mesh((mesh.data, mesh.fsdp, mesh.tensor), devices), shapes)
