@@ -29,7 +29,7 @@ from vit_jax.fields import (
     keys_of,
     one_of,
 )
-from vit_jax.models.configs import CONFIGS
+from vit_jax.models.configs import CONFIGS, FURTHER
 
 AUTO = "auto"  # of microbatch
 OTHERS = "*"  # every choice of a component that is not listed
@@ -186,16 +186,18 @@ KEYS = (
 
 
 def of_model(name: str) -> dict[str, Key]:
-    """The keys `model.FIELD` that a family of the user's own has beyond those of `KEYS`, by name.
+    """The keys `model.FIELD` that a family has beyond those of `ROWS`, by name. It is one of
+    `FURTHER`, or a user's own.
 
     Raises UserError where there is no such family, or where it must not be imported.
     """
-    if ":" not in name:
-        return {}
-    from vit_jax.models.registry import find_family  # which imports JAX
+    config = next((config for form, config in FURTHER.items() if re.fullmatch(form, name)), None)
+    if ":" in name:
+        from vit_jax.models.registry import find_family  # which imports JAX
 
-    family, _, _ = find_family(name, imports=True)
-    return {key.name: key for key in keys_of(family.config) if key.name not in ROWS}
+        config = find_family(name, imports=True)[0].config
+    keys = keys_of(config) if config else ()
+    return {key.name: key for key in keys if key.name not in ROWS}
 
 
 def _rows() -> dict[str, Key]:
@@ -217,8 +219,8 @@ def base(model: str = "") -> ConfigDict:
     """All keys with their defaults.
 
     Args:
-      model: the import path of a family of your own, `my_package.my_module:MY_FAMILY`, whose
-        fields become keys too.
+      model: a name of a family whose further fields become keys too, such as `sasa_resnet26`, or
+        the import path of your own, `my_package.my_module:MY_FAMILY`.
     """
     tree: dict[str, Any] = {}
     for key in ROWS.values():
@@ -235,8 +237,8 @@ def base(model: str = "") -> ConfigDict:
 
 
 def fit_to_model(config: ConfigDict) -> None:
-    """Gives an unlocked config the fields of a family of the user's own that its `model.name`
-    names, and takes away those of another one."""
+    """Gives an unlocked config the further fields of the family that its `model.name` names, and
+    takes away those of another one."""
     own = of_model(config.model.name)
     for field in config.model:
         if f"model.{field}" not in ROWS.keys() | own.keys():

@@ -45,6 +45,8 @@ def load(spec: str) -> ConfigDict:
     if not isinstance(config, ConfigDict):
         path = spec.partition(":")[0]
         raise UserError(f"get_config() of {path} gives a {type(config).__name__}, no ConfigDict")
+    with config.unlocked():
+        fit_to_model(config)
     return config
 
 

@@ -12,6 +12,7 @@ from vit_jax.fields import (
     NOT_NEGATIVE,
     POSITIVE,
     RATE,
+    Fits,
     check_fields,
     field,
     one_of,
@@ -101,7 +102,7 @@ class ViTConfig(PatchConfig):
     standardization: str = field(
         "google",
         "how kernels of ResNets and hybrids are standardised",
-        one_of("google", "bit", "timm"),
+        one_of("google", "bit", "timm", "none"),
     )
     pre_norm: bool = field(False, "LayerNorm before the encoder, as in CLIP")
     embed_bias: bool = field(True, "the projection of patches has a bias")
@@ -202,7 +203,7 @@ class ResNetConfig(ImageConfig):
     width_factor: int = field(1, "factor of a ResNet's channels", COUNT)
     groupnorm_eps: float = field(1e-5, "added to the variance in a GroupNorm", POSITIVE)
     standardization: str = field(
-        "bit", "how kernels are standardised", one_of("google", "bit", "timm")
+        "bit", "how kernels are standardised", one_of("google", "bit", "timm", "none")
     )
     remat: str = field(
         "none", "what the backward pass computes again", one_of("none", "full"), free=True
@@ -225,7 +226,63 @@ class ResNetConfig(ImageConfig):
         return features_of(self.resnet_layers, self.width_factor)
 
 
+@dataclasses.dataclass(frozen=True)
+class ResNetV1Config(ResNetConfig):
+    """A ResNet v1.5 (arXiv 1512.03385) with group norm."""
+
+    standardization: str = field(
+        "none", "how kernels are standardised", one_of("google", "bit", "timm", "none")
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class NonLocalConfig(ResNetV1Config):
+    """A ResNet with non-local blocks (arXiv 1711.07971)."""
+
+    affinity: str = field(
+        "embedded", "how well two positions fit: f of the paper's equations 2 to 5",
+        one_of("gaussian", "embedded", "dot", "concatenation"),
+    )  # fmt: skip
+    nonlocal_blocks: int = field(
+        5, "number of non-local blocks", Fits(int, lambda n: n in (0, 1, 5, 10), "0, 1, 5 or 10")
+    )
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.nonlocal_blocks and len(self.resnet_layers) < 4:
+            raise ValueError(
+                f"non-local blocks need resnet_layers of four stages, not {self.resnet_layers}"
+            )
+
+
+@dataclasses.dataclass(frozen=True)
+class SasaConfig(ResNetV1Config):
+    """A ResNet of stand-alone self-attention (arXiv 1906.05909)."""
+
+    window: int = field(7, "k, the side of the neighbourhood of local attention; odd", COUNT)
+    num_heads: int = field(8, "heads of attention; they divide the units' widths", COUNT)
+    stem: str = field("attention", "the first layer", one_of("conv", "attention"))
+
+    def __post_init__(self):
+        super().__post_init__()
+        if not self.window % 2:
+            raise ValueError(f"window is odd, not {self.window}")
+        if STEM * self.width_factor % (2 * self.num_heads):
+            raise ValueError(
+                f"num_heads divides {STEM * self.width_factor // 2}, not {self.num_heads}"
+            )
+        if self.stem == "attention":
+            check_patches(self.image_size, 4)
+
+
+# The families whose fields are keys of every config.
 CONFIGS = (ViTConfig, MixerConfig, ResNetConfig)
+# Those whose further fields are keys where `model.name` names them: a pattern of their names.
+FURTHER: dict[str, type[ImageConfig]] = {
+    r"resnetv1|resnet\d+_gn": ResNetV1Config,
+    r"nonlocal(_.*)?": NonLocalConfig,
+    r"sasa(_.*)?": SasaConfig,
+}
 
 STEM = 64  # channels of a ResNet's root at width factor 1, and inside the first stage's units
 

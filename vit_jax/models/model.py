@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Key
 
-from vit_jax.models import mixer, resnet, vit
+from vit_jax.models import mixer, nonlocal_blocks, resnet, resnet_v1, sasa, vit
 from vit_jax.models.data_config import DataConfig
 from vit_jax.models.family import Config, Family
 from vit_jax.models.kernels import Gpu, gpu_of, refusal
@@ -23,7 +23,15 @@ Params = dict[str, Any]  # nested plain dict of float32 arrays
 
 # The families, by the class of their config. A user's family is added when it is first named.
 FAMILIES: dict[type, Family] = {
-    family.config: family for family in (vit.FAMILY, mixer.FAMILY, resnet.FAMILY)
+    family.config: family
+    for family in (
+        vit.FAMILY,
+        mixer.FAMILY,
+        resnet.FAMILY,
+        resnet_v1.FAMILY,
+        nonlocal_blocks.FAMILY,
+        sasa.FAMILY,
+    )
 }
 
 # Functions from logits to predictions: a distribution over the classes, an independent probability

@@ -9,6 +9,8 @@ convolutions (arXiv 1903.10520), so that an image's features do not depend on it
 import dataclasses
 import math
 import re
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any
 
 import jax
@@ -28,6 +30,7 @@ STANDARDIZATION = {
     "google": lambda variance: jnp.sqrt(variance) + 1e-5,  # vision_transformer's hybrids
     "bit": lambda variance: jnp.sqrt(variance + 1e-10),  # big_transfer's BiT
     "timm": lambda variance: jnp.sqrt(variance + 1e-8),  # timm's hybrids and BiT
+    "none": None,  # a plain convolution
 }
 
 # A convolution needs all of its channels, so its kernel is split over `fsdp` only.
@@ -43,6 +46,10 @@ BACKBONE = (
 # BiT (arXiv 1912.11370): depth -> units of each stage, and depth -> published width factors.
 RESNETS = {50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
 BIT_WIDTHS = {50: (1, 3), 101: (1, 3), 152: (2, 4)}
+
+
+# (width, stride) -> a module from [batch, h, w, width] to [batch, h/stride, w/stride, width].
+Spatial = Callable[[int, int], nnx.Module]
 
 
 class StdConv(nnx.Module):
@@ -65,9 +72,9 @@ class StdConv(nnx.Module):
         self, x: Float[Array, "batch height width inputs"]
     ) -> Float[Array, "batch h w outputs"]:
         kernel = self.kernel[...]
-        kernel = kernel - kernel.mean(axis=(0, 1, 2))
-        variance = jnp.square(kernel).mean(axis=(0, 1, 2))
-        kernel = kernel / STANDARDIZATION[self.standardization](variance)
+        if divisor := STANDARDIZATION[self.standardization]:
+            kernel = kernel - kernel.mean(axis=(0, 1, 2))
+            kernel = kernel / divisor(jnp.square(kernel).mean(axis=(0, 1, 2)))
         side = kernel.shape[0] // 2
         return jax.lax.conv_general_dilated(
             x.astype(self.dtype), kernel.astype(self.dtype), (self.stride, self.stride),
@@ -110,11 +117,13 @@ class Unit(nnx.Module):
 
     v1 (arXiv 1512.03385) normalises after each convolution, v2 (arXiv 1603.05027) before. The last
     scale of v1 starts at zero, so that a new unit is its shortcut (projected if shapes differ).
+    `spatial(width, stride)` makes what stands in the place of the 3 x 3 convolution.
     """
 
     def __init__(
-        self, inputs: int, width: int, stride: int, *, preactivation: bool, eps: float, conv: dict
-    ):
+        self, inputs: int, width: int, stride: int, *, preactivation: bool, eps: float, conv: dict,
+        spatial: Spatial | None = None,
+    ):  # fmt: skip
         norm: dict[str, Any] = {"dtype": conv["dtype"], "rngs": conv["rngs"]}
         outputs = 4 * width
         self.preactivation, self.projects = preactivation, stride != 1 or inputs != outputs
@@ -123,7 +132,8 @@ class Unit(nnx.Module):
             if not preactivation:
                 self.proj_norm = group_norm(outputs, eps, **norm)
         self.conv1 = StdConv(inputs, width, 1, **conv)
-        self.conv2 = StdConv(width, width, 3, stride, **conv)
+        spatial = spatial or (lambda width, stride: StdConv(width, width, 3, stride, **conv))
+        self.conv2 = spatial(width, stride)
         self.conv3 = StdConv(width, outputs, 1, **conv)
         self.norm1 = group_norm(inputs if preactivation else width, eps, **norm)
         self.norm2 = group_norm(width, eps, **norm)
@@ -158,19 +168,26 @@ class Backbone(nnx.Module):
 
     `layers` are the numbers of units in each stage; () is the root alone. `padding` is "same" (of
     TensorFlow, for hybrids; it depends on the size) or "symmetric" (half the kernel, for BiT).
+    `root` takes the place of the first convolution and its pool, `spatial` that of the 3 x 3
+    convolutions. `inserted` are modules by the name of the unit that they stand before.
     """
 
     def __init__(
         self, layers: tuple[int, ...], width_factor: int, channels: int, *, preactivation: bool,
         padding: str, groupnorm_eps: float, standardization: str, dtype, remat: str, rngs,
+        root: nnx.Module | None = None, spatial: Spatial | None = None,
+        inserted: Mapping[str, nnx.Module] = MappingProxyType({}),
     ):  # fmt: skip
         conv = dict(padding=padding, standardization=standardization, dtype=dtype, rngs=rngs)
         how: dict[str, Any] = {"preactivation": preactivation, "eps": groupnorm_eps, "conv": conv}
-        self.root = Root(channels, STEM * width_factor, **how)
+        self.root = root or Root(channels, STEM * width_factor, **how)
+        how["spatial"] = spatial
         for s, units in enumerate(layers):
             inputs, outputs = (features_of(layers[:n], width_factor) for n in (s, s + 1))
             stage = Stage(units, inputs, outputs // 4, 2 if s else 1, **how)
             setattr(self, f"stage{s + 1}", stage)
+        for name, module in inserted.items():
+            setattr(self, f"before_{name}", module)
         self.layers, self.recomputes = tuple(layers), remat != "none"
         self.features = features_of(layers, width_factor)
 
@@ -182,11 +199,14 @@ class Backbone(nnx.Module):
         out = {"root": x}
         for s, units in enumerate(self.layers, start=1):
             for u in range(1, units + 1):
+                name = f"stage{s}_unit{u:02d}"
+                if inserted := getattr(self, f"before_{name}", None):
+                    out[f"before_{name}"] = x = self._run(inserted, x)
                 x = self._run(getattr(getattr(self, f"stage{s}"), f"unit{u:02d}"), x)
-                out[f"stage{s}_unit{u:02d}"] = x
+                out[name] = x
         return x, out
 
-    def _run(self, unit: Unit, x):
+    def _run(self, unit: Callable, x):
         """With any kind of `remat`, the backward pass keeps only the input of a unit."""
         if not self.recomputes:
             return unit(x)
@@ -227,22 +247,37 @@ class ResNet(nnx.Module):
         return logits.astype(jnp.float32), out
 
 
+def positions(image_size: tuple[int, int], stride: int) -> int:
+    """Number of positions of features at 1 / `stride` of an image's sides."""
+    return math.prod(-(-side // stride) for side in image_size)
+
+
+def conv_macs(width: int, before: int, after: int) -> int:
+    """Multiply-accumulates of a unit's 3 x 3 convolution at `after` positions."""
+    return after * 9 * width * width
+
+
 def backbone_macs(
-    layers: tuple[int, ...], width_factor: int, image_size: tuple[int, int], channels: int
-) -> int:
-    """Multiply-accumulates of one image's convolutions, with their padding."""
+    layers: tuple[int, ...], width_factor: int, image_size: tuple[int, int], channels: int,
+    spatial: Callable[[int, int, int], int] = conv_macs, root: int | None = None,
+) -> int:  # fmt: skip
+    """Multiply-accumulates of one image's convolutions, with their padding.
 
-    def positions(stride: int) -> int:
-        return math.prod(-(-side // stride) for side in image_size)
-
-    macs = positions(2) * 7 * 7 * channels * STEM * width_factor
+    Args:
+      spatial: (width, positions before, positions after) -> those of the module in the place of a
+        3 x 3 convolution.
+      root: those of what takes the place of the first convolution.
+    """
+    first = positions(image_size, 2) * 7 * 7 * channels * STEM * width_factor
+    macs = first if root is None else root
     for s, units in enumerate(layers):
-        before, after = positions(stride_of(layers[:s])), positions(stride_of(layers[: s + 1]))
+        before, after = (positions(image_size, stride_of(layers[:n])) for n in (s, s + 1))
         inputs, outputs = (features_of(layers[:n], width_factor) for n in (s, s + 1))
         width = outputs // 4
         macs += inputs * (before * width + after * outputs)  # the first unit's conv1 and proj
         macs += (units - 1) * after * outputs * width  # the others' conv1
-        macs += units * after * (9 * width * width + width * outputs)  # conv2 and conv3
+        macs += spatial(width, before, after) + (units - 1) * spatial(width, after, after)
+        macs += units * after * width * outputs  # conv3
     return macs
 
 

@@ -1,0 +1,82 @@
+"""ResNet v1.5 (arXiv 1512.03385) with group norm in the place of batch norm: timm's `resnet50_gn`.
+
+A unit normalises after it convolves, and its 3 x 3 convolution has the stride. Other families are
+this one with another module in the place of those convolutions (`sasa.py`), or with modules between
+the units (`nonlocal_blocks.py`).
+"""
+
+import re
+from typing import Any
+
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float, Key
+
+from vit_jax.models.configs import ResNetV1Config
+from vit_jax.models.family import BEFORE, Family, Names, Param, under
+from vit_jax.models.layers import HEAD, make_head
+from vit_jax.models.resnet import BACKBONE, Backbone, backbone_macs
+
+# Units of each stage. 26 and 38 as in arXiv 1906.05909, section 4.1.
+DEPTHS = {26: (1, 2, 4, 1), 38: (2, 3, 5, 2), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3)}
+
+
+class ResNetV1(nnx.Module):
+    """Backbone, global mean, head. `parts` are the backbone's: `root`, `spatial`, `inserted`."""
+
+    def __init__(self, c: ResNetV1Config, rngs: Any, **parts: Any):
+        dtype = jnp.dtype(c.dtype)
+        self.config = c
+        self.backbone = Backbone(
+            c.resnet_layers, c.width_factor, c.channels, preactivation=False, padding="symmetric",
+            groupnorm_eps=c.groupnorm_eps, standardization=c.standardization, remat=c.remat,
+            dtype=dtype, rngs=rngs, **parts,
+        )  # fmt: skip
+        if c.num_classes:
+            self.head = make_head(
+                c.hidden_size, c.num_classes, bias=c.head_bias, dtype=dtype, rngs=rngs
+            )
+
+    def __call__(
+        self,
+        images: Float[Array, "batch height width channels"],
+        key: Key[Array, ""] | None = None,
+        *,
+        return_weights: bool = False,
+        gather=None,
+    ) -> tuple[Float[Array, "batch classes"], dict[str, Array]]:
+        """The same arguments as for a ViT; all but `images` have no effect."""
+        x, out = self.backbone(images)
+        out["encoded"] = x
+        out["pre_logits"] = x = x.mean(axis=(1, 2))
+        logits = self.head(x) if self.config.num_classes else x
+        return logits.astype(jnp.float32), out
+
+
+def forward_macs(c: ResNetV1Config, **parts: Any) -> int:
+    """Multiply-accumulates of one image. `parts` are those of `backbone_macs`."""
+    backbone = backbone_macs(c.resnet_layers, c.width_factor, c.image_size, c.channels, **parts)
+    return backbone + c.hidden_size * c.num_classes
+
+
+def params_with(*rows: Param) -> tuple[Param, ...]:
+    """The rows of a family: those of ResNets, and `rows` of what is in the backbone besides."""
+    return *under("backbone", (*BACKBONE, *rows), BEFORE), *under("head", HEAD)
+
+
+def short_name(short: str, pattern: str) -> str | None:
+    """The full name of a short one: a resolution is no part of these names."""
+    return short.lower() if re.fullmatch(pattern, short.lower()) else None
+
+
+FAMILY = Family(
+    "resnetv1", ResNetV1Config, ResNetV1, forward_macs, params=params_with(),
+    names=(
+        Names(
+            r"resnet(?P<depth>26|38|50|101)_gn",
+            lambda of: {"resnet_layers": DEPTHS[int(of["depth"])], "image_size": 224},
+            tuple(f"resnet{depth}_gn" for depth in DEPTHS),
+        ),
+    ),
+    parts=("resnet_layers",),
+)  # fmt: skip
