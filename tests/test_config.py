@@ -9,6 +9,7 @@ from vit_jax import config, recipe
 from vit_jax.config import READ_BY, ROWS, base, differences, flat, keys, leaves
 from vit_jax.data.source import Facts
 from vit_jax.errors import UserError
+from vit_jax.models.configs import CONFIGS, FURTHER
 from vit_jax.models.encoder import REMAT_POLICIES
 from vit_jax.models.layers import GELU
 from vit_jax.models.model import FAMILIES
@@ -60,14 +61,25 @@ def test_the_number_of_keys_stays_one_that_a_person_can_read():
     assert len(keys()) <= 110
 
 
+BUILT_IN = [family for family in FAMILIES.values() if ":" not in family.name]
+
+
+@pytest.mark.parametrize("family", BUILT_IN, ids=lambda family: family.name)
+def test_every_field_of_a_family_is_a_key_where_its_name_is_given(family):
+    fields = {f"model.{name}" for name in family.fields}
+    for name in (family.name, *(name for names in family.names for name in names.listed)):
+        c = base(name)
+        assert fields <= set(keys(c)) == {key for key, _ in leaves(c)} | {"optimizer.kwargs"}
+    assert (family.config in CONFIGS) != (family.config in FURTHER.values())
+
+
 def test_the_tree_is_locked():
     with pytest.raises((KeyError, AttributeError), match="learning_rate"):
         base().optimizer.learning_rate = 0.1
 
 
 def test_the_model_keys_are_the_fields_of_the_families():
-    ours = [family for family in FAMILIES if family.__module__.startswith("vit_jax.")]
-    fields = {field.name for family in ours for field in dataclasses.fields(family)}
+    fields = {field.name for family in CONFIGS for field in dataclasses.fields(family)}
     model = base().model.to_dict()
     assert model.pop("name")
     assert model.keys() == fields

@@ -114,7 +114,7 @@ def test_a_whole_model_trains_every_parameter(affinity):
     for path, leaf in jax.tree_util.tree_leaves_with_path(grads):
         assert np.isfinite(leaf).all(), path
         # The bias of phi adds one number to all logits of a softmax, which changes nothing.
-        assert np.abs(leaf).max() > 0 or "phi" in str(path) and "bias" in str(path), path
+        assert np.abs(leaf).max() > 0 or ("phi" in str(path) and "bias" in str(path)), path
 
 
 def test_what_has_no_place_for_blocks_is_refused():

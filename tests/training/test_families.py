@@ -16,6 +16,11 @@ pytestmark = pytest.mark.long
 FAMILIES = {
     "mixer_s16_224": {"image_size": 32, "num_layers": 2, "hidden_size": 32, "scan": True},
     "resnetv2_50x1_bit": {"image_size": 32, "resnet_layers": (1, 1)},
+    "resnet26_gn": {"image_size": 32, "resnet_layers": (1, 1)},
+    "nonlocal_resnet50_5": {"image_size": 32, "resnet_layers": (1, 1, 1, 1)},
+    "sasa_resnet26": {"image_size": 32, "resnet_layers": (1, 1), "window": 3},
+    "axial_resnet_s": {"image_size": 32, "resnet_layers": (1, 1)},
+    "axial_vit_base_patch16_224": {"image_size": 32, "num_layers": 2, "hidden_size": 48},
     "vit_tiny_r_s16_p8_224": {"image_size": 64, "num_layers": 2, "hidden_size": 48},
     "deit_tiny_distilled_patch16_224": {"image_size": 32, "num_layers": 2, "scan": True},
     "vit_small_patch14_reg4_dinov2": {"image_size": 28, "num_layers": 2, "mlp": "swiglu"},

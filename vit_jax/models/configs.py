@@ -275,6 +275,64 @@ class SasaConfig(ResNetV1Config):
             check_patches(self.image_size, 4)
 
 
+@dataclasses.dataclass(frozen=True)
+class AxialResNetConfig(ImageConfig):
+    """A ResNet with axial attention (arXiv 2003.07853)."""
+
+    resnet_layers: tuple[int, ...] = field((3, 4, 6, 3), "units of each stage")
+    stage_width: int = field(
+        64, "width of the attention in the first stage, a multiple of 32; doubled by every other",
+        COUNT,
+    )  # fmt: skip
+    expansion: int = field(2, "width of a unit's output over that of its attention", COUNT)
+    num_heads: int = field(8, "heads of attention", COUNT)
+    spans: tuple[int, ...] = field(
+        (56, 56, 28, 14), "for each stage, how many positions attention sees in each direction"
+    )
+    groupnorm_eps: float = field(1e-5, "added to the variance in a GroupNorm", POSITIVE)
+    standardization: str = field(
+        "none", "how kernels are standardised", one_of("google", "bit", "timm", "none")
+    )
+    remat: str = field(
+        "none", "what the backward pass computes again", one_of("none", "full"), free=True
+    )
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.stage_width % 32 or self.stage_width % (2 * self.num_heads):
+            raise ValueError(
+                f"stage_width is a multiple of 32 and of twice num_heads, {self.num_heads}, not "
+                f"{self.stage_width}"
+            )
+        if self.stage_width * self.expansion % 4:
+            raise ValueError(
+                f"stage_width times expansion is a multiple of 4, not "
+                f"{self.stage_width} x {self.expansion}"
+            )
+        if len(self.spans) < len(self.resnet_layers):
+            raise ValueError(f"spans has a number for each stage, not {self.spans}")
+
+    @property
+    def hidden_size(self) -> int:
+        """Width of what the head reads."""
+        return self.stage_width * self.expansion * 2 ** (len(self.resnet_layers) - 1)
+
+
+@dataclasses.dataclass(frozen=True)
+class AxialViTConfig(ViTConfig):
+    """An Axial-ViT (arXiv 2010.11929, appendix D.6): `num_layers` pairs of blocks."""
+
+    pool: str = field("gap", "what the head reads: the mean of the patches", one_of("gap"))
+    attention: str = field("xla", "who computes attention", one_of("xla"), of_run=True)
+
+    def __post_init__(self):
+        super().__post_init__()
+        for name in ("registers", "distilled", "idle_class_token", "resnet_layers", "pre_logits"):
+            if getattr(self, name):
+                raise ValueError(f"an Axial-ViT has no {name}, not {getattr(self, name)}")
+        check_patches(self.image_size, self.patch_size)
+
+
 # The families whose fields are keys of every config.
 CONFIGS = (ViTConfig, MixerConfig, ResNetConfig)
 # Those whose further fields are keys where `model.name` names them: a pattern of their names.
@@ -282,6 +340,8 @@ FURTHER: dict[str, type[ImageConfig]] = {
     r"resnetv1|resnet\d+_gn": ResNetV1Config,
     r"nonlocal(_.*)?": NonLocalConfig,
     r"sasa(_.*)?": SasaConfig,
+    r"axial_resnet.*": AxialResNetConfig,
+    r"axial_vit.*": AxialViTConfig,
 }
 
 STEM = 64  # channels of a ResNet's root at width factor 1, and inside the first stage's units

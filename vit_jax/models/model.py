@@ -13,7 +13,16 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Key
 
-from vit_jax.models import mixer, nonlocal_blocks, resnet, resnet_v1, sasa, vit
+from vit_jax.models import (
+    axial_resnet,
+    axial_vit,
+    mixer,
+    nonlocal_blocks,
+    resnet,
+    resnet_v1,
+    sasa,
+    vit,
+)
 from vit_jax.models.data_config import DataConfig
 from vit_jax.models.family import Config, Family
 from vit_jax.models.kernels import Gpu, gpu_of, refusal
@@ -31,6 +40,8 @@ FAMILIES: dict[type, Family] = {
         resnet_v1.FAMILY,
         nonlocal_blocks.FAMILY,
         sasa.FAMILY,
+        axial_resnet.FAMILY,
+        axial_vit.FAMILY,
     )
 }
 

@@ -84,9 +84,10 @@ class StdConv(nnx.Module):
 
 
 def group_norm(features: int, epsilon: float, *, dtype, rngs, scale: float = 1.0) -> nnx.GroupNorm:
-    """32 groups, float32 statistics; not by `use_fast_variance`, as E[x²] - E[x]² is inexact."""
+    """32 groups, or as many of them as divide the features. Statistics are in float32, and not by
+    `use_fast_variance`, because E[x²] - E[x]² is inexact."""
     return nnx.GroupNorm(
-        features, GROUPS, epsilon=epsilon, use_fast_variance=False,
+        features, math.gcd(features, GROUPS), epsilon=epsilon, use_fast_variance=False,
         scale_init=nnx.initializers.constant(scale), dtype=dtype, rngs=rngs,
     )  # fmt: skip
 

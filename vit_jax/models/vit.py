@@ -125,6 +125,8 @@ class Block(nnx.Module):
 class ViT(nnx.Module):
     """Patches (of the image, or of a ResNet's features), tokens, positions, encoder, head."""
 
+    block: type[nnx.Module] = Block  # of the encoder
+
     def __init__(self, c: ViTConfig, rngs: Any):
         dtype, width = jnp.dtype(c.dtype), c.hidden_size
         norm: dict[str, Any] = {"epsilon": c.layernorm_eps, "dtype": dtype, "rngs": rngs}
@@ -150,7 +152,7 @@ class ViT(nnx.Module):
         if c.pre_norm:
             self.pre_norm = nnx.LayerNorm(width, **norm)
         self.encoder = Encoder(
-            c.num_layers, lambda key: Block(c, ParamKeys(key)), drop_path=c.drop_path,
+            c.num_layers, lambda key: self.block(c, ParamKeys(key)), drop_path=c.drop_path,
             scan=c.scan, remat=c.remat, key=rngs.params(), names_kept=c.attention == "cudnn",
         )  # fmt: skip
         self.norm = nnx.LayerNorm(c.num_features if c.norm_after_pool else width, **norm)

@@ -64,7 +64,7 @@ def _encoder(size: tuple[int, int, int, int], patch: int, resolution: int, **fie
     return sizes | {"patch_size": patch, "image_size": resolution} | fields
 
 
-def _sized(of: dict[str, str], **fields: Any) -> dict[str, Any]:
+def sized(of: dict[str, str], **fields: Any) -> dict[str, Any]:
     """The fields of a name that states size, patch and resolution."""
     return _encoder(SIZES[of["size"]], int(of["patch"]), int(of["side"]), **fields)
 
@@ -104,7 +104,7 @@ def _hybrid_by_letter(short: str, side: int) -> str | None:
 _DEIT = (("tiny", 224), ("small", 224), ("base", 224), ("base", 384))
 NAMES = (
     Names(
-        r"vit_(?P<size>[a-z0-9]+)_patch(?P<patch>\d+)_(?P<side>\d+)", _sized,
+        r"vit_(?P<size>[a-z0-9]+)_patch(?P<patch>\d+)_(?P<side>\d+)", sized,
         tuple(f"vit_{size}_patch{p}_{r}" for size, pairs in LISTED.items() for p, r in pairs),
         full=_by_letter, shorts=("b16",),
     ),
@@ -115,7 +115,7 @@ NAMES = (
     ),
     Names(
         r"deit_(?P<size>tiny|small|base)_(?P<two>distilled_)?patch(?P<patch>\d+)_(?P<side>\d+)",
-        lambda of: _sized(of, gelu="exact", distilled=bool(of["two"])),
+        lambda of: sized(of, gelu="exact", distilled=bool(of["two"])),
         tuple(f"deit_{size}_{two}patch16_{side}" for size, side in _DEIT
               for two in ("", "distilled_")),
         IMAGENET,
@@ -127,7 +127,7 @@ NAMES = (
     ),
     Names(
         r"vit_(?P<size>[a-z0-9]+)_patch(?P<patch>\d+)_siglip_(?P<side>\d+)",
-        lambda of: _sized(of, pool="map"),
+        lambda of: sized(of, pool="map"),
         tuple(f"vit_{size}_patch{p}_siglip_{r}" for size, p, r in SIGLIP),
         dataclasses.replace(SQUASHED, interpolation="bicubic"),
     ),
