@@ -172,7 +172,7 @@ def test_recomputing_units_changes_no_gradient():
     [
         AxialResNetConfig(**TINY_RESNET, image_size=(48, 64)),
         AxialResNetConfig(resnet_layers=(1, 1), expansion=4, image_size=(36, 33)),
-        AxialViTConfig(**TINY_VIT), AxialViTConfig(**TINY_VIT, scan=True),
+        AxialViTConfig(**TINY_VIT), AxialViTConfig(**TINY_VIT, scan=True, pre_logits=True),
     ],
     ids=str,
 )  # fmt: skip

@@ -1,6 +1,7 @@
 """Names, sizes and parameter counts, and what a mistaken name or field is answered with."""
 
 import re
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -8,6 +9,10 @@ from hypothesis import strategies as st
 
 from vit_jax.errors import UserError
 from vit_jax.models import create_model, list_models, registry, vit_names
+from vit_jax.models.configs import FURTHER
+from vit_jax.models.model import FAMILIES
+
+ROOT = Path(__file__).parents[2]
 
 # Parameters with 1000 classes. Ti, S, B, L, H: as timm and torchvision count them; g and G: 1011M
 # and 1843M in arXiv 2106.04560, table 2.
@@ -175,6 +180,21 @@ def test_an_unknown_name_is_answered_with_the_three_nearest(wrong, meant):
     assert meant in suggested
     assert len(suggested) == 3
     assert set(suggested) <= set(list_models())
+
+
+def test_the_table_of_other_architectures_is_what_the_models_have():
+    rows = re.findall(
+        r"^\| `(\w+)` \| ([\d.]+) \| ([\d.]+) \|",
+        (ROOT / "docs/models.md").read_text("utf-8"),
+        re.M,
+    )
+    listed = {name for family in FAMILIES.values() if family.config in FURTHER.values()
+              for names in family.names for name in names.listed}  # fmt: skip
+    assert {name for name, _, _ in rows} == listed
+    for name, params, macs in rows:
+        model = create_model(name)
+        assert f"{model.num_params / 1e6:.2f}" == params
+        assert f"{model.macs / 1e9:.2f}" == macs
 
 
 def test_a_name_near_nothing_is_answered_with_what_there_is():

@@ -13,7 +13,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Key
 
 from vit_jax.models.configs import AxialViTConfig
-from vit_jax.models.family import BEFORE, BLOCK, RESIZED, Family, Names, Param, under
+from vit_jax.models.family import BEFORE, BLOCK, FRESH, RESIZED, Family, Names, Param, under
 from vit_jax.models.layers import HEAD, LAYER_SCALE, MLP, NORM, SWIGLU
 from vit_jax.models.vit import ATTENTION, PATCHES, Block, ViT
 from vit_jax.models.vit_names import SIZES, sized
@@ -60,7 +60,8 @@ def forward_macs(c: AxialViTConfig) -> int:
     mlp = (3 if c.mlp == "swiglu" else 2) * d * c.mlp_dim
     layer = 2 * n * (4 * d * d + mlp) + 2 * n * (down + across) * d
     embed = n * c.patch_size**2 * c.channels * d
-    return embed + c.num_layers * layer + d * c.num_classes
+    pre_logits = d * d if c.pre_logits else 0
+    return embed + c.num_layers * layer + pre_logits + d * c.num_classes
 
 
 _ONE = "encoder/block/(rows|columns)/"
@@ -74,6 +75,8 @@ FAMILY = Family(
         *under(f"{_ONE}mlp", (*MLP, *SWIGLU), BLOCK),
         *under(f"{_ONE}scale[12]", LAYER_SCALE, BLOCK),
         *under("norm", NORM),
+        Param("pre_logits/kernel", ("fsdp", None), True, ((0,), (1,)), at_init=FRESH),
+        Param("pre_logits/bias", at_init=FRESH),
         *under("head", HEAD),
     ),
     names=(

@@ -327,7 +327,7 @@ class AxialViTConfig(ViTConfig):
 
     def __post_init__(self):
         super().__post_init__()
-        for name in ("registers", "distilled", "idle_class_token", "resnet_layers", "pre_logits"):
+        for name in ("registers", "distilled", "idle_class_token", "resnet_layers"):
             if getattr(self, name):
                 raise ValueError(f"an Axial-ViT has no {name}, not {getattr(self, name)}")
         check_patches(self.image_size, self.patch_size)

@@ -20,6 +20,7 @@ from vit_jax.models.resnet import group_norm, positions
 from vit_jax.models.resnet_v1 import DEPTHS, ResNetV1, forward_macs, params_with
 
 BLOCK = 4  # sides of the blocks of queries in `attend_locally`, measured on a CPU
+lecun = nnx.initializers.lecun_normal()
 MIXTURES = 4  # value projections that the stem mixes by position (section 3.2)
 PATCH = 4  # sides of the stem's blocks, and of the pool behind it
 
@@ -67,6 +68,11 @@ def attend_locally(
     return mixed.reshape(batch, high * BLOCK, wide * BLOCK, heads, dim)[:, :height, :width]
 
 
+def _table(rngs: Any, dim: int, *shape: int) -> nnx.Param:
+    """Embeddings of places or offsets for heads of `dim` numbers."""
+    return nnx.Param(nnx.initializers.normal(dim**-0.5)(rngs.params(), shape, jnp.float32))
+
+
 class LocalAttention(nnx.Module):
     """Attention over the neighbourhood of each position, then an average pool with the stride.
 
@@ -76,16 +82,12 @@ class LocalAttention(nnx.Module):
 
     def __init__(self, width: int, stride: int, *, window: int, heads: int, dtype, rngs):
         dim = width // heads
-        for name in ("q", "k", "v"):
-            projection = nnx.LinearGeneral(
-                width, (heads, dim), use_bias=False, dtype=dtype, rngs=rngs,
-                kernel_init=nnx.initializers.lecun_normal(),
-            )  # fmt: skip
-            setattr(self, name, projection)
-        embed = nnx.initializers.normal(dim**-0.5)
-        for name in ("rows", "columns"):
-            value = embed(rngs.params(), (window, heads, dim // 2), jnp.float32)
-            setattr(self, name, nnx.Param(value))
+        self.q, self.k, self.v = (
+            nnx.LinearGeneral(width, (heads, dim), use_bias=False, kernel_init=lecun, dtype=dtype,
+                              rngs=rngs)
+            for _ in range(3)
+        )  # fmt: skip
+        self.rows, self.columns = (_table(rngs, dim, window, heads, dim // 2) for _ in range(2))
         self.stride = stride
 
     def __call__(
@@ -105,24 +107,16 @@ class AttentionStem(nnx.Module):
     v = (sum over m of p_m W_m) x, where p = softmax((row + column)ᵀ mixtures)."""
 
     def __init__(self, channels: int, width: int, *, heads: int, eps: float, dtype, rngs):
-        dim, init = width // heads, nnx.initializers.lecun_normal()
-        self.q, self.k = (
-            nnx.LinearGeneral(
-                channels, (heads, dim), use_bias=False, kernel_init=init, dtype=dtype, rngs=rngs
-            )
-            for _ in range(2)
-        )
-        self.v = nnx.LinearGeneral(
-            channels, (MIXTURES, heads, dim), use_bias=False, dtype=dtype, rngs=rngs,
-                kernel_init=nnx.initializers.lecun_normal(),
-        )  # fmt: skip
-        embed = nnx.initializers.normal(dim**-0.5)
-        shapes = {
-            "rows": (2 * PATCH - 1, heads, dim // 2), "columns": (2 * PATCH - 1, heads, dim // 2),
-            "value_rows": (PATCH, dim), "value_columns": (PATCH, dim), "mixtures": (MIXTURES, dim),
+        dim = width // heads
+        how: dict[str, Any] = {
+            "use_bias": False, "kernel_init": lecun, "dtype": dtype, "rngs": rngs,
         }  # fmt: skip
-        for name, shape in shapes.items():
-            setattr(self, name, nnx.Param(embed(rngs.params(), shape, jnp.float32)))
+        self.q, self.k = (nnx.LinearGeneral(channels, (heads, dim), **how) for _ in range(2))
+        self.v = nnx.LinearGeneral(channels, (MIXTURES, heads, dim), **how)
+        offsets = 2 * PATCH - 1
+        self.rows, self.columns = (_table(rngs, dim, offsets, heads, dim // 2) for _ in range(2))
+        self.value_rows, self.value_columns = (_table(rngs, dim, PATCH, dim) for _ in range(2))
+        self.mixtures = _table(rngs, dim, MIXTURES, dim)
         self.norm = group_norm(width, eps, dtype=dtype, rngs=rngs)
         self.dtype = dtype
 
@@ -206,8 +200,8 @@ FAMILY = Family(
             tuple(f"sasa_resnet{d}{stem}" for d in (26, 38, 50) for stem in ("", "_convstem")),
             DataConfig(),
             lambda short, side: (
-                f"sasa_resnet{short[4:]}" if re.fullmatch(r"sasa(26|38|50)(_convstem)?", short)
-                else None
+                f"sasa_resnet{short[4:]}"
+                if re.fullmatch(r"sasa(26|38|50)(_convstem)?", short) else None
             ),
             ("sasa26",),
         ),

@@ -1,6 +1,6 @@
 """The Vision Transformer (arXiv 2010.11929), from image to logits, in the order of the paper."""
 
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -125,7 +125,7 @@ class Block(nnx.Module):
 class ViT(nnx.Module):
     """Patches (of the image, or of a ResNet's features), tokens, positions, encoder, head."""
 
-    block: type[nnx.Module] = Block  # of the encoder
+    block: ClassVar[Any] = Block  # of the encoder
 
     def __init__(self, c: ViTConfig, rngs: Any):
         dtype, width = jnp.dtype(c.dtype), c.hidden_size
