@@ -1,13 +1,16 @@
 """What a compiled step's kernels are for, against programs whose kernels are known."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import pytest
 
 from tests.digits_run import tiny_config
+from vit_jax.commands.plan import shares_in_words
 from vit_jax.models import layers
 from vit_jax.planning import hlo, shares, topologies
-from vit_jax.planning.roofline import by_kind, roofline
+from vit_jax.planning.roofline import Share, by_kind, roofline
 from vit_jax.tasks import losses
 from vit_jax.training.run import run_of
 
@@ -67,3 +70,13 @@ def test_kernels_one_after_another_take_at_least_the_roofline(costs):
     assert whole >= max(bounds.compute_s, bounds.memory_s)
     assert sum(share.bytes for share in table.values()) == pytest.approx(costs.bytes)
     assert list(table) == [kind for kind in shares.KINDS if kind in table]
+
+
+def test_a_plan_says_what_a_scan_costs():
+    by = {shares.PRODUCTS: 0.6, shares.STACKS: 0.3, shares.COPIES: 0.1}
+    table = {kind: Share(0.0, 1e9 * part, part) for kind, part in by.items()}
+    told = "\n".join(shares_in_words(table))
+    assert re.search(r"stacks of scanned layers +300\.0000 +30\.0% +30\.0%", told)
+    assert "--config.model.scan=False would save the stacks' 40% of the time" in told
+    assert "scan=False" not in "\n".join(shares_in_words({shares.PRODUCTS: table[shares.PRODUCTS]}))
+    assert list(shares_in_words({})) == []

@@ -117,14 +117,16 @@ def lines(plan: Any) -> Iterator[str]:
         yield f"  {name.removesuffix('_s'):38}{seconds / second:10.4f}{told}"
     yield f"  {'images/s, ' + ceiling:38}{plan.images_per_second:10,.0f}"
     yield f"  {'MFU, ' + ceiling:38}{plan.mfu_ceiling:10.1%}"
-    yield from _shares(plan.shares)
+    yield from shares_in_words(plan.shares)
     unit, second = _unit(3600 * plan.hours, (("hours", 3600), ("minutes", 60), ("seconds", 1)))
     name = f"to its end, {'at least' if compiled else ceiling}, {unit}"
     yield f"  {name:38}{3600 * plan.hours / second:10,.1f}, chip-hours {plan.hours * count:,.1f}"
 
 
-def _shares(shares: Any) -> Iterator[str]:
+def shares_in_words(shares: Any) -> Iterator[str]:
     """What each kind of kernel takes of a compiled step, the longest first."""
+    from vit_jax.planning.shares import COPIES, STACKS
+
     if not shares:
         return
     moved = sum(share.bytes for share in shares.values())
@@ -135,6 +137,9 @@ def _shares(shares: Any) -> Iterator[str]:
         took, bytes_ = share.seconds / whole, share.bytes / moved
         yield f"  {name:38}{share.seconds / second:10.4f}{took:8.1%}{bytes_:12.1%}"
     yield f"  {'all, one after another':38}{whole / second:10.4f}"
+    stacks = sum(shares[kind].seconds for kind in (STACKS, COPIES) if kind in shares)
+    if STACKS in shares and stacks > whole / 10:
+        yield f"  --config.model.scan=False would save the stacks' {stacks / whole:.0%} of the time"
     yield ""
 
 
