@@ -24,6 +24,7 @@ COMMANDS = {
     "launch": "start a command on many processes, here or on a cluster",
     "runs": "list runs: status, last step, best metric, goodput",
     "sweep": "train a recipe over a space of its keys",
+    "study": "compare architectures at equal compute",
     "compare": "show several runs in one picture, and how they differ",
     "compare-curve": "find the step where a run leaves a reference curve",
     "bench": "measure parts of a run on this machine",

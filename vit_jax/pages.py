@@ -69,12 +69,12 @@ def table(rows: Sequence[Sequence[object]]) -> str:
     return "<table>\n<tr>" + "</tr>\n<tr>".join(lines) + "</tr>\n</table>"
 
 
-def curves(lines: Mapping[str, Sequence[tuple[float, float]]], x: str) -> str:
+def curves(lines: Mapping[str, Sequence[tuple[float, float]]], x: str, log: bool = False) -> str:
     """Named lines through points (x, y) in one chart, with a legend below it. A point whose y is
-    not finite is left out."""
+    not finite is left out. With `log`, the axis of x is logarithmic."""
     lines = {name: [p for p in line if math.isfinite(p[1])] for name, line in lines.items()}
     points = [point for line in lines.values() for point in line]
-    across, x_marks = _axis([point[0] for point in points], LEFT, RIGHT)
+    across, x_marks = _axis([point[0] for point in points], LEFT, RIGHT, log)
     up, y_marks = _axis([point[1] for point in points], BOTTOM, TOP)
     parts = [_line(LEFT, y, RIGHT, y, "grid") + _text(LEFT - 6, y + 4, mark, "end")
              for y, mark in y_marks]  # fmt: skip

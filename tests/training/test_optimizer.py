@@ -249,7 +249,20 @@ def test_what_optax_does_not_have_is_refused(settings, says):
         ours(**settings)
 
 
-@pytest.mark.parametrize("name", list_models("*mu*") + list_models("*base_patch16_224"))
+@pytest.mark.parametrize("name", ["resnet26_gn", "nonlocal_resnet50_5", "sasa_resnet26",
+                                  "axial_resnet_s", "axial_vit_base_patch32_224"])  # fmt: skip
+def test_kernels_of_other_architectures_decay_and_nothing_else(name):
+    model = create_model(name)
+    for path, decays in flatten(decay_mask(model.family, model.abstract_params)).items():
+        assert decays == path.endswith("/kernel"), path
+
+
+@pytest.mark.parametrize(
+    "name",
+    list_models("*mu*")
+    + list_models("vit_base_patch16_224")
+    + list_models("deit_base_patch16_224"),
+)
 def test_every_parameter_matches_exactly_one_decay_rule_and_kernels_decay(name):
     for pool in ("cls", "gap", "map"):
         model = create_model(

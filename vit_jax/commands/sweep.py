@@ -15,6 +15,7 @@ import argparse
 import functools
 import importlib.util
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -67,9 +68,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _run(options: argparse.Namespace, folder: Path) -> int:
-    from vit_jax.sweeping import report, space, study
-    from vit_jax.sweeping.launching import launch
-    from vit_jax.sweeping.trials import Sweep
+    from vit_jax.sweeping import report, space
 
     if not options.config:
         raise UserError("vit sweep needs --config=FILE: the recipe that is trained")
@@ -78,25 +77,7 @@ def _run(options: argparse.Namespace, folder: Path) -> int:
     for key in search.space.distributions:
         if key in named:
             raise UserError(f"{key} is searched and also set by --config.{key}: leave one out")
-    launcher = functools.partial(
-        launch, spec=options.config, overrides=options.overrides, parallel=options.parallel,
-        say=say, **_backend(options),
-    )  # fmt: skip
-    where = options.storage or str(folder / study.JOURNAL)
-    with study.locked(folder):
-        storage = study.opened(options.storage, folder)
-        with study.in_one_line(where):
-            identity = study.identity(config, search, folder if options.storage else None)
-            begun = study.begin(options.study, storage, search, identity)
-            sweep = Sweep(begun, search, folder, options.parallel, launcher, say)
-            say(f"study {options.study}: {search.method} of {search.trials} trials, "
-                 f"{options.parallel} at a time, by {search.metric}; {folder}")  # fmt: skip
-            try:
-                sweep.run()
-            finally:
-                best = study.finished(begun)
-                best_config = space.checked(config, best[0].params) if best else None
-                names = report.write(begun, folder, best_config)
+    sweep, best, names = carry_out(options, options.study, folder, config, search, report.write)
     if sweep.failed:
         raise UserError(
             f"{len(sweep.failed)} of {search.trials} trials failed, which the same command tries "
@@ -108,6 +89,43 @@ def _run(options: argparse.Namespace, folder: Path) -> int:
         winner = f"trial {best[0].number}, {reached}, {space.in_words(best[0].params)}"
     print(f"done: {search.trials} trials; best: {winner}; {', '.join(names)} in {folder}")
     return 0
+
+
+def carry_out(
+    options: argparse.Namespace, name: str, folder: Path, config: ConfigDict, search: Any,
+    write: Callable[..., list[str]],
+) -> tuple[Any, list[Any], list[str]]:  # fmt: skip
+    """Runs the trials of a search, or continues them, and writes a report at their end.
+
+    Args:
+      write: of the study, its folder and the best trial's config; returns the names of the files.
+
+    Returns the sweep, the finished trials, best first, and the names.
+    """
+    from vit_jax.sweeping import space, study
+    from vit_jax.sweeping.launching import launch
+    from vit_jax.sweeping.trials import Sweep
+
+    launcher = functools.partial(
+        launch, spec=options.config, overrides=options.overrides, parallel=options.parallel,
+        say=say, **_backend(options),
+    )  # fmt: skip
+    url = getattr(options, "storage", None)
+    with study.locked(folder):
+        storage = study.opened(url, folder)
+        with study.in_one_line(url or str(folder / study.JOURNAL)):
+            identity = study.identity(config, search, folder if url else None)
+            begun = study.begin(name, storage, search, identity)
+            sweep = Sweep(begun, search, folder, options.parallel, launcher, say)
+            say(f"study {name}: {search.method} of {search.trials} trials, "
+                f"{options.parallel} at a time, by {search.metric}; {folder}")  # fmt: skip
+            try:
+                sweep.run()
+            finally:
+                best = study.finished(begun)
+                best_config = space.checked(config, best[0].params) if best else None
+                names = write(begun, folder, best_config)
+    return sweep, best, names
 
 
 def _search(options: argparse.Namespace, config: ConfigDict, space: Any) -> Any:

@@ -201,7 +201,7 @@ FAMILY = Family(
     "axial_resnet", AxialResNetConfig, AxialResNet, forward_macs, params=PARAMS,
     names=(
         Names(
-            r"axial_resnet_(?P<size>[sml])|axial_resnet(?P<depth>26|50)",
+            r"axial_resnet_(?P<size>[sml])|axial_resnet(?P<depth>14|26|50)",
             lambda of: {
                 "resnet_layers": DEPTHS[int(of["depth"] or 50)], "image_size": 224,
                 "stage_width": WIDTHS[of["size"]][0] if of["size"] else 64,

@@ -124,7 +124,7 @@ FAMILY = Family(
     "nonlocal", NonLocalConfig, NonLocalResNet, nonlocal_macs, params=params_with(*ROWS),
     names=(
         Names(
-            r"nonlocal_resnet(?P<depth>26|38|50|101)_(?P<blocks>1|5|10)",
+            r"nonlocal_resnet(?P<depth>14|26|38|50|101)_(?P<blocks>1|5|10)",
             lambda of: {
                 "resnet_layers": DEPTHS[int(of["depth"])], "image_size": 224,
                 "nonlocal_blocks": int(of["blocks"]),

@@ -17,8 +17,14 @@ from vit_jax.models.family import BEFORE, Family, Names, Param, under
 from vit_jax.models.layers import HEAD, make_head
 from vit_jax.models.resnet import BACKBONE, Backbone, backbone_macs
 
-# Units of each stage. 26 and 38 as in arXiv 1906.05909, section 4.1.
-DEPTHS = {26: (1, 2, 4, 1), 38: (2, 3, 5, 2), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3)}
+# Units of each stage. 26 and 38 as in arXiv 1906.05909, section 4.1. 14 is for small images.
+DEPTHS = {
+    14: (1, 1, 1, 1),
+    26: (1, 2, 4, 1),
+    38: (2, 3, 5, 2),
+    50: (3, 4, 6, 3),
+    101: (3, 4, 23, 3),
+}
 
 
 class ResNetV1(nnx.Module):
@@ -73,7 +79,7 @@ FAMILY = Family(
     "resnetv1", ResNetV1Config, ResNetV1, forward_macs, params=params_with(),
     names=(
         Names(
-            r"resnet(?P<depth>26|38|50|101)_gn",
+            r"resnet(?P<depth>14|26|38|50|101)_gn",
             lambda of: {"resnet_layers": DEPTHS[int(of["depth"])], "image_size": 224},
             tuple(f"resnet{depth}_gn" for depth in DEPTHS),
         ),

@@ -192,7 +192,7 @@ FAMILY = Family(
     "sasa", SasaConfig, Sasa, sasa_macs, params=params_with(*ROWS),
     names=(
         Names(
-            r"sasa_resnet(?P<depth>26|38|50)(?P<stem>_convstem)?",
+            r"sasa_resnet(?P<depth>14|26|38|50)(?P<stem>_convstem)?",
             lambda of: {
                 "resnet_layers": DEPTHS[int(of["depth"])], "image_size": 224,
                 "stem": "conv" if of["stem"] else "attention",

@@ -76,7 +76,7 @@ def read(text: str | None, spec: str, config: ConfigDict) -> Space:
             f"{key}={values if isinstance(values, str) else ','.join(map(str, values))}"
             for key, values in declared.items()
         )
-    space = _expression(declared, config) if isinstance(declared, str) else _list(declared, config)
+    space = _expression(declared, config) if isinstance(declared, str) else listed(declared, config)
     if not space.distributions:
         raise UserError(f"the sweep {text or spec} names no key: {HINT}")
     # With ranges: each value and each end of a range, with the recipe's values of the other keys.
@@ -124,7 +124,7 @@ def _expression(text: str, config: ConfigDict) -> Space:
     return Space(distributions)
 
 
-def _list(points: Iterable[Any], config: ConfigDict) -> Space:
+def listed(points: Iterable[Any], config: ConfigDict) -> Space:
     """A space of listed points. A key that a point lacks has the recipe's value there."""
     declared = []
     for point in points:
@@ -135,9 +135,9 @@ def _list(points: Iterable[Any], config: ConfigDict) -> Space:
         declared.append(dict(_value(config, key, str(value)) for key, value in point.items()))
     default = {key: _plain(value) for key, value in leaves(config)}
     keys = dict.fromkeys(key for point in declared for key in point)
-    listed = [{key: point.get(key, default.get(key)) for key in keys} for point in declared]
-    choices = {key: list(dict.fromkeys(point[key] for point in listed)) for key in keys}
-    return Space({key: CategoricalDistribution(c) for key, c in choices.items()}, listed)
+    whole = [{key: point.get(key, default.get(key)) for key in keys} for point in declared]
+    choices = {key: list(dict.fromkeys(point[key] for point in whole)) for key in keys}
+    return Space({key: CategoricalDistribution(c) for key, c in choices.items()}, whole)
 
 
 def _distribution(config: ConfigDict, key: str, text: str) -> tuple[str, BaseDistribution]:

@@ -1,0 +1,163 @@
+"""Compares architectures: every model at every budget with every seed, trained by one recipe.
+
+vit study --config=study.py:vit+bit+sasa,folder:PATH --workdir=DIR --epochs=5,10,20 --seeds=2
+vit study --config=study.py:vit+resnet,digits --workdir=DIR --flops=1e12,3e12
+vit study … --dry-run                                      # models, compute and hours, no training
+vit study … --parallel=8 -- slurm --partition=gpu --devices=1     # options of `vit launch`
+
+DIR holds the trials, study.csv and study.html: results against training FLOPs, seconds and
+parameters, and how much compute a model needs for what another reaches. The recipe's sweep() lists
+the models; the first one is the reference. The same command continues a study that was stopped.
+"""
+
+import argparse
+import functools
+import importlib.util
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from vit_jax.commands.arguments import CONFIG, Options, configured
+from vit_jax.commands.sweep import COMMANDS, carry_out  # noqa: F401 (back ends after `--`)
+from vit_jax.errors import UserError
+from vit_jax.ranking import ranked_by
+
+OPTIONS: Options = CONFIG | {
+    "--workdir": dict(required=True, metavar="DIR"),
+    "--epochs": dict(metavar="N,N,…", help="budgets in passes over the training data"),
+    "--flops": dict(metavar="N,N,…", help="budgets in training FLOPs, the same for every model"),
+    "--seeds": dict(type=int, default=1, metavar="N", help="runs of each model and budget (1)"),
+    "--parallel": dict(type=int, default=1, metavar="N", help="trials at a time"),
+    "--dry-run": dict(action="store_true", help="print models, compute and hours alone"),
+}  # fmt: skip
+BUDGETS = {"epochs": "total_epochs", "flops": "total_examples"}
+
+
+def run(options: argparse.Namespace) -> int:
+    """Runs the command and returns its exit code."""
+    if importlib.util.find_spec("optuna") is None:
+        raise UserError("vit study needs Optuna: pip install 'vit_jax[sweep]'")
+    from vit_jax import recipe
+    from vit_jax.sweeping import comparison, space
+    from vit_jax.sweeping.study import Search
+    from vit_jax.tasks import find_task
+
+    config, named = configured(options)
+    unit, budgets = _budgets(options)
+    for key in ("model.name", "seed", "total_epochs", "total_steps", "total_examples"):
+        if key in named:
+            raise UserError(f"{key} is what a study varies: leave --config.{key} out")
+    for option in ("seeds", "parallel"):
+        if getattr(options, option) < 1:
+            raise UserError(f"--{option} is 1 or more, not {getattr(options, option)}")
+    if not config.data.eval.split:
+        raise UserError("a study compares by an evaluation: set data.eval.split")
+    models = recipe.sweep(options.config)
+    if not isinstance(models, list) or not all("model.name" in point for point in models):
+        raise UserError(
+            f"sweep() of {options.config} lists no models: dictionaries of model.name …"
+        )
+    sizes, examples = _sizes(config, named, models)
+    points = [
+        {**point, **_length(unit, budget, sizes[point["model.name"]]), "seed": seed}
+        for budget in budgets for seed in range(options.seeds) for point in models
+    ]  # fmt: skip
+    flops = _tell(models, sizes, unit, budgets, examples, options.seeds)
+    if options.dry_run:
+        speed = _products_per_second()
+        print(f"at least {flops / speed / 3600:.2g} hours at this machine's {speed / 1e9:,.0f} "
+              "GFLOP/s of matrix products")  # fmt: skip
+        return 0
+    searched = space.listed(points, config)
+    metric, best_of = ranked_by(config.best or find_task(config).best)
+    search = Search(searched, "grid", f"eval/{config.data.eval.split}/{metric}", len(points),
+                    low=best_of is min)  # fmt: skip
+    folder = Path(options.workdir).expanduser().absolute()
+    write = functools.partial(comparison.write, sizes=sizes)
+    sweep, done, names = carry_out(options, folder.name, folder, config, search, write)
+    if sweep.failed:
+        raise UserError(
+            f"{len(sweep.failed)} of {search.trials} trials failed, which the same command tries "
+            f"again: {next(iter(sweep.failed.values()))}"
+        )
+    print(f"done: {len(done)} trials; {', '.join(names)} in {folder}")
+    return 0
+
+
+def _budgets(options: argparse.Namespace) -> tuple[str, list[float]]:
+    """The unit of the budgets, and the budgets in ascending order. Raises UserError."""
+    given = [unit for unit in BUDGETS if getattr(options, unit)]
+    if len(given) != 1:
+        raise UserError("vit study needs budgets: --epochs=5,10,20 or --flops=1e15,3e15")
+    text = getattr(options, given[0])
+    try:
+        budgets = sorted({float(part) for part in text.split(",")})
+    except ValueError:
+        budgets = []
+    if not budgets or not 0 < budgets[0] <= budgets[-1] < float("inf"):
+        raise UserError(f"--{given[0]}={text}: numbers above 0, such as 5,10,20")
+    return given[0], budgets
+
+
+def _sizes(
+    config: ConfigDict, named: list[str], models: list[dict[str, Any]]
+) -> tuple[dict[str, Any], int]:
+    """Parameters and multiply-adds of each model on the study's data, and the number of training
+    examples. Raises UserError for the first model that cannot work, before any trial."""
+    from vit_jax.sweeping import space
+    from vit_jax.sweeping.comparison import Size
+    from vit_jax.training.resolve import opened, resolve
+
+    data = opened(config)
+    sizes = {}
+    for point in models:
+        whole = space.checked(config, point)
+        try:
+            # Of one device, which is not asked for: the trials need this machine's.
+            model = resolve(whole, [*named, *point], 1, data=lambda _: data).model
+        except UserError as error:
+            raise UserError(f"{point['model.name']}: {error}") from error
+        sizes[point["model.name"]] = Size(model.num_params, model.macs)
+    return sizes, data.facts.num_examples
+
+
+def _length(unit: str, budget: float, size: Any) -> dict[str, Any]:
+    """The key that gives a trial of a model its length."""
+    if unit == "epochs":
+        return {"total_epochs": budget}
+    return {"total_examples": max(1, round(budget / (6 * size.macs)))}
+
+
+def _tell(
+    models: list[dict[str, Any]], sizes: dict[str, Any], unit: str, budgets: list[float],
+    examples: int, seeds: int,
+) -> float:  # fmt: skip
+    """Prints the models and their compute. Returns the FLOPs of all trials together."""
+    from vit_jax import pages
+
+    table: list[list[str]] = [
+        ["model", "parameters", "multiply-adds", *(f"FLOPs, {unit} {b:g}" for b in budgets)]
+    ]
+    total = 0.0
+    for point in models:
+        size = sizes[point["model.name"]]
+        flops = [6.0 * size.macs * examples * b if unit == "epochs" else b for b in budgets]
+        total += seeds * sum(flops)
+        table.append([
+            point["model.name"], f"{size.params:,}", f"{size.macs:,}", *(f"{f:.3g}" for f in flops)
+        ])  # fmt: skip
+    print(pages.aligned(table))
+    print(f"{len(models)} models, {len(budgets)} budgets, {seeds} seeds: {total:.3g} FLOPs")
+    return total
+
+
+def _products_per_second() -> float:
+    """What this machine reaches in products of matrices, in float32."""
+    import jax
+
+    from vit_jax.benching.machine import matmul
+
+    side, flops = matmul(jax.devices()[0], "float32")
+    side()
+    return flops / min(side() for _ in range(3))
