@@ -11,12 +11,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float, Key
+from jaxtyping import Array, Float
 
 from vit_jax.models.configs import AxialResNetConfig
 from vit_jax.models.family import BEFORE, CHANNELS, Family, Names, Param, under
-from vit_jax.models.layers import HEAD, NORM, make_head
-from vit_jax.models.resnet import Root, StdConv, group_norm, positions
+from vit_jax.models.layers import HEAD, NORM
+from vit_jax.models.resnet import ConvNet, Root, StdConv, group_norm, positions, run_unit
 from vit_jax.models.resnet_v1 import DEPTHS
 
 # Width of the attention in the first stage (L: 128 values), and how much wider a unit's output is.
@@ -112,7 +112,7 @@ def _stages(c: AxialResNetConfig):
         inputs = width * c.expansion
 
 
-class AxialResNet(nnx.Module):
+class AxialResNet(ConvNet):
     """Root (7 x 7 convolution and pool), units, global mean, head."""
 
     def __init__(self, c: AxialResNetConfig, rngs: Any):
@@ -122,7 +122,6 @@ class AxialResNet(nnx.Module):
             "rngs": rngs,
         }  # fmt: skip
         how: dict[str, Any] = {"eps": c.groupnorm_eps, "conv": conv}
-        self.config = c
         self.root = Root(c.channels, c.stage_width * c.expansion // 4, preactivation=False, **how)
         how["heads"] = c.num_heads
         for s, inputs, width, outputs, stride, span in _stages(c):
@@ -130,38 +129,17 @@ class AxialResNet(nnx.Module):
                 first = (inputs, stride) if u == 1 else (outputs, 1)
                 unit = AxialUnit(first[0], width, outputs, first[1], span=span, **how)
                 setattr(self, f"stage{s}_unit{u:02d}", unit)
-        if c.num_classes:
-            self.head = make_head(
-                c.hidden_size, c.num_classes, bias=c.head_bias, dtype=dtype, rngs=rngs
-            )
+        self.add_head(c, rngs)
 
-    def __call__(
-        self,
-        images: Float[Array, "batch height width channels"],
-        key: Key[Array, ""] | None = None,
-        *,
-        return_weights: bool = False,
-        gather=None,
-    ) -> tuple[Float[Array, "batch classes"], dict[str, Array]]:
-        """The same arguments as for a ViT; all but `images` have no effect."""
-        c = self.config
+    def features(self, images):
         out = {"root": self.root(images)}
         x = out["root"]
-        for s, units in enumerate(c.resnet_layers, start=1):
+        for s, units in enumerate(self.config.resnet_layers, start=1):
             for u in range(1, units + 1):
                 name = f"stage{s}_unit{u:02d}"
-                out[name] = x = self._run(getattr(self, name), x)
-        out["encoded"] = x
-        out["pre_logits"] = x = x.mean(axis=(1, 2))
-        logits = self.head(x) if c.num_classes else x
-        return logits.astype(jnp.float32), out
-
-    def _run(self, unit: AxialUnit, x):
-        """With `remat`, the backward pass keeps only the input of a unit."""
-        if self.config.remat == "none":
-            return unit(x)
-        graph, params = nnx.split(unit, nnx.Param)
-        return jax.checkpoint(lambda p, x: nnx.merge(graph, p)(x))(nnx.to_pure_dict(params), x)
+                x = run_unit(getattr(self, name), x, self.config.remat != "none")
+                out[name] = x
+        return x, out
 
 
 def forward_macs(c: AxialResNetConfig) -> int:

@@ -196,11 +196,10 @@ class MixerConfig(PatchConfig):
 
 
 @dataclasses.dataclass(frozen=True)
-class ResNetConfig(ImageConfig):
-    """A BiT ResNet (arXiv 1912.11370)."""
+class UnitsConfig(ImageConfig):
+    """What all ResNets have: stages of units."""
 
     resnet_layers: tuple[int, ...] = field((3, 4, 6, 3), "units of each stage")
-    width_factor: int = field(1, "factor of a ResNet's channels", COUNT)
     groupnorm_eps: float = field(1e-5, "added to the variance in a GroupNorm", POSITIVE)
     standardization: str = field(
         "bit", "how kernels are standardised", one_of("google", "bit", "timm", "none")
@@ -219,6 +218,13 @@ class ResNetConfig(ImageConfig):
             listed = isinstance(sizes, tuple | list) and fits(len(sizes))
             if not listed or not all(type(n) is int and n >= 1 for n in sizes):
                 raise ValueError(f"{name} is {wanted}, not {sizes!r}")
+
+
+@dataclasses.dataclass(frozen=True)
+class ResNetConfig(UnitsConfig):
+    """A BiT ResNet (arXiv 1912.11370)."""
+
+    width_factor: int = field(1, "factor of a ResNet's channels", COUNT)
 
     @property
     def hidden_size(self) -> int:
@@ -276,10 +282,9 @@ class SasaConfig(ResNetV1Config):
 
 
 @dataclasses.dataclass(frozen=True)
-class AxialResNetConfig(ImageConfig):
+class AxialResNetConfig(UnitsConfig):
     """A ResNet with axial attention (arXiv 2003.07853)."""
 
-    resnet_layers: tuple[int, ...] = field((3, 4, 6, 3), "units of each stage")
     stage_width: int = field(
         64, "width of the attention in the first stage, a multiple of 32; doubled by every other",
         COUNT,
@@ -289,12 +294,8 @@ class AxialResNetConfig(ImageConfig):
     spans: tuple[int, ...] = field(
         (56, 56, 28, 14), "for each stage, how many positions attention sees in each direction"
     )
-    groupnorm_eps: float = field(1e-5, "added to the variance in a GroupNorm", POSITIVE)
     standardization: str = field(
         "none", "how kernels are standardised", one_of("google", "bit", "timm", "none")
-    )
-    remat: str = field(
-        "none", "what the backward pass computes again", one_of("none", "full"), free=True
     )
 
     def __post_init__(self):

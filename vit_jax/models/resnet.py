@@ -202,35 +202,38 @@ class Backbone(nnx.Module):
             for u in range(1, units + 1):
                 name = f"stage{s}_unit{u:02d}"
                 if inserted := getattr(self, f"before_{name}", None):
-                    out[f"before_{name}"] = x = self._run(inserted, x)
-                x = self._run(getattr(getattr(self, f"stage{s}"), f"unit{u:02d}"), x)
+                    out[f"before_{name}"] = x = run_unit(inserted, x, self.recomputes)
+                unit = getattr(getattr(self, f"stage{s}"), f"unit{u:02d}")
+                x = run_unit(unit, x, self.recomputes)
                 out[name] = x
         return x, out
 
-    def _run(self, unit: Callable, x):
-        """With any kind of `remat`, the backward pass keeps only the input of a unit."""
-        if not self.recomputes:
-            return unit(x)
-        graph, params = nnx.split(unit, nnx.Param)
-        return jax.checkpoint(lambda p, x: nnx.merge(graph, p)(x))(nnx.to_pure_dict(params), x)
+
+def run_unit(unit: Callable, x: Array, recomputes: bool) -> Array:
+    """The unit of x. With `recomputes`, the backward pass keeps only its input."""
+    if not recomputes:
+        return unit(x)
+    graph, params = nnx.split(unit, nnx.Param)
+    return jax.checkpoint(lambda p, x: nnx.merge(graph, p)(x))(nnx.to_pure_dict(params), x)
 
 
-class ResNet(nnx.Module):
-    """BiT's ResNet v2: backbone, group norm, ReLU, global mean, head."""
+class ConvNet(nnx.Module):
+    """Features, their global mean, and a head: what ResNets have in common. A subclass makes its
+    parts, then the head by `add_head`, and defines `features`."""
 
-    def __init__(self, c: ResNetConfig, rngs: Any):
-        dtype = jnp.dtype(c.dtype)
+    def add_head(self, c: Any, rngs: Any) -> None:
+        """Makes the head of a config, if it has classes."""
         self.config = c
-        self.backbone = Backbone(
-            c.resnet_layers, c.width_factor, c.channels, preactivation=True, padding="symmetric",
-            groupnorm_eps=c.groupnorm_eps, standardization=c.standardization, remat=c.remat,
-            dtype=dtype, rngs=rngs,
-        )  # fmt: skip
-        self.norm = group_norm(c.hidden_size, c.groupnorm_eps, dtype=dtype, rngs=rngs)
         if c.num_classes:
             self.head = make_head(
-                c.hidden_size, c.num_classes, bias=c.head_bias, dtype=dtype, rngs=rngs
+                c.hidden_size, c.num_classes, bias=c.head_bias, dtype=jnp.dtype(c.dtype), rngs=rngs
             )
+
+    def features(
+        self, images: Float[Array, "batch height width channels"]
+    ) -> tuple[Float[Array, "batch h w features"], dict[str, Array]]:
+        """The last features, and the intermediate ones by name."""
+        raise NotImplementedError
 
     def __call__(
         self,
@@ -241,11 +244,29 @@ class ResNet(nnx.Module):
         gather=None,
     ) -> tuple[Float[Array, "batch classes"], dict[str, Array]]:
         """The same arguments as for a ViT; all but `images` have no effect."""
-        x, out = self.backbone(images)
-        out["encoded"] = x = nnx.relu(self.norm(x))
+        x, out = self.features(images)
+        out["encoded"] = x
         out["pre_logits"] = x = x.mean(axis=(1, 2))
         logits = self.head(x) if self.config.num_classes else x
         return logits.astype(jnp.float32), out
+
+
+class ResNet(ConvNet):
+    """BiT's ResNet v2: backbone, group norm, ReLU, global mean, head."""
+
+    def __init__(self, c: ResNetConfig, rngs: Any):
+        dtype = jnp.dtype(c.dtype)
+        self.backbone = Backbone(
+            c.resnet_layers, c.width_factor, c.channels, preactivation=True, padding="symmetric",
+            groupnorm_eps=c.groupnorm_eps, standardization=c.standardization, remat=c.remat,
+            dtype=dtype, rngs=rngs,
+        )  # fmt: skip
+        self.norm = group_norm(c.hidden_size, c.groupnorm_eps, dtype=dtype, rngs=rngs)
+        self.add_head(c, rngs)
+
+    def features(self, images):
+        x, out = self.backbone(images)
+        return nnx.relu(self.norm(x)), out
 
 
 def positions(image_size: tuple[int, int], stride: int) -> int:

@@ -9,13 +9,11 @@ import re
 from typing import Any
 
 import jax.numpy as jnp
-from flax import nnx
-from jaxtyping import Array, Float, Key
 
 from vit_jax.models.configs import ResNetV1Config
 from vit_jax.models.family import BEFORE, Family, Names, Param, under
-from vit_jax.models.layers import HEAD, make_head
-from vit_jax.models.resnet import BACKBONE, Backbone, backbone_macs
+from vit_jax.models.layers import HEAD
+from vit_jax.models.resnet import BACKBONE, Backbone, ConvNet, backbone_macs
 
 # Units of each stage. 26 and 38 as in arXiv 1906.05909, section 4.1. 14 is for small images.
 DEPTHS = {
@@ -27,36 +25,19 @@ DEPTHS = {
 }
 
 
-class ResNetV1(nnx.Module):
+class ResNetV1(ConvNet):
     """Backbone, global mean, head. `parts` are the backbone's: `root`, `spatial`, `inserted`."""
 
     def __init__(self, c: ResNetV1Config, rngs: Any, **parts: Any):
-        dtype = jnp.dtype(c.dtype)
-        self.config = c
         self.backbone = Backbone(
             c.resnet_layers, c.width_factor, c.channels, preactivation=False, padding="symmetric",
             groupnorm_eps=c.groupnorm_eps, standardization=c.standardization, remat=c.remat,
-            dtype=dtype, rngs=rngs, **parts,
+            dtype=jnp.dtype(c.dtype), rngs=rngs, **parts,
         )  # fmt: skip
-        if c.num_classes:
-            self.head = make_head(
-                c.hidden_size, c.num_classes, bias=c.head_bias, dtype=dtype, rngs=rngs
-            )
+        self.add_head(c, rngs)
 
-    def __call__(
-        self,
-        images: Float[Array, "batch height width channels"],
-        key: Key[Array, ""] | None = None,
-        *,
-        return_weights: bool = False,
-        gather=None,
-    ) -> tuple[Float[Array, "batch classes"], dict[str, Array]]:
-        """The same arguments as for a ViT; all but `images` have no effect."""
-        x, out = self.backbone(images)
-        out["encoded"] = x
-        out["pre_logits"] = x = x.mean(axis=(1, 2))
-        logits = self.head(x) if self.config.num_classes else x
-        return logits.astype(jnp.float32), out
+    def features(self, images):
+        return self.backbone(images)
 
 
 def forward_macs(c: ResNetV1Config, **parts: Any) -> int:
