@@ -154,6 +154,22 @@ def test_a_whole_model_trains_every_parameter(config):
         assert np.abs(leaf).max() > 0, path
 
 
+@pytest.mark.parametrize("name", ["resnet14_gn", "nonlocal_resnet14_5", "sasa_resnet14",
+                                  "axial_resnet14", "axial_vit_nano_patch8_64"])  # fmt: skip
+def test_half_precision_arithmetic_stays_close_and_ends_in_float32(name):
+    x, logits = images(32, 32, batch=4), {}
+    for dtype in ("float32", "bfloat16"):
+        model = create_model(name, image_size=32, num_classes=10, dtype=dtype)
+        params = model.init()
+        params["head"]["kernel"] = random_like(params["head"])["kernel"]
+        assert {leaf.dtype.name for leaf in jax.tree.leaves(params)} == {"float32"}
+        logits[dtype], _ = jax.jit(model.apply)(params, x)
+        assert logits[dtype].dtype == np.float32
+    scale = np.abs(logits["float32"]).max()
+    apart = np.abs(logits["bfloat16"] - logits["float32"]).max()
+    assert 0 < apart < 0.05 * scale
+
+
 def test_recomputing_units_changes_no_gradient():
     x = images(32, 32)
     grads = []

@@ -97,7 +97,7 @@ def our_bit(x, **fields):
             "bias": weights["head.fc.bias"],
         },
     }
-    config = ResNetConfig(layers, image_size=x.shape[1:3], num_classes=10, **fields)
+    config = ResNetConfig(resnet_layers=layers, image_size=x.shape[1:3], num_classes=10, **fields)
     return jax.jit(Model("bit", config).apply)(params, x)[0]
 
 

@@ -18,6 +18,7 @@ from vit_jax.models.family import BEFORE, CHANNELS, Family, Names, Param, under
 from vit_jax.models.layers import HEAD, NORM
 from vit_jax.models.resnet import ConvNet, Root, StdConv, group_norm, positions, run_unit
 from vit_jax.models.resnet_v1 import DEPTHS
+from vit_jax.models.sasa import einsum32
 
 # Width of the attention in the first stage (L: 128 values), and how much wider a unit's output is.
 WIDTHS = {"s": (64, 2), "m": (96, 2), "l": (128, 2)}
@@ -58,9 +59,9 @@ class AxialAttention(nnx.Module):
         table = self.relative[...].astype(self.dtype)[jnp.clip(offset, 0, 2 * self.span - 2)]
         r_q, r_k, r_v = jnp.split(table, (dim // 2, dim), axis=-1)
         logits = jnp.concatenate([
-            jnp.einsum("blihd,bljhd->blijh", q, k), jnp.einsum("blihd,ijd->blijh", q, r_q),
-            jnp.einsum("bljhd,ijd->blijh", k, r_k),
-        ], axis=-1).astype(jnp.float32)  # fmt: skip
+            einsum32("blihd,bljhd->blijh", q, k), einsum32("blihd,ijd->blijh", q, r_q),
+            einsum32("bljhd,ijd->blijh", k, r_k),
+        ], axis=-1)  # fmt: skip
         logits = self.logit_norm(logits).reshape(batch, lines, n, n, 3, self.heads).sum(axis=-2)
         logits = jnp.where(near[..., None], logits, -jnp.inf)
         weights = jax.nn.softmax(logits, axis=3).astype(self.dtype)

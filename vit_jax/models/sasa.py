@@ -5,6 +5,7 @@ The paper has no published code. What it leaves open is decided as in HaloNet (a
 the same authors: keys and values outside of the image are zeros, which take part in the softmax.
 """
 
+import functools
 import re
 from typing import Any
 
@@ -21,6 +22,7 @@ from vit_jax.models.resnet_v1 import DEPTHS, ResNetV1, forward_macs, params_with
 
 BLOCK = 4  # sides of the blocks of queries in `attend_locally`, measured on a CPU
 lecun = nnx.initializers.lecun_normal()
+einsum32 = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)  # of logits
 MIXTURES = 4  # value projections that the stem mixes by position (section 3.2)
 PATCH = 4  # sides of the stem's blocks, and of the pool behind it
 
@@ -57,10 +59,9 @@ def attend_locally(
     inside = (offset >= 0) & (offset < window)
     at, half = jnp.clip(offset, 0, window - 1), rows.shape[-1]
     rows, columns = (table.astype(q.dtype)[at] for table in (rows, columns))  # [query, key, …]
-    logits = jnp.einsum("bxynpqd,bxynstd->bxynpqst", q, k)
-    logits += jnp.einsum("bxynpqd,psnd->bxynpqs", q[..., :half], rows)[..., None]
-    logits += jnp.einsum("bxynpqd,qtnd->bxynpqt", q[..., half:], columns)[..., None, :]
-    logits = logits.astype(jnp.float32)
+    logits = einsum32("bxynpqd,bxynstd->bxynpqst", q, k)
+    logits += einsum32("bxynpqd,psnd->bxynpqs", q[..., :half], rows)[..., None]
+    logits += einsum32("bxynpqd,qtnd->bxynpqt", q[..., half:], columns)[..., None, :]
     near = inside[:, None, :, None] & inside[None, :, None, :]
     logits = jnp.where(near, logits, -jnp.inf)
     weights = jax.nn.softmax(logits, axis=(-2, -1)).astype(v.dtype)
@@ -135,10 +136,10 @@ class AttentionStem(nnx.Module):
         rows, columns = (
             table[...][offset].astype(self.dtype) for table in (self.rows, self.columns)
         )
-        logits = jnp.einsum("...pqnd,...stnd->...npqst", q, k)
-        logits += jnp.einsum("...pqnd,psnd->...npqs", q[..., :half], rows)[..., None]
-        logits += jnp.einsum("...pqnd,qtnd->...npqt", q[..., half:], columns)[..., None, :]
-        weights = jax.nn.softmax(logits.astype(jnp.float32), axis=(-2, -1)).astype(self.dtype)
+        logits = einsum32("...pqnd,...stnd->...npqst", q, k)
+        logits += einsum32("...pqnd,psnd->...npqs", q[..., :half], rows)[..., None]
+        logits += einsum32("...pqnd,qtnd->...npqt", q[..., half:], columns)[..., None, :]
+        weights = jax.nn.softmax(logits, axis=(-2, -1)).astype(self.dtype)
         y = jnp.einsum("...npqst,...stnd->...pqnd", weights, v)
         y = y.swapaxes(2, 3).reshape(batch, down * PATCH, across * PATCH, -1)
         return nnx.max_pool(nnx.relu(self.norm(y)), (PATCH, PATCH), (PATCH, PATCH))
