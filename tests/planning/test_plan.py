@@ -134,20 +134,13 @@ def test_search_finds_what_fits_and_is_fastest_of_what_was_judged():
 
 def test_search_varies_the_attention_of_gpus_that_have_cudnns():
     config = tiny_config(batch_size=64, model__dtype="bfloat16", model__attention_dropout=0.0)
-    h100s = topologies.find("gpu:h100x8")
-    both = {choice["model.attention"] for choice, _ in estimates(config, [], h100s)}
-    assert both == {"cudnn", "xla"}
-    sizes = {
-        (choice["model.attention"], plan.memory.saved)
-        for choice, plan in estimates(config, [], h100s)
-        if choice["model.remat"] == "none" and choice["mesh.fsdp"] == choice["mesh.tensor"] == 1
-        and choice["microbatch"] == 64
+    judged = list(estimates(config, [], topologies.find("gpu:h100x1")))
+    saved = {
+        choice["model.attention"]: plan.memory.saved for choice, plan in judged
+        if choice["model.remat"] == "none" and choice["microbatch"] == 64
     }  # fmt: skip
-    assert dict(sizes)["cudnn"] < dict(sizes)["xla"]  # it keeps no weights of pairs
-    choice, _ = search(changed(config, {"model.attention": "xla"}), ["model.attention"], h100s,
-                       print)  # fmt: skip
-    assert choice["model.attention"] == "xla"
-    v100 = topologies.find("gpu:v100x8")
+    assert saved["cudnn"] < saved["xla"]  # it keeps no weights of pairs
+    v100 = topologies.find("gpu:v100x1")
     assert {choice["model.attention"] for choice, _ in estimates(config, [], v100)} == {None}
 
 
