@@ -63,7 +63,7 @@ def test_models_are_compared_with_the_first_one():
     head, b, c = ratios(rows())
     assert head[1] == "flops for the same, a = 1"
     assert b[:2] == ["b", "2.00"]
-    assert c == ["c<x>", "they reach no value both", ""]
+    assert c == ["c<x>", "no value that both reach", ""]
     assert ratios(rows(), cost="seconds")[1][1] == "4.00"
     assert speeds(rows(), "accuracy", 1)[2][:5] == ["b", "5", "20", "100.0", "0.0"]
 
@@ -99,6 +99,7 @@ BAD = [
     (["--epochs=1", "--seeds=0"], "--seeds is 1 or more, not 0"),
     (["--epochs=1", "--parallel=0"], "--parallel is 1 or more, not 0"),
     (["--epochs=1", "--config.seed=3"], "seed is what a study varies"),
+    (["--epochs=1", "--config.model.image_size=8"], "model.image_size is what a study varies"),
     (["--epochs=1", "--config.data.eval.split="], "a study compares by an evaluation"),
 ]
 

@@ -5,21 +5,20 @@ vit study --config=study.py:vit+resnet,digits --workdir=DIR --flops=1e12,3e12
 vit study … --dry-run                                      # models, compute and hours, no training
 vit study … --parallel=8 -- slurm --partition=gpu --devices=1     # options of `vit launch`
 
-DIR holds the trials, study.csv and study.html: results against training FLOPs, seconds and
-parameters, and how much compute a model needs for what another reaches. The recipe's sweep() lists
-the models; the first one is the reference. The same command continues a study that was stopped.
+DIR holds the trials, study.csv and study.html: results against training FLOPs and seconds, sizes,
+speeds, and how much compute each model needs for the same result. The recipe's sweep() lists the
+models; the first one is the reference. The same command continues a study that was stopped.
 """
 
 import argparse
 import functools
-import importlib.util
 from pathlib import Path
 from typing import Any
 
 from ml_collections import ConfigDict
 
+from vit_jax.commands import sweep
 from vit_jax.commands.arguments import CONFIG, Options, configured
-from vit_jax.commands.sweep import COMMANDS, carry_out  # noqa: F401 (back ends after `--`)
 from vit_jax.errors import UserError
 from vit_jax.ranking import ranked_by
 
@@ -31,13 +30,13 @@ OPTIONS: Options = CONFIG | {
     "--parallel": dict(type=int, default=1, metavar="N", help="trials at a time"),
     "--dry-run": dict(action="store_true", help="print models, compute and hours alone"),
 }  # fmt: skip
+COMMANDS = sweep.COMMANDS  # back ends after `--`
 BUDGETS = {"epochs": "total_epochs", "flops": "total_examples"}
 
 
 def run(options: argparse.Namespace) -> int:
     """Runs the command and returns its exit code."""
-    if importlib.util.find_spec("optuna") is None:
-        raise UserError("vit study needs Optuna: pip install 'vit_jax[sweep]'")
+    sweep.check_installed("study")
     from vit_jax import recipe
     from vit_jax.sweeping import comparison, space
     from vit_jax.sweeping.study import Search
@@ -45,9 +44,6 @@ def run(options: argparse.Namespace) -> int:
 
     config, named = configured(options)
     unit, budgets = _budgets(options)
-    for key in ("model.name", "seed", "total_epochs", "total_steps", "total_examples"):
-        if key in named:
-            raise UserError(f"{key} is what a study varies: leave --config.{key} out")
     for option in ("seeds", "parallel"):
         if getattr(options, option) < 1:
             raise UserError(f"--{option} is 1 or more, not {getattr(options, option)}")
@@ -58,6 +54,10 @@ def run(options: argparse.Namespace) -> int:
         raise UserError(
             f"sweep() of {options.config} lists no models: dictionaries of model.name …"
         )
+    lengths = ("total_epochs", "total_steps", "total_examples")
+    for key in ("seed", *lengths, *(key for point in models for key in point)):
+        if key in named:
+            raise UserError(f"{key} is what a study varies: leave --config.{key} out")
     sizes, examples = _sizes(config, named, models)
     points = [
         {**point, **_length(unit, budget, sizes[point["model.name"]]), "seed": seed}
@@ -75,12 +75,7 @@ def run(options: argparse.Namespace) -> int:
                     low=best_of is min)  # fmt: skip
     folder = Path(options.workdir).expanduser().absolute()
     write = functools.partial(comparison.write, sizes=sizes)
-    sweep, done, names = carry_out(options, folder.name, folder, config, search, write)
-    if sweep.failed:
-        raise UserError(
-            f"{len(sweep.failed)} of {search.trials} trials failed, which the same command tries "
-            f"again: {next(iter(sweep.failed.values()))}"
-        )
+    done, names = sweep.carry_out(options, folder.name, folder, config, search, write)
     print(f"done: {len(done)} trials; {', '.join(names)} in {folder}")
     return 0
 

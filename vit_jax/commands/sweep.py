@@ -50,8 +50,7 @@ OPTIONS: Options = {
 
 def run(options: argparse.Namespace) -> int:
     """Runs the command and returns its exit code."""
-    if importlib.util.find_spec("optuna") is None:
-        raise UserError("vit sweep needs Optuna: pip install 'vit_jax[sweep]'")
+    check_installed("sweep")
     if not re.fullmatch(r"\w([\w. -]*\w)?", options.study):
         raise UserError(
             f"--study is a plain name, not {options.study!r}: it names a folder and jobs, so "
@@ -67,6 +66,12 @@ def run(options: argparse.Namespace) -> int:
     return 0
 
 
+def check_installed(command: str) -> None:
+    """Raises UserError if Optuna is not installed."""
+    if importlib.util.find_spec("optuna") is None:
+        raise UserError(f"vit {command} needs Optuna: pip install 'vit_jax[sweep]'")
+
+
 def _run(options: argparse.Namespace, folder: Path) -> int:
     from vit_jax.sweeping import report, space
 
@@ -77,12 +82,7 @@ def _run(options: argparse.Namespace, folder: Path) -> int:
     for key in search.space.distributions:
         if key in named:
             raise UserError(f"{key} is searched and also set by --config.{key}: leave one out")
-    sweep, best, names = carry_out(options, options.study, folder, config, search, report.write)
-    if sweep.failed:
-        raise UserError(
-            f"{len(sweep.failed)} of {search.trials} trials failed, which the same command tries "
-            f"again: {next(iter(sweep.failed.values()))}"
-        )
+    best, names = carry_out(options, options.study, folder, config, search, report.write)
     winner = "no trial finished"
     if best:
         reached = f"{search.metric} {best[0].value:.4f}"
@@ -94,13 +94,13 @@ def _run(options: argparse.Namespace, folder: Path) -> int:
 def carry_out(
     options: argparse.Namespace, name: str, folder: Path, config: ConfigDict, search: Any,
     write: Callable[..., list[str]],
-) -> tuple[Any, list[Any], list[str]]:  # fmt: skip
+) -> tuple[list[Any], list[str]]:  # fmt: skip
     """Runs the trials of a search, or continues them, and writes a report at their end.
 
     Args:
       write: of the study, its folder and the best trial's config; returns the names of the files.
 
-    Returns the sweep, the finished trials, best first, and the names.
+    Returns the finished trials, best first, and the names. Raises UserError if a trial failed.
     """
     from vit_jax.sweeping import space, study
     from vit_jax.sweeping.launching import launch
@@ -125,7 +125,12 @@ def carry_out(
                 best = study.finished(begun)
                 best_config = space.checked(config, best[0].params) if best else None
                 names = write(begun, folder, best_config)
-    return sweep, best, names
+    if sweep.failed:
+        raise UserError(
+            f"{len(sweep.failed)} of {search.trials} trials failed, which the same command tries "
+            f"again: {next(iter(sweep.failed.values()))}"
+        )
+    return best, names
 
 
 def _search(options: argparse.Namespace, config: ConfigDict, space: Any) -> Any:

@@ -28,13 +28,13 @@ def places(layers: tuple[int, ...], blocks: int) -> list[tuple[int, int]]:
     before the first one of the next."""
     if blocks == 1:
         return [(3, layers[2])]
-    found = []
+    before = []
     for stage, count in zip((2, 3), SPREAD[blocks], strict=True):
         units = layers[stage - 1]
         count = units if count is None else min(count, units)
         after = [(i + 1) * (units // count) for i in range(count)] if count else []
-        found += [(stage, unit + 1) if unit < units else (stage + 1, 1) for unit in after]
-    return found
+        before += [(stage, unit + 1) if unit < units else (stage + 1, 1) for unit in after]
+    return before
 
 
 class NonLocal(nnx.Module):

@@ -43,7 +43,8 @@ BACKBONE = (
     *under(r"root/norm|stage\d+/unit\d+/(norm[123]|proj_norm)", NORM),
 )
 
-# BiT (arXiv 1912.11370): depth -> units of each stage, and depth -> published width factors.
+# BiT (arXiv 1912.11370): depth -> units of each stage, and depth -> published width factors. 14 is
+# not BiT's; it is for small images.
 RESNETS = {14: (1, 1, 1, 1), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
 BIT_WIDTHS = {50: (1, 3), 101: (1, 3), 152: (2, 4)}
 

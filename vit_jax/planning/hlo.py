@@ -63,7 +63,7 @@ class Collective:
 
 
 class Kernel(NamedTuple):
-    """One kernel of a program, or a call of a library, as often as it runs."""
+    """A kernel or a call of a library. `flops` and `bytes` are those of all of its runs."""
 
     kind: str  # one of `shares.KINDS`
     flops: float

@@ -47,9 +47,9 @@ class Share(NamedTuple):
 
 
 def by_kind(costs: Costs, target: Target, dtype: str) -> dict[str, Share]:
-    """The share of each of `shares.KINDS` that a compiled step has. Their seconds together are more
-    than the step's roofline, because here no kernel's arithmetic overlaps another one's traffic. A
-    GPU runs kernels so, one after another."""
+    """The share of each of `shares.KINDS` in a compiled step. A GPU runs one kernel after another,
+    so no kernel's arithmetic overlaps another kernel's traffic here. Therefore all seconds together
+    are at least the longer of the step's arithmetic and memory times."""
     chip = target.chip
     assert chip
     table: dict[str, Share] = {}

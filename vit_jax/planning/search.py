@@ -111,7 +111,7 @@ def estimates(
 
 
 def _attentions(config: ConfigDict, named: list[str], target: Target) -> tuple[str | None, ...]:
-    """Both of a GPU on which cuDNN's attention works; otherwise that of the config."""
+    """Both kinds for a GPU that has cuDNN's attention; otherwise the kind of the config."""
     one = changed(config, _choice(1, 1, 1, config.batch_size, "none", config.model.attention))
     model = run_of(one, named, 1, data=known, gpu=target.gpu).model
     if getattr(model.config, "attention", "") == "cudnn":

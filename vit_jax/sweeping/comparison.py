@@ -7,15 +7,17 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import optuna
 from ml_collections import ConfigDict
 
 from vit_jax import pages
 from vit_jax.files import write_text
 from vit_jax.sweeping.study import IDENTITY, finished
+
+if TYPE_CHECKING:
+    from optuna import Study
 
 DRAWS = 2_000  # resamples of the bootstrap
 LEVELS = 33  # values at which two curves are compared
@@ -50,7 +52,7 @@ class Row:
         return 6 * self.macs * self.images_per_second
 
 
-def rows_of(study: optuna.Study, folder: Path, sizes: Mapping[str, Size]) -> list[Row]:
+def rows_of(study: "Study", folder: Path, sizes: Mapping[str, Size]) -> list[Row]:
     """A row for each trial that finished, in the order of the trials."""
     rows = []
     for trial in sorted(finished(study), key=lambda trial: trial.number):
@@ -140,10 +142,10 @@ def ratios(rows: Sequence[Row], sign: int = 1, cost: str = "flops") -> list[list
     reference, *others = curves
     table: list[list[Any]] = [["model", f"{cost} for the same, {reference} = 1", "95% interval"]]
     for model in others:
-        found = ratio(curves[reference], curves[model], sign)
+        times = ratio(curves[reference], curves[model], sign)
         limits = interval(curves[reference], curves[model], sign)
         table.append([
-            model, "they reach no value both" if found is None else f"{found:.2f}",
+            model, "no value that both reach" if times is None else f"{times:.2f}",
             "" if limits is None else f"{limits[0]:.2f} to {limits[1]:.2f}",
         ])  # fmt: skip
     return table
@@ -158,7 +160,7 @@ HEAD = (
 
 
 def write(
-    study: optuna.Study, folder: Path, config: ConfigDict | None, sizes: Mapping[str, Size]
+    study: "Study", folder: Path, config: ConfigDict | None, sizes: Mapping[str, Size]
 ) -> list[str]:
     """Writes `study.csv` and `study.html`; returns their names."""
     rows, metric = rows_of(study, folder, sizes), study.user_attrs[IDENTITY]["metric"]
@@ -176,7 +178,7 @@ def write(
     return list(texts)
 
 
-def page(study: optuna.Study, rows: Sequence[Row], metric: str) -> str:
+def page(study: "Study", rows: Sequence[Row], metric: str) -> str:
     """The page: results against compute, seconds and parameters, ratios, speeds, the table."""
     trials = study.get_trials(deepcopy=False)
     parts = [pages.paragraph(

@@ -124,6 +124,7 @@ def resolve(
     if not isinstance(config, ConfigDict):
         raise UserError(f"a config is a ConfigDict, as recipe.load gives it, not {config!r}")
     named, found = list(named), data(config)
+    # Whether a step is compiled for the devices. Otherwise the run is only described.
     compiled = found.here or not (devices is None or isinstance(devices, int))
     if devices is None:
         devices = jax.devices()
