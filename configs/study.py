@@ -6,7 +6,7 @@ FAMILIES: names joined by +, of those below or of `list_models`; the first one i
 DATA: a source such as folder:PATH or tfds:NAME, or digits.
 
 All models are small and train by one recipe (that of folder.py: AdamW, crops, flips, mixup), at 64
-pixels; digits at 32. ResNets have one unit in each stage.
+pixels; digits at 32. ResNets have one unit in each stage, and but for bit half of the usual width.
 """
 
 from vit_jax.config import base
@@ -15,8 +15,8 @@ from vit_jax.errors import UserError
 SMALL = {
     "vit": "vit_nano_patch8_64", "axial_vit": "axial_vit_nano_patch8_64",
     "bit": "resnetv2_14x1_bit",
-    "resnet": "resnet14_gn", "nonlocal": "nonlocal_resnet14_5", "sasa": "sasa_resnet14",
-    "axial": "axial_resnet14",
+    "resnet": "resnet14w32_gn", "nonlocal": "nonlocal_resnet14w32_5",
+    "sasa": "sasa_resnet14w32_convstem", "axial": "axial_resnet14w32",
 }  # fmt: skip
 
 

@@ -17,7 +17,7 @@ from vit_jax.models.configs import AxialResNetConfig
 from vit_jax.models.family import BEFORE, CHANNELS, Family, Names, Param, under
 from vit_jax.models.layers import HEAD, NORM
 from vit_jax.models.resnet import ConvNet, Root, StdConv, group_norm, positions, run_unit
-from vit_jax.models.resnet_v1 import DEPTHS
+from vit_jax.models.resnet_v1 import WIDTH, sizes_of
 from vit_jax.models.sasa import einsum32
 
 # Width of the attention in the first stage (L: 128 values), and how much wider a unit's output is.
@@ -180,12 +180,11 @@ FAMILY = Family(
     "axial_resnet", AxialResNetConfig, AxialResNet, forward_macs, params=PARAMS,
     names=(
         Names(
-            r"axial_resnet_(?P<size>[sml])|axial_resnet(?P<depth>14|26|50)",
-            lambda of: {
-                "resnet_layers": DEPTHS[int(of["depth"] or 50)], "image_size": 224,
-                "stage_width": WIDTHS[of["size"]][0] if of["size"] else 64,
-                "expansion": WIDTHS[of["size"]][1] if of["size"] else 4,
-            },
+            rf"axial_resnet_(?P<size>[sml])|axial_resnet(?P<depth>14|26|50){WIDTH}",
+            lambda of: sizes_of(of) | (
+                dict(zip(("stage_width", "expansion"), WIDTHS[of["size"]], strict=True))
+                if of["size"] else {"expansion": 4}
+            ),
             (*(f"axial_resnet_{size}" for size in WIDTHS), "axial_resnet26", "axial_resnet50"),
         ),
     ),

@@ -233,12 +233,25 @@ class ResNetConfig(UnitsConfig):
 
 
 @dataclasses.dataclass(frozen=True)
-class ResNetV1Config(ResNetConfig):
+class ResNetV1Config(UnitsConfig):
     """A ResNet v1.5 (arXiv 1512.03385) with group norm."""
 
+    stage_width: int = field(
+        64, "width inside the first stage's units, doubled by every other; of the root, too", COUNT
+    )
     standardization: str = field(
         "none", "how kernels are standardised", one_of("google", "bit", "timm", "none")
     )
+
+    @property
+    def width_factor(self) -> float:
+        """The width over that of a published ResNet."""
+        return self.stage_width / STEM
+
+    @property
+    def hidden_size(self) -> int:
+        """Width of what the head reads: 2048 at a stage_width of 64."""
+        return features_of(self.resnet_layers, self.width_factor)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -273,10 +286,8 @@ class SasaConfig(ResNetV1Config):
         super().__post_init__()
         if not self.window % 2:
             raise ValueError(f"window is odd, not {self.window}")
-        if STEM * self.width_factor % (2 * self.num_heads):
-            raise ValueError(
-                f"num_heads divides {STEM * self.width_factor // 2}, not {self.num_heads}"
-            )
+        if self.stage_width % (2 * self.num_heads):
+            raise ValueError(f"num_heads divides {self.stage_width / 2:g}, not {self.num_heads}")
         if self.stem == "attention":
             check_patches(self.image_size, 4)
 
@@ -348,9 +359,9 @@ FURTHER: dict[str, type[ImageConfig]] = {
 STEM = 64  # channels of a ResNet's root at width factor 1, and inside the first stage's units
 
 
-def features_of(layers: tuple[int, ...], width_factor: int) -> int:
+def features_of(layers: tuple[int, ...], width_factor: float) -> int:
     """Channels of a backbone's features: 256 after the first stage, doubled by every other."""
-    return STEM * width_factor * (4 * 2 ** (len(layers) - 1) if layers else 1)
+    return round(STEM * width_factor) * (4 * 2 ** (len(layers) - 1) if layers else 1)
 
 
 def stride_of(layers: tuple[int, ...]) -> int:

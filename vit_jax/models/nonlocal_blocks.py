@@ -16,7 +16,7 @@ from vit_jax.models.configs import NonLocalConfig, features_of, stride_of
 from vit_jax.models.family import Family, Names, Param
 from vit_jax.models.layers import NORM
 from vit_jax.models.resnet import group_norm, positions
-from vit_jax.models.resnet_v1 import DEPTHS, ResNetV1, forward_macs, params_with
+from vit_jax.models.resnet_v1 import WIDTH, ResNetV1, forward_macs, params_with, sizes_of
 
 # Number of blocks -> how many of them follow units of stage 2 and of stage 3, at equal distances
 # (section 5.1). None: after every unit. One block stands before the last unit of stage 3.
@@ -124,11 +124,8 @@ FAMILY = Family(
     "nonlocal", NonLocalConfig, NonLocalResNet, nonlocal_macs, params=params_with(*ROWS),
     names=(
         Names(
-            r"nonlocal_resnet(?P<depth>14|26|38|50|101)_(?P<blocks>1|5|10)",
-            lambda of: {
-                "resnet_layers": DEPTHS[int(of["depth"])], "image_size": 224,
-                "nonlocal_blocks": int(of["blocks"]),
-            },
+            rf"nonlocal_resnet(?P<depth>14|26|38|50|101){WIDTH}_(?P<blocks>1|5|10)",
+            lambda of: sizes_of(of) | {"nonlocal_blocks": int(of["blocks"])},
             tuple(f"nonlocal_resnet{d}_{n}" for d, n in ((50, 1), (50, 5), (50, 10), (101, 5))),
         ),
     ),

@@ -18,12 +18,13 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Key
 
-from vit_jax.models.configs import STEM, ResNetConfig, features_of, stride_of
+from vit_jax.models.configs import ResNetConfig, features_of, stride_of
 from vit_jax.models.data_config import SQUASHED
 from vit_jax.models.family import BEFORE, CHANNELS, Family, Names, Param, under
 from vit_jax.models.layers import HEAD, NORM, make_head
 
 GROUPS = 32
+FEW = 4  # positions: those of the last 3 x 3 convolutions of an image of 64 pixels
 
 # Divisor of a centred kernel, from its variance. Each set of published weights needs its own.
 STANDARDIZATION = {
@@ -76,12 +77,33 @@ class StdConv(nnx.Module):
         if divisor := STANDARDIZATION[self.standardization]:
             kernel = kernel - kernel.mean(axis=(0, 1, 2))
             kernel = kernel / divisor(jnp.square(kernel).mean(axis=(0, 1, 2)))
-        side = kernel.shape[0] // 2
+        return convolve(x.astype(self.dtype), kernel.astype(self.dtype), self.stride, self.padding)
+
+
+def convolve(
+    x: Float[Array, "batch height width inputs"],
+    kernel: Float[Array, "size size inputs outputs"],
+    stride: int,
+    padding: str,
+) -> Float[Array, "batch h w outputs"]:
+    """The convolution. With a kernel of size 1, or with at most `FEW` positions of the result, it is
+    one product of matrices. The gradients of such convolutions are many times slower on a CPU, if
+    XLA computes them as convolutions (benchmarks/convolutions.py)."""
+    size = kernel.shape[0]
+    if size == 1:
+        return jnp.einsum("bhwi,io->bhwo", x[:, ::stride, ::stride], kernel[0, 0])
+    pads = [(size // 2, size // 2)] * 2
+    if padding == "same":
+        pads = jax.lax.padtype_to_pads(x.shape[1:3], (size, size), (stride, stride), "SAME")
+    high, wide = ((n + sum(pad) - size) // stride + 1 for n, pad in zip(x.shape[1:3], pads))
+    if high * wide > FEW:
         return jax.lax.conv_general_dilated(
-            x.astype(self.dtype), kernel.astype(self.dtype), (self.stride, self.stride),
-            "SAME" if self.padding == "same" else ((side, side), (side, side)),
-            dimension_numbers=("NHWC", "HWIO", "NHWC"),
-        )  # fmt: skip
+            x, kernel, (stride, stride), pads, dimension_numbers=("NHWC", "HWIO", "NHWC")
+        )
+    x = jnp.pad(x, ((0, 0), *pads, (0, 0)))
+    down, across = (jnp.arange(n)[:, None] * stride + jnp.arange(size) for n in (high, wide))
+    windows = x[:, down][:, :, :, across]  # [batch, high, size, wide, size, inputs]
+    return jnp.einsum("bhpwqi,pqio->bhwo", windows, kernel)
 
 
 def group_norm(features: int, epsilon: float, *, dtype, rngs, scale: float = 1.0) -> nnx.GroupNorm:
@@ -175,14 +197,14 @@ class Backbone(nnx.Module):
     """
 
     def __init__(
-        self, layers: tuple[int, ...], width_factor: int, channels: int, *, preactivation: bool,
+        self, layers: tuple[int, ...], width_factor: float, channels: int, *, preactivation: bool,
         padding: str, groupnorm_eps: float, standardization: str, dtype, remat: str, rngs,
         root: nnx.Module | None = None, spatial: Spatial | None = None,
         inserted: Mapping[str, nnx.Module] = MappingProxyType({}),
     ):  # fmt: skip
         conv = dict(padding=padding, standardization=standardization, dtype=dtype, rngs=rngs)
         how: dict[str, Any] = {"preactivation": preactivation, "eps": groupnorm_eps, "conv": conv}
-        self.root = root or Root(channels, STEM * width_factor, **how)
+        self.root = root or Root(channels, features_of((), width_factor), **how)
         how["spatial"] = spatial
         for s, units in enumerate(layers):
             inputs, outputs = (features_of(layers[:n], width_factor) for n in (s, s + 1))
@@ -281,7 +303,7 @@ def conv_macs(width: int, before: int, after: int) -> int:
 
 
 def backbone_macs(
-    layers: tuple[int, ...], width_factor: int, image_size: tuple[int, int], channels: int,
+    layers: tuple[int, ...], width_factor: float, image_size: tuple[int, int], channels: int,
     spatial: Callable[[int, int, int], int] = conv_macs, root: int | None = None,
 ) -> int:  # fmt: skip
     """Multiply-accumulates of one image's convolutions, with their padding.
@@ -291,7 +313,7 @@ def backbone_macs(
         3 x 3 convolution.
       root: those of what takes the place of the first convolution.
     """
-    first = positions(image_size, 2) * 7 * 7 * channels * STEM * width_factor
+    first = positions(image_size, 2) * 7 * 7 * channels * features_of((), width_factor)
     macs = first if root is None else root
     for s, units in enumerate(layers):
         before, after = (positions(image_size, stride_of(layers[:n])) for n in (s, s + 1))

@@ -6,6 +6,7 @@ the units (`nonlocal_blocks.py`).
 """
 
 import re
+from collections.abc import Mapping
 from typing import Any
 
 import jax.numpy as jnp
@@ -23,6 +24,7 @@ DEPTHS = {
     50: (3, 4, 6, 3),
     101: (3, 4, 23, 3),
 }
+WIDTH = r"(w(?P<width>\d+))?"  # of the first stage, in names behind the depth: resnet14w32_gn
 
 
 class ResNetV1(ConvNet):
@@ -51,6 +53,14 @@ def params_with(*rows: Param) -> tuple[Param, ...]:
     return *under("backbone", (*BACKBONE, *rows), BEFORE), *under("head", HEAD)
 
 
+def sizes_of(of: Mapping[str, str | None]) -> dict[str, Any]:
+    """The fields that a name's depth and width decide."""
+    return {
+        "resnet_layers": DEPTHS[int(of["depth"] or 50)], "stage_width": int(of["width"] or 64),
+        "image_size": 224,
+    }  # fmt: skip
+
+
 def short_name(short: str, pattern: str) -> str | None:
     """The full name of a short one: a resolution is no part of these names."""
     return short.lower() if re.fullmatch(pattern, short.lower()) else None
@@ -60,8 +70,8 @@ FAMILY = Family(
     "resnetv1", ResNetV1Config, ResNetV1, forward_macs, params=params_with(),
     names=(
         Names(
-            r"resnet(?P<depth>14|26|38|50|101)_gn",
-            lambda of: {"resnet_layers": DEPTHS[int(of["depth"])], "image_size": 224},
+            rf"resnet(?P<depth>14|26|38|50|101){WIDTH}_gn",
+            sizes_of,
             tuple(f"resnet{depth}_gn" for depth in DEPTHS),
         ),
     ),

@@ -14,11 +14,11 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from vit_jax.models.configs import STEM, SasaConfig
+from vit_jax.models.configs import SasaConfig
 from vit_jax.models.data_config import DataConfig
 from vit_jax.models.family import CHANNELS, Family, Names, Param
 from vit_jax.models.resnet import group_norm, positions
-from vit_jax.models.resnet_v1 import DEPTHS, ResNetV1, forward_macs, params_with
+from vit_jax.models.resnet_v1 import WIDTH, ResNetV1, forward_macs, params_with, sizes_of
 
 BLOCK = 4  # sides of the blocks of queries in `attend_locally`, measured on a CPU
 lecun = nnx.initializers.lecun_normal()
@@ -153,7 +153,7 @@ class Sasa(ResNetV1):
         parts: dict[str, Any] = {}
         if c.stem == "attention":
             parts["root"] = AttentionStem(
-                c.channels, STEM * c.width_factor, eps=c.groupnorm_eps, **how
+                c.channels, c.stage_width, eps=c.groupnorm_eps, **how
             )
         super().__init__(
             c, rngs, **parts,
@@ -169,7 +169,7 @@ def sasa_macs(c: SasaConfig) -> int:
     def attention(width: int, before: int, after: int) -> int:
         return before * (3 * width * width + 3 * c.window**2 * width)
 
-    root, width = None, STEM * c.width_factor
+    root, width = None, c.stage_width
     if c.stem == "attention":
         pixels = positions(c.image_size, 1)
         root = pixels * width * ((2 + MIXTURES) * c.channels + 3 * PATCH**2)
@@ -193,11 +193,8 @@ FAMILY = Family(
     "sasa", SasaConfig, Sasa, sasa_macs, params=params_with(*ROWS),
     names=(
         Names(
-            r"sasa_resnet(?P<depth>14|26|38|50)(?P<stem>_convstem)?",
-            lambda of: {
-                "resnet_layers": DEPTHS[int(of["depth"])], "image_size": 224,
-                "stem": "conv" if of["stem"] else "attention",
-            },
+            rf"sasa_resnet(?P<depth>14|26|38|50){WIDTH}(?P<stem>_convstem)?",
+            lambda of: sizes_of(of) | {"stem": "conv" if of["stem"] else "attention"},
             tuple(f"sasa_resnet{d}{stem}" for d in (26, 38, 50) for stem in ("", "_convstem")),
             DataConfig(),
             lambda short, side: (
