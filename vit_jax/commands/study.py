@@ -19,6 +19,7 @@ from ml_collections import ConfigDict
 
 from vit_jax.commands import sweep
 from vit_jax.commands.arguments import CONFIG, Options, configured
+from vit_jax.config import DURATIONS
 from vit_jax.errors import UserError
 from vit_jax.ranking import ranked_by
 
@@ -31,7 +32,7 @@ OPTIONS: Options = CONFIG | {
     "--dry-run": dict(action="store_true", help="print models, compute and hours alone"),
 }  # fmt: skip
 COMMANDS = sweep.COMMANDS  # back ends after `--`
-BUDGETS = {"epochs": "total_epochs", "flops": "total_examples"}
+BUDGETS = {"epochs": "epochs", "flops": "examples"}  # option -> unit of a trial's length
 
 
 def run(options: argparse.Namespace) -> int:
@@ -54,13 +55,14 @@ def run(options: argparse.Namespace) -> int:
         raise UserError(
             f"sweep() of {options.config} lists no models: dictionaries of model.name …"
         )
-    lengths = ("total_epochs", "total_steps", "total_examples")
-    for key in ("seed", *lengths, *(key for point in models for key in point)):
+    for key in ("seed", *DURATIONS["total"], *(key for point in models for key in point)):
         if key in named:
             raise UserError(f"{key} is what a study varies: leave --config.{key} out")
-    sizes, examples = _sizes(config, named, models)
+    sizes, examples, warmup = _sizes(config, named, models)
+    if any(key in named for key in DURATIONS["warm-up"]):
+        warmup = None  # the user's own, the same for all
     points = [
-        {**point, **_length(unit, budget, sizes[point["model.name"]]), "seed": seed}
+        {**point, **_length(unit, budget, sizes[point["model.name"]], warmup), "seed": seed}
         for budget in budgets for seed in range(options.seeds) for point in models
     ]  # fmt: skip
     flops = _tell(models, sizes, unit, budgets, examples, options.seeds)
@@ -97,9 +99,10 @@ def _budgets(options: argparse.Namespace) -> tuple[str, list[float]]:
 
 def _sizes(
     config: ConfigDict, named: list[str], models: list[dict[str, Any]]
-) -> tuple[dict[str, Any], int]:
-    """Parameters and multiply-adds of each model on the study's data, and the number of training
-    examples. Raises UserError for the first model that cannot work, before any trial."""
+) -> tuple[dict[str, Any], int, float]:
+    """Parameters and multiply-adds of each model on the study's data, the number of training
+    examples, and the share of a run that warms up. Raises UserError for the first model that cannot
+    work, before any trial."""
     from vit_jax.sweeping import space
     from vit_jax.sweeping.comparison import Size
     from vit_jax.training.resolve import opened, resolve
@@ -110,18 +113,23 @@ def _sizes(
         whole = space.checked(config, point)
         try:
             # Of one device, which is not asked for: the trials need this machine's.
-            model = resolve(whole, [*named, *point], 1, data=lambda _: data).model
+            resolved = resolve(whole, [*named, *point], 1, data=lambda _: data)
         except UserError as error:
             raise UserError(f"{point['model.name']}: {error}") from error
-        sizes[point["model.name"]] = Size(model.num_params, model.macs)
-    return sizes, data.facts.num_examples
+        sizes[point["model.name"]] = Size(resolved.model.num_params, resolved.model.macs)
+    final = resolved.config  # of the last model: all have one length
+    share = min(1.0, final.schedule.warmup_steps / final.total_steps)
+    return sizes, data.facts.num_examples, share
 
 
-def _length(unit: str, budget: float, size: Any) -> dict[str, Any]:
-    """The key that gives a trial of a model its length."""
-    if unit == "epochs":
-        return {"total_epochs": budget}
-    return {"total_examples": max(1, round(budget / (6 * size.macs)))}
+def _length(unit: str, budget: float, size: Any, warmup: float | None) -> dict[str, Any]:
+    """The keys that give a trial of a model its length, and a warm-up of that share of it."""
+    length = budget if unit == "epochs" else max(1, round(budget / (6 * size.macs)))
+    keys = {f"total_{BUDGETS[unit]}": length}
+    if warmup is not None:
+        share = warmup * length
+        keys[f"schedule.warmup_{BUDGETS[unit]}"] = share if unit == "epochs" else round(share)
+    return keys
 
 
 def _tell(
