@@ -1,5 +1,7 @@
 """How much compute one model needs where another reaches the same, of curves that are known."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -68,6 +70,15 @@ def test_models_are_compared_with_the_first_one():
     assert speeds(rows(), "accuracy", 1)[2][:5] == ["b", "5", "20", "100.0", "0.0"]
 
 
+def test_what_other_evaluators_say_stands_beside():
+    shots = {"eval/fewshot/accuracy_5": 0.5, "eval/fewshot/accuracy_10": 0.6}
+    more = [dataclasses.replace(row, further=shots) for row in rows()]
+    html = page(Study([None] * 24), more, "eval/val/accuracy", ["<p>and this</p>"])
+    assert html.count("<svg") == 5
+    assert "eval/fewshot/accuracy_10 against training FLOPs" in html
+    assert "<p>and this</p>" in html
+
+
 class Study:
     """What the page reads of Optuna's."""
 
@@ -86,7 +97,7 @@ def test_the_page_has_what_names_mean_and_escapes_them():
     assert "24 of 30 trials finished" in html
     assert "c&lt;x&gt;" in html
     assert "<x>" not in html
-    assert html.count("<svg") == 2
+    assert html.count("<svg") == 3  # against FLOPs, seconds, parameters
     assert "0 of 3 trials finished" in page(Study([None] * 3), [], "eval/val/accuracy")
 
 
@@ -97,6 +108,9 @@ BAD = [
     (["--epochs=0,1"], "numbers above 0"),
     (["--flops=inf"], "numbers above 0"),
     (["--epochs=1", "--seeds=0"], "--seeds is 1 or more, not 0"),
+    (["--epochs=1", "--pixels=32,x"], "--pixels=32,x: different sides of images in pixels"),
+    (["--epochs=1", "--pixels=32,32"], "different sides"),
+    (["--epochs=1", "--pixels=0"], "different sides"),
     (["--epochs=1", "--parallel=0"], "--parallel is 1 or more, not 0"),
     (["--epochs=1", "--config.seed=3"], "seed is what a study varies"),
     (["--epochs=1", "--config.model.image_size=8"], "model.image_size is what a study varies"),

@@ -70,3 +70,16 @@ def test_a_study_stopped_in_the_middle_ends_with_every_trial_once(tmp_path):
         assert float(row["flops"]) == 6 * int(row["macs"]) * int(row["examples"])
         assert float(row["eval/val/accuracy"]) == pytest.approx(result["accuracy"], abs=1e-6)
     assert "4 of 4 trials finished" in (folder / "study.html").read_text("utf-8")
+    again = subprocess.run(
+        [*command, "--pixels=8,16"], env=environment, capture_output=True, text=True, check=False
+    )
+    assert again.returncode == 0, again.stderr
+    assert "done: 4 trials; pixels.csv, study.csv, study.html in" in again.stdout
+    with (folder / "pixels.csv").open(encoding="utf-8", newline="") as file:
+        points = list(csv.DictReader(file))
+    assert [(point["model"], point["side"]) for point in points] == [
+        (model, side)
+        for model in ("vit_mu_patch4_32", "vit_nano_patch4_8") for side in ("8", "16")
+    ]  # fmt: skip
+    assert all(float(point["layer_s"]) > 0 for point in points)
+    assert "Exponents" in (folder / "study.html").read_text(encoding="utf-8")

@@ -248,7 +248,10 @@ def _our_forward(run: Run, take: Callable) -> Work:
 
 
 def _compiled(compiled: Any, began: float) -> Row:
-    return {"compile_s": time.perf_counter() - began, "compiled_bytes": step_bytes(compiled)}
+    return {
+        "compile_s": time.perf_counter() - began, "compiled_bytes": step_bytes(compiled),
+        "temporary_bytes": compiled.memory_analysis().temp_size_in_bytes,
+    }  # fmt: skip
 
 
 OUR_WORK = {"step": _our_step, "forward": _our_forward}

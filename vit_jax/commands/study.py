@@ -3,6 +3,7 @@
 vit study --config=study.py:vit+bit+sasa,folder:PATH --workdir=DIR --epochs=5,10,20 --seeds=2
 vit study --config=study.py:vit+resnet,digits --workdir=DIR --flops=1e12,3e12
 vit study … --dry-run                                      # models, compute and hours, no training
+vit study … --pixels=32,64,128         # then also speed and memory of each model at these sides
 vit study … --parallel=8 -- slurm --partition=gpu --devices=1     # options of `vit launch`
 
 DIR holds the trials, study.csv and study.html: results against training FLOPs and seconds, sizes,
@@ -19,6 +20,7 @@ from ml_collections import ConfigDict
 
 from vit_jax.commands import sweep
 from vit_jax.commands.arguments import CONFIG, Options, configured
+from vit_jax.commands.output import say
 from vit_jax.config import DURATIONS
 from vit_jax.errors import UserError
 from vit_jax.ranking import ranked_by
@@ -29,6 +31,8 @@ OPTIONS: Options = CONFIG | {
     "--flops": dict(metavar="N,N,…", help="budgets in training FLOPs, the same for every model"),
     "--seeds": dict(type=int, default=1, metavar="N", help="runs of each model and budget (1)"),
     "--parallel": dict(type=int, default=1, metavar="N", help="trials at a time"),
+    "--pixels": dict(metavar="N,N,…", help="sides of images at which speed and memory are "
+                     "measured, on this machine, after the trials"),
     "--dry-run": dict(action="store_true", help="print models, compute and hours alone"),
 }  # fmt: skip
 COMMANDS = sweep.COMMANDS  # back ends after `--`
@@ -45,6 +49,7 @@ def run(options: argparse.Namespace) -> int:
 
     config, named = configured(options)
     unit, budgets = _budgets(options)
+    sides = _sides(options.pixels)
     for option in ("seeds", "parallel"):
         if getattr(options, option) < 1:
             raise UserError(f"--{option} is 1 or more, not {getattr(options, option)}")
@@ -58,9 +63,9 @@ def run(options: argparse.Namespace) -> int:
     for key in ("seed", *DURATIONS["total"], *(key for point in models for key in point)):
         if key in named:
             raise UserError(f"{key} is what a study varies: leave --config.{key} out")
-    sizes, examples, warmup = _sizes(config, named, models)
-    if any(key in named for key in DURATIONS["warm-up"]):
-        warmup = None  # the user's own, the same for all
+    sizes, examples, share = _sizes(config, named, models)
+    # A user's own warm-up is the same for all.
+    warmup = None if set(named) & set(DURATIONS["warm-up"]) else share
     points = [
         {**point, **_length(unit, budget, sizes[point["model.name"]], warmup), "seed": seed}
         for budget in budgets for seed in range(options.seeds) for point in models
@@ -78,6 +83,14 @@ def run(options: argparse.Namespace) -> int:
     folder = Path(options.workdir).expanduser().absolute()
     write = functools.partial(comparison.write, sizes=sizes)
     done, names = sweep.carry_out(options, folder.name, folder, config, search, write)
+    if sides:
+        from vit_jax.benching import pixels
+        from vit_jax.sweeping import study
+
+        configs = {point["model.name"]: space.checked(config, point) for point in models}
+        measured = pixels.measure(configs, sides, folder / "pixels.csv", say)
+        begun = study.load(folder.name, None, folder)
+        names = ["pixels.csv", *write(begun, folder, None, more=pixels.parts(measured))]
     print(f"done: {len(done)} trials; {', '.join(names)} in {folder}")
     return 0
 
@@ -95,6 +108,16 @@ def _budgets(options: argparse.Namespace) -> tuple[str, list[float]]:
     if not budgets or not 0 < budgets[0] <= budgets[-1] < float("inf"):
         raise UserError(f"--{given[0]}={text}: numbers above 0, such as 5,10,20")
     return given[0], budgets
+
+
+def _sides(text: str | None) -> list[int]:
+    """The sides of `--pixels`, in ascending order. Raises UserError."""
+    if text is None:
+        return []
+    sides = sorted({int(part) for part in text.split(",") if part.isdecimal()})
+    if not sides or sides[0] < 1 or len(sides) < len(text.split(",")):
+        raise UserError(f"--pixels={text}: different sides of images in pixels, such as 32,64,128")
+    return sides
 
 
 def _sizes(

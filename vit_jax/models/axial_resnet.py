@@ -16,7 +16,15 @@ from jaxtyping import Array, Float
 from vit_jax.models.configs import AxialResNetConfig
 from vit_jax.models.family import BEFORE, CHANNELS, Family, Names, Param, under
 from vit_jax.models.layers import HEAD, NORM
-from vit_jax.models.resnet import ConvNet, Root, StdConv, group_norm, positions, run_unit
+from vit_jax.models.resnet import (
+    ConvNet,
+    Root,
+    StdConv,
+    first_layer,
+    group_norm,
+    positions,
+    run_unit,
+)
 from vit_jax.models.resnet_v1 import WIDTH, sizes_of
 from vit_jax.models.sasa import einsum32
 
@@ -189,4 +197,10 @@ FAMILY = Family(
         ),
     ),
     parts=("resnet_layers", "stage_width", "expansion"),
+    layer=lambda c, rngs: first_layer(
+        c, lambda width: AxialAttention(
+            width, heads=c.num_heads, span=c.spans[0], eps=c.groupnorm_eps,
+            dtype=jnp.dtype(c.dtype), rngs=rngs,
+        ), c.stage_width,
+    ),
 )  # fmt: skip

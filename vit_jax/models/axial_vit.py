@@ -6,6 +6,7 @@ mean of the patches.
 """
 
 import dataclasses
+import math
 from typing import Any
 
 import jax
@@ -33,8 +34,8 @@ class AxialBlock(nnx.Module):
     def __call__(
         self,
         z: Float[Array, "batch tokens width"],
-        key: Key[Array, ""] | None,
-        drop_path_rate: Float[Array, ""],
+        key: Key[Array, ""] | None = None,
+        drop_path_rate: Float[Array, ""] | float = 0.0,
         return_weights: bool = False,
     ) -> tuple[Float[Array, "batch tokens width"], None]:
         keys = [None, None] if key is None else jax.random.split(key)
@@ -86,4 +87,5 @@ FAMILY = Family(
             tuple(f"axial_vit_base_patch{patch}_224" for patch in (32, 16)),
         ),
     ),
+    layer=lambda c, rngs: (AxialBlock(c, rngs), (math.prod(c.grid), c.hidden_size)),
 )  # fmt: skip

@@ -89,6 +89,9 @@ class Family:
     params: tuple[Param, ...]
     names: tuple[Names, ...] = ()
     parts: tuple[str, ...] = ()  # fields that set kinds of the family apart: names.name_of
+    # Of a config and the keys of its parameters: the layer that sets the family apart, and the
+    # shape of its input for one image. Benchmarks measure it against the number of pixels.
+    layer: Callable[[Any, Any], tuple[nnx.Module, tuple[int, ...]]] | None = None
 
     @property
     def fields(self) -> dict[str, dataclasses.Field]:

@@ -87,13 +87,13 @@ def dropout(x: Float[Array, "..."], rate: float, key: Key[Array, ""] | None) -> 
 
 
 def drop_path(
-    x: Float[Array, "batch ..."], rate: Float[Array, ""], key: Key[Array, ""] | None
+    x: Float[Array, "batch ..."], rate: Float[Array, ""] | float, key: Key[Array, ""] | None
 ) -> Float[Array, "batch ..."]:
     """Stochastic depth (arXiv 1603.09382): drops a residual branch for whole examples."""
     if key is None:
         return x
     keep = jax.random.bernoulli(key, 1.0 - rate, (x.shape[0],) + (1,) * (x.ndim - 1))
-    return jnp.where(keep, x / (1.0 - rate).astype(x.dtype), jnp.zeros_like(x))
+    return jnp.where(keep, x / jnp.asarray(1.0 - rate, x.dtype), jnp.zeros_like(x))
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3,))

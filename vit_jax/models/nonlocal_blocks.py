@@ -15,7 +15,7 @@ from jaxtyping import Array, Float
 from vit_jax.models.configs import NonLocalConfig, features_of, stride_of
 from vit_jax.models.family import Family, Names, Param
 from vit_jax.models.layers import NORM
-from vit_jax.models.resnet import group_norm, positions
+from vit_jax.models.resnet import first_layer, group_norm, positions
 from vit_jax.models.resnet_v1 import WIDTH, ResNetV1, forward_macs, params_with, sizes_of
 
 # Number of blocks -> how many of them follow units of stage 2 and of stage 3, at equal distances
@@ -130,4 +130,9 @@ FAMILY = Family(
         ),
     ),
     parts=("resnet_layers", "nonlocal_blocks"),
+    layer=lambda c, rngs: first_layer(
+        c, lambda width: NonLocal(
+            width, c.affinity, eps=c.groupnorm_eps, dtype=jnp.dtype(c.dtype), rngs=rngs
+        ), features_of((), c.width_factor),
+    ),
 )  # fmt: skip

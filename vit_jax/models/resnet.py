@@ -86,16 +86,18 @@ def convolve(
     stride: int,
     padding: str,
 ) -> Float[Array, "batch h w outputs"]:
-    """The convolution. With a kernel of size 1, or with at most `FEW` positions of the result, it is
-    one product of matrices. The gradients of such convolutions are many times slower on a CPU, if
-    XLA computes them as convolutions (benchmarks/convolutions.py)."""
+    """The convolution. With a kernel of size 1, or with at most `FEW` positions of the result, it
+    is one product of matrices: XLA's convolutions are many times slower there on a CPU, most of all
+    their gradients (benchmarks/convolutions.py)."""
     size = kernel.shape[0]
     if size == 1:
         return jnp.einsum("bhwi,io->bhwo", x[:, ::stride, ::stride], kernel[0, 0])
     pads = [(size // 2, size // 2)] * 2
     if padding == "same":
         pads = jax.lax.padtype_to_pads(x.shape[1:3], (size, size), (stride, stride), "SAME")
-    high, wide = ((n + sum(pad) - size) // stride + 1 for n, pad in zip(x.shape[1:3], pads))
+    high, wide = (
+        (n + sum(pad) - size) // stride + 1 for n, pad in zip(x.shape[1:3], pads, strict=True)
+    )
     if high * wide > FEW:
         return jax.lax.conv_general_dilated(
             x, kernel, (stride, stride), pads, dimension_numbers=("NHWC", "HWIO", "NHWC")
@@ -332,6 +334,14 @@ def forward_macs(c: ResNetConfig) -> int:
     return backbone + c.hidden_size * c.num_classes
 
 
+def first_layer(
+    c: Any, make: Callable[[int], nnx.Module], width: int
+) -> tuple[nnx.Module, tuple[int, int, int]]:
+    """A module on the features of a ResNet's first stage, and their shape for one image."""
+    down, across = (-(-side // stride_of(())) for side in c.image_size)
+    return make(width), (down, across, width)
+
+
 def hybrid_macs(
     layers: tuple[int, ...], image_size: tuple[int, int], channels: int, patch: int, width: int
 ) -> int:
@@ -363,4 +373,10 @@ FAMILY = Family(
         ),
     ),
     parts=("resnet_layers",),
+    layer=lambda c, rngs: first_layer(
+        c, lambda width: StdConv(
+            width, width, 3, padding="symmetric", standardization=c.standardization,
+            dtype=jnp.dtype(c.dtype), rngs=rngs,
+        ), features_of((), c.width_factor),
+    ),
 )  # fmt: skip

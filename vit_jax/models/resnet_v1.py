@@ -11,6 +11,7 @@ from typing import Any
 
 import jax.numpy as jnp
 
+from vit_jax.models import resnet
 from vit_jax.models.configs import ResNetV1Config
 from vit_jax.models.family import BEFORE, Family, Names, Param, under
 from vit_jax.models.layers import HEAD
@@ -75,5 +76,5 @@ FAMILY = Family(
             tuple(f"resnet{depth}_gn" for depth in DEPTHS),
         ),
     ),
-    parts=("resnet_layers",),
+    parts=("resnet_layers",), layer=resnet.FAMILY.layer,
 )  # fmt: skip

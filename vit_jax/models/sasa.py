@@ -17,7 +17,7 @@ from jaxtyping import Array, Float
 from vit_jax.models.configs import SasaConfig
 from vit_jax.models.data_config import DataConfig
 from vit_jax.models.family import CHANNELS, Family, Names, Param
-from vit_jax.models.resnet import group_norm, positions
+from vit_jax.models.resnet import first_layer, group_norm, positions
 from vit_jax.models.resnet_v1 import WIDTH, ResNetV1, forward_macs, params_with, sizes_of
 
 BLOCK = 4  # sides of the blocks of queries in `attend_locally`, measured on a CPU
@@ -152,9 +152,7 @@ class Sasa(ResNetV1):
         how: dict[str, Any] = {"heads": c.num_heads, "dtype": jnp.dtype(c.dtype), "rngs": rngs}
         parts: dict[str, Any] = {}
         if c.stem == "attention":
-            parts["root"] = AttentionStem(
-                c.channels, c.stage_width, eps=c.groupnorm_eps, **how
-            )
+            parts["root"] = AttentionStem(c.channels, c.stage_width, eps=c.groupnorm_eps, **how)
         super().__init__(
             c, rngs, **parts,
             spatial=lambda width, stride: LocalAttention(width, stride, window=c.window, **how),
@@ -205,4 +203,9 @@ FAMILY = Family(
         ),
     ),
     parts=("resnet_layers", "stem"),
+    layer=lambda c, rngs: first_layer(
+        c, lambda width: LocalAttention(
+            width, 1, window=c.window, heads=c.num_heads, dtype=jnp.dtype(c.dtype), rngs=rngs
+        ), c.stage_width,
+    ),
 )  # fmt: skip

@@ -93,8 +93,8 @@ class Block(nnx.Module):
     def __call__(
         self,
         z: Float[Array, "batch tokens width"],
-        key: Key[Array, ""] | None,
-        drop_path_rate: Float[Array, ""],
+        key: Key[Array, ""] | None = None,
+        drop_path_rate: Float[Array, ""] | float = 0.0,
         return_weights: bool = False,
     ) -> tuple[
         Float[Array, "batch tokens width"], Float[Array, "batch heads tokens tokens"] | None
@@ -278,4 +278,5 @@ FAMILY = Family(
     ),
     names=NAMES,
     parts=("resnet_layers", "distilled", "registers", "mlp", "pre_norm"),
+    layer=lambda c, rngs: (Block(c, rngs), (c.padded_tokens, c.hidden_size)),
 )  # fmt: skip

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from optuna import Study
 
 DRAWS = 2_000  # resamples of the bootstrap
+COUNTED = ("/examples", "/damaged_images")  # what evaluations say beside their metrics
 LEVELS = 33  # values at which two curves are compared
 
 
@@ -45,6 +46,8 @@ class Row:
     seconds: float
     images_per_second: float
     value: float
+    # The other evaluators' metrics by name, such as eval/fewshot/accuracy_10.
+    further: Mapping[str, float] = dataclasses.field(default_factory=dict)
 
     @property
     def achieved(self) -> float:
@@ -54,6 +57,7 @@ class Row:
 
 def rows_of(study: "Study", folder: Path, sizes: Mapping[str, Size]) -> list[Row]:
     """A row for each trial that finished, in the order of the trials."""
+    own = study.user_attrs[IDENTITY]["metric"].rpartition("/")[0] + "/"
     rows = []
     for trial in sorted(finished(study), key=lambda trial: trial.number):
         name, size = trial.params["model.name"], sizes[trial.params["model.name"]]
@@ -63,6 +67,8 @@ def rows_of(study: "Study", folder: Path, sizes: Mapping[str, Size]) -> list[Row
             trial.number, name, trial.params["seed"], size.params, size.macs, examples,
             6.0 * size.macs * examples, result["train_seconds"], result["images_per_second"],
             float(trial.value or 0.0),
+            {key: value for key, value in result.items()
+             if key.startswith("eval/") and not key.startswith(own) and not key.endswith(COUNTED)},
         ))  # fmt: skip
     return rows
 
@@ -124,16 +130,19 @@ def interval(
 def curves_of(rows: Sequence[Row], cost: str = "flops") -> dict[str, dict[float, list[float]]]:
     """For each model, the values of the seeds at each compute. Seconds of one budget are the mean
     over its seeds."""
-    groups: dict[str, dict[int, list[Row]]] = {}
+    curves: dict[str, dict[float, list[float]]] = {}
+    for (model, _), own in _budgets(rows).items():
+        at = float(np.mean([getattr(row, cost) for row in own]))
+        curves.setdefault(model, {})[at] = [row.value for row in own]
+    return curves
+
+
+def _budgets(rows: Sequence[Row]) -> dict[tuple[str, int], list[Row]]:
+    """The seeds of each model and number of examples."""
+    groups: dict[tuple[str, int], list[Row]] = {}
     for row in rows:
-        groups.setdefault(row.model, {}).setdefault(row.examples, []).append(row)
-    return {
-        model: {
-            float(np.mean([getattr(row, cost) for row in seeds])): [row.value for row in seeds]
-            for seeds in budgets.values()
-        }
-        for model, budgets in groups.items()
-    }
+        groups.setdefault((row.model, row.examples), []).append(row)
+    return groups
 
 
 def ratios(rows: Sequence[Row], sign: int = 1, cost: str = "flops") -> list[list[Any]]:
@@ -160,25 +169,29 @@ HEAD = (
 
 
 def write(
-    study: "Study", folder: Path, config: ConfigDict | None, sizes: Mapping[str, Size]
-) -> list[str]:
-    """Writes `study.csv` and `study.html`; returns their names."""
+    study: "Study", folder: Path, config: ConfigDict | None, sizes: Mapping[str, Size],
+    more: Sequence[str] = (),
+) -> list[str]:  # fmt: skip
+    """Writes `study.csv` and `study.html`; returns their names. `more` are further parts of the
+    page."""
     rows, metric = rows_of(study, folder, sizes), study.user_attrs[IDENTITY]["metric"]
+    further = dict.fromkeys(key for row in rows for key in row.further)
     cells = [
         [row.trial, row.model, row.seed, row.params, row.macs, row.examples, row.flops,
-         row.seconds, row.images_per_second, round(row.achieved), round(row.value, 6)]
+         row.seconds, row.images_per_second, round(row.achieved), round(row.value, 6),
+         *(row.further.get(key, "") for key in further)]
         for row in rows
     ]  # fmt: skip
     texts = {
-        "study.csv": pages.as_csv([[*HEAD, metric], *cells]),
-        "study.html": page(study, rows, metric),
+        "study.csv": pages.as_csv([[*HEAD, metric, *further], *cells]),
+        "study.html": page(study, rows, metric, more),
     }
     for name, text in texts.items():
         write_text(folder / name, text)
     return list(texts)
 
 
-def page(study: "Study", rows: Sequence[Row], metric: str) -> str:
+def page(study: "Study", rows: Sequence[Row], metric: str, more: Sequence[str] = ()) -> str:
     """The page: results against compute, seconds and parameters, ratios, speeds, the table."""
     trials = study.get_trials(deepcopy=False)
     parts = [pages.paragraph(
@@ -189,14 +202,8 @@ def page(study: "Study", rows: Sequence[Row], metric: str) -> str:
         return pages.page("Architectures compared", *parts)
     sign = 1 if study.direction.name == "MAXIMIZE" else -1
     for cost, words in (("flops", "training FLOPs"), ("seconds", "seconds of training")):
-        lines = {
-            model: [(x, float(np.mean(values))) for x, values in sorted(curve.items())]
-            for model, curve in curves_of(rows, cost).items()
-        }
-        parts += [
-            pages.heading(f"{metric} against {words}"), pages.curves(lines, words, log=True),
-        ]  # fmt: skip
-        if len(lines) > 1:
+        parts += _chart(rows, metric, cost, words)
+        if len({row.model for row in rows}) > 1:
             parts += [
                 pages.heading(f"{words[0].upper()}{words[1:]} for the same {metric}"),
                 pages.table(ratios(rows, sign, cost)),
@@ -205,12 +212,27 @@ def page(study: "Study", rows: Sequence[Row], metric: str) -> str:
         "A ratio is the geometric mean over all values that both models reach, between budgets on "
         "a line in the logarithm of compute. Its interval is a bootstrap over the seeds."
     ))  # fmt: skip
+    parts += _chart(rows, metric, "params", "parameters")
+    for key in dict.fromkeys(key for row in rows for key in row.further):
+        own = [row for row in rows if key in row.further]
+        own = [dataclasses.replace(row, value=row.further[key]) for row in own]
+        parts += _chart(own, key, "flops", "training FLOPs")
     parts += [pages.heading("Sizes and speeds"), pages.table(speeds(rows, metric, sign))]
     cells = [[row.trial, row.model, row.seed, f"{row.examples:,}", f"{row.flops:.3g}",
               f"{row.seconds:.1f}", f"{row.value:.4f}"] for row in rows]  # fmt: skip
     head = ["trial", "model", "seed", "examples", "FLOPs", "seconds", metric]
     parts += [pages.heading("All trials"), pages.table([head, *cells])]
-    return pages.page("Architectures compared", *parts)
+    return pages.page("Architectures compared", *parts, *more)
+
+
+def _chart(rows: Sequence[Row], metric: str, cost: str, words: str) -> list[str]:
+    """A heading, and a line for each model through its budgets."""
+    lines: dict[str, list[tuple[float, float]]] = {}
+    for (model, _), own in _budgets(rows).items():
+        at, value = (float(np.mean([getattr(row, of) for row in own])) for of in (cost, "value"))
+        lines.setdefault(model, []).append((at, value))
+    lines = {model: sorted(points) for model, points in lines.items()}
+    return [pages.heading(f"{metric} against {words}"), pages.curves(lines, words, log=True)]
 
 
 def speeds(rows: Sequence[Row], metric: str, sign: int) -> list[list[Any]]:
