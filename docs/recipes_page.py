@@ -13,7 +13,8 @@ CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 # In the order of reading; folder.py needs a folder.
 ORDER = {
     "digits": "", "folder": ":PHOTOS", "pretrain": "", "augreg": "", "plain": "", "deit3": "",
-    "bit": "", "mixer": "", "finetune": "", "vtab": "", "linear_probe": "", "study": "", "base": "",
+    "bit": "", "mixer": "", "finetune": "", "vtab": "", "linear_probe": "", "study": "",
+    "table6": "", "base": "",
 }  # fmt: skip
 
 

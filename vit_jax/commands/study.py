@@ -48,7 +48,6 @@ def run(options: argparse.Namespace) -> int:
     from vit_jax.tasks import find_task
 
     config, named = configured(options)
-    unit, budgets = _budgets(options)
     sides = _sides(options.pixels)
     for option in ("seeds", "parallel"):
         if getattr(options, option) < 1:
@@ -60,10 +59,11 @@ def run(options: argparse.Namespace) -> int:
         raise UserError(
             f"sweep() of {options.config} lists no models: dictionaries of model.name …"
         )
+    unit, budgets = _budgets(options, all("total_epochs" in point for point in models))
     for key in ("seed", *DURATIONS["total"], *(key for point in models for key in point)):
         if key in named:
             raise UserError(f"{key} is what a study varies: leave --config.{key} out")
-    sizes, examples, share = _sizes(config, named, models)
+    sizes, examples, share = _sizes(config, named, models, reads=not options.dry_run)
     # A user's own warm-up is the same for all.
     warmup = None if set(named) & set(DURATIONS["warm-up"]) else share
     points = [
@@ -95,9 +95,14 @@ def run(options: argparse.Namespace) -> int:
     return 0
 
 
-def _budgets(options: argparse.Namespace) -> tuple[str, list[float]]:
-    """The unit of the budgets, and the budgets in ascending order. Raises UserError."""
+def _budgets(options: argparse.Namespace, listed: bool) -> tuple[str, list[float]]:
+    """The unit of the budgets, and the budgets in ascending order. Where the recipe lists the
+    length of each trial, it is "own", and there is one. Raises UserError."""
     given = [unit for unit in BUDGETS if getattr(options, unit)]
+    if listed and given:
+        raise UserError(f"the recipe lists total_epochs of each trial: leave --{given[0]} out")
+    if listed:
+        return "own", [1.0]
     if len(given) != 1:
         raise UserError("vit study needs budgets: --epochs=5,10,20 or --flops=1e15,3e15")
     text = getattr(options, given[0])
@@ -121,16 +126,16 @@ def _sides(text: str | None) -> list[int]:
 
 
 def _sizes(
-    config: ConfigDict, named: list[str], models: list[dict[str, Any]]
+    config: ConfigDict, named: list[str], models: list[dict[str, Any]], *, reads: bool
 ) -> tuple[dict[str, Any], int, float]:
     """Parameters and multiply-adds of each model on the study's data, the number of training
-    examples, and the share of a run that warms up. Raises UserError for the first model that cannot
-    work, before any trial."""
+    examples, and the share of a run that warms up. Without `reads`, the data need not be here.
+    Raises UserError for the first model that cannot work, before any trial."""
     from vit_jax.sweeping import space
     from vit_jax.sweeping.comparison import Size
-    from vit_jax.training.resolve import opened, resolve
+    from vit_jax.training.resolve import known, opened, resolve
 
-    data = opened(config)
+    data = opened(config) if reads else known(config)
     sizes = {}
     for point in models:
         whole = space.checked(config, point)
@@ -147,6 +152,8 @@ def _sizes(
 
 def _length(unit: str, budget: float, size: Any, warmup: float | None) -> dict[str, Any]:
     """The keys that give a trial of a model its length, and a warm-up of that share of it."""
+    if unit == "own":
+        return {}
     length = budget if unit == "epochs" else max(1, round(budget / (6 * size.macs)))
     keys = {f"total_{BUDGETS[unit]}": length}
     if warmup is not None:
@@ -163,12 +170,20 @@ def _tell(
     from vit_jax import pages
 
     table: list[list[str]] = [
-        ["model", "parameters", "multiply-adds", *(f"FLOPs, {unit} {b:g}" for b in budgets)]
+        [
+            "model",
+            "parameters",
+            "multiply-adds",
+            *(["FLOPs"] if unit == "own" else [f"FLOPs, {unit} {b:g}" for b in budgets]),
+        ]
     ]
     total = 0.0
     for point in models:
         size = sizes[point["model.name"]]
-        flops = [6.0 * size.macs * examples * b if unit == "epochs" else b for b in budgets]
+        epochs = {"epochs": budgets, "own": [point.get("total_epochs", 0.0)]}
+        flops = (
+            [6.0 * size.macs * examples * e for e in epochs[unit]] if unit in epochs else budgets
+        )
         total += seeds * sum(flops)
         table.append([
             point["model.name"], f"{size.params:,}", f"{size.macs:,}", *(f"{f:.3g}" for f in flops)

@@ -45,8 +45,14 @@ BACKBONE = (
 )
 
 # BiT (arXiv 1912.11370): depth -> units of each stage, and depth -> published width factors. 14 is
-# not BiT's; it is for small images.
-RESNETS = {14: (1, 1, 1, 1), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
+# not BiT's; it is for small images. 200 is of the ViT paper's table 6.
+RESNETS = {
+    14: (1, 1, 1, 1),
+    50: (3, 4, 6, 3),
+    101: (3, 4, 23, 3),
+    152: (3, 8, 36, 3),
+    200: (3, 24, 36, 3),
+}
 BIT_WIDTHS = {50: (1, 3), 101: (1, 3), 152: (2, 4)}
 
 
@@ -358,7 +364,7 @@ FAMILY = Family(
     ),
     names=(
         Names(
-            r"resnetv2_(?P<depth>14|50|101|152)x(?P<width>\d+)_bit(_(?P<side>\d+))?",
+            r"resnetv2_(?P<depth>14|50|101|152|200)x(?P<width>\d+)_bit(_(?P<side>\d+))?",
             lambda of: {
                 "resnet_layers": RESNETS[int(of["depth"])], "width_factor": int(of["width"]),
                 "image_size": int(of["side"] or 224),

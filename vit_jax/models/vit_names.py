@@ -49,6 +49,8 @@ HYBRIDS = {
     "vit_small_r26_s32": ("small", (2, 2, 2, 2), 32, "r26_s32"),
     "vit_base_r26_s32": ("base", (2, 2, 2, 2), 32, "r26_b32"),
     "vit_base_r50_s16": ("base", (3, 4, 9), 16, "r50_b16"),
+    "vit_base_r50_s32": ("base", (3, 4, 6, 3), 32, "r50_b32"),
+    "vit_large_r50_s16": ("large", (3, 4, 9), 16, "r50_l16"),
     "vit_large_r50_s32": ("large", (3, 4, 6, 3), 32, "r50_l32"),
 }
 
