@@ -159,3 +159,25 @@ def test_a_dry_run_tells_models_compute_and_hours(tmp_path, capsys):
     assert told[3].startswith("2 models, 2 budgets, 3 seeds: ")
     assert "hours at this machine's" in told[4]
     assert not (tmp_path / "study").exists()
+
+
+def test_devices_that_are_not_here_are_planned_for(tmp_path, capsys):
+    """By formula where their compiler is not installed; nothing is made."""
+    command = ["study", "--config=study.py:vit+resnet,digits", f"--workdir={tmp_path / 'study'}"]
+    command += ["--epochs=1", "--topology=gpu:h100x1", "--config.batch_size=64"]
+    assert cli.main(command) == 0
+    lines = capsys.readouterr().out.splitlines()
+    (head,) = (number for number, line in enumerate(lines) if "GB moved per PFLOP" in line)
+    rows = [line.split() for line in lines[head + 1 :]]
+    assert [row[0] for row in rows] == ["vit_nano_patch8_64", "resnet14w32_gn"]
+    for _, batch, how, speed, *_ in rows:
+        assert batch == "64"
+        assert how in ("compiled", "analytic")
+        assert float(speed.replace(",", "")) > 1000
+    assert not (tmp_path / "study").exists()
+
+
+def test_a_processor_is_no_topology_to_compare_on(tmp_path, capsys):
+    command = ["study", "--config=study.py:vit,digits", "--epochs=1", "--topology=local"]
+    assert cli.main([*command, f"--workdir={tmp_path / 'study'}"]) == 2
+    assert "--topology: nothing is stated of a CPU's speed" in capsys.readouterr().err

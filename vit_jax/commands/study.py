@@ -3,6 +3,7 @@
 vit study --config=study.py:vit+bit+sasa,folder:PATH --workdir=DIR --epochs=5,10,20 --seeds=2
 vit study --config=study.py:vit+resnet,digits --workdir=DIR --flops=1e12,3e12
 vit study … --dry-run                                      # models, compute and hours, no training
+vit study … --topology=gpu:h100x1      # what the same models would do there, as `vit plan` says
 vit study … --pixels=32,64,128         # then also speed and memory of each model at these sides
 vit study … --parallel=8 -- slurm --partition=gpu --devices=1     # options of `vit launch`
 
@@ -33,6 +34,8 @@ OPTIONS: Options = CONFIG | {
     "--parallel": dict(type=int, default=1, metavar="N", help="trials at a time"),
     "--pixels": dict(metavar="N,N,…", help="sides of images at which speed and memory are "
                      "measured, on this machine, after the trials"),
+    "--topology": dict(metavar="NAME", help="plan each model's step for these devices, train "
+                       "nothing: a topology of `vit plan`"),
     "--dry-run": dict(action="store_true", help="print models, compute and hours alone"),
 }  # fmt: skip
 COMMANDS = sweep.COMMANDS  # back ends after `--`
@@ -63,7 +66,9 @@ def run(options: argparse.Namespace) -> int:
     for key in ("seed", *DURATIONS["total"], *(key for point in models for key in point)):
         if key in named:
             raise UserError(f"{key} is what a study varies: leave --config.{key} out")
-    sizes, examples, share = _sizes(config, named, models, reads=not options.dry_run)
+    sizes, examples, share = _sizes(
+        config, named, models, reads=not (options.dry_run or options.topology)
+    )
     # A user's own warm-up is the same for all.
     warmup = None if set(named) & set(DURATIONS["warm-up"]) else share
     points = [
@@ -71,6 +76,9 @@ def run(options: argparse.Namespace) -> int:
         for budget in budgets for seed in range(options.seeds) for point in models
     ]  # fmt: skip
     flops = _tell(models, sizes, unit, budgets, examples, options.seeds)
+    if options.topology:
+        print(f"\n{_plans(options.topology, config, named, models)}")
+        return 0
     if options.dry_run:
         speed = _products_per_second()
         print(f"at least {flops / speed / 3600:.2g} hours at this machine's {speed / 1e9:,.0f} "
@@ -191,6 +199,35 @@ def _tell(
     print(pages.aligned(table))
     print(f"{len(models)} models, {len(budgets)} budgets, {seeds} seeds: {total:.3g} FLOPs")
     return total
+
+
+def _plans(
+    topology: str, config: ConfigDict, named: list[str], models: list[dict[str, Any]]
+) -> str:
+    """A table of each model's training step on devices that need not be here, at equal compute."""
+    from vit_jax import pages
+    from vit_jax.planning import shares, topologies
+    from vit_jax.planning.plan import make_plan
+    from vit_jax.sweeping import space
+
+    target = topologies.find(topology, 1)
+    if target.chip is None:
+        raise UserError("--topology: nothing is stated of a CPU's speed: name a GPU or a TPU")
+    table = [["model", "batch", "how", "images/s, at most", "MFU, at most", "GB moved per PFLOP",
+              "MiB of temporaries an image", "time in products"]]  # fmt: skip
+    for point in {point["model.name"]: point for point in models}.values():
+        say(f"{point['model.name']} on {target.name} …")
+        plan = make_plan(space.checked(config, point), [*named, *point], target)
+        batch, kinds = plan.run.config.batch_size, plan.shares
+        whole = sum(share.seconds for share in kinds.values())
+        moved = plan.costs.bytes * target.count / plan.analytic_flops * 1e15
+        table.append([
+            point["model.name"], f"{batch:,}", plan.how, f"{plan.images_per_second:,.0f}",
+            f"{plan.mfu_ceiling:.1%}", f"{moved / 1e9:,.0f}",
+            f"{plan.memory.temporaries * target.count / batch / 2**20:,.2f}",
+            f"{kinds[shares.PRODUCTS].seconds / whole:.0%}" if shares.PRODUCTS in kinds else "",
+        ])  # fmt: skip
+    return pages.aligned(table)
 
 
 def _products_per_second() -> float:
