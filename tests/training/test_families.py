@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from tests.digits_run import rows, tiny_config
-from vit_jax import cli, recipe
+from vit_jax import cli, load_pretrained, recipe
 from vit_jax.training.loop import train
 
 pytestmark = pytest.mark.long
@@ -61,3 +61,27 @@ def test_the_losses_of_a_hybrid_agree_on_one_device_and_on_eight(tmp_path):
         train(c, workdir, named=named, devices=jax.devices()[:devices], quiet=True)
         told.append([row["loss"] for row in rows(workdir) if "loss" in row])
     np.testing.assert_allclose(told[0], told[1], rtol=2e-5)
+
+
+@pytest.mark.parametrize("name", list(FAMILIES)[1:7])
+def test_each_family_is_converted_and_fine_tuned_at_another_size(name, tmp_path):
+    """What is fine-tuned begins with the converted weights, at a rate of nearly nothing, but for
+    its new head and for positions, which are resized."""
+    c, named = config_of(name)
+    train(c, tmp_path / "first", named=named, quiet=True)
+    copy = tmp_path / "copy"
+    assert cli.main(["convert", str(tmp_path / "first"), str(copy), "--to=orbax"]) == 0
+    c, named = config_of(name, init=str(copy), optimizer__lr=1e-12)
+    c.model.image_size = 48
+    train(c, tmp_path / "second", named=[*named, "model.image_size"], quiet=True)
+    before, after = (
+        {jax.tree_util.keystr(path, simple=True, separator="/"): np.asarray(leaf)
+         for path, leaf in jax.tree_util.tree_leaves_with_path(load_pretrained(folder)[1])}
+        for folder in (copy, tmp_path / "second")
+    )  # fmt: skip
+    assert before.keys() == after.keys()
+    for path in before:
+        if not path.startswith(("head/", "pos_embed/")):
+            np.testing.assert_allclose(after[path], before[path], atol=1e-6, err_msg=path)
+    if "pos_embed/grid" in before:
+        assert after["pos_embed/grid"].shape[:2] == (3, 3)
