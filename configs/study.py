@@ -6,7 +6,8 @@ FAMILIES: names joined by +, of those below or of `list_models`; the first one i
 DATA: a source such as folder:PATH or tfds:NAME, or digits.
 
 All models are small and train by one recipe (that of folder.py: AdamW, crops, flips, mixup), at 64
-pixels; digits at 32. ResNets have one unit in each stage, and but for bit half of the usual width.
+pixels; digits at 32. ResNets have one unit in each stage. All of them but bit are half as wide as
+usual.
 """
 
 from vit_jax.config import base

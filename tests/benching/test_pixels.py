@@ -12,12 +12,14 @@ from flax import nnx
 from vit_jax import create_model
 from vit_jax.benching import pixels
 from vit_jax.benching.pixels import Point, exponent
+from vit_jax.files import write_text
 from vit_jax.models.layers import ParamKeys
+from vit_jax.pages import as_csv
 
 
 def point(model, side, seconds, **more):
     fields = dict.fromkeys(("of_matmul", "step_bytes", "layer_s", "layer_bytes"), 0.5) | more
-    return Point(model, side, 4, seconds, **fields)
+    return Point(model, side, 4, seconds, device="cpu", **fields)
 
 
 @pytest.mark.parametrize("power", [1.0, 1.5, 2.0])
@@ -65,13 +67,12 @@ def test_the_layer_costs_what_the_papers_say(what):
 
 
 def test_the_rows_are_read_as_they_were_written(tmp_path):
-    from vit_jax.files import write_text
-
     rows = [point("a, b", 32, 1 / 3), point("c", 64, 2.0, layer_s=float("nan"))]
-    table = pixels.pages.as_csv([pixels.NAMES, *map(dataclasses.astuple, rows)])
+    table = as_csv([pixels.NAMES, *map(dataclasses.astuple, rows)])
     write_text(tmp_path / "pixels.csv", table)
     again = pixels.read(tmp_path / "pixels.csv")
     assert again[0] == rows[0]
     assert np.isnan(again[1].layer_s)
     assert pixels.read(tmp_path / "none.csv") == []
-    assert "c" in "".join(pixels.parts(rows))
+    assert "Measured on cpu" in "".join(pixels.parts(rows))
+    assert pixels.parts([]) == []

@@ -110,6 +110,7 @@ BAD = [
     (["--epochs=1", "--seeds=0"], "--seeds is 1 or more, not 0"),
     (["--epochs=1", "--pixels=32,x"], "--pixels=32,x: different sides of images in pixels"),
     (["--epochs=1", "--pixels=32,32"], "different sides"),
+    (["--epochs=1", "--pixels=32,36"], "vit_nano_patch8_64: image_size (36, 36)"),
     (["--epochs=1", "--pixels=0"], "different sides"),
     (["--epochs=1", "--parallel=0"], "--parallel is 1 or more, not 0"),
     (["--epochs=1", "--config.seed=3"], "seed is what a study varies"),

@@ -16,7 +16,7 @@ from flax import nnx
 from ml_collections import ConfigDict
 
 from vit_jax import pages
-from vit_jax.benching import machine, steps
+from vit_jax.benching import steps
 from vit_jax.benching.timing import in_a_row
 from vit_jax.files import write_text
 from vit_jax.models import Model
@@ -39,6 +39,7 @@ class Point:
     step_bytes: float  # temporaries of the training step
     layer_s: float  # of the family's layer; nan if it names none
     layer_bytes: float
+    device: str  # that it was measured on
 
     @property
     def pixels(self) -> int:
@@ -49,12 +50,13 @@ def measure(
     configs: Mapping[str, ConfigDict], sides: Sequence[int], file: Path, say: steps.Say
 ) -> list[Point]:
     """Measures each model at each side on this machine, with noise, and adds a row to the CSV
-    `file` for each. What already stands there is not measured again.
+    `file` for each. What already stands there of this device is not measured again.
 
     The batch shrinks as the images grow, so that it has the pixels of the config's own batch. Where
     it takes too much memory, it is halved.
     """
-    points = read(file)
+    device = jax.devices()[0].device_kind
+    points = [point for point in read(file) if point.device == device]
     have = {(point.model, point.side) for point in points}
     for name, config in configs.items():
         for side in sides:
@@ -75,8 +77,9 @@ def read(file: Path) -> list[Point]:
         return []
     with file.open(encoding="utf-8", newline="") as rows:
         return [
-            Point(row["model"], int(row["side"]), int(row["batch"]),
-                  *(float(row[name]) for name in NAMES[3:]))
+            Point(row["model"], int(row["side"]), int(row["batch"]), float(row["step_s"]),
+                  float(row["of_matmul"]), float(row["step_bytes"]), float(row["layer_s"]),
+                  float(row["layer_bytes"]), row["device"])
             for row in csv.DictReader(rows)
         ]  # fmt: skip
 
@@ -97,6 +100,7 @@ def _point(name: str, config: ConfigDict, side: int, say: steps.Say) -> Point:
     return Point(
         name, side, images, row["median_s"] / images, row["of_matmul"],
         row["temporary_bytes"] * shards / images, layer_s, layer_bytes,
+        jax.devices()[0].device_kind,
     )  # fmt: skip
 
 
@@ -131,7 +135,10 @@ def exponent(points: Iterable[Point], what: str) -> float:
 
 
 def parts(points: Sequence[Point]) -> list[str]:
-    """The parts of a page: speeds, shares of matrix products and bytes at each side, exponents."""
+    """The parts of a page: speeds, shares of matrix products and bytes at each side, exponents.
+    None if nothing was measured."""
+    if not points:
+        return []
     models = {p.model: [q for q in points if q.model == p.model] for p in points}
     sides = sorted({point.side for point in points})
     by = {(point.model, point.side): point for point in points}
@@ -140,15 +147,15 @@ def parts(points: Sequence[Point]) -> list[str]:
         return text.format(value(by[name, side])) if (name, side) in by else ""
 
     made = [
-        pages.heading("Seconds of a training step an image, against pixels"),
+        pages.heading("Seconds of training for one image, against pixels"),
         pages.curves({m: [(p.pixels, p.step_s) for p in own] for m, own in models.items()},
                      "pixels of an image", log=True),
     ]  # fmt: skip
     for title, text, value in (
         ("Images a second in training", "{:,.1f}", lambda p: 1 / p.step_s),
         ("Share of the rate of matrix products", "{:.1%}", lambda p: p.of_matmul),
-        ("MiB of temporaries an image", "{:,.2f}", lambda p: p.step_bytes / 2**20),
-        ("Milliseconds of the layer an image", "{:,.3f}", lambda p: p.layer_s * 1e3),
+        ("MiB of temporaries for one image", "{:,.2f}", lambda p: p.step_bytes / 2**20),
+        ("Milliseconds of the layer for one image", "{:,.3f}", lambda p: p.layer_s * 1e3),
     ):
         rows = [[name, *(at(name, side, text, value) for side in sides)] for name in models]
         made += [
@@ -163,8 +170,8 @@ def parts(points: Sequence[Point]) -> list[str]:
         pages.table([["model", *FITTED.values()], *fitted]),
         pages.paragraph(
             "Cost grows as N to the exponent, fitted to all sides by least squares of the "
-            "logarithms. The layer is what sets the family apart, with its backward pass. "
-            f"Measured on {machine.hardware()['device']}, {machine.cores()} cores."
+            "logarithms. The layer is the one that sets the family apart. Its time includes the "
+            f"backward pass. Measured on {points[0].device}."
         ),
     ]  # fmt: skip
 

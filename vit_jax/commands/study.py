@@ -13,7 +13,6 @@ models; the first one is the reference. The same command continues a study that 
 """
 
 import argparse
-import functools
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +38,7 @@ OPTIONS: Options = CONFIG | {
     "--dry-run": dict(action="store_true", help="print models, compute and hours alone"),
 }  # fmt: skip
 COMMANDS = sweep.COMMANDS  # back ends after `--`
+PIXELS = "pixels.csv"
 BUDGETS = {"epochs": "epochs", "flops": "examples"}  # option -> unit of a trial's length
 
 
@@ -46,9 +46,9 @@ def run(options: argparse.Namespace) -> int:
     """Runs the command and returns its exit code."""
     sweep.check_installed("study")
     from vit_jax import recipe
-    from vit_jax.sweeping import comparison, space
-    from vit_jax.sweeping.study import Search
+    from vit_jax.sweeping import comparison, space, study
     from vit_jax.tasks import find_task
+    from vit_jax.training.resolve import known
 
     config, named = configured(options)
     sides = _sides(options.pixels)
@@ -75,6 +75,9 @@ def run(options: argparse.Namespace) -> int:
         {**point, **_length(unit, budget, sizes[point["model.name"]], warmup), "seed": seed}
         for budget in budgets for seed in range(options.seeds) for point in models
     ]  # fmt: skip
+    for side in sides:  # what a model cannot take is refused before the first trial
+        for point in models:
+            _resolved(config, named, point | {"model.image_size": side}, known(config))
     flops = _tell(models, sizes, unit, budgets, examples, options.seeds)
     if options.topology:
         print(f"\n{_plans(options.topology, config, named, models)}")
@@ -86,19 +89,23 @@ def run(options: argparse.Namespace) -> int:
         return 0
     searched = space.listed(points, config)
     metric, best_of = ranked_by(config.best or find_task(config).best)
-    search = Search(searched, "grid", f"eval/{config.data.eval.split}/{metric}", len(points),
+    search = study.Search(searched, "grid", f"eval/{config.data.eval.split}/{metric}", len(points),
                     low=best_of is min)  # fmt: skip
     folder = Path(options.workdir).expanduser().absolute()
-    write = functools.partial(comparison.write, sizes=sizes)
+
+    def write(begun: Any, folder: Path, best: ConfigDict | None) -> list[str]:
+        from vit_jax.benching import pixels
+
+        more = pixels.parts(pixels.read(folder / PIXELS))
+        return comparison.write(begun, folder, best, sizes, more)
+
     done, names = sweep.carry_out(options, folder.name, folder, config, search, write)
     if sides:
         from vit_jax.benching import pixels
-        from vit_jax.sweeping import study
 
         configs = {point["model.name"]: space.checked(config, point) for point in models}
-        measured = pixels.measure(configs, sides, folder / "pixels.csv", say)
-        begun = study.load(folder.name, None, folder)
-        names = ["pixels.csv", *write(begun, folder, None, more=pixels.parts(measured))]
+        pixels.measure(configs, sides, folder / PIXELS, say)
+        names = [PIXELS, *write(study.load(folder.name, None, folder), folder, None)]
     print(f"done: {len(done)} trials; {', '.join(names)} in {folder}")
     return 0
 
@@ -139,23 +146,29 @@ def _sizes(
     """Parameters and multiply-adds of each model on the study's data, the number of training
     examples, and the share of a run that warms up. Without `reads`, the data need not be here.
     Raises UserError for the first model that cannot work, before any trial."""
-    from vit_jax.sweeping import space
     from vit_jax.sweeping.comparison import Size
-    from vit_jax.training.resolve import known, opened, resolve
+    from vit_jax.training.resolve import known, opened
 
     data = opened(config) if reads else known(config)
     sizes = {}
     for point in models:
-        whole = space.checked(config, point)
-        try:
-            # Of one device, which is not asked for: the trials need this machine's.
-            resolved = resolve(whole, [*named, *point], 1, data=lambda _: data)
-        except UserError as error:
-            raise UserError(f"{point['model.name']}: {error}") from error
+        resolved = _resolved(config, named, point, data)
         sizes[point["model.name"]] = Size(resolved.model.num_params, resolved.model.macs)
     final = resolved.config  # of the last model: all have one length
     share = min(1.0, final.schedule.warmup_steps / final.total_steps)
     return sizes, data.facts.num_examples, share
+
+
+def _resolved(config: ConfigDict, named: list[str], point: dict[str, Any], data: Any) -> Any:
+    """A model's run on one device, which is not asked for: the trials need this machine's. Raises
+    UserError, with the model's name, if it cannot work."""
+    from vit_jax.sweeping import space
+    from vit_jax.training.resolve import resolve
+
+    try:
+        return resolve(space.checked(config, point), [*named, *point], 1, data=lambda _: data)
+    except UserError as error:
+        raise UserError(f"{point['model.name']}: {error}") from error
 
 
 def _length(unit: str, budget: float, size: Any, warmup: float | None) -> dict[str, Any]:
@@ -177,27 +190,24 @@ def _tell(
     """Prints the models and their compute. Returns the FLOPs of all trials together."""
     from vit_jax import pages
 
-    table: list[list[str]] = [
-        [
-            "model",
-            "parameters",
-            "multiply-adds",
-            *(["FLOPs"] if unit == "own" else [f"FLOPs, {unit} {b:g}" for b in budgets]),
-        ]
-    ]
+    own = unit == "own"
+    heads = ["FLOPs"] if own else [f"FLOPs, {unit} {budget:g}" for budget in budgets]
+    table = [["model", "parameters", "multiply-adds", *heads]]
     total = 0.0
     for point in models:
         size = sizes[point["model.name"]]
-        epochs = {"epochs": budgets, "own": [point.get("total_epochs", 0.0)]}
-        flops = (
-            [6.0 * size.macs * examples * e for e in epochs[unit]] if unit in epochs else budgets
-        )
+        epoch = 6.0 * size.macs * examples
+        flops = {
+            "own": [epoch * point.get("total_epochs", 0.0)], "flops": budgets,
+            "epochs": [epoch * budget for budget in budgets],
+        }[unit]  # fmt: skip
         total += seeds * sum(flops)
         table.append([
             point["model.name"], f"{size.params:,}", f"{size.macs:,}", *(f"{f:.3g}" for f in flops)
         ])  # fmt: skip
     print(pages.aligned(table))
-    print(f"{len(models)} models, {len(budgets)} budgets, {seeds} seeds: {total:.3g} FLOPs")
+    lengths = "each of its own length" if own else f"{len(budgets)} budgets"
+    print(f"{len(models)} models, {lengths}, {seeds} seeds: {total:.3g} FLOPs")
     return total
 
 

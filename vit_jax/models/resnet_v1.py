@@ -15,16 +15,10 @@ from vit_jax.models import resnet
 from vit_jax.models.configs import ResNetV1Config
 from vit_jax.models.family import BEFORE, Family, Names, Param, under
 from vit_jax.models.layers import HEAD
-from vit_jax.models.resnet import BACKBONE, Backbone, ConvNet, backbone_macs
+from vit_jax.models.resnet import BACKBONE, RESNETS, Backbone, ConvNet, backbone_macs
 
-# Units of each stage. 26 and 38 as in arXiv 1906.05909, section 4.1. 14 is for small images.
-DEPTHS = {
-    14: (1, 1, 1, 1),
-    26: (1, 2, 4, 1),
-    38: (2, 3, 5, 2),
-    50: (3, 4, 6, 3),
-    101: (3, 4, 23, 3),
-}
+# Units of each stage. 26 and 38 are of arXiv 1906.05909, section 4.1.
+DEPTHS = RESNETS | {26: (1, 2, 4, 1), 38: (2, 3, 5, 2)}
 WIDTH = r"(w(?P<width>\d+))?"  # of the first stage, in names behind the depth: resnet14w32_gn
 
 
@@ -73,7 +67,7 @@ FAMILY = Family(
         Names(
             rf"resnet(?P<depth>14|26|38|50|101){WIDTH}_gn",
             sizes_of,
-            tuple(f"resnet{depth}_gn" for depth in DEPTHS),
+            tuple(f"resnet{depth}_gn" for depth in (14, 26, 38, 50, 101)),
         ),
     ),
     parts=("resnet_layers",), layer=resnet.FAMILY.layer,
