@@ -13,8 +13,8 @@ CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 # In the order of reading; folder.py needs a folder.
 ORDER = {
     "digits": "", "folder": ":PHOTOS", "pretrain": "", "augreg": "", "plain": "", "deit3": "",
-    "bit": "", "mixer": "", "finetune": "", "vtab": "", "linear_probe": "", "study": "",
-    "table6": "", "base": "",
+    "bit": "", "mixer": "", "finetune": "", "vtab": "", "linear_probe": "", "detr": "",
+    "study": "", "table6": "", "base": "",
 }  # fmt: skip
 
 
@@ -34,7 +34,7 @@ def page() -> str:
         module = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)
         config = recipe.load(f"{file}{arguments}")
-        changed = [f"{k} = {v!r}" for k, v in leaves(config) if v != default[k]]
+        changed = [f"{k} = {v!r}" for k, v in leaves(config) if v != default.get(k)]
         parts += [f"## {name}.py", module.__doc__.strip()]
         if changed:
             parts += ["Sets:", "```\n" + "\n".join(changed) + "\n```"]

@@ -7,8 +7,8 @@ from vit_jax.config import ROWS, base, leaves
 from vit_jax.errors import UserError
 
 RECIPES = (
-    "augreg.py, base.py, bit.py, deit3.py, digits.py, finetune.py, folder.py, linear_probe.py, "
-    "mixer.py, plain.py, pretrain.py, study.py, table6.py, vtab.py"
+    "augreg.py, base.py, bit.py, deit3.py, detr.py, digits.py, finetune.py, folder.py, "
+    "linear_probe.py, mixer.py, plain.py, pretrain.py, study.py, table6.py, vtab.py"
 )
 
 ONE_KEY = """

@@ -149,7 +149,7 @@ KEYS = (
         INSIDE),
 
     Key("schedule.name", "cosine", "how the learning rate falls after the warm-up",
-        one_of("constant", "cosine", "linear", "rsqrt")),
+        one_of("constant", "cosine", "linear", "rsqrt", "drop")),
     Key("schedule.warmup_steps", int, "steps in which the rate rises linearly; at most one of the "
         "three lengths is set"),
     Key("schedule.warmup_epochs", float, "the warm-up in epochs"),
@@ -184,6 +184,21 @@ KEYS = (
     Key("checkpoint.keep_best", True, "the best evaluated checkpoint stays, too", free=True),
 )  # fmt: skip
 
+# Keys of one task alone, which are there where `task` names it.
+OF_TASK = {
+    "detection": (
+        Key("detection.l1", 5.0, "weight of the distance of boxes, in the matching and in the "
+            "loss", NOT_NEGATIVE),
+        Key("detection.giou", 2.0, "weight of their generalised intersection over union",
+            NOT_NEGATIVE),
+        Key("detection.empty", 0.1, "weight of a query without an object", NOT_NEGATIVE),
+        Key("detection.auxiliary", True, "every layer of the decoder has the loss, not only the "
+            "last"),
+        Key("detection.backbone_rate", 1.0, "factor of the learning rate of the backbone",
+            NOT_NEGATIVE),
+    ),
+}  # fmt: skip
+
 
 def of_model(name: str) -> dict[str, Key]:
     """The keys `model.FIELD` that a family has beyond those of `ROWS`, by name. It is one of
@@ -198,6 +213,11 @@ def of_model(name: str) -> dict[str, Key]:
         config = find_family(name, imports=True)[0].config
     keys = keys_of(config) if config else ()
     return {key.name: key for key in keys if key.name not in ROWS}
+
+
+def further(config: ConfigDict) -> dict[str, Key]:
+    """The keys that a config has beyond those of `ROWS`: its family's, and its task's."""
+    return of_model(config.model.name) | {key.name: key for key in OF_TASK.get(config.task, ())}
 
 
 def _rows() -> dict[str, Key]:
@@ -215,10 +235,11 @@ def _rows() -> dict[str, Key]:
 ROWS = _rows()
 
 
-def base(model: str = "") -> ConfigDict:
+def base(model: str = "", task: str = "") -> ConfigDict:
     """All keys with their defaults.
 
     Args:
+      task: a task whose own keys are wanted too, such as `detection`.
       model: a name of a family whose further fields become keys too, such as `sasa_resnet26`, or
         the import path of your own, `my_package.my_module:MY_FAMILY`.
     """
@@ -230,23 +251,27 @@ def base(model: str = "") -> ConfigDict:
             node = node.setdefault(section, {})
         node[leaf] = placeholder(key.default) if key.empty else copy.copy(key.default)
     c = ConfigDict(tree)
-    if model:
-        c.model.name = model
-        fit_to_model(c)
+    c.model.name, c.task = model or c.model.name, task or c.task
+    fit(c)
     return c.lock()
 
 
-def fit_to_model(config: ConfigDict) -> None:
-    """Gives an unlocked config the further fields of the family that its `model.name` names, and
-    takes away those of another one."""
-    own = of_model(config.model.name)
-    for field in config.model:
-        if f"model.{field}" not in ROWS.keys() | own.keys():
-            del config.model[field]
+def fit(config: ConfigDict) -> None:
+    """Gives an unlocked config the further keys of the family and the task that it names, and takes
+    away those of others."""
+    own = further(config)
+    sections = {"model", *OF_TASK} & {*config}
+    for section in sections:
+        for leaf in [leaf for leaf in config[section] if f"{section}.{leaf}" not in ROWS | own]:
+            del config[section][leaf]
+        if not config[section]:
+            del config[section]
     for name, key in own.items():
-        field = name.removeprefix("model.")
-        if field not in config.model:
-            config.model[field] = placeholder(key.default)
+        section, _, leaf = name.partition(".")
+        if section not in config:
+            config[section] = ConfigDict()
+        if leaf not in config[section]:
+            config[section][leaf] = placeholder(key.default) if key.empty else key.default
 
 
 def _read_by(component: str) -> dict[str, set[str]]:
@@ -306,8 +331,8 @@ def changed(config: ConfigDict, values: Mapping[str, Any]) -> FrozenConfigDict:
 
 
 def keys(config: ConfigDict | None = None) -> list[str]:
-    """Every dotted key of the tree, and of a config those of its own family."""
-    return [*ROWS, *(of_model(config.model.name) if config is not None else ())]
+    """Every dotted key of the tree, and of a config those of its own family and task."""
+    return [*ROWS, *(further(config) if config is not None else ())]
 
 
 def set_by_user(config: ConfigDict, named: Iterable[str] = ()) -> set[str]:
@@ -331,8 +356,10 @@ def check_tree(config: ConfigDict) -> None:
 def check_values(config: ConfigDict) -> None:
     """Raises UserError for the first value that is not what its row says, or that another key's
     value rules out."""
+    of_task = {key.name: key for key in OF_TASK.get(config.task, ())}
     for key, value in leaves(config):
-        fits = ROWS[key].fits if key in ROWS else None
+        row = ROWS.get(key) or of_task.get(key)
+        fits = row.fits if row else None
         if fits and value is not None and key.partition(".")[2] != "name" and fits.refuses(value):
             raise UserError(f"{key} is {fits.words}, not {value!r}")
     optimizer = config.optimizer

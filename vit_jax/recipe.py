@@ -25,10 +25,10 @@ from vit_jax.config import (
     READ_BY,
     ROWS,
     base,
-    fit_to_model,
+    fit,
+    further,
     keys,
     leaves,
-    of_model,
 )
 from vit_jax.errors import UserError, nearest
 
@@ -46,7 +46,7 @@ def load(spec: str) -> ConfigDict:
         path = spec.partition(":")[0]
         raise UserError(f"get_config() of {path} gives a {type(config).__name__}, no ConfigDict")
     with config.unlocked():
-        fit_to_model(config)
+        fit(config)
     return config
 
 
@@ -93,8 +93,8 @@ def override(config: ConfigDict, values: Mapping[str, str]) -> list[str]:
     """
     named = []
     with config.unlocked():
-        # The model's name decides which fields there are.
-        for key in sorted(values, key=lambda key: key not in ("model", "model.name")):
+        # The names of task and model decide which keys there are.
+        for key in sorted(values, key=lambda key: key not in ("task", "model", "model.name")):
             text = values[key]
             key = _full_key(config, key)
             named.append(key)
@@ -116,8 +116,8 @@ def override(config: ConfigDict, values: Mapping[str, str]) -> list[str]:
             for part in parent.split(".") if parent else ():
                 node = node[part]
             node[leaf] = _parse(key, text, node.get_type(leaf), node[leaf])
-            if key == "model.name":
-                fit_to_model(config)
+            if key in ("task", "model.name"):
+                fit(config)
         for component in READ_BY:
             if f"{component}.name" in named:
                 _drop_unread(config, component, named)
@@ -215,7 +215,7 @@ def _module(path: str) -> ModuleType:
 
 def as_text(config: ConfigDict) -> str:
     """`key = value  # what it is` of the keys that are set, in the order of their rows."""
-    values, rows = dict(leaves(config)), ROWS | of_model(config.model.name)
+    values, rows = dict(leaves(config)), ROWS | further(config)
     return "\n".join(
         f"{f'{name} = {values[name]!r}':<44}  # {row.says}"
         for name, row in rows.items()

@@ -22,6 +22,12 @@ def tiny():
     return model, model.init()
 
 
+OF_DETECTORS = ("detr", "huggingface-yolos")
+SUFFIXES = {"google": ".npz", "big_vision": ".npz", "dinov2": ".safetensors"} | dict.fromkeys(
+    OF_DETECTORS, ".safetensors"
+)
+
+
 def changed(params, path, leaf):
     """A copy of the tree with one leaf set, or left out where `leaf` is None."""
     first, _, rest = path.partition("/")
@@ -42,7 +48,7 @@ def changed(params, path, leaf):
 )
 def test_parameters_that_are_not_the_models_are_refused(tiny, tmp_path, to, path, leaf, told):
     model, params = tiny
-    suffix = {"google": ".npz", "big_vision": ".npz", "dinov2": ".safetensors"}.get(to, "")
+    suffix = SUFFIXES.get(to, "")
     with pytest.raises(UserError, match=told):
         save_pretrained(model, changed(params, path, leaf), f"{tmp_path}/a{suffix}", to)
     assert not list(tmp_path.iterdir())
@@ -147,10 +153,10 @@ def test_converted_weights_keep_their_crop(tiny, tmp_path, crop):
     assert shown["size"] == {"shortest_edge": int(224 / crop)}
 
 
-@pytest.mark.parametrize("to", [*writers(), OWN])
+@pytest.mark.parametrize("to", [*(to for to in writers() if to not in OF_DETECTORS), OWN])
 def test_a_place_that_takes_nothing_is_named(tmp_path, to):
     fields = {"layer_scale": 1e-5, "num_classes": 0} if to == "dinov2" else {"num_classes": 5}
     model = vit_jax.create_model("vit_mu_patch16_224", num_layers=1, image_size=32, **fields)
-    suffix = {"google": ".npz", "big_vision": ".npz", "dinov2": ".safetensors"}.get(to, "")
+    suffix = SUFFIXES.get(to, "")
     with pytest.raises(UserError, match=rf"^cannot write /proc/a{suffix}: .*another place$"):
         save_pretrained(model, model.init(), f"/proc/a{suffix}", to)

@@ -20,7 +20,7 @@ import numpy as np
 
 from vit_jax.benching import machine
 from vit_jax.benching.timing import Row, alternate, compare, in_a_row, summary
-from vit_jax.config import base, fit_to_model, flat
+from vit_jax.config import base, fit, flat
 from vit_jax.errors import UserError, nearest
 from vit_jax.parallel.chips import peak_flops
 from vit_jax.sizes import microbatches
@@ -88,7 +88,7 @@ def plain_run(name: str, batch_size: int, classes: int, devices: Any = None, **f
     c.batch_size, c.total_steps = batch_size, 1_000_000
     c.model.name = name
     with c.unlocked():
-        fit_to_model(c)
+        fit(c)
     c.model.update(fields)
     size = c.model.image_size or int(name.rpartition("_")[2])
     c.data.train.source = f"synthetic:examples={batch_size},classes={classes},size={size}"

@@ -60,13 +60,13 @@ def _parameters(run) -> list[str]:
     from clu.parameter_overview import make_table
 
     from vit_jax.checkpoint.tree import flatten
-    from vit_jax.training.groups import decay_mask, frozen_mask, layer_scales
+    from vit_jax.training.groups import decay_mask, frozen_mask, rate_scales
 
     params, c = run.abstract_state["params"], run.config.optimizer
     family = run.model.family
     specs, decays = flatten(run.shardings["params"]), flatten(decay_mask(family, params))
     frozen = flatten(frozen_mask(params, c.freeze))
-    scales = flatten(layer_scales(family, params, c.layer_decay)) if c.layer_decay else {}
+    scales = flatten(rate_scales(family, params, c.layer_decay, run.task.rates) or {})
 
     def rate(path: str) -> str:
         scale = np.asarray(scales.get(path, 1.0))
@@ -109,10 +109,15 @@ def _contact_sheet(run, path: str) -> None:
     with contextlib.closing(run.train_batches(examples_seen=0, steps=1)) as batches:
         _, batch = next(batches)
     images = as_rgb(np.asarray(batch["image"])[:64])
+    rows = {name: np.asarray(values)[:64] for name, values in batch.items()}
     count, height, width, _ = images.shape
     scale = max(1, 64 // height)
+    shown = [
+        run.task.picture(image, {name: values[i] for name, values in rows.items()})
+        for i, image in enumerate(images)
+    ]
     try:
-        tiles(list(images), scale * width, scale * height).save(path)
+        tiles(shown, scale * width, scale * height).save(path)
     except (OSError, ValueError) as error:
         raise UserError(f"cannot write the picture {path}: {error}") from error
     print(f"{count} augmented images of one batch: {path}", file=sys.stderr)

@@ -141,7 +141,7 @@ def _fit_batches(config: ConfigDict, named: list[str]) -> None:
 
 def stored_config(flat: dict) -> ConfigDict:
     """The config tree of a checkpoint's flat one."""
-    config = base()
+    config = base(task=flat.get("task", ""))
     with config.unlocked():
         for key, value in flat.items():
             config.update_from_flattened_dict({key: value})

@@ -3,12 +3,17 @@
 vit predict runs/pets cat.jpg dog.png
 vit predict hf://google/vit-base-patch16-224 photos/ --top=3 --output=predictions.csv
 vit predict runs/scenes photos/ --threshold=0.5
+vit predict runs/cells photos/ --output=boxes.csv --pictures=found
 
 Images are prepared as those that the weights were evaluated on (`vit inspect` shows how). A folder
 means every image in it, at any depth. Damaged images are named and skipped.
 
-The loss of the weights decides what is shown: the share of each class (softmax), the probability of
-each class by itself (sigmoid: several labels, or a single output), or the values of a regression.
+A detector shows the boxes whose score is --threshold (0.5) or more, in pixels of each image, and
+--pictures=DIR draws them. --output=FILE.json is in the format of COCO's results.
+
+The loss of a classifier decides what is shown: the share of each class (softmax), the probability
+of each class by itself (sigmoid: several labels, or a single output), or the values of a
+regression.
 """
 
 import argparse
@@ -19,6 +24,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from vit_jax.commands import found
 from vit_jax.commands.arguments import SOURCE, Options, opened
 from vit_jax.commands.output import check_files
 from vit_jax.errors import UserError, printable
@@ -36,7 +42,8 @@ OPTIONS: Options = SOURCE | {
     "images": dict(nargs="+", help="files, or folders of them"),
     "--top": dict(type=int, help="classes an image, best first (1)"),
     "--threshold": dict(type=float, metavar="P", help="of weights for several labels: every class "
-                        "whose probability is P or more"),
+                        "whose probability is P or more; of a detector: boxes of this score"),
+    "--pictures": dict(metavar="DIR", help="of a detector: write each image with its boxes"),
     "--output": dict(metavar="CSV", help="write the predictions to a file"),
     "--batch-size": dict(type=int, default=32, help="images at a time (32)"),
     FLAG: dict(action="store_true", help="run the operations that the weights' pipeline names by "
@@ -63,7 +70,10 @@ def run(options: argparse.Namespace) -> int:
     if c.channels not in (1, 3):
         raise UserError(f"{weights.path} takes {c.channels} channels: image files have 1 or 3")
     model = as_shown(weights)
-    count = _count(model, options.top, options.threshold)
+    detects = hasattr(model.config, "num_queries")
+    if options.pictures and not detects:
+        raise UserError(f"{weights.path} finds no boxes that --pictures could show")
+    count = 0 if detects else _count(model, options.top, options.threshold)
     size = model.config.image_size
     text = model.data_config.pipeline(size)
     try:
@@ -75,6 +85,8 @@ def run(options: argparse.Namespace) -> int:
         print(line, file=sys.stderr)
     names = [*(weights.classes or ())]  # a head may have more outputs than there are names
     names += map(str, range(len(names), c.num_classes))
+    if detects:
+        return found.write(options, model, params, prepare, paths, names)
     of_table, of_terminal = FORMATS[model.output_activation]
     least = -math.inf if options.threshold is None else options.threshold
     predicted = _predicted(model, params, prepare, paths, options.batch_size, count, least)
@@ -124,27 +136,27 @@ def _images(given: list[str]) -> tuple[list[Path], list[str]]:
     from vit_jax.data.formats import NAMES
     from vit_jax.data.walking import images_below, left_out_text
 
-    found: list[Path] = []
+    files: list[Path] = []
     notes: list[str] = []
     for path in map(Path, given):
         if path.is_dir():
             images, left_out = images_below(path)
             inside = [path / name for name in images]
-            files = [file for file in inside if file.is_file()]
-            left_out["pipe, device or broken link"] += len(inside) - len(files)
-            found += files
+            regular = [file for file in inside if file.is_file()]
+            left_out["pipe, device or broken link"] += len(inside) - len(regular)
+            files += regular
             if left_out := +left_out:
                 notes.append(f"{printable(path)}: {left_out_text(left_out)}")
         elif path.is_file():
-            found.append(path)
+            files.append(path)
         elif path.exists():
             raise UserError(f"{printable(path)} is a device or a pipe, not a file")
         else:
             raise UserError(f"{printable(path)}: no such file or folder")
-    if not found:
+    if not files:
         why = "; ".join(notes) or f"{NAMES} are read"
         raise UserError(f"no images in {', '.join(map(printable, given))}: {why}")
-    return found, notes
+    return files, notes
 
 
 def _predicted(

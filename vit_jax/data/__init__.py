@@ -1,4 +1,6 @@
 """Images from where they are to uint8 batches on the device, in an order that is a function of
 (seed, examples seen)."""
 
-from vit_jax.data import augment as augment  # registers its operations beside those of ops.py
+# They register their operations beside those of ops.py.
+from vit_jax.data import augment as augment
+from vit_jax.data import box_ops as box_ops

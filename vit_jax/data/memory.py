@@ -41,19 +41,27 @@ def digits(rest: str, split: str, classes: list[str] | None) -> Arrays:
     return Arrays("digits", images, labels[chosen], [str(label) for label in range(10)])
 
 
+def sizes_of(name: str, rest: str, defaults: dict[str, int]) -> dict[str, int]:
+    """The numbers of `NAME:KEY=NUMBER,…`, each at least 1, over the defaults. Raises UserError."""
+    sizes = dict(defaults)
+    for part in filter(None, rest.split(",")):
+        key, _, value = part.partition("=")
+        if key not in sizes or not value.isdecimal() or int(value) < 1:
+            options = ",".join(f"{k}={v}" for k, v in defaults.items())
+            raise UserError(f"{name}:{rest}: write it as {name}:{options}")
+        sizes[key] = int(value)
+    return sizes
+
+
 class Synthetic(Source):
     """Noise whose brightness depends on the label, made from the example's number."""
 
     title = "synthetic"
 
     def __init__(self, rest: str, split: str, classes: list[str] | None):
-        sizes = {"examples": 1024, "classes": 10, "size": 256, "channels": 3}
-        for part in filter(None, rest.split(",")):
-            key, _, value = part.partition("=")
-            if key not in sizes or not value.isdecimal() or int(value) < 1:
-                options = ",".join(f"{k}={v}" for k, v in sizes.items())
-                raise UserError(f"synthetic:{rest}: write it as synthetic:{options}")
-            sizes[key] = int(value)
+        sizes = sizes_of(
+            "synthetic", rest, {"examples": 1024, "classes": 10, "size": 256, "channels": 3}
+        )
         split = choose("synthetic", split, ("train", "val"), classes is None)
         self.first = 0 if split == "train" else 2**40
         self._data = range(sizes["examples"])

@@ -19,6 +19,7 @@ from vit_jax import calls
 from vit_jax.data.declared import DECLARED, OPS, Declared, op
 from vit_jax.data.decode import EncodedJpeg, encoded
 from vit_jax.data.levels import Levels
+from vit_jax.data.objects import WHOLE, Moved, Padded, Window
 from vit_jax.data.stored import check_size
 from vit_jax.errors import UserError, nearest, printable
 from vit_jax.records import is_number
@@ -95,7 +96,7 @@ def resize(
     return _resize(image, *_pair(size, model_size), how, antialias)
 
 
-@op(moves=True)
+@op(moves=True, says_where=True)
 def resize_small(
     image, rng, model_size, size: Size = None, how: str | None = None, antialias: bool = True
 ):
@@ -105,14 +106,17 @@ def resize_small(
     rounded as in timm. A strip whose result would be very large is cut to its middle."""
     tall, wide = _pair(size, (int(model_size[0] / 0.875), int(model_size[1] / 0.875)))
     height, width = image.shape[:2]
-    ratio = min(height / tall, width / wide)
+    ratio, window = min(height / tall, width / wide), WHOLE
     if height * width > MOST_RESIZED * ratio**2:
-        image = _middle(image, math.ceil(STRIP * tall * ratio), math.ceil(STRIP * wide * ratio))
+        middle = _middle(image, math.ceil(STRIP * tall * ratio), math.ceil(STRIP * wide * ratio))
+        image, window = middle.image, middle.window
         height, width = image.shape[:2]
     if tall == wide:
         low = min(height, width)
-        return _resize(image, tall * height // low, tall * width // low, how, antialias)
-    return _resize(image, round(height / ratio), round(width / ratio), how, antialias)
+        image = _resize(image, tall * height // low, tall * width // low, how, antialias)
+    else:
+        image = _resize(image, round(height / ratio), round(width / ratio), how, antialias)
+    return image if window == WHOLE else Moved(image, window)
 
 
 def _borders(image: np.ndarray, height: int, width: int) -> tuple[int, int]:
@@ -120,30 +124,42 @@ def _borders(image: np.ndarray, height: int, width: int) -> tuple[int, int]:
     return max(image.shape[0] - height, 0), max(image.shape[1] - width, 0)
 
 
-def _middle(image: np.ndarray, height: int, width: int) -> np.ndarray:
+def window_of(image: Any, top: int, left: int, height: int, width: int) -> Window:
+    """A part of an image, from pixels."""
+    down, across = image.shape[:2]
+    return left / across, top / down, (left + width) / across, (top + height) / down
+
+
+def _part(image: np.ndarray, top: int, left: int, height: int, width: int) -> Moved:
+    """A part of an image, where the image reaches as far."""
+    part = image[top : top + height, left : left + width]
+    return Moved(part, window_of(image, top, left, *part.shape[:2]))
+
+
+def _middle(image: np.ndarray, height: int, width: int) -> Moved:
     """Cuts rows and columns beyond `height` and `width` off both ends, the same number each."""
     top, left = (border // 2 for border in _borders(image, height, width))
-    return image[top : image.shape[0] - top, left : image.shape[1] - left]
+    return _part(image, top, left, image.shape[0] - 2 * top, image.shape[1] - 2 * left)
 
 
-@op(moves=True)
+@op(moves=True, says_where=True)
 def central_crop(image, rng, model_size, size: Size = None, floor: bool = False):
     """The middle part of `size`. The image must be as large. A border that ends in half a pixel is
     rounded to even, as in torchvision; with `floor` down, as in Transformers."""
     height, width = _pair(size, model_size)
     borders = _borders(image, height, width)
     top, left = (border // 2 if floor else round(border / 2) for border in borders)
-    return image[top : top + height, left : left + width]
+    return _part(image, top, left, height, width)
 
 
-@op(random=True, moves=True)
+@op(random=True, moves=True, says_where=True)
 def random_crop(image, rng, model_size, size: Size = None, padding: int = 0):
     """A random part of `size` of the image, which first gets a black border of `padding` pixels."""
     height, width = _pair(size, model_size)
-    if padding:
-        image = np.pad(image, ((padding, padding), (padding, padding), (0, 0)))
-    top, left = (rng.integers(border + 1) for border in _borders(image, height, width))
-    return image[top : top + height, left : left + width]
+    padded = np.pad(image, ((padding, padding), (padding, padding), (0, 0))) if padding else image
+    top, left = (int(rng.integers(border + 1)) for border in _borders(padded, height, width))
+    part = padded[top : top + height, left : left + width]
+    return Moved(part, window_of(image, top - padding, left - padding, *part.shape[:2]))
 
 
 def rectangle(
@@ -161,7 +177,7 @@ def rectangle(
     return None
 
 
-@op(random=True, moves=True, encoded=True)
+@op(random=True, moves=True, encoded=True, says_where=True)
 def inception_crop(
     image, rng, model_size, size: Size = None, area_min: float = 0.05, area_max: float = 1.0
 ):
@@ -174,24 +190,28 @@ def inception_crop(
     side = min(height, width)
     middle = (height - side) // 2, (width - side) // 2, side, side
     top, left, h, w = rectangle(image, rng, area_min, area_max, LOG_ASPECT) or middle
-    size = _pair(size, model_size)
+    size, window = _pair(size, model_size), window_of(image, top, left, h, w)
     if isinstance(image, EncodedJpeg):
-        return _resize_for_training(image.region(top, left, h, w, size), *size)
-    return _resize_for_training(image[top : top + h, left : left + w], *size)
+        return Moved(_resize_for_training(image.region(top, left, h, w, size), *size), window)
+    return Moved(_resize_for_training(image[top : top + h, left : left + w], *size), window)
 
 
-@op(random=True, moves=True)
+@op(random=True, moves=True, says_where=True)
 def flip_lr(image, rng, model_size):
     """Mirrors the image left to right with probability 1/2."""
-    return cv2.flip(image, 1).reshape(image.shape) if rng.random() < 0.5 else image
+    if rng.random() >= 0.5:
+        return image
+    return Moved(cv2.flip(image, 1).reshape(image.shape), (1.0, 0.0, 0.0, 1.0))
 
 
-@op(random=True, moves=True)
+@op(random=True, moves=True, says_where=True)
 def shift(image, rng, model_size, pixels: int = 1):
     """Moves the image by up to `pixels` in each direction. New pixels are black."""
+    height, width = image.shape[:2]
     padded = np.pad(image, ((pixels, pixels), (pixels, pixels), (0, 0)))
-    top, left = rng.integers(2 * pixels + 1, size=2)
-    return padded[top : top + image.shape[0], left : left + image.shape[1]]
+    top, left = map(int, rng.integers(2 * pixels + 1, size=2))
+    part = padded[top : top + height, left : left + width]
+    return Moved(part, window_of(image, top - pixels, left - pixels, height, width))
 
 
 @op(random=True, moves=True)
@@ -288,7 +308,16 @@ class Step:
         taken = {name: example[name] for name in changes if name in example}
         given = example["image"] if changes == ("image",) else taken
         result = function(given, rng, self.model_size, *self.arguments, **self.options)
-        return example | ({"image": result} if changes == ("image",) else result)
+        if changes != ("image",):
+            return example | result
+        objects = example.get("objects")
+        if isinstance(result, Moved):
+            moved = {} if objects is None else {"objects": objects.seen(result.window)}
+            return example | {"image": result.image} | moved
+        if isinstance(result, Padded):
+            moved = {} if objects is None else {"objects": objects.padded(*result.content)}
+            return example | {"image": result.image} | moved
+        return example | {"image": result}
 
 
 def parse(
@@ -351,7 +380,8 @@ def parse(
             raise _misused(part, function, error) from error
         steps.append(step)
         declared = DECLARED.get(function, Declared())
-        left = sorted(set(placed) - set(declared.changes)) if declared.moves else []
+        follow = declared.changes + ("objects",) * declared.says_where
+        left = sorted(set(placed) - set(follow)) if declared.moves else []
         if left:
             raise UserError(
                 f"operation {part!r} in pipeline moves what the image shows, but not the "

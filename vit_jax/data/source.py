@@ -21,6 +21,7 @@ class Source:
     classes: list[str]
     channels: int = 3
     max_labels: int = 1  # per example; more than 1 if an example may have several labels, or none
+    max_objects: int = 0  # per example, with boxes (data/objects.py); 0 if the source has no boxes
     notes: tuple[str, ...] = ()  # lines for the user
     names_hash: str | None = None
     _data: Any  # has one entry for each example
@@ -29,7 +30,8 @@ class Source:
         return len(self._data)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        """`{"image": bytes | uint8 [H, W, C], "label": int | list[int]}`."""
+        """`{"image": bytes | uint8 [H, W, C], "label": int | list[int]}`, or `objects` in the place
+        of `label` if the source has boxes."""
         raise NotImplementedError
 
     def describe(self, index: int) -> str:
@@ -45,11 +47,15 @@ class Facts:
     num_classes: int
     channels: int = 3
     max_labels: int = 1
+    max_objects: int = 0
 
     @classmethod
     def of(cls, source: Source) -> "Facts":
         """The facts of an open source."""
-        return cls(len(source), len(source.classes), source.channels, source.max_labels)
+        return cls(
+            len(source), len(source.classes), source.channels, source.max_labels,
+            source.max_objects,
+        )  # fmt: skip
 
 
 class Subset(Source):
@@ -58,7 +64,8 @@ class Subset(Source):
     def __init__(self, source: Source, indices: np.ndarray):
         self.source, self._data = source, indices
         self.classes, self.channels = source.classes, source.channels
-        self.max_labels, self.notes = source.max_labels, source.notes
+        self.max_labels, self.max_objects = source.max_labels, source.max_objects
+        self.notes = source.notes
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         return self.source[int(self._data[index])]

@@ -1,7 +1,8 @@
 """Opens sources of examples by their names.
 
 Names are `digits`, `folder:PATH`, `csv:FILE`, `tfds:NAME`, `hf:NAME`, `synthetic`,
-`imagenet2012:FOLDER`, `imagenet21k:FOLDER` and `my_package.my_module:NAME`. Sources are mixed as
+`imagenet2012:FOLDER`, `imagenet21k:FOLDER` and `my_package.my_module:NAME`; with boxes
+`coco:FOLDER`, `voc:FOLDER` and `digit_scenes`. Sources are mixed as
 `0.7*folder:A + 0.3*tfds:B`. Their classes are in `memory.py`, `files.py`, `archives.py` and
 `libraries.py`.
 """
@@ -15,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from vit_jax.data import archives, files, libraries, memory
+from vit_jax.data import annotated, archives, files, libraries, memory, scenes
 from vit_jax.data.decode import DamagedImage
 from vit_jax.data.source import Facts, Source
 from vit_jax.data.splits import choose
@@ -220,6 +221,9 @@ KINDS: dict[str, tuple[Callable[..., Source], Splits]] = {
     "synthetic": (memory.Synthetic, TRAIN_VAL),
     "tfds": (libraries.Tfds, libraries.tfds_splits),
     "hf": (libraries.HuggingFace, libraries.hugging_face_splits),
+    "coco": (annotated.coco, annotated.coco_splits),
+    "voc": (annotated.voc, annotated.voc_splits),
+    "digit_scenes": (scenes.DigitScenes, TRAIN_VAL),
     **{
         kind: (functools.partial(archives.Archive, kind), splits)
         for kind, (splits, _) in archives.RELEASES.items()

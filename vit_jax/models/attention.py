@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
-from jaxtyping import Array, Float, Key
+from jaxtyping import Array, Bool, Float, Key
 
 from vit_jax.models.encoder import KEPT
 from vit_jax.models.family import BOTH, Param, under
@@ -72,13 +72,17 @@ def attend(
     *,
     rate: float = 0.0,
     key: Key[Array, ""] | None = None,
+    mask: Bool[Array, "batch keys"] | None = None,
 ) -> tuple[Float[Array, "batch queries heads dim"], Float[Array, "batch heads queries keys"]]:
-    """softmax(q kᵀ / sqrt(dim)) v (eq. 6, 7), with dropout on the weights; and the weights.
+    """softmax(q kᵀ / sqrt(dim)) v (eq. 6, 7), with dropout on the weights; and the weights. Keys
+    that are false in `mask` do not count.
 
     The axis of heads comes before that of tokens, so that each head's numbers are contiguous.
     """
     q = q * jnp.asarray(q.shape[-1] ** -0.5, q.dtype)
     scores = jnp.einsum("bhqd,bhkd->bhqk", q, k, preferred_element_type=jnp.float32)
+    if mask is not None:
+        scores = jnp.where(mask[:, None, None], scores, -jnp.inf)
     weights = softmax(scores)
     mixed = dropout(weights, rate, key).astype(v.dtype)
     return jnp.einsum("bhqk,bhkd->bhqd", mixed, v).swapaxes(1, 2), weights

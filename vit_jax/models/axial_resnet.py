@@ -23,7 +23,7 @@ from vit_jax.models.resnet import (
     first_layer,
     group_norm,
     positions,
-    run_unit,
+    run_units,
 )
 from vit_jax.models.resnet_v1 import WIDTH, sizes_of
 from vit_jax.models.sasa import einsum32
@@ -141,14 +141,15 @@ class AxialResNet(ConvNet):
         self.add_head(c, rngs)
 
     def features(self, images):
-        out = {"root": self.root(images)}
-        x = out["root"]
-        for s, units in enumerate(self.config.resnet_layers, start=1):
-            for u in range(1, units + 1):
-                name = f"stage{s}_unit{u:02d}"
-                x = run_unit(getattr(self, name), x, self.config.remat != "none")
-                out[name] = x
-        return x, out
+        x = root = self.root(images)
+        names = [
+            f"stage{s}_unit{u:02d}"
+            for s, units in enumerate(self.config.resnet_layers, start=1)
+            for u in range(1, units + 1)
+        ]
+        units = [(name, getattr(self, name)) for name in names]
+        x, out = run_units(units, x, self.config.remat != "none")
+        return x, {"root": root} | out
 
 
 def forward_macs(c: AxialResNetConfig) -> int:

@@ -243,6 +243,12 @@ class ResNetV1Config(UnitsConfig):
         "none", "how kernels are standardised", one_of("google", "bit", "timm", "none")
     )
 
+    norm: str = field(
+        "group", "what normalises: group norm, or batch norm made a scale and a bias that stay",
+        one_of("group", "frozen"),
+    )  # fmt: skip
+    dilated: bool = field(False, "the last stage keeps its input's positions (DC5 of detectors)")
+
     @property
     def width_factor(self) -> float:
         """The width over that of a published ResNet."""
@@ -268,6 +274,8 @@ class NonLocalConfig(ResNetV1Config):
 
     def __post_init__(self):
         super().__post_init__()
+        if self.dilated:
+            raise ValueError("a ResNet with non-local blocks is not dilated here")
         if self.nonlocal_blocks and len(self.resnet_layers) < 4:
             raise ValueError(
                 f"non-local blocks need resnet_layers of four stages, not {self.resnet_layers}"
@@ -284,6 +292,8 @@ class SasaConfig(ResNetV1Config):
 
     def __post_init__(self):
         super().__post_init__()
+        if self.dilated:
+            raise ValueError("a ResNet of stand-alone attention is not dilated here")
         if not self.window % 2:
             raise ValueError(f"window is odd, not {self.window}")
         if self.stage_width % (2 * self.num_heads):
@@ -345,6 +355,78 @@ class AxialViTConfig(ViTConfig):
         check_patches(self.image_size, self.patch_size)
 
 
+@dataclasses.dataclass(frozen=True)
+class DetectorConfig:
+    """What a DETR (arXiv 2005.12872) has beside its backbone: a transformer, and queries."""
+
+    num_queries: int = field(100, "objects that a detector finds in an image, at most", COUNT)
+    detector_width: int = field(256, "width of the detector's transformer; divisible by 4", COUNT)
+    detector_heads: int = field(8, "heads of its attention; they divide its width", COUNT)
+    detector_mlp_dim: int = field(2048, "hidden width of its MLPs", COUNT)
+    detector_encoder: int = field(6, "layers of its encoder, on the backbone's features", NATURAL)
+    detector_decoder: int = field(6, "layers of its decoder, on the queries", COUNT)
+    detector_dropout: float = field(0.1, "dropout in its layers", RATE, of_run=True)
+    detector_norm: str = field(
+        "post", "whether its layers normalise before or after them, as in the paper",
+        one_of("pre", "post"),
+    )  # fmt: skip
+    map_positions: str = field(
+        "sine", "positions of features, added in every layer", one_of("sine", "learned")
+    )
+    queries: str = field(
+        "learned",
+        "what a query is: a learned vector, or a learned point that its box is told from",
+        one_of("learned", "points"),
+    )  # fmt: skip
+
+    def check_detector(self) -> None:
+        """Raises ValueError for sizes that do not fit each other."""
+        if self.detector_width % 4 or self.detector_width % self.detector_heads:
+            raise ValueError(
+                f"detector_width is divisible by 4 and by detector_heads, {self.detector_heads}, "
+                f"not {self.detector_width}"
+            )
+
+
+@dataclasses.dataclass(frozen=True)
+class DetrViTConfig(DetectorConfig, ViTConfig):
+    """A DETR on the patches of a ViT or of a hybrid."""
+
+    def __post_init__(self):
+        super().__post_init__()
+        self.check_detector()
+
+
+@dataclasses.dataclass(frozen=True)
+class DetrResNetConfig(DetectorConfig, ResNetV1Config):
+    """A DETR on the features of a ResNet."""
+
+    def __post_init__(self):
+        super().__post_init__()
+        self.check_detector()
+
+
+@dataclasses.dataclass(frozen=True)
+class YolosConfig(ViTConfig):
+    """A YOLOS (arXiv 2106.00666): a ViT with a token for each object that it may find."""
+
+    num_queries: int = field(100, "objects that a detector finds in an image, at most", COUNT)
+    mid_positions: bool = field(False, "positions are added behind every block but the last, too")
+
+    def __post_init__(self):
+        super().__post_init__()
+        for name in ("pre_norm", "resnet_layers", "norm_after_pool"):
+            if getattr(self, name):
+                raise ValueError(f"a YOLOS has no {name}, not {getattr(self, name)}")
+        if self.posemb != "learned":
+            raise ValueError(f"a YOLOS has posemb 'learned', not {self.posemb!r}")
+
+    @property
+    def num_tokens(self) -> int:
+        """Length of the encoder's sequence: prefix, patches, and one for each object."""
+        return super().num_tokens + self.num_queries
+
+
 # The families whose fields are keys of every config.
 CONFIGS = (ViTConfig, MixerConfig, ResNetConfig)
 # Those whose further fields are keys where `model.name` names them: a pattern of their names.
@@ -354,6 +436,9 @@ FURTHER: dict[str, type[ImageConfig]] = {
     r"sasa(_.*)?": SasaConfig,
     r"axial_resnet.*": AxialResNetConfig,
     r"axial_vit.*": AxialViTConfig,
+    r"detr_resnet.*": DetrResNetConfig,
+    r"detr_(vit|deit).*": DetrViTConfig,
+    r"yolos.*": YolosConfig,
 }
 
 STEM = 64  # channels of a ResNet's root at width factor 1, and inside the first stage's units

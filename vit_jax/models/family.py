@@ -24,6 +24,7 @@ Config = Any
 
 # -- parameters ------------------------------------------------------------------------------------
 
+BACKBONE = "backbone"  # the part of a detector that may begin as a classifier
 BOTH = ("tensor", "fsdp")  # one dimension over both axes of the mesh
 
 # Where a parameter stands for layer-wise rates, as in BEiT (arXiv 2106.08254, appendix).
@@ -34,6 +35,7 @@ FRESH = "made anew"
 CLASSES = "made anew, or its last axis permuted: the classes"
 RESIZED = "interpolated: positions"
 CHANNELS = "summed or repeated over the image's channels"
+OWN = "made anew, if the weights are those of a backbone alone"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,6 +94,8 @@ class Family:
     # Of a config and the keys of its parameters: the layer that sets the family apart, and the
     # shape of its input for one image. Benchmarks measure it against the number of pixels.
     layer: Callable[[Any, Any], tuple[nnx.Module, tuple[int, ...]]] | None = None
+    # The family whose models are its part `backbone`, and whose weights it may begin with.
+    backbone: "Family | None" = None
 
     @property
     def fields(self) -> dict[str, dataclasses.Field]:

@@ -16,12 +16,14 @@ from jaxtyping import Array, Float, Key
 from vit_jax.models import (
     axial_resnet,
     axial_vit,
+    detr,
     mixer,
     nonlocal_blocks,
     resnet,
     resnet_v1,
     sasa,
     vit,
+    yolos,
 )
 from vit_jax.models.data_config import DataConfig
 from vit_jax.models.family import Config, Family
@@ -42,6 +44,9 @@ FAMILIES: dict[type, Family] = {
         sasa.FAMILY,
         axial_resnet.FAMILY,
         axial_vit.FAMILY,
+        detr.VIT,
+        detr.RESNET,
+        yolos.FAMILY,
     )
 }
 
@@ -135,6 +140,7 @@ class Model:
         key: Key[Array, ""] | None = None,
         attention_weights: bool = False,
         gather=None,
+        **more: Array,
     ) -> tuple[Float[Array, "batch classes"], dict[str, Array]]:
         """Logits (float32) and every intermediate by name.
 
@@ -146,6 +152,7 @@ class Model:
           attention_weights: also return `attention00`, … (batch, heads, tokens, tokens).
           gather: maps one block's sharded parameters to those that it computes with
             (parallel/sharding.py).
+          more: what one family takes besides, such as `content` of a detector.
 
         Returns:
           logits (batch, classes) and a dict with `patches` (batch, N, D), `block00` …,
@@ -169,5 +176,5 @@ class Model:
             raise ValueError("train=True needs a key: jax.random.key(seed)")
         module = nnx.merge(self._here._graph[0], params)
         return module(
-            images, key if train else None, return_weights=attention_weights, gather=gather
+            images, key if train else None, return_weights=attention_weights, gather=gather, **more
         )

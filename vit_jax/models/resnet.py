@@ -7,9 +7,10 @@ convolutions (arXiv 1903.10520), so that an image's features do not depend on it
 """
 
 import dataclasses
+import functools
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from types import MappingProxyType
 from typing import Any
 
@@ -69,12 +70,12 @@ class StdConv(nnx.Module):
 
     def __init__(
         self, inputs: int, outputs: int, size: int, stride: int = 1, *, padding: str,
-        standardization: str, dtype, rngs,
+        standardization: str, dtype, rngs, dilation: int = 1,
     ):  # fmt: skip
         init = nnx.initializers.lecun_normal()
         self.kernel = nnx.Param(init(rngs.params(), (size, size, inputs, outputs), jnp.float32))
         self.stride, self.padding, self.dtype = stride, padding, dtype
-        self.standardization = standardization
+        self.standardization, self.dilation = standardization, dilation
 
     def __call__(
         self, x: Float[Array, "batch height width inputs"]
@@ -83,7 +84,13 @@ class StdConv(nnx.Module):
         if divisor := STANDARDIZATION[self.standardization]:
             kernel = kernel - kernel.mean(axis=(0, 1, 2))
             kernel = kernel / divisor(jnp.square(kernel).mean(axis=(0, 1, 2)))
-        return convolve(x.astype(self.dtype), kernel.astype(self.dtype), self.stride, self.padding)
+        x, kernel = x.astype(self.dtype), kernel.astype(self.dtype)
+        if self.dilation > 1:  # of a stage without stride, so that positions stay
+            return jax.lax.conv_general_dilated(
+                x, kernel, (1, 1), "SAME", rhs_dilation=(self.dilation,) * 2,
+                dimension_numbers=("NHWC", "HWIO", "NHWC"),
+            )  # fmt: skip
+        return convolve(x, kernel, self.stride, self.padding)
 
 
 def convolve(
@@ -123,14 +130,35 @@ def group_norm(features: int, epsilon: float, *, dtype, rngs, scale: float = 1.0
     )  # fmt: skip
 
 
+class FrozenNorm(nnx.Module):
+    """A batch norm whose statistics and parameters were made into a scale and a bias, which never
+    learn: as in detectors whose batches are too small for statistics."""
+
+    def __init__(self, features: int, epsilon: float, *, dtype, rngs, scale: float = 1.0):
+        self.scale = nnx.Param(jnp.full((features,), scale, jnp.float32))
+        self.bias = nnx.Param(jnp.zeros((features,), jnp.float32))
+        self.dtype = dtype
+
+    def __call__(self, x: Float[Array, "... features"]) -> Float[Array, "... features"]:
+        scale, bias = map(jax.lax.stop_gradient, (self.scale[...], self.bias[...]))
+        return x.astype(self.dtype) * scale.astype(self.dtype) + bias.astype(self.dtype)
+
+
+# What normalises a ResNet's features, by the name in its config.
+NORMS: dict[str, Callable[..., Any]] = {"group": group_norm, "frozen": FrozenNorm}
+
+
 class Root(nnx.Module):
     """The first convolution, 7 x 7 with stride 2 (v1 normalises it), and a 3 x 3 max pool."""
 
-    def __init__(self, channels: int, width: int, *, preactivation: bool, eps: float, conv: dict):
+    def __init__(
+        self, channels: int, width: int, *, preactivation: bool, eps: float, conv: dict,
+        norm: str = "group",
+    ):  # fmt: skip
         self.conv = StdConv(channels, width, 7, 2, **conv)
         self.normalises, self.padding = not preactivation, conv["padding"]
         if self.normalises:
-            self.norm = group_norm(width, eps, dtype=conv["dtype"], rngs=conv["rngs"])
+            self.norm = NORMS[norm](width, eps, dtype=conv["dtype"], rngs=conv["rngs"])
 
     def __call__(
         self, x: Float[Array, "batch height width channels"]
@@ -154,23 +182,27 @@ class Unit(nnx.Module):
 
     def __init__(
         self, inputs: int, width: int, stride: int, *, preactivation: bool, eps: float, conv: dict,
-        spatial: Spatial | None = None,
+        spatial: Spatial | None = None, norm: str = "group", dilation: int = 1,
     ):  # fmt: skip
-        norm: dict[str, Any] = {"dtype": conv["dtype"], "rngs": conv["rngs"]}
+        make: Callable[..., Any] = functools.partial(
+            NORMS[norm], dtype=conv["dtype"], rngs=conv["rngs"]
+        )
         outputs = 4 * width
         self.preactivation, self.projects = preactivation, stride != 1 or inputs != outputs
         if self.projects:
             self.proj = StdConv(inputs, outputs, 1, stride, **conv)
             if not preactivation:
-                self.proj_norm = group_norm(outputs, eps, **norm)
+                self.proj_norm = make(outputs, eps)
         self.conv1 = StdConv(inputs, width, 1, **conv)
-        spatial = spatial or (lambda width, stride: StdConv(width, width, 3, stride, **conv))
+        spatial = spatial or (
+            lambda width, stride: StdConv(width, width, 3, stride, dilation=dilation, **conv)
+        )
         self.conv2 = spatial(width, stride)
         self.conv3 = StdConv(width, outputs, 1, **conv)
-        self.norm1 = group_norm(inputs if preactivation else width, eps, **norm)
-        self.norm2 = group_norm(width, eps, **norm)
+        self.norm1 = make(inputs if preactivation else width, eps)
+        self.norm2 = make(width, eps)
         last = (width, 1.0) if preactivation else (outputs, 0.0)
-        self.norm3 = group_norm(last[0], eps, scale=last[1], **norm)
+        self.norm3 = make(last[0], eps, scale=last[1])
 
     def __call__(
         self, x: Float[Array, "batch height width inputs"]
@@ -187,12 +219,15 @@ class Unit(nnx.Module):
 
 
 class Stage(nnx.Module):
-    """Units `unit01`, `unit02`, … of one width. The first one has the stride."""
+    """Units `unit01`, `unit02`, … of one width. The first one has the stride, the others the
+    dilation."""
 
-    def __init__(self, units: int, inputs: int, width: int, stride: int, **how: Any):
+    def __init__(
+        self, units: int, inputs: int, width: int, stride: int, dilation: int = 1, **how: Any
+    ):
         self.unit01 = Unit(inputs, width, stride, **how)
         for u in range(2, units + 1):
-            setattr(self, f"unit{u:02d}", Unit(4 * width, width, 1, **how))
+            setattr(self, f"unit{u:02d}", Unit(4 * width, width, 1, dilation=dilation, **how))
 
 
 class Backbone(nnx.Module):
@@ -200,6 +235,7 @@ class Backbone(nnx.Module):
 
     `layers` are the numbers of units in each stage; () is the root alone. `padding` is "same" (of
     TensorFlow, for hybrids; it depends on the size) or "symmetric" (half the kernel, for BiT).
+    With `dilated`, the last stage has no stride, and its convolutions are wider instead.
     `root` takes the place of the first convolution and its pool, `spatial` that of the 3 x 3
     convolutions. `inserted` are modules by the name of the unit that they stand before.
     """
@@ -208,15 +244,21 @@ class Backbone(nnx.Module):
         self, layers: tuple[int, ...], width_factor: float, channels: int, *, preactivation: bool,
         padding: str, groupnorm_eps: float, standardization: str, dtype, remat: str, rngs,
         root: nnx.Module | None = None, spatial: Spatial | None = None,
-        inserted: Mapping[str, nnx.Module] = MappingProxyType({}),
+        inserted: Mapping[str, nnx.Module] = MappingProxyType({}), norm: str = "group",
+        dilated: bool = False,
     ):  # fmt: skip
         conv = dict(padding=padding, standardization=standardization, dtype=dtype, rngs=rngs)
-        how: dict[str, Any] = {"preactivation": preactivation, "eps": groupnorm_eps, "conv": conv}
+        how: dict[str, Any] = {
+            "preactivation": preactivation, "eps": groupnorm_eps, "conv": conv, "norm": norm,
+        }  # fmt: skip
         self.root = root or Root(channels, features_of((), width_factor), **how)
         how["spatial"] = spatial
         for s, units in enumerate(layers):
             inputs, outputs = (features_of(layers[:n], width_factor) for n in (s, s + 1))
-            stage = Stage(units, inputs, outputs // 4, 2 if s else 1, **how)
+            if dilated and s == len(layers) - 1:  # positions of the stage before (DC5)
+                stage = Stage(units, inputs, outputs // 4, 1, 2, **how)
+            else:
+                stage = Stage(units, inputs, outputs // 4, 2 if s else 1, **how)
             setattr(self, f"stage{s + 1}", stage)
         for name, module in inserted.items():
             setattr(self, f"before_{name}", module)
@@ -227,23 +269,31 @@ class Backbone(nnx.Module):
         self, images: Float[Array, "batch height width channels"]
     ) -> tuple[Float[Array, "batch h w features"], dict[str, Array]]:
         """The features, and `root`, `stage1_unit01`, … by name."""
-        x = self.root(images)
-        out = {"root": x}
+        x = root = self.root(images)
+        x, out = run_units(self._units(), x, self.recomputes)
+        return x, {"root": root} | out
+
+    def _units(self) -> Iterator[tuple[str, Any]]:
         for s, units in enumerate(self.layers, start=1):
             for u in range(1, units + 1):
                 name = f"stage{s}_unit{u:02d}"
                 if inserted := getattr(self, f"before_{name}", None):
-                    out[f"before_{name}"] = x = run_unit(inserted, x, self.recomputes)
-                unit = getattr(getattr(self, f"stage{s}"), f"unit{u:02d}")
-                x = run_unit(unit, x, self.recomputes)
-                out[name] = x
-        return x, out
+                    yield f"before_{name}", inserted
+                yield name, getattr(getattr(self, f"stage{s}"), f"unit{u:02d}")
 
 
-def run_unit(unit: Callable, x: Array, recomputes: bool) -> Array:
-    """The unit of x. With `recomputes`, the backward pass keeps only its input."""
-    if not recomputes:
-        return unit(x)
+def run_units(
+    units: Iterable[tuple[str, Callable]], x: Array, recomputes: bool
+) -> tuple[Array, dict[str, Array]]:
+    """Applies modules in a row. Returns the last output, and each module's by its name. With
+    `recomputes`, the backward pass keeps only their inputs."""
+    out = {}
+    for name, unit in units:
+        out[name] = x = _recomputed(unit, x) if recomputes else unit(x)
+    return x, out
+
+
+def _recomputed(unit: Callable, x: Array) -> Array:
     graph, params = nnx.split(unit, nnx.Param)
     return jax.checkpoint(lambda p, x: nnx.merge(graph, p)(x))(nnx.to_pure_dict(params), x)
 
@@ -313,6 +363,7 @@ def conv_macs(width: int, before: int, after: int) -> int:
 def backbone_macs(
     layers: tuple[int, ...], width_factor: float, image_size: tuple[int, int], channels: int,
     spatial: Callable[[int, int, int], int] = conv_macs, root: int | None = None,
+    dilated: bool = False,
 ) -> int:  # fmt: skip
     """Multiply-accumulates of one image's convolutions, with their padding.
 
@@ -320,11 +371,13 @@ def backbone_macs(
       spatial: (width, positions before, positions after) -> those of the module in the place of a
         3 x 3 convolution.
       root: those of what takes the place of the first convolution.
+      dilated: the last stage has no stride.
     """
     first = positions(image_size, 2) * 7 * 7 * channels * features_of((), width_factor)
     macs = first if root is None else root
     for s, units in enumerate(layers):
         before, after = (positions(image_size, stride_of(layers[:n])) for n in (s, s + 1))
+        after = before if dilated and s == len(layers) - 1 else after
         inputs, outputs = (features_of(layers[:n], width_factor) for n in (s, s + 1))
         width = outputs // 4
         macs += inputs * (before * width + after * outputs)  # the first unit's conv1 and proj

@@ -29,7 +29,8 @@ class ResNetV1(ConvNet):
         self.backbone = Backbone(
             c.resnet_layers, c.width_factor, c.channels, preactivation=False, padding="symmetric",
             groupnorm_eps=c.groupnorm_eps, standardization=c.standardization, remat=c.remat,
-            dtype=jnp.dtype(c.dtype), rngs=rngs, **parts,
+            norm=c.norm, dilated=c.dilated, dtype=jnp.dtype(c.dtype), rngs=rngs,
+            **parts,
         )  # fmt: skip
         self.add_head(c, rngs)
 
@@ -39,6 +40,7 @@ class ResNetV1(ConvNet):
 
 def forward_macs(c: ResNetV1Config, **parts: Any) -> int:
     """Multiply-accumulates of one image. `parts` are those of `backbone_macs`."""
+    parts["dilated"] = c.dilated
     backbone = backbone_macs(c.resnet_layers, c.width_factor, c.image_size, c.channels, **parts)
     return backbone + c.hidden_size * c.num_classes
 

@@ -192,7 +192,9 @@ class ViT(nnx.Module):
         empty = 0 if return_weights else c.padded_tokens - c.num_tokens
         if empty:  # masked in the blocks: models/attention.py
             x = jnp.pad(x, ((0, 0), (0, empty), (0, 0)))
-        x, blocks = self.encoder(x, in_encoder, return_weights=return_weights, gather=gather)
+        x, blocks = self.encoder(
+            x, in_encoder, return_weights=return_weights, gather=gather, added=self._added(empty)
+        )
         if empty:
             x, blocks = jax.tree.map(lambda z: z[:, : c.num_tokens], (x, blocks))
         if not c.norm_after_pool:
@@ -230,6 +232,10 @@ class ViT(nnx.Module):
             tokens = tokens.at[: c.num_prefix_positions].add(self.pos_embed.prefix[...])
         tokens = jnp.broadcast_to(tokens.astype(dtype), (batch, *tokens.shape))
         return jnp.concatenate([tokens, patches], axis=1)
+
+    def _added(self, empty: int) -> Float[Array, "layers tokens width"] | None:
+        """What is added before each block, with `empty` further tokens; None: nothing."""
+        return None
 
     def _pool(self, x):
         """y of eq. 4: the class token, mean or attention pool of the patches, or two of them."""

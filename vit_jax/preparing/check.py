@@ -147,7 +147,8 @@ def _examine(source: Source, tally: Tally | None, index: int) -> Example:
         raise
     except UserError as error:
         return Example(problem=str(error))
-    image, label = example["image"], example["label"]
+    image, objects = example["image"], example.get("objects")
+    label = example["label"] if objects is None else np.unique(objects.classes)
     encoded, last = isinstance(image, bytes), len(source.classes) - 1
     numbers = tuple(label if isinstance(label, list | tuple | np.ndarray) else [label])
     for number in numbers:

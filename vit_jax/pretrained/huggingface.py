@@ -47,7 +47,7 @@ PARTS = {
 }
 
 
-def _rows(model: str, pre: str, distilled: bool) -> list[Row]:
+def vit_rows(model: str, pre: str, distilled: bool) -> list[Row]:
     """`model` is one of MODELS, and `pre` the prefix of all tensors except the heads'."""
     norm1, norm2, fc1, fc2 = PARTS["dinov2" if "dinov2" in model else "vit"]
     theirs = pre + "encoder.layer.{i}"
@@ -99,7 +99,7 @@ def _describe(tensors: Tensors, known: dict[str, Any]) -> Description:
     teacher = "cls_classifier.weight" in shapes
     dist = f"{prefix}embeddings.distillation_token" in shapes
     one_head = dist and not teacher
-    shown = Shown(tensors, _rows(model, prefix, distilled=teacher), torch=True)
+    shown = Shown(tensors, vit_rows(model, prefix, distilled=teacher), torch=True)
     known = {"source_image_size": c.get("image_size")} | known
     fields = vit_fields(shown, known, {"all" if one_head else "class": 1 + dist})
     heads = known.get("num_heads", c.get("num_attention_heads"))
@@ -129,6 +129,7 @@ def _is_huggingface(names) -> bool:
     return any(
         f"{prefix}embeddings.patch_embeddings.projection.weight" in names
         and f"{prefix}encoder.layer.0.attention.attention.query.weight" in names
+        and f"{prefix}embeddings.detection_tokens" not in names  # of a YOLOS
         for prefix in PREFIXES
     )
 
@@ -176,7 +177,7 @@ def _refuses(config: Config) -> list[str]:
 
 HUGGINGFACE = Layout(
     "huggingface",
-    lambda config, dialect: _rows(
+    lambda config, dialect: vit_rows(
         dialect["model"], dialect["prefix"], getattr(config, "distilled", False)
     ),
     Reader(_is_huggingface, _describe, ignored={

@@ -5,13 +5,21 @@ script, or name it on the command line: `--layout=MODULE:NAME`.
 """
 
 from vit_jax.errors import UserError, printable
+from vit_jax.pretrained.detr import FACEBOOK_DETR, HUGGINGFACE_DETR
 from vit_jax.pretrained.google import BIG_VISION, GOOGLE
 from vit_jax.pretrained.huggingface import HUGGINGFACE
 from vit_jax.pretrained.layout import Layout, Reader, Writer
 from vit_jax.pretrained.timm import DINOV2_HUB, TIMM
+from vit_jax.pretrained.yolos import HUGGINGFACE_YOLOS
 
 OWN = "orbax"  # this package's own checkpoints, which have no `Layout`
-_SHIPPED = {layout.name: layout for layout in (GOOGLE, BIG_VISION, TIMM, DINOV2_HUB, HUGGINGFACE)}
+_SHIPPED = {
+    layout.name: layout
+    for layout in (
+        GOOGLE, BIG_VISION, TIMM, DINOV2_HUB, HUGGINGFACE, FACEBOOK_DETR, HUGGINGFACE_DETR,
+        HUGGINGFACE_YOLOS,
+    )
+}  # fmt: skip
 _LAYOUTS = dict(_SHIPPED)
 
 

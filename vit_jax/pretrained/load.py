@@ -18,11 +18,12 @@ from jax.sharding import Mesh, Sharding, SingleDeviceSharding
 from vit_jax.checkpoint.tree import Flat, flatten, is_stacked, nest, unstack
 from vit_jax.errors import UserError, nearest, printable
 from vit_jax.models.data_config import DataConfig
-from vit_jax.models.family import CHANNELS, CLASSES, FRESH, RESIZED
+from vit_jax.models.family import BACKBONE, CHANNELS, CLASSES, FRESH, OWN, RESIZED
 from vit_jax.models.model import Model, Params
 from vit_jax.models.position import resize_grid
 from vit_jax.models.registry import check_tiled, create_model, make_config
 from vit_jax.parallel.sharding import state_shardings
+from vit_jax.pretrained.backbone import as_backbone
 from vit_jax.pretrained.catalog import CATALOG
 from vit_jax.pretrained.download import fetch
 from vit_jax.pretrained.layout import some
@@ -193,6 +194,8 @@ def fill(
 
     Raises UserError that lists the tensors that do not fit, or those with NaN or infinite values.
     """
+    if model.family.backbone is weights.model.family:
+        weights = as_backbone(weights, model)
     wanted, family = listed_params(model), model.family
     stacked = flatten(model.abstract_params) if getattr(model.config, "scan", False) else wanted
     _check_sizes(weights, model)
@@ -262,7 +265,8 @@ def _check_sizes(weights: Weights, model: Model) -> None:
     """Raises one short UserError for weights of other sizes, instead of a line for each tensor."""
     theirs, ours = vars(weights.model.config), vars(model.config)
     shapes = {path: leaf.shape for path, leaf in listed_params(model).items()}
-    body = {path for path in shapes if model.family.at_init(path) is None}
+    body = {path for path in shapes if model.family.at_init(path) in (None, OWN)}
+    body = {path for path in body if BACKBONE not in weights.dialect or path in weights.shapes}
     other = [f for f in ours if f not in model.family.of_run and ours[f] != theirs.get(f)]
     if other and any(weights.shapes.get(path) != shapes[path] for path in body):
         sizes = ", ".join(f"{f} {theirs.get(f)} (the model here: {ours[f]})" for f in other)
@@ -283,6 +287,8 @@ def _fates(
         if rule in (FRESH, CLASSES) and not (keep_head and theirs == shape):
             why = "other classes" if theirs else "not in the weights"
             fates[path] = f"re-initialised ({why})"
+        elif theirs is None and rule in (OWN, RESIZED) and BACKBONE in weights.dialect:
+            fates[path] = "re-initialised (not in the weights)"
         elif theirs == shape:
             fates[path] = "loaded"
         elif theirs and rule == RESIZED and theirs[2:] == shape[2:]:

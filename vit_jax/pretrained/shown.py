@@ -51,16 +51,16 @@ class Shown:
         """The number of the head's outputs; 0 if there is no head."""
         return (self.get("head/kernel") or (0,))[-1]
 
-    def layers(self) -> int:
+    def layers(self, path: str = f"{BLOCK}/norm1/scale") -> int:
         """The number of blocks: one more than the highest number in a name."""
-        return max((n["i"] for n in self._numbers(f"{BLOCK}/norm1/scale")), default=-1) + 1
+        return max((n["i"] for n in self._numbers(path)), default=-1) + 1
 
-    def units(self) -> tuple[int, ...]:
+    def units(self, path: str = _UNIT) -> tuple[int, ...]:
         """The number of units in each stage of a ResNet."""
         highest: dict[int, int] = {}
-        for n in self._numbers(_UNIT):
+        for n in self._numbers(path):
             highest[n["s"]] = max(highest.get(n["s"], 0), n["u"])
-        from_zero = "{u0}" in self.template(_UNIT)
+        from_zero = "{u0}" in self.template(path)
         return tuple(highest[stage] + from_zero for stage in sorted(highest))
 
     def _numbers(self, path: str) -> Iterator[dict[str, int]]:

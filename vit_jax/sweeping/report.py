@@ -12,7 +12,7 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution
 from optuna.trial import FrozenTrial, TrialState
 
 from vit_jax import pages
-from vit_jax.config import base, leaves
+from vit_jax.config import base, further, leaves
 from vit_jax.errors import printable
 from vit_jax.files import write_text
 from vit_jax.sweeping.space import in_words
@@ -108,6 +108,7 @@ def as_recipe(study: optuna.Study, config: ConfigDict) -> str:
     comment on one line. The comment is not on line 1 or 2, where it could declare an encoding.
     """
     best = finished(study)[0]
+    of_base = f"{config.model.name!r}, {config.task!r}" if further(config) else ""
     default = dict(leaves(base()))
     changed = {key: value for key, value in leaves(config)
                if value != default.get(key) and key != "optimizer.kwargs"}  # fmt: skip
@@ -119,7 +120,7 @@ def as_recipe(study: optuna.Study, config: ConfigDict) -> str:
         '"""The best trial of a sweep: vit train --config=best.py --workdir=DIR"""', "",
         "from vit_jax.config import base", "",
         f"# {printable(source)}", f"# {in_words(best.params)}", "", "",
-        "def get_config():", "    c = base()",
+        "def get_config():", f"    c = base({of_base})",
         *(f"    c.{key} = {_literal(value)}" for key, value in changed.items()),
         "    return c", "",
     ])  # fmt: skip

@@ -4,13 +4,16 @@ from ml_collections import ConfigDict
 
 from vit_jax.errors import UserError, nearest
 from vit_jax.tasks.classification import Classification
+from vit_jax.tasks.detection import Detect
 from vit_jax.tasks.distillation import Distillation
 from vit_jax.tasks.task import Entries, Task
 from vit_jax.user_code import imported
 
 __all__ = ["Entries", "Task", "find_task"]
 
-TASKS: dict[str, type[Task]] = {"classification": Classification}
+TASKS: dict[str, type[Task]] = {
+    "classification": Classification, "detection": Detect,
+}  # fmt: skip
 
 
 def find_task(config: ConfigDict) -> type[Task]:

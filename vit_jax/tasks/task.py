@@ -47,6 +47,7 @@ class Task:
     """
 
     best: ClassVar[str] = "min loss"  # how evaluations of `data.eval` are ranked, by default
+    stated: ClassVar[tuple[str, ...]] = ()  # metrics that a result states beside the best one
     evaluation: ClassVar[type[Evaluator]] = Means  # that of `data.eval`
     evaluators: ClassVar[dict[str, type[Evaluator]]] = {}  # others, by name
     outputs_are_classes: ClassVar[bool] = False  # whether the data's classes name the outputs
@@ -54,6 +55,12 @@ class Task:
 
     def __init__(self, config: ConfigDict, model: Model, facts: Facts):
         self.config, self.model, self.facts = config, model, facts
+
+    @property
+    def rates(self) -> dict[str, float]:
+        """The factor of the learning rate of a part of the model, by the first name of its
+        parameters' paths, where it is not 1."""
+        return {}
 
     @staticmethod
     def outputs(config: ConfigDict, facts: Facts) -> int:
@@ -85,6 +92,10 @@ class Task:
         """Functions of (params, batch) to be compiled, by the names that evaluators read: what
         evaluation says of each row, entry -> array [B, …]. `rows` is read where nothing else is."""
         raise NotImplementedError
+
+    def picture(self, image: np.ndarray, row: dict[str, np.ndarray]) -> np.ndarray:
+        """An augmented image, uint8 [H, W, 3], with what its row says of places in it."""
+        return image
 
     def in_words(self, metrics: dict[str, float]) -> str:
         """The metrics of an evaluation in a line, less the number of examples."""

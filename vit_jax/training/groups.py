@@ -6,6 +6,7 @@ state and no average, so nothing has to be masked. The whole parameters stay in 
 """
 
 import re
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -108,14 +109,32 @@ def layer_scales(family: Family, params: Any, decay: float) -> Any:
     return jax.tree_util.tree_map_with_path(scale_of, params)
 
 
-def by_layer(family: Family, updates: Any, params: Any, decay: float | None) -> Any:
-    """The updates of the trained parameters, times their factors of the learning rate. `params` are
-    all parameters, because the frozen ones count for the number of blocks, too."""
-    if decay is None:
+def rate_scales(
+    family: Family, params: Any, decay: float | None, of_parts: Mapping[str, float]
+) -> Any:
+    """The factor of the learning rate for each parameter: by its layer, where `decay` is set, and
+    by its part of the model, a first name of its path. None if all are 1.
+
+    Raises UserError if the model has no blocks.
+    """
+    if decay is None and not of_parts:
+        return None
+    scales = jax.tree.map(lambda _: 1.0, params)
+    if decay is not None:
+        scales = layer_scales(family, params, decay)
+    for part, factor in of_parts.items():
+        own = jax.tree.map(lambda scale, factor=factor: factor * scale, scales[part])
+        scales = scales | {part: own}
+    return scales
+
+
+def by_rate(updates: Any, scales: Any) -> Any:
+    """The updates of the trained parameters, times their factors of the learning rate."""
+    if scales is None:
         return updates
     return jax.tree.map(
-        lambda u, scale: None if u is None else u * scale, updates,
-        layer_scales(family, params, decay), is_leaf=lambda x: x is None,
+        lambda u, scale: None if u is None else u * scale, updates, scales,
+        is_leaf=lambda x: x is None,
     )  # fmt: skip
 
 

@@ -14,6 +14,7 @@ import jax
 from ml_collections import ConfigDict, FrozenConfigDict
 
 from vit_jax import resolution
+from vit_jax.checkpoint.tree import flatten
 from vit_jax.config import changed
 from vit_jax.data import ops
 from vit_jax.data.declared import DECLARED, OPS
@@ -27,6 +28,7 @@ from vit_jax.models import Model, create_model
 from vit_jax.models.data_config import DataConfig
 from vit_jax.models.kernels import Gpu, gpu_of, refusal
 from vit_jax.models.registry import find_family
+from vit_jax.paths import is_stacked
 from vit_jax.pretrained.opened import Weights
 from vit_jax.tasks import Task, find_task
 from vit_jax.training.groups import frozen_mask, layer_scales
@@ -169,7 +171,8 @@ def resolve(
 def _check_optimizer(config: ConfigDict, model: Model) -> None:
     """Raises UserError where the optimiser cannot work on such parameters."""
     check_updates(config.optimizer, model.family, model.abstract_params)
-    if config.optimizer.name in NORM_OF_PARAMETER and getattr(model.config, "scan", False):
+    stacked = any(map(is_stacked, flatten(model.abstract_params)))
+    if config.optimizer.name in NORM_OF_PARAMETER and stacked:
         raise UserError(
             f"optimiser {config.optimizer.name} scales by norms of whole parameters, and "
             "model.scan makes one parameter of all layers': --config.model.scan=False"
@@ -227,7 +230,7 @@ def _inherit(c: ConfigDict, weights: Weights) -> list[str]:
     name = c.model.name
     family, by_name, _ = find_family(name, imports=True)
     theirs = weights.model.config
-    if weights.model.family is not family:
+    if weights.model.family not in (family, family.backbone):
         raise UserError(
             f"{weights.path} holds a {type(theirs).__name__.removesuffix('Config')} "
             f"({weights.model.name}), but model.name is {name}"

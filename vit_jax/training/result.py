@@ -23,12 +23,13 @@ from vit_jax.training.start import Start
 
 def write_result(workdir: Path, run: Run, start: Start, progress: Progress) -> dict[str, Any]:
     """Writes `result.json` and `model_card.md`. Returns the content of `result.json`: the task's
-    best metric, steps, times, and all final metrics."""
+    best metric and those that it states, steps, times, and all final metrics."""
     c = run.config
     trained, evaluated = progress.last("loss"), progress.evaluated(c.total_steps)
-    examples, metric = c.total_steps * c.batch_size, ranked_by(c.best)[0]
+    examples = c.total_steps * c.batch_size
+    metrics = dict.fromkeys((ranked_by(c.best)[0], *run.task.stated))
     result = {
-        metric: evaluated.get(f"eval/{c.data.eval.split}/{metric}"),
+        **{metric: evaluated.get(f"eval/{c.data.eval.split}/{metric}") for metric in metrics},
         "steps": c.total_steps,
         "examples_seen": examples,
         "train_seconds": round(trained.get("seconds", 0.0), 3),

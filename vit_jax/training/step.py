@@ -20,7 +20,7 @@ from ml_collections import ConfigDict
 
 from vit_jax.parallel.sharding import BATCH, gather_block
 from vit_jax.tasks import Task
-from vit_jax.training.groups import by_layer, merged, trainable
+from vit_jax.training.groups import by_rate, merged, rate_scales, trainable
 from vit_jax.training.optimizer import HOLD_RATE, make_optimizer
 from vit_jax.training.schedules import make_schedule
 from vit_jax.training.state import State, moved_average
@@ -85,6 +85,9 @@ def make_train_step(task: Task, config: ConfigDict, mesh: Mesh) -> Callable:
     tx = make_optimizer(c.optimizer, family, schedule)
     gradients = make_gradients(task, c, mesh)
 
+    def scales_of(params):
+        return rate_scales(family, params, c.optimizer.layer_decay, task.rates)
+
     def train_step(state: State, batch: dict[str, Array], held=None) -> tuple[State, Metrics]:
         step, trained = state["step"], trainable(state["params"], c.optimizer.freeze)
         if c.optimizer.offload:
@@ -94,7 +97,8 @@ def make_train_step(task: Task, config: ConfigDict, mesh: Mesh) -> Callable:
         rate = schedule(step)
         factor = 1.0 if c.optimizer.name in HOLD_RATE else rate
         updates, opt = tx.update(grads, state["opt"], trained)
-        updates = by_layer(family, updates, state["params"], c.optimizer.layer_decay)
+        # Of all parameters, because frozen ones count for the number of blocks, too.
+        updates = by_rate(updates, scales_of(state["params"]))
         moved = jax.tree.map(lambda p, u: p + factor * u, trained, updates)
         updated = {"params": merged(moved, state["params"]), "opt": opt}
         if c.ema:

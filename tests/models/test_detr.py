@@ -1,0 +1,193 @@
+"""DETR equals its paper's equations, written here a second time in NumPy."""
+
+import re
+
+import jax
+import numpy as np
+import paper_numpy as paper
+import pytest
+from test_resnet import assert_close, images, random_like
+
+from vit_jax.models import create_model
+from vit_jax.models.detr import sine, spread
+
+SIZES = {
+    "image_size": (16, 24), "num_classes": 3, "num_queries": 5, "detector_width": 8,
+    "detector_heads": 2, "detector_mlp_dim": 12, "detector_encoder": 2, "detector_decoder": 3,
+    "detector_dropout": 0.0,
+}  # fmt: skip
+VIT = {"hidden_size": 8, "num_heads": 2, "num_layers": 1, "mlp_dim": 12}
+
+
+def detr(name="detr_vit_mu_patch4_16", **fields):
+    return create_model(name, **(SIZES | (VIT if "vit" in name else {}) | fields))
+
+
+def norm(x, p):
+    centred = x - x.mean(axis=-1, keepdims=True)
+    return centred / np.sqrt(x.var(axis=-1, keepdims=True) + 1e-5) * p["scale"] + p["bias"]
+
+
+def attention(queries, keys, values, p, keep):
+    """One head and one query at a time. `keep` are the keys that count."""
+    q, k, v = (
+        np.einsum("nd,dhe->nhe", x, p[name]["kernel"]) + p[name]["bias"]
+        for name, x in (("q", queries), ("k", keys), ("v", values))
+    )
+    out = np.zeros_like(q)
+    for head in range(q.shape[1]):
+        for i, query in enumerate(q[:, head]):
+            scores = np.where(keep, k[:, head] @ query / np.sqrt(q.shape[-1]), -np.inf)
+            out[i, head] = paper.softmax(scores) @ v[:, head]
+    return np.einsum("nhe,hed->nd", out, p["out"]["kernel"]) + p["out"]["bias"]
+
+
+def layer(x, p, first, places, keep, memory=None, memory_places=None):
+    everything = np.ones(len(x), bool)
+    parts = [
+        (lambda y: attention(y + places, y + places, y, p["attention"],
+                             keep if memory is None else everything), "norm1"),
+        (lambda y: np.maximum(y @ p["fc1"]["kernel"] + p["fc1"]["bias"], 0) @ p["fc2"]["kernel"]
+         + p["fc2"]["bias"], "norm3"),
+    ]  # fmt: skip
+    if memory is not None:
+        parts.insert(1, (lambda y: attention(y + places, memory + memory_places, memory,
+                                             p["cross"], keep), "norm2"))  # fmt: skip
+    for part, name in parts:
+        x = x + part(norm(x, p[name])) if first else norm(x + part(x), p[name])
+    return x
+
+
+def code_of(y, x, width):
+    """Of a place in 0 … 1, one number at a time."""
+    out = []
+    for place in (y, x):
+        for i in range(width // 2):
+            angle = 2 * np.pi * place / 10_000 ** (2 * (i // 2) / (width // 2))
+            out.append(np.sin(angle) if i % 2 == 0 else np.cos(angle))
+    return np.array(out)
+
+
+def sigmoid(x):
+    return 1 / (1 + np.exp(-x))
+
+
+def forward(features, p, c, content=(1.0, 1.0)):
+    """Logits and boxes of every layer, from one image's features [rows, columns, …]."""
+    rows, columns, _ = features.shape
+    shown = np.ceil(np.array(content) * [rows, columns] - 1e-3)
+    keep = np.array([[i < shown[0] and j < shown[1] for j in range(columns)] for i in range(rows)])
+    if c.map_positions == "sine":
+        places = np.array([
+            [code_of(min(i + 1, shown[0]) / (shown[0] + 1e-6),
+                     min(j + 1, shown[1]) / (shown[1] + 1e-6), c.detector_width)
+             for j in range(columns)] for i in range(rows)
+        ])  # fmt: skip
+    else:
+        places = np.array([
+            [np.concatenate([p["columns"][j], p["rows"][i]]) for j in range(columns)]
+            for i in range(rows)
+        ])  # fmt: skip
+    places, keep = places.reshape(rows * columns, -1), keep.ravel()
+    x = features.reshape(rows * columns, -1) @ p["project"]["kernel"] + p["project"]["bias"]
+    first = c.detector_norm == "pre"
+    for i in range(c.detector_encoder):
+        x = layer(x, p["encoder"][f"block{i:02d}"], first, places, keep)
+    if c.detector_encoder and first:
+        x = norm(x, p["encoder_norm"])
+    if c.queries == "points":
+        point = sigmoid(p["points"])
+        query = np.array([code_of(*one, c.detector_width) for one in point])
+    else:
+        query = p["queries"]
+    y, told = np.zeros_like(query), []
+    for i in range(c.detector_decoder):
+        y = layer(y, p["decoder"][f"block{i:02d}"], first, query, keep, x, places)
+        z = norm(y, p["norm"])
+        box = z
+        for name in ("box1", "box2"):
+            box = np.maximum(box @ p[name]["kernel"] + p[name]["bias"], 0)
+        box = box @ p["box3"]["kernel"] + p["box3"]["bias"]
+        if c.queries == "points":
+            box[:, :2] += p["points"][:, ::-1]
+        told.append((z @ p["head"]["kernel"] + p["head"]["bias"], sigmoid(box)))
+    return [np.stack(part) for part in zip(*told, strict=True)]
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {}, {"detector_norm": "pre"}, {"queries": "points", "detector_encoder": 0},
+        {"map_positions": "learned"}, {"queries": "points", "detector_norm": "pre"},
+    ],
+    ids=str,
+)  # fmt: skip
+@pytest.mark.parametrize("padded", [False, True])
+def test_every_layers_logits_and_boxes_equal_the_equations(fields, padded):
+    model = detr(**fields)
+    params, x = random_like(model.abstract_params), images(16, 24)
+    content = np.array([[1.0, 0.5], [0.75, 1.0]], np.float32)
+    more = {"content": content} if padded else {}
+    logits, out = jax.jit(model.apply)(params, x, **more)
+    p, c = paper.as_float64(params), model.config
+    encoded = np.asarray(out["backbone_encoded"], np.float64)
+    for i in range(2):
+        features = encoded[i, c.num_prefix :].reshape(4, 6, -1)
+        shown = content[i] if padded else (1.0, 1.0)
+        all_logits, all_boxes = forward(features, p, c, shown)
+        assert_close(out["layers_logits"][:, i], all_logits, 2e-5)
+        assert_close(out["layers_boxes"][:, i], all_boxes, 2e-5)
+    np.testing.assert_array_equal(logits, out["layers_logits"][-1])
+    np.testing.assert_array_equal(out["boxes"], out["layers_boxes"][-1])
+    assert logits.shape == (2, 5, 4)
+
+
+def test_scanned_recomputed_and_listed_layers_are_one_function():
+    plain = detr()
+    params, x = random_like(plain.abstract_params), images(16, 24)
+    expected, _ = jax.jit(plain.apply)(params, x)
+    again, _ = jax.jit(detr(remat="full").apply)(params, x)
+    assert_close(again, expected)
+    scanned = detr(scan=True)
+    stacked = dict(params)
+    for name in ("encoder", "decoder"):
+        stacked[name] = {"block": paper.stack_layers(list(params[name].values()))}
+    backbone = params["backbone"]["encoder"]
+    stacked["backbone"] = params["backbone"] | {
+        "encoder": {"block": paper.stack_layers(list(backbone.values()))}
+    }
+    assert_close(jax.jit(scanned.apply)(stacked, x)[0], expected)
+
+
+@pytest.mark.parametrize("name", ["detr_resnet14w32_gn", "detr_vit_mu_patch4_16"])
+def test_parameters_have_rows_and_every_one_a_gradient(name):
+    fields = {"image_size": (64, 96)} if "resnet" in name else {}
+    model = detr(name, queries="points", map_positions="learned", **fields)
+    for keys, _ in jax.tree_util.tree_leaves_with_path(model.abstract_params):
+        model.family.row(jax.tree_util.keystr(keys, simple=True, separator="/"))
+    params, x = random_like(model.abstract_params), images(*model.config.image_size)
+
+    def of(params):
+        logits, out = model.apply(params, x)
+        return (logits**2).sum() + (out["layers_boxes"] ** 2).sum()
+
+    grads = jax.jit(jax.grad(of))(params)
+    for keys, leaf in jax.tree_util.tree_leaves_with_path(grads):
+        path = jax.tree_util.keystr(keys, simple=True, separator="/")
+        assert np.isfinite(leaf).all(), path
+        # Queries begin as zeros, so the first layer's attention between them mixes nothing.
+        if not re.match("decoder/block00/attention/[qkv]/", path):
+            assert np.abs(leaf).max() > 0, path
+
+
+def test_the_code_of_a_place_is_the_papers():
+    places = np.random.default_rng(0).uniform(0, 1, (3, 2))
+    expected = np.array([code_of(*place, 16) for place in places])
+    np.testing.assert_allclose(sine(places.astype(np.float32), 16), expected, atol=1e-5)
+
+
+def test_new_points_are_spread_evenly():
+    """Every ninth of the image has its share of 90 points, give or take three."""
+    points = spread(90)
+    counts, _, _ = np.histogram2d(*points.T, bins=3, range=((0, 1), (0, 1)))
+    assert (np.abs(counts - 10) <= 3).all()

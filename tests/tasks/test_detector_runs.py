@@ -1,0 +1,148 @@
+"""A detector is trained, continued, evaluated, planned and begun from a classifier's weights by the
+commands that do so for classifiers."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+
+import vit_jax
+from tests.digits_run import rows, told
+from vit_jax import cli
+from vit_jax.recipe import load
+from vit_jax.training.run import run_of
+
+TINY = {
+    "batch_size": 16, "total_steps": 6, "log_every_steps": 1, "eval_every_steps": 6,
+    "checkpoint.every_steps": 3, "schedule.warmup_steps": 2, "model.num_layers": 1,
+    "model.hidden_size": 32, "model.num_heads": 2, "model.mlp_dim": 32,
+    "model.image_size": (32, 32),
+    "model.detector_width": 32, "model.detector_heads": 2, "model.detector_mlp_dim": 32,
+    "model.detector_encoder": 1, "model.detector_decoder": 2, "model.num_queries": 6,
+    "data.train.source": "digit_scenes:examples=64,size=32",
+    "data.eval.source": "digit_scenes:examples=20,size=32",
+    "data.train.pipeline": "decode|flip_lr|inception_crop(None, 0.7)",
+}  # fmt: skip
+
+
+def config(**changes):
+    c = load("detr.py:digits")
+    with c.unlocked():
+        for key, value in (TINY | {k.replace("__", "."): v for k, v in changes.items()}).items():
+            c.update_from_flattened_dict({key: value})
+    return c
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("scenes")
+    return workdir, vit_jax.train(config(), workdir, quiet=True)
+
+
+def test_it_trains_and_its_result_has_the_precisions(trained):
+    workdir, result = trained
+    assert next(iter(result)) == "ap"
+    assert {"ap50", "ap75", "steps", "train_seconds", "loss/class", "loss/l1", "loss/giou"} <= set(
+        result
+    )
+    losses = [row["loss"] for row in rows(workdir) if "loss" in row]
+    assert len(losses) == 6
+    assert losses[-1] < losses[0]
+
+
+def test_it_continues_bit_for_bit(trained, tmp_path):
+    vit_jax.train(config(schedule__name="constant"), tmp_path / "whole", quiet=True)
+    vit_jax.train(config(schedule__name="constant", total_steps=3), tmp_path / "parts", quiet=True)
+    vit_jax.train(config(schedule__name="constant"), tmp_path / "parts", quiet=True)
+    assert told(tmp_path / "whole") == told(tmp_path / "parts")
+
+
+def test_it_is_evaluated_from_its_checkpoint_on_eight_devices(trained, capsys):
+    workdir, result = trained
+    assert cli.main(["evaluate", f"--workdir={workdir}", "--json"]) == 0
+    measured = json.loads(capsys.readouterr().out)
+    assert (measured["examples"], measured["objects"]) == (20, result["eval/val/objects"])
+    assert measured["ap"] == pytest.approx(result["ap"], abs=1e-3)
+    assert measured["ar_100"] == pytest.approx(result["eval/val/ar_100"], abs=1e-3)
+
+
+def test_it_is_planned_and_described(capsys):
+    assert cli.main(["plan", "--config=detr.py:digits", "--topology=local"]) == 0
+    assert "mesh data 8" in capsys.readouterr().out
+    assert cli.main(["describe", "--config=detr.py:digits"]) == 0
+    assert "model.queries = 'points'" in capsys.readouterr().out
+
+
+def test_a_classifiers_weights_are_its_backbone(trained, tmp_path, capsys):
+    classifier = vit_jax.create_model(
+        "vit_nano_patch8_64", num_layers=1, hidden_size=32, num_heads=2, mlp_dim=32,
+        image_size=(24, 40), num_classes=3, channels=1,
+    )  # fmt: skip
+    params = classifier.init(seed=5)
+    from vit_jax.pretrained.save import save_pretrained
+
+    save_pretrained(classifier, params, tmp_path / "vit.safetensors", to="timm")
+    vit_jax.train(
+        config(init=str(tmp_path / "vit.safetensors"), total_steps=1, optimizer__lr=0.0),
+        tmp_path / "run", quiet=True,
+    )  # fmt: skip
+    told_ = capsys.readouterr()
+    _, found, _ = vit_jax.load_pretrained(tmp_path / "run", say=None)
+    ours = found["backbone"]["encoder"]
+    jax.tree.map(np.testing.assert_array_equal, ours, params["encoder"])
+    assert found["backbone"]["pos_embed"]["grid"].shape == (4, 4, 32)
+    del told_
+
+
+@pytest.mark.long
+def test_losses_of_three_steps_agree_on_every_mesh():
+    def losses(mesh, devices):
+        c = config(mesh__data=mesh[0], mesh__fsdp=mesh[1], mesh__tensor=mesh[2],
+                   mesh__min_shard_size=64, microbatch=16)  # fmt: skip
+        run = run_of(c, devices=jax.devices()[:devices])
+        step, state = run.compile_train_step(), run.init_state()
+        found, batches = [], run.train_batches(0, 3)
+        for _, batch in batches:
+            state, metrics = step(state, batch)
+            found.append(float(metrics["loss"]))
+        batches.close()
+        return np.array(found)
+
+    reference = losses((1, 1, 1), 1)
+    for mesh in ((8, 1, 1), (1, 8, 1), (2, 2, 2)):
+        np.testing.assert_allclose(losses(mesh, 8), reference, rtol=2e-6, err_msg=str(mesh))
+
+
+def test_boxes_are_predicted_as_a_table_as_cocos_results_and_as_pictures(trained, tmp_path, capsys):
+    workdir, _ = trained
+    from PIL import Image
+
+    from vit_jax.data.sources import open_source
+
+    source = open_source("digit_scenes:examples=3,size=32", "val")
+    for number in range(3):  # twice as large as the model's images: boxes are in the files' pixels
+        image = Image.fromarray(source[number]["image"][..., 0])
+        image.resize((64, 96)).save(tmp_path / f"{number}.png")
+    command = ["predict", str(workdir), *(str(tmp_path / f"{n}.png") for n in range(3))]
+    assert cli.main([*command, "--threshold=0.01", f"--output={tmp_path}/boxes.csv"]) == 0
+    lines = (tmp_path / "boxes.csv").read_text().splitlines()
+    assert lines[0] == "image,class,score,x1,y1,x2,y2"
+    assert len(lines) == 1 + 3 * 6  # every query
+    for line in lines[1:]:
+        _, name, score, *edges = line.split(",")
+        x1, y1, x2, y2 = map(float, edges)
+        assert name in source.classes
+        assert 0.01 <= float(score) <= 1
+        assert 0 <= x1 <= x2 <= 64
+        assert 0 <= y1 <= y2 <= 96
+    options = [f"--output={tmp_path}/boxes.json", "--threshold=0.01", f"--pictures={tmp_path}/seen"]
+    assert cli.main([*command, *options]) == 0
+    results = json.loads((tmp_path / "boxes.json").read_text())
+    assert [one["image_id"] for one in results] == [0] * 6 + [1] * 6 + [2] * 6
+    first = [float(n) for n in lines[1].split(",")[3:]]
+    x, y, width, height = results[0]["bbox"]
+    np.testing.assert_allclose([x, y, x + width, y + height], first, atol=0.02)
+    assert Image.open(tmp_path / "seen/0000-0.png").size == (64, 96)
+    assert cli.main([*command, "--threshold=0.999"]) == 0
+    assert "0.png: no box at or above" in capsys.readouterr().out

@@ -1,0 +1,164 @@
+"""What `vit predict` does with a detector: a row for each box, and pictures of them."""
+
+import argparse
+import itertools
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from vit_jax.errors import UserError, cannot_write, printable
+from vit_jax.files import read_bytes, whole
+from vit_jax.pages import as_csv
+
+THRESHOLD = 0.5  # the least score of a box that is shown
+HEAD = ("image", "class", "score", "x1", "y1", "x2", "y2")
+
+Box = tuple[int, float, tuple[float, ...]]  # class, score, edges in pixels of the file's image
+
+
+def write(
+    options: argparse.Namespace, model: Any, params: Any, prepare: Any, paths: list[Path],
+    names: list[str],
+) -> int:  # fmt: skip
+    """Prints the boxes, or writes them: as COCO's results to a .json, as a table elsewhere. With
+    --pictures, also each image with its boxes. Returns the exit code."""
+    least = THRESHOLD if options.threshold is None else options.threshold
+    found = _found(model, params, prepare, paths, options.batch_size, least, options.top)
+    if options.pictures:
+        found = _drawn(found, Path(options.pictures))
+    if not options.output:
+        for path, boxes in found:
+            print(f"{printable(path)}: " + ("" if boxes else f"no box at or above {least:.2f}"))
+            for label, score, edges in boxes:
+                where = ", ".join(f"{edge:.1f}" for edge in edges)
+                print(f"  {printable(names[label])} {score:.2%} at {where}")
+        return 0
+    with (
+        whole(Path(options.output)) as part,
+        part.open("w", encoding="utf-8", errors="backslashreplace") as file,
+    ):
+        images = list(found)
+        file.write(
+            _as_coco(images) if options.output.endswith(".json") else _as_table(images, names)
+        )
+    count = sum(len(boxes) for _, boxes in images)
+    print(f"{count} boxes in {len(images)} images: {printable(options.output)}")
+    return 0
+
+
+def _as_table(images: list[tuple[Path, list[Box]]], names: list[str]) -> str:
+    rows = [
+        (path, names[label], f"{score:.6f}", *(f"{edge:.2f}" for edge in edges))
+        for path, boxes in images for label, score, edges in boxes
+    ]  # fmt: skip
+    return as_csv([HEAD, *rows])
+
+
+def _as_coco(images: list[tuple[Path, list[Box]]]) -> str:
+    """COCO's results. An image is named by its file's number, if its name is one."""
+    results = [
+        {
+            "image_id": int(path.stem) if path.stem.isdecimal() else path.name,
+            "category_id": label, "score": round(score, 6),
+            "bbox": [round(n, 2) for n in (x1, y1, x2 - x1, y2 - y1)],
+        }
+        for path, boxes in images for label, score, (x1, y1, x2, y2) in boxes
+    ]  # fmt: skip
+    return json.dumps(results, indent=1) + "\n"
+
+
+def _found(
+    model: Any, params: Any, prepare: Any, paths: list[Path], batch_size: int, least: float,
+    top: int | None,
+) -> Iterator[tuple[Path, list[Box]]]:  # fmt: skip
+    """The boxes of each image in turn, best first. Images that cannot be read are named and
+    skipped. Raises UserError where none can be read, or logits are no numbers."""
+    import jax
+    import jax.numpy as jnp
+    import numpy as np
+
+    from vit_jax.data.levels import DamagedImage
+    from vit_jax.data.objects import Objects
+    from vit_jax.tasks.detection import edges
+
+    c = model.config
+    shape, batch_size = (*c.image_size, c.channels), min(batch_size, len(paths))
+
+    @jax.jit
+    def predict(params, pixels, content):
+        images = model.data_config.normalise(pixels)
+        logits, out = model.apply(params, images, content=content)
+        shares = jax.nn.softmax(logits)[..., :-1]
+        finite = jnp.isfinite(logits).all(axis=(1, 2)) & jnp.isfinite(out["boxes"]).all(axis=(1, 2))
+        return finite, shares.max(axis=-1), shares.argmax(axis=-1), edges(out["boxes"])
+
+    def examples():
+        read = 0
+        for path in paths:
+            try:
+                image = prepare.open(read_bytes(path), c.channels)
+                size = image.shape[:2]
+                nothing = Objects.of_pixels(np.zeros((0, 4)), np.zeros(0, int), size)
+                example = prepare.example({"image": image, "objects": nothing}, None)
+            except (DamagedImage, OSError) as error:
+                print(printable(f"skipped: {path} ({error})"), file=sys.stderr)
+                continue
+            if example["image"].shape != shape:
+                raise UserError(
+                    f"{printable(path)} becomes {example['image'].shape}, the model takes {shape}"
+                )
+            read += 1
+            yield path, size, example
+        if not read:
+            raise UserError(f"none of the {len(paths)} files is an image that can be read")
+
+    readable = examples()
+    while chunk := list(itertools.islice(readable, batch_size)):
+        pixels, content = np.zeros((batch_size, *shape), np.uint8), np.ones((batch_size, 2))
+        for i, (_, _, example) in enumerate(chunk):
+            pixels[i], content[i] = example["image"], example["objects"].content
+        finite, scores, classes, boxes = jax.device_get(
+            predict(params, pixels, content.astype(np.float32))
+        )
+        for i, (path, (height, width), example) in enumerate(chunk):
+            if not finite[i]:
+                raise UserError(
+                    f"{printable(path)}: the logits are NaN or infinite; the weights are damaged, "
+                    "or of another model than the one that they are taken for (vit inspect)"
+                )
+            left, top_edge, right, bottom = example["objects"].window
+            start, sides = [left, top_edge] * 2, np.array([right - left, bottom - top_edge] * 2)
+            of_image = np.clip(start + boxes[i] * sides, 0, [width, height, width, height])
+            order = np.argsort(-scores[i], kind="stable")[:top]
+            yield path, [
+                (int(classes[i, q]), float(scores[i, q]), tuple(of_image[q].tolist()))
+                for q in order if scores[i, q] >= least
+            ]  # fmt: skip
+
+
+def _drawn(
+    found: Iterator[tuple[Path, list[Box]]], folder: Path
+) -> Iterator[tuple[Path, list[Box]]]:
+    """Also writes each image with its boxes into a folder, as PNG."""
+    import cv2
+    import numpy as np
+
+    from vit_jax.data.decode import decode
+    from vit_jax.tasks.detection import COLOURS
+
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise cannot_write(folder, error) from error
+    for number, (path, boxes) in enumerate(found):
+        image = np.array(decode(read_bytes(path), 3))
+        thick = max(1, round(max(image.shape) / 300))
+        for label, _, edges in boxes:
+            x1, y1, x2, y2 = map(round, edges)
+            cv2.rectangle(image, (x1, y1), (x2, y2), COLOURS[label % len(COLOURS)], thick)
+        file = folder / f"{number:04d}-{path.stem}.png"
+        if not cv2.imwrite(str(file), image[..., ::-1]):
+            raise UserError(f"cannot write the picture {printable(file)}")
+        yield path, boxes

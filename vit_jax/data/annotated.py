@@ -1,0 +1,285 @@
+"""Images with boxes: COCO's JSON (`coco:FOLDER`) and Pascal VOC's XML (`voc:FOLDER`).
+
+What annotations hold that cannot be learned is counted and told once, as a note: boxes without
+area or with values that are no numbers are left out, and boxes are cut at their image's edges.
+"""
+
+import hashlib
+import re
+from collections import Counter
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, NamedTuple
+from xml.etree import ElementTree
+
+import numpy as np
+
+from vit_jax.data.objects import Objects
+from vit_jax.data.source import Source
+from vit_jax.data.splits import choose
+from vit_jax.errors import UserError, printable
+from vit_jax.files import read_bytes
+from vit_jax.records import is_number, object_in, reason
+
+MOST_JSON = 2**31  # bytes of COCO's annotations; those of 2017's training split have 448 MB
+MOST_XML = 2**24
+YEAR = re.compile(r"(instances_)?(?P<split>.+?)_?(19|20)?\d*")
+WRONG = 0.2  # share of boxes that leave their image, above which their format is asked about
+
+
+class Annotation(NamedTuple):
+    """One image: its file's name, (height, width), and its boxes as x1, y1, x2, y2 in pixels."""
+
+    name: str
+    size: tuple[int, int]
+    boxes: np.ndarray  # float64 [N, 4]
+    classes: np.ndarray  # int64 [N]
+    crowd: np.ndarray  # bool [N]
+    area: np.ndarray  # float64 [N]
+
+
+class Annotated(Source):
+    """Image files with their objects, by number."""
+
+    def __init__(
+        self, title: str, root: Path, annotations: Iterable[Annotation], classes: list[str],
+        counted: Counter[str],
+    ):  # fmt: skip
+        self.title, self.root, self.classes = title, root, classes
+        self._data = [_checked(one, counted) for one in annotations]
+        if not self._data:
+            raise UserError(f"{title}: the split has no images")
+        missing = [one.name for one in self._data if not (root / one.name).is_file()]
+        if len(missing) == len(self._data):
+            raise UserError(
+                f"{title}: none of the annotated images is in {printable(root)}, such as "
+                f"{printable(missing[0])}"
+            )
+        if missing:
+            raise UserError(
+                f"{title}: {len(missing):,} annotated images are not in {printable(root)}, such as "
+                f"{printable(missing[0])}: put them there, or take their annotations out"
+            )
+        self.max_objects = max(1, *(len(one.boxes) for one in self._data))
+        digest = hashlib.blake2b(digest_size=16)
+        for one in self._data:
+            digest.update(one.name.encode(errors="surrogateescape") + one.boxes.tobytes())
+            digest.update(one.classes.tobytes())
+        self.names_hash = digest.hexdigest()
+        self.notes = tuple(f"{title}: {count:,} {what}" for what, count in counted.items() if count)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        one = self._data[index]
+        objects = Objects.of_pixels(one.boxes, one.classes, one.size, one.crowd, one.area)
+        return {"image": read_bytes(self.root / one.name), "objects": objects}
+
+    def describe(self, index: int) -> str:
+        return printable(str(self.root / self._data[index].name))
+
+
+def _checked(one: Annotation, counted: Counter[str]) -> Annotation:
+    """Without what cannot be learned, which is counted."""
+    height, width = one.size
+    finite = np.isfinite(one.boxes).all(axis=1)
+    counted["boxes have values that are no numbers, and are left out"] += int((~finite).sum())
+    boxes = np.where(finite[:, None], one.boxes, 0.0)
+    cut = np.clip(boxes, 0, [width, height, width, height])
+    empty = finite & ~(cut[:, 2:] > cut[:, :2]).all(axis=1)
+    counted["boxes have no area in their image, and are left out"] += int(empty.sum())
+    kept = finite & ~empty
+    outside = kept & (np.abs(cut - boxes) > 1.0).any(axis=1)
+    counted["boxes leave their image, and are cut at its edges"] += int(outside.sum())
+    counted["boxes are crowds, which are no targets"] += int((one.crowd & kept).sum())
+    area = np.where(np.isfinite(one.area), one.area, 0.0)
+    return Annotation(one.name, one.size, cut[kept], one.classes[kept], one.crowd[kept], area[kept])
+
+
+def _folder(kind: str, rest: str) -> Path:
+    root = Path(rest).expanduser()
+    if not rest or not root.is_dir():
+        raise UserError(f"{kind}:{printable(rest)} is no folder")
+    return root
+
+
+# -- COCO ----------------------------------------------------------------------------------------
+
+
+def _coco_files(root: Path) -> dict[str, Path]:
+    """split -> file of annotations: annotations/instances_train2017.json, train.json, or
+    train/_annotations.coco.json."""
+    files = [*root.glob("annotations/*.json"), *root.glob("*.json")]
+    found: dict[str, Path] = {}
+    for file in sorted(files):
+        match = YEAR.fullmatch(file.stem)
+        if match and not file.stem.startswith(("captions_", "person_keypoints_", "image_info_")):
+            found.setdefault(match["split"], file)
+    for file in sorted(root.glob("*/_annotations.coco.json")):
+        found.setdefault(file.parent.name, file)
+    return found
+
+
+def coco_splits(rest: str) -> list[str]:
+    """The splits that a folder has annotations of."""
+    return list(_coco_files(_folder("coco", rest)))
+
+
+def coco(rest: str, split: str, classes: list[str] | None) -> Annotated:
+    """`FOLDER/annotations/instances_train2017.json` and `FOLDER/train2017/*`, and like layouts."""
+    root, title = _folder("coco", rest), f"coco:{printable(rest)}"
+    files = _coco_files(root)
+    if not files:
+        raise UserError(f"{title} has no annotations, such as annotations/instances_train2017.json")
+    file = files[choose(title, split, files, classes is None)]
+    try:
+        record = object_in(read_bytes(file, MOST_JSON))
+        names, images, counted = _coco_images(record)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
+        what = f"no {error}" if isinstance(error, KeyError) else reason(error)
+        raise UserError(f"{printable(file)} holds no annotations of COCO: {what}") from error
+    stem = file.stem.removeprefix("instances_")
+    if stem == "_annotations.coco":
+        stem = file.parent.name
+    places = [root / stem, root / "images" / stem, root / split, root / "images" / split,
+              root / "images", root]  # fmt: skip
+    first = images[0].name if images else ""
+    where = next((place for place in places if (place / first).is_file()), places[0])
+    return Annotated(title, where, images, names, counted)
+
+
+def _coco_images(record: dict[str, Any]) -> tuple[list[str], list[Annotation], Counter[str]]:
+    """Names of the classes in the order of their ids, the images in the file's order, and what was
+    found on the way."""
+    categories = sorted(record["categories"], key=lambda one: one["id"])
+    names = [str(one["name"]) for one in categories]
+    number = {one["id"]: label for label, one in enumerate(categories)}
+    counted: Counter[str] = Counter()
+    of_image: dict[Any, list[dict]] = {one["id"]: [] for one in record["images"]}
+    for one in record["annotations"]:
+        if one["image_id"] not in of_image:
+            counted["annotations are of images that the file does not list"] += 1
+        elif one["category_id"] not in number:
+            raise ValueError(f"an annotation has the category {one['category_id']}, which it lacks")
+        else:
+            of_image[one["image_id"]].append(one)
+    images = []
+    leaving = as_edges = total = 0
+    for image in record["images"]:
+        own = of_image[image["id"]]
+        size = int(image["height"]), int(image["width"])
+        if min(size) < 1:
+            raise ValueError(f"the image {image['file_name']} has the size {size}")
+        numbers = [[float(n) if is_number(n) else np.nan for n in one["bbox"]] for one in own]
+        given = np.array(numbers, np.float64).reshape(-1, 4)
+        boxes = np.concatenate([given[:, :2], given[:, :2] + given[:, 2:]], axis=1)
+        edge = np.array(size[::-1]) + 1.0
+        leaves = (boxes[:, 2:] > edge).any(axis=1)
+        leaving += int(leaves.sum())
+        fits = (given[:, 2:] <= edge).all(axis=1) & (given[:, 2:] > given[:, :2]).all(axis=1)
+        as_edges, total = as_edges + int(fits.sum()), total + len(own)
+        areas = [one.get("area", np.nan) for one in own]
+        area = np.array([float(n) if is_number(n) else np.nan for n in areas], np.float64)
+        images.append(Annotation(
+            str(image["file_name"]), size, boxes,
+            np.array([number[one["category_id"]] for one in own], np.int64),
+            np.array([bool(one.get("iscrowd", 0)) for one in own], bool),
+            np.where(np.isnan(area), given[:, 2] * given[:, 3], area),
+        ))  # fmt: skip
+    _check_format(leaving, as_edges, total, "x, y, width, height", "x1, y1, x2, y2")
+    return names, images, counted
+
+
+def _check_format(leaving: int, fitting: int, total: int, read: str, other: str) -> None:
+    """Raises ValueError if boxes leave their images as they are read, and would not as others."""
+    if total and leaving > WRONG * total and fitting == total:
+        raise ValueError(
+            f"{leaving:,} of {total:,} boxes leave their image, read as {read}; all would fit as "
+            f"{other}: convert them"
+        )
+
+
+# -- Pascal VOC ------------------------------------------------------------------------------------
+
+
+def _voc_root(rest: str) -> Path:
+    """The folder that has Annotations: the one named, or the only one below it."""
+    root = _folder("voc", rest)
+    if (root / "Annotations").is_dir():
+        return root
+    inside = [path.parent for path in root.glob("*/Annotations")]
+    inside += [path.parent for path in root.glob("VOCdevkit/*/Annotations")]
+    if len(inside) != 1:
+        raise UserError(f"voc:{printable(rest)} has no folder Annotations of XML files")
+    return inside[0]
+
+
+def voc_splits(rest: str) -> list[str]:
+    """The splits that a folder lists in ImageSets/Main."""
+    return [path.stem for path in sorted((_voc_root(rest) / "ImageSets/Main").glob("*.txt"))]
+
+
+def voc(rest: str, split: str, classes: list[str] | None) -> Annotated:
+    """`FOLDER/Annotations/*.xml`, `FOLDER/JPEGImages/*` and `FOLDER/ImageSets/Main/SPLIT.txt`.
+    Classes are the sorted names of all objects of all splits. `difficult` objects are crowds: no
+    targets, and not counted in evaluation. Pixels are counted from 1."""
+    root, title = _voc_root(rest), f"voc:{printable(rest)}"
+    splits = voc_splits(rest)
+    chosen = choose(title, split, splits, classes is None)
+    listed = read_bytes(root / "ImageSets/Main" / f"{chosen}.txt").decode(errors="replace")
+    wanted = [line.split()[0] for line in listed.splitlines() if line.strip()]
+    read = {path.stem: _voc_image(path) for path in sorted((root / "Annotations").glob("*.xml"))}
+    if lost := [name for name in wanted if name not in read]:
+        raise UserError(
+            f"{title}: {len(lost):,} images of the split {chosen} have no annotations, such as "
+            f"{printable(lost[0])}"
+        )
+    names = sorted({name for one in read.values() for name in one[2]})
+    if classes is not None and set(names) <= set(classes):
+        names = list(classes)
+    number = {name: label for label, name in enumerate(names)}
+    images = []
+    for stem in wanted:
+        name, size, objects, boxes, difficult = read[stem]
+        start = np.array(boxes, np.float64).reshape(-1, 4) - [1, 1, 0, 0]
+        area = np.prod(start[:, 2:] - start[:, :2], axis=1)
+        images.append(Annotation(
+            name if (root / "JPEGImages" / name).is_file() else f"{stem}.jpg", size, start,
+            np.array([number[one] for one in objects], np.int64), np.array(difficult, bool), area,
+        ))  # fmt: skip
+    return Annotated(title, root / "JPEGImages", images, names, Counter())
+
+
+def _voc_image(path: Path) -> tuple[str, tuple[int, int], list[str], list[list[float]], list[bool]]:
+    """File name, (height, width), and of each object its class, its edges, whether it is
+    difficult. Raises UserError where the XML is none of VOC's."""
+    try:
+        text = read_bytes(path, MOST_XML)
+        if b"<!" in text.replace(b"<!--", b""):  # entities, which can grow without bounds
+            raise ValueError("it declares a document type")
+        tree = ElementTree.fromstring(text)
+        size = int(_text(tree, "size/height")), int(_text(tree, "size/width"))
+        if min(size) < 1:
+            raise ValueError(f"its size is {size}")
+        found = tree.findall("object")
+        boxes = [
+            [_number(_text(one, f"bndbox/{edge}")) for edge in ("xmin", "ymin", "xmax", "ymax")]
+            for one in found
+        ]
+        names = [_text(one, "name") for one in found]
+        difficult = [(one.findtext("difficult") or "0").strip() == "1" for one in found]
+        return tree.findtext("filename") or "", size, names, boxes, difficult
+    except (OSError, ValueError, ElementTree.ParseError) as error:
+        raise UserError(f"{printable(path)} is no annotation of VOC: {reason(error)}") from error
+
+
+def _text(node: ElementTree.Element, path: str) -> str:
+    text = (node.findtext(path) or "").strip()
+    if not text:
+        raise ValueError(f"it has no {path}")
+    return text
+
+
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        return float("nan")

@@ -1,0 +1,88 @@
+"""Operations for images whose aspect and whole content matter, as detectors need them: sizes that
+keep the aspect, crops of any shape, and a canvas around an image. Those of `ops.py` serve too.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from vit_jax.data.objects import Moved, Padded
+from vit_jax.data.ops import Size, _pair, _resize, op, window_of
+
+GREY = 128
+SHORT = (480, 512, 544, 576, 608, 640, 672, 704, 736, 768, 800)  # DETR's short sides
+LONGEST = 1333
+
+
+def _by_short_side(image: np.ndarray, short: float, longest: float) -> np.ndarray:
+    """Resized so that the short side is `short`, or less if the long side would be more than
+    `longest`."""
+    height, width = image.shape[:2]
+    ratio = min(short / min(height, width), longest / max(height, width))
+    return _resize(image, max(1, round(height * ratio)), max(1, round(width * ratio)))
+
+
+@op()
+def fit(image, rng, model_size, size: Size = None):
+    """Resizes the image as large as `size` holds it whole; keeps the aspect."""
+    tall, wide = _pair(size, model_size)
+    ratio = min(tall / image.shape[0], wide / image.shape[1])
+    sides = (max(1, round(side * ratio)) for side in image.shape[:2])
+    return _resize(image, *sides)
+
+
+@op(random=True)
+def random_resize(image, rng, model_size, short: Sequence[int] = SHORT, longest: int = LONGEST):
+    """Resizes the short side to one of `short`; the long side is at most `longest` (DETR)."""
+    return _by_short_side(image, short[int(rng.integers(len(short)))], longest)
+
+
+@op(random=True, moves=True, says_where=True)
+def size_crop(
+    image, rng, model_size, least: int = 384, most: int = 600, probability: float = 0.5,
+    short: Sequence[int] = (400, 500, 600),
+):  # fmt: skip
+    """With a probability: resizes the short side to one of `short`, then cuts out a part whose
+    sides are in `least` … `most` pixels, each drawn by itself (DETR)."""
+    if not 0 < least <= most:
+        raise ValueError(f"sides {least} … {most} are not in order")
+    if rng.random() >= probability:
+        return image
+    image = _by_short_side(image, short[int(rng.integers(len(short)))], float("inf"))
+    height, width = (
+        int(rng.integers(min(least, side), min(most, side) + 1)) for side in image.shape[:2]
+    )
+    top = int(rng.integers(image.shape[0] - height + 1))
+    left = int(rng.integers(image.shape[1] - width + 1))
+    part = image[top : top + height, left : left + width]
+    return Moved(part, window_of(image, top, left, height, width))
+
+
+@op(random=True, moves=True, says_where=True)
+def zoom_out(image, rng, model_size, most: float = 2.0, probability: float = 0.5):
+    """With a probability: places the image on a grey canvas, up to `most` times as large, so that
+    objects become smaller (arXiv 1512.02325, section 3.6)."""
+    if not 1 <= most <= 16:
+        raise ValueError(f"most is in 1 … 16, not {most}")
+    if rng.random() >= probability:
+        return image
+    ratio = rng.uniform(1.0, most)
+    height, width = image.shape[:2]
+    tall, wide = round(height * ratio), round(width * ratio)
+    top, left = int(rng.integers(tall - height + 1)), int(rng.integers(wide - width + 1))
+    canvas = np.full((tall, wide, image.shape[2]), GREY, np.uint8)
+    canvas[top : top + height, left : left + width] = image
+    return Moved(canvas, window_of(image, -top, -left, tall, wide))
+
+
+@op(moves=True, says_where=True)
+def pad(image, rng, model_size, size: Size = None, fill: int = GREY):
+    """Adds rows at the bottom and columns at the right, up to `size`. It comes behind all
+    operations that move what an image shows. A detector is told that nothing is there. A side that
+    is longer stays as it is."""
+    height, width = image.shape[:2]
+    tall, wide = (max(side, least) for side, least in
+                  zip(image.shape[:2], _pair(size, model_size), strict=True))  # fmt: skip
+    canvas = np.full((tall, wide, image.shape[2]), fill, np.uint8)
+    canvas[:height, :width] = image
+    return Padded(canvas, (height / tall, width / wide))

@@ -1,0 +1,208 @@
+"""Weights of DETR: facebookresearch's state dicts, and Transformers' `DetrForObjectDetection`.
+
+Both have torchvision's names for the ResNet, whose batch norms are frozen: their four tensors are a
+scale and a bias here. Transformers name the transformer's parts otherwise. Its folders state the
+sizes; facebookresearch's files state what their shapes show, and have eight heads.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from vit_jax.errors import UserError
+from vit_jax.models.configs import DetrResNetConfig
+from vit_jax.models.data_config import IMAGENET, DataConfig
+from vit_jax.models.family import Config
+from vit_jax.pretrained.files import Tensors
+from vit_jax.pretrained.huggingface_config import classes_of
+from vit_jax.pretrained.layout import Description, Layout, Reader, Writer
+from vit_jax.pretrained.rows import (
+    CONV,
+    DENSE,
+    DENSE_OUT,
+    POINTWISE,
+    Codec,
+    Row,
+    row,
+    torch_dense,
+    torch_norm,
+)  # fmt: skip
+from vit_jax.pretrained.shown import Shown
+
+EPSILON = 1e-5  # of the frozen batch norms
+HEADS = 8
+SIDES = (800, 1333)  # the short side, and the longest of a long one
+ROOT = "backbone/backbone/root"
+UNIT = "backbone/backbone/stage{s}/unit{u:02d}"
+
+
+def _read_frozen(xs: list, shapes: list) -> list:
+    weight, bias, mean, variance = (np.asarray(x, np.float64) for x in xs)
+    scale = weight / np.sqrt(variance + EPSILON)
+    return [scale.astype(np.float32), (bias - mean * scale).astype(np.float32)]
+
+
+def _write_frozen(ps: list) -> list:
+    scale, bias = ps
+    return [scale, bias, 0 * bias, 0 * bias + (1 - EPSILON)]
+
+
+# weight, bias, running mean and variance of a batch norm: a scale and a bias.
+FROZEN = Codec(_read_frozen, _write_frozen)
+# Queries, keys and values in one matrix (3 D, D): three kernels (D, H, D/H), or three biases.
+IN_PROJECTION = Codec(
+    lambda xs, shapes: [
+        part.T.reshape(shape) for part, shape in zip(np.split(xs[0], 3), shapes, strict=True)
+    ],
+    lambda ps: [_concatenated([p.reshape(p.shape[0], -1).T for p in ps])],
+)
+IN_BIAS = Codec(
+    lambda xs, shapes: [
+        part.reshape(shape) for part, shape in zip(np.split(xs[0], 3), shapes, strict=True)
+    ],
+    lambda ps: [_concatenated([p.reshape(-1) for p in ps])],
+)
+
+
+def _concatenated(parts: list) -> Any:
+    import jax.numpy as jnp
+
+    return (np if isinstance(parts[0], np.ndarray) else jnp).concatenate(parts)
+
+
+def _resnet(pre: str) -> list[Row]:
+    """The ResNet's rows, by torchvision's names behind a prefix."""
+
+    def frozen(ours: str, theirs: str) -> Row:
+        parts = ("weight", "bias", "running_mean", "running_var")
+        names = [f"{theirs}.{part}" for part in parts]
+        return row((f"{ours}/scale", f"{ours}/bias"), names, FROZEN)
+
+    unit = f"{pre}layer{{s}}.{{u0}}"
+    return [
+        row(f"{ROOT}/conv/kernel", f"{pre}conv1.weight", CONV), frozen(f"{ROOT}/norm", f"{pre}bn1"),
+        *(row(f"{UNIT}/conv{n}/kernel", f"{unit}.conv{n}.weight", CONV) for n in (1, 2, 3)),
+        *(frozen(f"{UNIT}/norm{n}", f"{unit}.bn{n}") for n in (1, 2, 3)),
+        row(f"{UNIT}/proj/kernel", f"{unit}.downsample.0.weight", CONV),
+        frozen(f"{UNIT}/proj_norm", f"{unit}.downsample.1"),
+    ]  # fmt: skip
+
+
+def _joined_attention(ours: str, theirs: str) -> list[Row]:
+    kernels, biases = ([f"{ours}/{x}/{part}" for x in "qkv"] for part in ("kernel", "bias"))
+    return [
+        row(kernels, f"{theirs}.in_proj_weight", IN_PROJECTION),
+        row(biases, f"{theirs}.in_proj_bias", IN_BIAS),
+        *torch_dense(f"{ours}/out", f"{theirs}.out_proj", DENSE_OUT),
+    ]
+
+
+def _parted_attention(ours: str, theirs: str) -> list[Row]:
+    return [
+        *(one for x in "qkv" for one in torch_dense(f"{ours}/{x}", f"{theirs}.{x}_proj", DENSE)),
+        *torch_dense(f"{ours}/out", f"{theirs}.out_proj", DENSE_OUT),
+    ]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Names:
+    """The names of one code base. Those in `layer` are below `stack`, by our names."""
+
+    resnet: str
+    stack: str
+    attention: Callable[[str, str], list[Row]]
+    layer: dict[str, str]
+    last_norm: dict[str, str]  # of a layer, by its stack
+    others: dict[str, str]
+    box: str
+
+    def rows(self, config: Config | None, dialect: dict[str, Any]) -> list[Row]:
+        """The table, which is the same for every config."""
+        rows, others, layer = _resnet(self.resnet), self.others, self.layer
+        for stack in ("encoder", "decoder"):
+            ours, theirs = f"{stack}/block{{i:02d}}", self.stack.format(stack) + ".{i}."
+            rows += self.attention(f"{ours}/attention", theirs + layer["attention"])
+            rows += self.attention(f"{ours}/cross", theirs + layer["cross"])
+            for name in ("norm1", "norm2"):
+                rows += torch_norm(f"{ours}/{name}", theirs + layer[name])
+            rows += torch_norm(f"{ours}/norm3", theirs + self.last_norm[stack])
+            rows += torch_dense(f"{ours}/fc1", theirs + layer["fc1"])
+            rows += torch_dense(f"{ours}/fc2", theirs + layer["fc2"])
+        for n in range(3):
+            rows += torch_dense(f"box{n + 1}", f"{self.box}.layers.{n}")
+        return [
+            *rows, *torch_norm("norm", others["norm"]), row("queries", others["queries"]),
+            *torch_dense("project", others["project"], POINTWISE),
+            *torch_dense("head", others["head"]),
+        ]  # fmt: skip
+
+
+FACEBOOK = _Names(
+    "backbone.0.body.", "transformer.{}.layers", _joined_attention,
+    {"attention": "self_attn", "cross": "multihead_attn", "norm1": "norm1", "norm2": "norm2",
+     "fc1": "linear1", "fc2": "linear2"},
+    {"encoder": "norm2", "decoder": "norm3"},
+    {"norm": "transformer.decoder.norm", "queries": "query_embed.weight",
+     "project": "input_proj", "head": "class_embed"},
+    "bbox_embed",
+)  # fmt: skip
+TRANSFORMERS = _Names(
+    "model.backbone.conv_encoder.model.", "model.{}.layers", _parted_attention,
+    {"attention": "self_attn", "cross": "encoder_attn", "norm1": "self_attn_layer_norm",
+     "norm2": "encoder_attn_layer_norm", "fc1": "fc1", "fc2": "fc2"},
+    {"encoder": "final_layer_norm", "decoder": "final_layer_norm"},
+    {"norm": "model.decoder.layernorm", "queries": "model.query_position_embeddings.weight",
+     "project": "model.input_projection", "head": "class_labels_classifier"},
+    "bbox_predictor",
+)  # fmt: skip
+
+
+def _described(names: _Names) -> Callable[[Tensors, dict[str, Any]], Description]:
+    def describe(tensors: Tensors, known: dict[str, Any]) -> Description:
+        shown = Shown(tensors, names.rows(None, {}), torch=True)
+        c = tensors.config
+        count = shown["head/kernel"][-1] - 1
+        width, mlp = shown["encoder/block{i:02d}/fc1/kernel"]
+        layers = {
+            stack: shown.layers(f"{stack}/block{{i:02d}}/norm1/scale")
+            for stack in ("encoder", "decoder")
+        }
+        units = shown.units(f"{UNIT}/conv1/kernel")
+        heads = known.get("detector_heads") or c.get("encoder_attention_heads", HEADS)
+        if c.get("position_embedding_type", "sine") != "sine":
+            raise UserError(f"{tensors.path}: learned positions of Transformers are not read")
+        if c.get("activation_function", "relu") != "relu":
+            raise UserError(f"{tensors.path}: the activation is relu here")
+        size = known.get("image_size") or (SIDES[0], SIDES[1])
+        fields = {
+            "resnet_layers": units, "norm": "frozen", "num_classes": count,
+            "stage_width": shown[f"{ROOT}/conv/kernel"][-1], "image_size": size,
+            "channels": shown[f"{ROOT}/conv/kernel"][2], "dilated": bool(c.get("dilation", False)),
+            "num_queries": tensors.shapes[shown.template("queries")][0],
+            "detector_width": width, "detector_mlp_dim": mlp, "detector_heads": heads,
+            "detector_encoder": layers["encoder"], "detector_decoder": layers["decoder"],
+        }  # fmt: skip
+        classes = classes_of(tensors.path / "config.json", c, count)
+        data = DataConfig(IMAGENET.mean, IMAGENET.std, written="decode|fit|pad")
+        return Description(DetrResNetConfig, fields, data, classes)
+
+    return describe
+
+
+FACEBOOK_DETR = Layout(
+    "detr", FACEBOOK.rows,
+    Reader(
+        lambda names: "transformer.decoder.norm.weight" in names and "query_embed.weight" in names,
+        _described(FACEBOOK),
+    ),
+    Writer(suffix=".safetensors"),
+)  # fmt: skip
+HUGGINGFACE_DETR = Layout(
+    "huggingface-detr", TRANSFORMERS.rows,
+    Reader(
+        lambda names: "model.query_position_embeddings.weight" in names,
+        _described(TRANSFORMERS), ignored={r".*\.num_batches_tracked": "a counter"},
+    ),
+)  # fmt: skip
