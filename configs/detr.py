@@ -61,9 +61,9 @@ def digits():
     """Scenes of digits, on a CPU."""
     c = base("detr_vit_nano_patch8_64", "detection")
     c.batch_size = 64
-    c.total_steps = 2000
+    c.total_steps = 6000
     c.log_every_steps = 100
-    c.eval_every_steps = 500
+    c.eval_every_steps = 1000
 
     c.model.num_layers = 4
     c.model.detector_width = 128
@@ -86,5 +86,5 @@ def digits():
     c.optimizer.weight_decay = 1e-4
     c.optimizer.clip_norm = 1.0
     c.schedule.name = "cosine"
-    c.schedule.warmup_steps = 100
+    c.schedule.warmup_steps = 200
     return c
