@@ -3,13 +3,15 @@
     vit train --config=detr.py:digits --workdir=runs/scenes
     vit train --config=detr.py:r50,coco:FOLDER --workdir=DIR
     vit train --config=detr.py:vit_small_patch16_224,voc:FOLDER --workdir=DIR --config.init=runs/s16
+    vit plan --config=detr.py:r50,coco --topology=v5e:4x4
 
 digits: scenes of one to four handwritten digits, 64 pixels, made from scikit-learn's. A small ViT
 is the backbone, and queries are points, so that a CPU is enough.
 
 BACKBONE: r50, r50_dc5, r101 or r101_dc5, whose batch norms are frozen, with the paper's settings
-(section A.4); or a name of `list_models` of a ViT, a hybrid or a ResNet. DATA: a source with boxes,
-such as coco:FOLDER or voc:FOLDER.
+(section A.4). Or a name of `list_models` of a ViT, a hybrid or a ResNet, for a few hundred
+images of your own: queries are points, there is no encoder behind a ViT's, and the rate is larger.
+DATA: a source with boxes, such as coco:FOLDER or voc:FOLDER.
 """
 
 from vit_jax.config import base
@@ -30,10 +32,12 @@ def get_config(arguments: str = "digits"):
         raise UserError(
             "detr.py needs a backbone and data: --config=detr.py:r50,coco:FOLDER, or detr.py:digits"
         )
-    return photographs(PAPERS.get(backbone, f"detr_{backbone}"), data)
+    if backbone in PAPERS:
+        return papers(PAPERS[backbone], data)
+    return few_images(f"detr_{backbone}", data)
 
 
-def photographs(name: str, data: str):
+def papers(name: str, data: str):
     """The paper's settings: 300 epochs, of which the last third has a tenth of the rate."""
     c = base(name, "detection")
     c.batch_size = 64
@@ -49,11 +53,38 @@ def photographs(name: str, data: str):
     c.optimizer.name = "adamw"
     c.optimizer.lr = 1e-4
     c.detection.backbone_rate = 0.1
+    c.optimizer.freeze = "backbone/backbone/(root|stage1|.*norm).*"
     c.optimizer.weight_decay = 1e-4
     c.optimizer.clip_norm = 0.1
     c.schedule.name = "drop"
-    if name in PAPERS.values():
-        c.optimizer.freeze = "backbone/backbone/(root|stage1|.*norm).*"
+    return c
+
+
+def few_images(name: str, data: str):
+    """Settings for little data, where the paper's learn nothing."""
+    c = base(name, "detection")
+    c.batch_size = 16
+    c.total_epochs = 300.0
+    c.log_every_steps = 50
+    c.eval_every_epochs = 50.0
+
+    c.model.detector_encoder = 0 if "vit" in name or "deit" in name else 3
+    c.model.detector_decoder = 3
+    c.model.detector_dropout = 0.0
+    c.model.detector_norm = "pre"
+    c.model.queries = "points"
+
+    c.data.train.source = data
+    c.data.train.pipeline = "decode|flip_lr|zoom_out(1.5)|inception_crop(None, 0.3)"
+    c.data.eval.pipeline = "decode|fit|pad"
+
+    c.optimizer.name = "adamw"
+    c.optimizer.lr = 5e-4
+    c.detection.backbone_rate = 0.5
+    c.optimizer.weight_decay = 1e-3
+    c.optimizer.clip_norm = 1.0
+    c.schedule.name = "cosine"
+    c.schedule.warmup_epochs = 10.0
     return c
 
 

@@ -96,7 +96,9 @@ def _checked(one: Annotation, counted: Counter[str]) -> Annotation:
 
 def _folder(kind: str, rest: str) -> Path:
     root = Path(rest).expanduser()
-    if not rest or not root.is_dir():
+    if not rest:
+        raise UserError(f"{kind} needs the folder of its images and annotations: {kind}:FOLDER")
+    if not root.is_dir():
         raise UserError(f"{kind}:{printable(rest)} is no folder")
     return root
 

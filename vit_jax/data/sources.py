@@ -34,6 +34,10 @@ KNOWN = {
     "oxford_iiit_pet": (37, {"train": 3680, "test": 3669}),
     "oxford_flowers102": (102, {"train": 1020, "validation": 1020, "test": 6149}),
 }
+# COCO 2017 (arXiv 1405.0312), where `coco` names no folder: examples per split; no image has more
+# objects that are no crowds.
+COCO = (80, {"train": 118_287, "val": 5_000})
+COCO_OBJECTS = 93
 
 
 def open_source(spec: str, split: str, classes: list[str] | None = None, **options: Any) -> Source:
@@ -86,6 +90,9 @@ def facts(spec: str, split: str) -> Facts:
         name, bracket, part = split.partition("[")
         name = choose(spec, name, splits)
         return Facts(_part_of(splits[name], bracket + part), num_classes)
+    if spec == "coco":
+        num_classes, splits = COCO
+        return Facts(splits[choose(spec, split, splits)], num_classes, max_objects=COCO_OBJECTS)
     return Facts.of(open_source(spec, split))
 
 
