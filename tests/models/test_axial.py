@@ -197,13 +197,12 @@ def test_the_count_from_sizes_is_that_of_the_traced_model(config):
 
 
 def test_an_axial_resnet_is_as_large_as_its_paper_and_code_say():
-    """Table 1: conv-stem S, 2.8 x 10^9 multiply-adds; the published axial26s: 5.9 x 10^6
-    parameters. The table's 12.4 x 10^6 parameters of S are not those of that code, which has
-    11.6."""
+    """Table 1: conv-stem S, 12.4 x 10^6 parameters and 2.8 x 10^9 multiply-adds; the published
+    axial26s, whose tables of offsets are as large as its features: 5.9 x 10^6 parameters."""
     small = create_model("axial_resnet_s")
     assert small.macs / 1e9 == pytest.approx(2.8, rel=0.03)
-    assert small.num_params / 1e6 == pytest.approx(11.62, rel=0.01)
-    s26 = create_model("axial_resnet_s", resnet_layers=(1, 2, 4, 1))
+    assert small.num_params / 1e6 == pytest.approx(12.4, rel=0.01)
+    s26 = create_model("axial_resnet_s", resnet_layers=(1, 2, 4, 1), spans=(56, 56, 28, 14))
     assert s26.num_params / 1e6 == pytest.approx(5.9, rel=0.015)
 
 

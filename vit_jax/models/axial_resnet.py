@@ -30,7 +30,7 @@ from vit_jax.models.sasa import einsum32
 
 # Width of the attention in the first stage (L: 128 values), and how much wider a unit's output is.
 WIDTHS = {"s": (64, 2), "m": (96, 2), "l": (128, 2)}
-SPANS = (56, 56, 28, 14)  # the features' sides at 224 pixels
+WIDE = 255  # span of S, M and L in the authors' code for TensorFlow, which the paper's sizes count
 
 
 class AxialAttention(nnx.Module):
@@ -192,7 +192,7 @@ FAMILY = Family(
             rf"axial_resnet_(?P<size>[sml])|axial_resnet(?P<depth>14|26|50){WIDTH}",
             lambda of: sizes_of(of) | (
                 dict(zip(("stage_width", "expansion"), WIDTHS[of["size"]], strict=True))
-                if of["size"] else {"expansion": 4}
+                | {"spans": (WIDE,) * 4} if of["size"] else {"expansion": 4}
             ),
             (*(f"axial_resnet_{size}" for size in WIDTHS), "axial_resnet26", "axial_resnet50"),
         ),
