@@ -146,3 +146,21 @@ def test_boxes_are_predicted_as_a_table_as_cocos_results_and_as_pictures(trained
     assert Image.open(tmp_path / "seen/0000-0.png").size == (64, 96)
     assert cli.main([*command, "--threshold=0.999"]) == 0
     assert "0.png: no box at or above" in capsys.readouterr().out
+
+
+def test_a_converted_run_finds_the_same_and_is_evaluated_as_a_detector(trained, tmp_path, capsys):
+    workdir, result = trained
+    assert cli.main(["convert", str(workdir), str(tmp_path / "copy"), "--to=orbax"]) == 0
+    capsys.readouterr()
+    data = "--data=digit_scenes:examples=20,size=32"
+    assert cli.main(["evaluate", f"--checkpoint={tmp_path}/copy", data, "--json"]) == 0
+    measured = json.loads(capsys.readouterr().out)
+    assert measured["objects"] == result["eval/val/objects"]
+    assert measured["ar_100"] == pytest.approx(result["eval/val/ar_100"], abs=1e-3)
+
+
+def test_a_detector_is_not_trained_as_a_classifier(capsys, tmp_path):
+    command = ["train", "--config=digits.py", f"--workdir={tmp_path}/run"]
+    assert cli.main([*command, "--config.model.name=detr_vit_nano_patch8_64"]) == 2
+    assert "is for task=detection, not for task=classification" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()

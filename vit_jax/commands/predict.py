@@ -70,7 +70,7 @@ def run(options: argparse.Namespace) -> int:
     if c.channels not in (1, 3):
         raise UserError(f"{weights.path} takes {c.channels} channels: image files have 1 or 3")
     model = as_shown(weights)
-    detects = hasattr(model.config, "num_queries")
+    detects = model.family.task == "detection"
     if options.pictures and not detects:
         raise UserError(f"{weights.path} finds no boxes that --pictures could show")
     count = 0 if detects else _count(model, options.top, options.threshold)

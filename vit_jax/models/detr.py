@@ -333,7 +333,7 @@ def _family(name: str, config: type, backbone: Family, published: tuple[Names, .
         name, config, lambda c, rngs: Detr(c, rngs, backbone), _macs(backbone),
         params=(*behind, *(dataclasses.replace(row, at_init=row.at_init or OWN) for row in ROWS)),
         names=(*published, *names), parts=backbone.parts,
-        backbone=backbone,
+        backbone=backbone, task="detection",
     )  # fmt: skip
 
 

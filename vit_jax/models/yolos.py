@@ -143,5 +143,5 @@ FAMILY = Family(
         ),
         *(Names(f"yolos_({one.pattern})", one.fields, data=one.data) for one in vit.FAMILY.names),
     ),
-    parts=("mid_positions",), backbone=vit.FAMILY,
+    parts=("mid_positions",), backbone=vit.FAMILY, task="detection",
 )  # fmt: skip

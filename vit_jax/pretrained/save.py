@@ -197,7 +197,7 @@ def _save_own(model: Model, params: Params, path: Path, classes: list[str] | Non
     Raises UserError if the pipeline names operations to import, because a run's config is trusted:
     no text from a file may enter it.
     """
-    config = base()
+    config = base(task=model.family.task)
     data = model.data_config
     size = data.image_size or model.config.image_size
     pipeline = ops.parse(data.pipeline(size), size).text

@@ -9,7 +9,7 @@ from vit_jax.tasks.distillation import Distillation
 from vit_jax.tasks.task import Entries, Task
 from vit_jax.user_code import imported
 
-__all__ = ["Entries", "Task", "find_task"]
+__all__ = ["TASKS", "Entries", "Task", "find_task"]
 
 TASKS: dict[str, type[Task]] = {
     "classification": Classification, "detection": Detect,

@@ -162,11 +162,6 @@ class Detect(Task):
 
     def __init__(self, config: ConfigDict, model: Model, facts: Facts):
         super().__init__(config, model, facts)
-        if not hasattr(model.config, "num_queries"):
-            raise UserError(
-                f"{model.name} finds no objects: task=detection needs a detector, such as "
-                "detr_vit_nano_patch8_64"
-            )
         c = config.detection
         self.weights = Weights(c.l1, c.giou, c.empty)
 

@@ -30,7 +30,7 @@ from vit_jax.models.kernels import Gpu, gpu_of, refusal
 from vit_jax.models.registry import find_family
 from vit_jax.paths import is_stacked
 from vit_jax.pretrained.opened import Weights
-from vit_jax.tasks import Task, find_task
+from vit_jax.tasks import TASKS, Task, find_task
 from vit_jax.training.groups import frozen_mask, layer_scales
 from vit_jax.training.optimizer import NORM_OF_PARAMETER, check_updates
 
@@ -147,6 +147,11 @@ def resolve(
     said += _attention(model, gpu) if compiled or gpu else []
     model = model.on(gpu)
     frozen = FrozenConfigDict(c)
+    if frozen.task in TASKS and frozen.task != model.family.task:
+        raise UserError(
+            f"{model.name} is for task={model.family.task}, not for task={frozen.task}: name "
+            "another model, or the task"
+        )
     task = task_class(frozen, model, found.facts)
     _check_optimizer(frozen, model)
     asked = parse(frozen.evaluators, task.evaluators)
