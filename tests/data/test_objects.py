@@ -206,6 +206,16 @@ def test_missing_images_and_folders_are_named(tmp_path):
         open_source(f"coco:{tmp_path}/a/train2017", "train")
 
 
+@pytest.mark.parametrize("name", ["/etc/passwd", "../a.jpg", "a/../../b.jpg"])
+def test_images_outside_of_the_folder_are_refused(name, tmp_path):
+    images = [{"id": 1, "file_name": name, "height": 4, "width": 4}]
+    (tmp_path / "train.json").write_text(
+        json.dumps({"images": images, "annotations": [], "categories": []})
+    )
+    with pytest.raises(UserError, match="lies outside of the folder"):
+        open_source(f"coco:{tmp_path}", "train")
+
+
 OBJECT = """<object><name>{}</name><difficult>{}</difficult><bndbox><xmin>{}</xmin><ymin>{}</ymin>
 <xmax>{}</xmax><ymax>{}</ymax></bndbox></object>"""
 

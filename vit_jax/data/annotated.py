@@ -49,6 +49,12 @@ class Annotated(Source):
         self._data = [_checked(one, counted) for one in annotations]
         if not self._data:
             raise UserError(f"{title}: the split has no images")
+        for one in self._data:  # annotations may come from anywhere
+            if Path(one.name).is_absolute() or ".." in Path(one.name).parts:
+                raise UserError(
+                    f"{title}: the image {printable(one.name)} lies outside of the folder: names "
+                    "are relative to it"
+                )
         missing = [one.name for one in self._data if not (root / one.name).is_file()]
         if len(missing) == len(self._data):
             raise UserError(
