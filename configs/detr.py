@@ -1,7 +1,7 @@
 """Objects found as sets (DETR, arXiv 2005.12872): `detr.py:digits`, or `detr.py:BACKBONE,DATA`.
 
     vit train --config=detr.py:digits --workdir=runs/scenes
-    vit train --config=detr.py:r50,coco:FOLDER --workdir=DIR
+    vit train --config=detr.py:r50,coco:FOLDER --workdir=DIR --config.init=DETR
     vit train --config=detr.py:vit_small_patch16_224,voc:FOLDER --workdir=DIR --config.init=runs/s16
     vit plan --config=detr.py:r50,coco --topology=v5e:4x4
 
@@ -9,9 +9,11 @@ digits: scenes of one to four handwritten digits, 64 pixels, made from scikit-le
 is the backbone, and queries are points, so that a CPU is enough.
 
 BACKBONE: r50, r50_dc5, r101 or r101_dc5, whose batch norms are frozen, with the paper's settings
-(section A.4). Or a name of `list_models` of a ViT, a hybrid or a ResNet, for a few hundred
-images of your own: queries are points, there is no encoder behind a ViT's, and the rate is larger.
-DATA: a source with boxes, such as coco:FOLDER or voc:FOLDER.
+(section A.4). The frozen parts come with the weights of a DETR, which --config.init names. Images
+are fitted into one canvas; the paper draws their size. Or a name of `list_models` of a ViT, a
+hybrid or a ResNet with group norm, for a few hundred images of your own: queries are points, there
+is no encoder behind a ViT's, and the rate is larger. DATA: a source with boxes, such as coco:FOLDER
+or voc:FOLDER.
 """
 
 from vit_jax.config import base
@@ -34,7 +36,13 @@ def get_config(arguments: str = "digits"):
         )
     if backbone in PAPERS:
         return papers(PAPERS[backbone], data)
-    return few_images(f"detr_{backbone}", data)
+    c = base(f"detr_{backbone}", "detection")
+    if "detector_width" not in c.model:
+        raise UserError(
+            f"detr.py knows no backbone {backbone!r}: {', '.join(PAPERS)}, or a name of a ViT, a "
+            "hybrid or a ResNet with group norm"
+        )
+    return few_images(c, data)
 
 
 def papers(name: str, data: str):
@@ -60,15 +68,14 @@ def papers(name: str, data: str):
     return c
 
 
-def few_images(name: str, data: str):
+def few_images(c, data: str):
     """Settings for little data, where the paper's learn nothing."""
-    c = base(name, "detection")
     c.batch_size = 16
     c.total_epochs = 300.0
     c.log_every_steps = 50
     c.eval_every_epochs = 50.0
 
-    c.model.detector_encoder = 0 if "vit" in name or "deit" in name else 3
+    c.model.detector_encoder = 3 if "resnet" in c.model.name else 0
     c.model.detector_decoder = 3
     c.model.detector_dropout = 0.0
     c.model.detector_norm = "pre"

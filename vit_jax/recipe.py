@@ -12,7 +12,7 @@ import math
 import os
 import textwrap
 import traceback
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -21,6 +21,7 @@ from ml_collections import ConfigDict
 
 from vit_jax.config import (
     DURATIONS,
+    OF_TASK,
     OTHERS,
     READ_BY,
     ROWS,
@@ -31,6 +32,7 @@ from vit_jax.config import (
     leaves,
 )
 from vit_jax.errors import UserError, nearest
+from vit_jax.fields import Key
 
 _TRUE, _FALSE = ("true", "yes", "1"), ("false", "no", "0")
 
@@ -147,7 +149,7 @@ def _full_key(config: ConfigDict, key: str) -> str:
 def _parse(key: str, text: str, kind: type, current: Any) -> Any:
     """`text` as `kind`. Keys that are empty by default may be emptied by the word None."""
     if text == "None":
-        if key not in ROWS or ROWS[key].empty:
+        if key.startswith("model.") or (key in ROWS and ROWS[key].empty):
             return None
         if kind is str:
             return ""
@@ -225,12 +227,16 @@ def as_text(config: ConfigDict) -> str:
 
 def keys_in_words() -> str:
     """Every key with its default and what it is, for `--help`."""
-    defaults = {row.name: "" if row.empty else row.default for row in ROWS.values()}
-    lines = [
-        textwrap.fill(
-            f"{f'  {name}={value}':<46}  {ROWS[name].says}", 100, subsequent_indent=" " * 48,
-            break_long_words=False, break_on_hyphens=False,
-        )
-        for name, value in defaults.items()
-    ]  # fmt: skip
-    return "\n".join(["keys of a config (--config.KEY=VALUE), with their defaults:", *lines])
+
+    def lines(rows: Iterable[Key]) -> Iterator[str]:
+        for row in rows:
+            default = "" if row.empty else row.default
+            yield textwrap.fill(
+                f"{f'  {row.name}={default}':<46}  {row.says}", 100, subsequent_indent=" " * 48,
+                break_long_words=False, break_on_hyphens=False,
+            )  # fmt: skip
+
+    parts = ["keys of a config (--config.KEY=VALUE), with their defaults:", *lines(ROWS.values())]
+    for task, rows in OF_TASK.items():
+        parts += [f"and with --config.task={task}:", *lines(rows)]
+    return "\n".join(parts)

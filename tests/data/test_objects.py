@@ -216,6 +216,59 @@ def test_images_outside_of_the_folder_are_refused(name, tmp_path):
         open_source(f"coco:{tmp_path}", "train")
 
 
+def test_two_years_of_a_split_are_splits_of_their_whole_names(tmp_path):
+    name = coco(tmp_path, [])
+    file = tmp_path / "annotations/instances_train2017.json"
+    file.with_name("instances_train2014.json").write_text(file.read_text())
+    (tmp_path / "train2014").symlink_to(tmp_path / "train2017")
+    assert split_names(name) == ["train2014", "train2017"]
+    assert open_source(name, "train2014").describe(0).endswith("train2014/a.jpg")
+    with pytest.raises(UserError, match="has no split 'train'"):
+        open_source(name, "train")
+
+
+def test_a_box_of_other_than_four_numbers_is_left_out(tmp_path):
+    boxes = [(7, 2, [], 0), (7, 2, [1] * 8, 0), (7, 2, [1, 1, 9, 9], 0)]
+    source = open_source(coco(tmp_path, boxes), "train")
+    assert len(source[0]["objects"]) == 1
+    assert "2 boxes have values that are no numbers" in source.notes[0]
+
+
+def test_an_image_of_another_size_than_its_annotation_is_refused(tmp_path):
+    name = coco(tmp_path, [(7, 2, [1, 1, 9, 9], 0)])
+    turned = Image.fromarray(np.zeros((40, 60, 3), np.uint8))
+    exif = Image.Exif()
+    exif[0x0112] = 6  # shown with its sides exchanged
+    turned.save(tmp_path / "train2017/a.jpg", exif=exif)
+    parsed = ops.parse("decode|resize", (SIDE, SIDE), placed=("objects",))
+    example = open_source(name, "train")[0]
+    with pytest.raises(UserError, match="is of an image of 60 x 40 pixels, the file shows 40 x 60"):
+        parsed.example(example | {"image": parsed.open(example["image"], 3)}, None)
+
+
+def own_scenes(split):
+    """A source of one's own, as `my_package.my_module:NAME` names it."""
+    return open_source("digit_scenes:examples=3", split)
+
+
+def test_a_source_of_ones_own_may_have_boxes():
+    source = open_source("tests.data.test_objects:own_scenes", "train")
+    assert source.max_objects == 4
+    np.testing.assert_array_equal(
+        source[1]["objects"].boxes, own_scenes("train")[1]["objects"].boxes
+    )
+    with pytest.raises(UserError, match="sources with boxes are not mixed"):
+        open_source("digit_scenes + digit_scenes:seed=2", "train")
+
+
+def test_scenes_and_crops_say_what_they_take():
+    with pytest.raises(UserError, match="a side of 16 pixels at least"):
+        open_source("digit_scenes:size=4", "train")
+    for wrong in ("size_crop(8, 9, 0.5, 5)", "random_resize(())", "size_crop(9, 8)"):
+        with pytest.raises(UserError, match=r"pipeline: (size_crop|random_resize) takes"):
+            ops.parse(f"decode|{wrong}", (SIDE, SIDE))
+
+
 OBJECT = """<object><name>{}</name><difficult>{}</difficult><bndbox><xmin>{}</xmin><ymin>{}</ymin>
 <xmax>{}</xmax><ymax>{}</ymax></bndbox></object>"""
 
@@ -243,9 +296,18 @@ def test_vocs_pixels_count_from_one_and_difficult_objects_are_crowds(tmp_path):
     assert (objects.classes.tolist(), objects.crowd.tolist()) == ([1, 0], [True, False])
 
 
+def test_names_with_spaces_and_lists_of_one_class(tmp_path):
+    name = voc(tmp_path, [("dog", 0, 1, 1, 60, 40)])
+    (tmp_path / "Annotations/one.xml").rename(tmp_path / "Annotations/my one.xml")
+    (tmp_path / "ImageSets/Main/train.txt").write_text("my one\n")
+    (tmp_path / "ImageSets/Main/val.txt").write_text("my one  -1\n")
+    assert len(open_source(name, "train")) == len(open_source(name, "val")) == 1
+
+
 @pytest.mark.parametrize(
     ("text", "said"),
     [
+        ('<?xml version="1.0" encoding="foo"?><annotation/>', "no annotation of VOC"),
         ("<annotation>", "no annotation of VOC"),
         ("<annotation/>", "it has no size/height"),
         ("<!DOCTYPE a [<!ENTITY b 'c'>]><annotation/>", "declares a document type"),

@@ -155,12 +155,27 @@ def test_edges_and_centres_are_each_others_inverse():
         ({"data.train.source": "digits", "data.eval.source": "digits"}, "digits has no boxes"),
         ({"model.num_queries": "3"}, "up to 4 objects an image, more than the 3 queries"),
         ({"data.train.pipeline": "decode|rotate"}, "moves what the image shows, but not the"),
+        ({"detection.l1": "None"}, "'detection.l1' cannot be empty"),
+        (
+            {"model.map_positions": "learned", "model.patch_size": "1"},
+            "50 rows and columns at most",
+        ),
         ({"model.detector_heads": "5"}, "detector_width is divisible by 4 and by detector_heads"),
     ],
     ids=str,
 )
 def test_the_task_names_what_it_needs(changes, said):
     config = load("detr.py:digits")
-    override(config, changes)
+
+    def resolved():
+        override(config, changes)
+        return resolve(config, devices=1)
+
     with pytest.raises(UserError, match=said):
-        resolve(config, devices=1)
+        resolved()
+
+
+@pytest.mark.parametrize("backbone", ["r5", "mixer_b16_224", "sasa_resnet26"])
+def test_the_recipe_names_the_backbones_that_it_knows(backbone):
+    with pytest.raises(UserError, match=f"knows no backbone '{backbone}': r50, r50_dc5"):
+        load(f"detr.py:{backbone},voc:X")

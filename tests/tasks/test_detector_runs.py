@@ -164,3 +164,40 @@ def test_a_detector_is_not_trained_as_a_classifier(capsys, tmp_path):
     assert cli.main([*command, "--config.model.name=detr_vit_nano_patch8_64"]) == 2
     assert "is for task=detection, not for task=classification" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
+
+
+def test_boxes_are_no_labels(capsys, tmp_path):
+    command = [
+        "train",
+        "--config=digits.py",
+        f"--workdir={tmp_path}/run",
+        "--config.total_epochs=1",
+    ]
+    assert cli.main([*command, "--config.data.train.source=digit_scenes:examples=200,size=16"]) == 2
+    assert "has boxes and no label: --config.task=detection" in capsys.readouterr().err
+
+
+def test_classes_in_another_order_are_loaded_by_their_names(trained):
+    """The last output, which is of no object, stays the last."""
+    workdir, _ = trained
+    from vit_jax.pretrained.load import fill
+    from vit_jax.pretrained.weights import open_weights
+
+    weights = open_weights(workdir)
+    order = [3, 1, 2, 0, 4, 5, 6, 7, 8, 9]
+    plain, _ = fill(weights, weights.model)
+    other, _ = fill(weights, weights.model, order=order)
+    np.testing.assert_array_equal(
+        other["head"]["bias"], np.asarray(plain["head"]["bias"])[[*order, 10]]
+    )
+
+
+def test_published_settings_warn_where_frozen_parts_have_no_numbers(tmp_path):
+    from vit_jax.recipe import override
+    from vit_jax.training.resolve import resolve
+
+    c = load("detr.py:r50,digit_scenes:examples=8")
+    override(c, {"model.image_size": "64", "data.mean": "0.5", "data.std": "0.5"})
+    assert any(
+        "norms are frozen and begin as nothing" in line for line in resolve(c, devices=1).said
+    )

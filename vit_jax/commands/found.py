@@ -24,7 +24,8 @@ def write(
 ) -> int:  # fmt: skip
     """Prints the boxes, or writes them: as COCO's results to a .json, as a table elsewhere. With
     --pictures, also each image with its boxes. Returns the exit code."""
-    least = THRESHOLD if options.threshold is None else options.threshold
+    usual = 0.0 if (options.output or "").endswith(".json") else THRESHOLD  # AP needs all boxes
+    least = usual if options.threshold is None else options.threshold
     found = _found(model, params, prepare, paths, options.batch_size, least, options.top)
     if options.pictures:
         found = _drawn(found, Path(options.pictures))
@@ -57,7 +58,8 @@ def _as_table(images: list[tuple[Path, list[Box]]], names: list[str]) -> str:
 
 
 def _as_coco(images: list[tuple[Path, list[Box]]]) -> str:
-    """COCO's results. An image is named by its file's number, if its name is one."""
+    """COCO's results. An image is named by its file's number, if its name is one. A category is the
+    number of its class, from 0."""
     results = [
         {
             "image_id": int(path.stem) if path.stem.isdecimal() else path.name,
@@ -158,7 +160,7 @@ def _drawn(
         for label, _, edges in boxes:
             x1, y1, x2, y2 = map(round, edges)
             cv2.rectangle(image, (x1, y1), (x2, y2), COLOURS[label % len(COLOURS)], thick)
-        file = folder / f"{number:04d}-{path.stem}.png"
-        if not cv2.imwrite(str(file), image[..., ::-1]):
-            raise UserError(f"cannot write the picture {printable(file)}")
+        _, encoded = cv2.imencode(".png", image[..., ::-1])
+        with whole(folder / f"{number:04d}-{path.stem}.png") as part:
+            part.write_bytes(encoded.tobytes())
         yield path, boxes

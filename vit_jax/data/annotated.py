@@ -116,11 +116,17 @@ def _coco_files(root: Path) -> dict[str, Path]:
     """split -> file of annotations: annotations/instances_train2017.json, train.json, or
     train/_annotations.coco.json."""
     files = [*root.glob("annotations/*.json"), *root.glob("*.json")]
+    others = ("captions_", "person_keypoints_", "image_info_")
+    named: dict[str, list[Path]] = {}
+    for file in sorted(file for file in files if not file.stem.startswith(others)):
+        if match := YEAR.fullmatch(file.stem):
+            named.setdefault(match["split"], []).append(file)
     found: dict[str, Path] = {}
-    for file in sorted(files):
-        match = YEAR.fullmatch(file.stem)
-        if match and not file.stem.startswith(("captions_", "person_keypoints_", "image_info_")):
-            found.setdefault(match["split"], file)
+    for split, same in named.items():  # train2014 and train2017: each by its whole name
+        found |= (
+            {split: same[0]} if len(same) == 1
+            else {file.stem.removeprefix("instances_"): file for file in same}
+        )  # fmt: skip
     for file in sorted(root.glob("*/_annotations.coco.json")):
         found.setdefault(file.parent.name, file)
     return found
@@ -176,7 +182,11 @@ def _coco_images(record: dict[str, Any]) -> tuple[list[str], list[Annotation], C
         size = int(image["height"]), int(image["width"])
         if min(size) < 1:
             raise ValueError(f"the image {image['file_name']} has the size {size}")
-        numbers = [[float(n) if is_number(n) else np.nan for n in one["bbox"]] for one in own]
+        numbers = [
+            [float(n) if is_number(n) else np.nan for n in one["bbox"]]
+            if len(one["bbox"]) == 4 else [np.nan] * 4
+            for one in own
+        ]  # fmt: skip
         given = np.array(numbers, np.float64).reshape(-1, 4)
         boxes = np.concatenate([given[:, :2], given[:, :2] + given[:, 2:]], axis=1)
         edge = np.array(size[::-1]) + 1.0
@@ -215,7 +225,10 @@ def _voc_root(rest: str) -> Path:
         return root
     inside = [path.parent for path in root.glob("*/Annotations")]
     inside += [path.parent for path in root.glob("VOCdevkit/*/Annotations")]
-    if len(inside) != 1:
+    if len(inside) > 1:
+        several = ", ".join(printable(path) for path in sorted(inside))
+        raise UserError(f"voc:{printable(rest)} has several sets: name one of {several}")
+    if not inside:
         raise UserError(f"voc:{printable(rest)} has no folder Annotations of XML files")
     return inside[0]
 
@@ -233,8 +246,10 @@ def voc(rest: str, split: str, classes: list[str] | None) -> Annotated:
     splits = voc_splits(rest)
     chosen = choose(title, split, splits, classes is None)
     listed = read_bytes(root / "ImageSets/Main" / f"{chosen}.txt").decode(errors="replace")
-    wanted = [line.split()[0] for line in listed.splitlines() if line.strip()]
+    lines = [line.strip() for line in listed.splitlines() if line.strip()]
     read = {path.stem: _voc_image(path) for path in sorted((root / "Annotations").glob("*.xml"))}
+    # Lists of one class have a number behind each name.
+    wanted = [line if line in read else re.sub(r"\s+-?[01]$", "", line) for line in lines]
     if lost := [name for name in wanted if name not in read]:
         raise UserError(
             f"{title}: {len(lost):,} images of the split {chosen} have no annotations, such as "
@@ -275,7 +290,7 @@ def _voc_image(path: Path) -> tuple[str, tuple[int, int], list[str], list[list[f
         names = [_text(one, "name") for one in found]
         difficult = [(one.findtext("difficult") or "0").strip() == "1" for one in found]
         return tree.findtext("filename") or "", size, names, boxes, difficult
-    except (OSError, ValueError, ElementTree.ParseError) as error:
+    except (OSError, ValueError, LookupError, ElementTree.ParseError) as error:
         raise UserError(f"{printable(path)} is no annotation of VOC: {reason(error)}") from error
 
 

@@ -22,6 +22,11 @@ def _by_short_side(image: np.ndarray, short: float, longest: float) -> np.ndarra
     return _resize(image, max(1, round(height * ratio)), max(1, round(width * ratio)))
 
 
+def _check_short(short: Sequence[int]) -> None:
+    if not isinstance(short, Sequence) or not short or not all(n >= 1 for n in short):
+        raise ValueError(f"short is a list of sides, such as (400, 500, 600), not {short!r}")
+
+
 @op()
 def fit(image, rng, model_size, size: Size = None):
     """Resizes the image as large as `size` holds it whole; keeps the aspect."""
@@ -34,6 +39,7 @@ def fit(image, rng, model_size, size: Size = None):
 @op(random=True)
 def random_resize(image, rng, model_size, short: Sequence[int] = SHORT, longest: int = LONGEST):
     """Resizes the short side to one of `short`; the long side is at most `longest` (DETR)."""
+    _check_short(short)
     return _by_short_side(image, short[int(rng.integers(len(short)))], longest)
 
 
@@ -46,6 +52,7 @@ def size_crop(
     sides are in `least` … `most` pixels, each drawn by itself (DETR)."""
     if not 0 < least <= most:
         raise ValueError(f"sides {least} … {most} are not in order")
+    _check_short(short)
     if rng.random() >= probability:
         return image
     image = _by_short_side(image, short[int(rng.integers(len(short)))], float("inf"))

@@ -50,6 +50,16 @@ class Objects:
     def __len__(self) -> int:
         return len(self.boxes)
 
+    def check_size(self, shape: tuple[int, ...]) -> None:
+        """Raises UserError if an original image has another size than its annotation states, also
+        because EXIF turns it: its boxes would lie elsewhere."""
+        height, width = self.window[3], self.window[2]
+        if shape[:2] != (height, width):
+            raise UserError(
+                f"the annotation is of an image of {width:g} x {height:g} pixels, the file shows "
+                f"{shape[1]} x {shape[0]} (as EXIF turns it): annotate it anew, or remove its EXIF"
+            )
+
     def seen(self, window: Window) -> "Objects":
         """The objects of a part of the image. Boxes are cut at its edges, and those that lie
         outside are left out."""

@@ -288,6 +288,8 @@ class Pipeline:
         """An example whose image `open` has prepared, after all operations."""
         if isinstance(example["image"], EncodedJpeg) and not self.encoded:
             example = example | {"image": example["image"].pixels()}
+        if (objects := example.get("objects")) is not None:
+            objects.check_size(example["image"].shape)
         for step in self.steps:
             example = step(example, rng)
         return example | {"image": np.ascontiguousarray(example["image"])}

@@ -9,8 +9,10 @@ from vit_jax.data.memory import digits, sizes_of
 from vit_jax.data.objects import Objects
 from vit_jax.data.source import Source
 from vit_jax.data.splits import choose
+from vit_jax.errors import UserError
 
 SIDES = 14, 30  # pixels of a digit, in a scene of 64
+LEAST = 16
 NOISE = 60  # the ground's levels are below it
 TRIES = 20  # places that a digit tries before it is left out
 OVERLAP = 0.1  # of the smaller of two digits' boxes, at most
@@ -26,6 +28,8 @@ class DigitScenes(Source):
     def __init__(self, rest: str, split: str, classes: list[str] | None):
         defaults = {"examples": 4096, "size": 64, "most": 4, "seed": 1}
         options = sizes_of("digit_scenes", rest, defaults)
+        if options["size"] < LEAST:
+            raise UserError(f"digit_scenes:{rest}: a scene has a side of {LEAST} pixels at least")
         split = choose("digit_scenes", split, ("train", "val"), classes is None)
         self.digits = digits("", split, classes)
         self.title, self.channels, self.classes = "digit_scenes", 1, self.digits.classes

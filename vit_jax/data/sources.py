@@ -119,6 +119,8 @@ class Mixture(Source):
 
     def __init__(self, spec: str, sources: list[Source], weights: list[float | None],
                  classes: list[str] | None):  # fmt: skip
+        if any(source.max_objects for source in sources):
+            raise UserError(f"{spec}: sources with boxes are not mixed")
         stated = [weight for weight in weights if weight is not None]
         if stated and len(stated) < len(weights):
             raise UserError(f"{spec}: give every source of the mixture a weight, or none")
@@ -196,7 +198,7 @@ class ByImportPath(Source):
             raise UserError(f"{spec} is no data source: it has no {', '.join(missing)}")
         self.title, self.source, self._data = spec, source, source
         self.classes = [str(name) for name in source.classes]
-        for name in ("channels", "max_labels", "notes", "names_hash"):
+        for name in ("channels", "max_labels", "max_objects", "notes", "names_hash"):
             setattr(self, name, getattr(source, name, getattr(Source, name)))
         if not isinstance(self.names_hash, str | None):
             raise UserError(f"{spec}: its names_hash is {self.names_hash!r}, not a text or None")
@@ -204,7 +206,8 @@ class ByImportPath(Source):
     def __getitem__(self, index: int) -> dict[str, Any]:
         try:
             example = self.source[index]
-            return {"image": example["image"], "label": example["label"]}
+            told = "objects" if self.max_objects else "label"
+            return {"image": example["image"], told: example[told]}
         except (DamagedImage, OSError):
             raise
         except Exception as error:  # it may raise anything

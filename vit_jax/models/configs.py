@@ -355,6 +355,9 @@ class AxialViTConfig(ViTConfig):
         check_patches(self.image_size, self.patch_size)
 
 
+LEARNED = 50  # rows and columns that have learned positions in a DETR
+
+
 @dataclasses.dataclass(frozen=True)
 class DetectorConfig:
     """What a DETR (arXiv 2005.12872) has beside its backbone: a transformer, and queries."""
@@ -379,8 +382,14 @@ class DetectorConfig:
         one_of("learned", "points"),
     )  # fmt: skip
 
-    def check_detector(self) -> None:
-        """Raises ValueError for sizes that do not fit each other."""
+    def check_detector(self, grid: tuple[int, ...]) -> None:
+        """Raises ValueError for sizes that do not fit each other. `grid`: rows and columns of the
+        backbone's features."""
+        if self.map_positions == "learned" and max(grid) > LEARNED:
+            raise ValueError(
+                f"map_positions 'learned' has {LEARNED} rows and columns at most, the features "
+                f"{grid[0]} and {grid[1]}: take 'sine'"
+            )
         if self.detector_width % 4 or self.detector_width % self.detector_heads:
             raise ValueError(
                 f"detector_width is divisible by 4 and by detector_heads, {self.detector_heads}, "
@@ -394,7 +403,7 @@ class DetrViTConfig(DetectorConfig, ViTConfig):
 
     def __post_init__(self):
         super().__post_init__()
-        self.check_detector()
+        self.check_detector(self.grid)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -403,7 +412,8 @@ class DetrResNetConfig(DetectorConfig, ResNetV1Config):
 
     def __post_init__(self):
         super().__post_init__()
-        self.check_detector()
+        stride = stride_of(self.resnet_layers) // (2 if self.dilated else 1)
+        self.check_detector(tuple(-(-side // stride) for side in self.image_size))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -18,14 +18,13 @@ from jaxtyping import Array, Float, Key
 
 from vit_jax.models import resnet_v1, vit
 from vit_jax.models.attention import attend
-from vit_jax.models.configs import DetrResNetConfig, DetrViTConfig, stride_of
+from vit_jax.models.configs import LEARNED, DetrResNetConfig, DetrViTConfig, stride_of
 from vit_jax.models.data_config import IMAGENET
 from vit_jax.models.encoder import Encoder
 from vit_jax.models.family import OWN, Family, Names, Param, under
 from vit_jax.models.layers import CLASSES, NORM, ParamKeys, dropout, xavier_uniform
 
 TEMPERATURE = 10_000.0  # of the positions' lowest frequency
-MOST = 50  # rows and columns that have a learned position
 SMALL = -2.0  # first logit of a box's sides around a point: 0.12 of the image's
 
 
@@ -158,7 +157,8 @@ class Detr(nnx.Module):
         if c.map_positions == "learned":
             uniform = nnx.initializers.uniform(1.0)
             self.rows, self.columns = (
-                nnx.Param(uniform(rngs.params(), (MOST, width // 2), jnp.float32)) for _ in range(2)
+                nnx.Param(uniform(rngs.params(), (LEARNED, width // 2), jnp.float32))
+                for _ in range(2)
             )
         if c.queries == "points":
             points = spread(c.num_queries)

@@ -179,7 +179,8 @@ def _described(names: _Names) -> Callable[[Tensors, dict[str, Any]], Description
         fields = {
             "resnet_layers": units, "norm": "frozen", "num_classes": count,
             "stage_width": shown[f"{ROOT}/conv/kernel"][-1], "image_size": size,
-            "channels": shown[f"{ROOT}/conv/kernel"][2], "dilated": bool(c.get("dilation", False)),
+            "channels": shown[f"{ROOT}/conv/kernel"][2],
+            "dilated": bool(known.get("dilated", c.get("dilation", False))),
             "num_queries": tensors.shapes[shown.template("queries")][0],
             "detector_width": width, "detector_mlp_dim": mlp, "detector_heads": heads,
             "detector_encoder": layers["encoder"], "detector_decoder": layers["decoder"],

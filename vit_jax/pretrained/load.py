@@ -215,7 +215,8 @@ def fill(
             not_finite.append(path)
         if order is not None and family.at_init(path) == CLASSES:
             fates[path] = "loaded (classes in another order)"
-            return x[..., order]
+            further = range(len(order), x.shape[-1])  # a detector's "no object"
+            return x[..., [*order, *further]]
         return x
 
     for path, leaf in stacked.items():
@@ -271,7 +272,8 @@ def _check_sizes(weights: Weights, model: Model) -> None:
     if other and any(weights.shapes.get(path) != shapes[path] for path in body):
         sizes = ", ".join(f"{f} {theirs.get(f)} (the model here: {ours[f]})" for f in other)
         by_name = vars(create_model(weights.model.name).config)
-        fits = f"model.name={weights.model.name}"
+        behind = f"{model.name.partition('_')[0]}_" if BACKBONE in weights.dialect else ""
+        fits = f"model.name={behind}{weights.model.name}"
         if any(by_name[f] != theirs.get(f) for f in other):
             fits = ", ".join(f"model.{f}={theirs.get(f)}" for f in other)
         raise UserError(f"{weights.path} has {sizes}: {fits} would fit")

@@ -36,6 +36,8 @@ class Labels(Entries):
 
     def row(self, example: dict[str, Any], name: Callable[[], str]) -> dict[str, Any]:
         """The example's labels, filled up with NO_LABEL. Raises UserError for what is none."""
+        if "label" not in example:
+            raise UserError(f"{name()} has boxes and no label: --config.task=detection")
         label, most, last = example["label"], self.max_labels, self.num_classes - 1
         if most == 1 and isinstance(label, int) and 0 <= label <= last:
             return {"label": np.int32(label)}
@@ -66,6 +68,10 @@ class Classification(Task):
 
     def __init__(self, config: ConfigDict, model: Model, facts: Facts):
         super().__init__(config, model, facts)
+        if facts.max_objects:
+            raise UserError(
+                f"{config.data.train.source} has boxes and no label: --config.task=detection"
+            )
         self.loss_of = weighted(LOSSES[config.loss.name], config.loss.class_weights)
         self.mixes = bool(config.mixup or config.cutmix)
         if facts.max_labels > 1 and config.loss.name == "softmax":

@@ -172,7 +172,13 @@ class Detect(Task):
 
     def open(self, classes: list[str], say: Callable[[str], object]) -> None:
         """Raises UserError if the training data cannot be learned."""
-        source, most = self.config.data.train.source, self.facts.max_objects
+        c = self.config
+        if getattr(self.model.config, "norm", "") == "frozen" and not (c.init or c.resume):
+            say(
+                "warning: the backbone's norms are frozen and begin as nothing: "
+                "--config.init=WEIGHTS of a DETR gives them their numbers"
+            )
+        source, most = c.data.train.source, self.facts.max_objects
         queries = self.model.config.num_queries
         if not most:
             raise UserError(f"{source} has no boxes: detection needs them")
