@@ -9,7 +9,7 @@ from vit_jax import config, recipe
 from vit_jax.config import READ_BY, ROWS, base, differences, flat, keys, leaves
 from vit_jax.data.source import Facts
 from vit_jax.errors import UserError
-from vit_jax.models.configs import CONFIGS, FURTHER
+from vit_jax.models.config_table import CONFIGS, FURTHER
 from vit_jax.models.encoder import REMAT_POLICIES
 from vit_jax.models.layers import GELU
 from vit_jax.models.model import FAMILIES

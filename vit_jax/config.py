@@ -29,7 +29,7 @@ from vit_jax.fields import (
     keys_of,
     one_of,
 )
-from vit_jax.models.configs import CONFIGS, FURTHER
+from vit_jax.models.config_table import CONFIGS, FURTHER
 
 AUTO = "auto"  # of microbatch
 OTHERS = "*"  # every choice of a component that is not listed
@@ -92,7 +92,7 @@ KEYS = (
         "your own by its import path, my_package.my_module:MY_FAMILY"),
 
     Key("data.train.source", "digits", "where the examples are: digits | folder:PATH | tfds:NAME "
-        "| synthetic"),
+        "| synthetic, with boxes coco:PATH | voc:PATH | digit_scenes"),
     Key("data.train.split", "train", "which part of the source, by the source's name for it"),
     Key("data.train.pipeline", "decode|inception_crop|flip_lr",
         "operations on each image, joined by |"),

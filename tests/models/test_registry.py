@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from vit_jax.errors import UserError
 from vit_jax.models import create_model, list_models, registry, vit_names
-from vit_jax.models.configs import FURTHER
+from vit_jax.models.config_table import FURTHER
 from vit_jax.models.model import FAMILIES
 
 ROOT = Path(__file__).parents[2]

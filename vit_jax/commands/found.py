@@ -28,7 +28,7 @@ def write(
     least = usual if options.threshold is None else options.threshold
     found = _found(model, params, prepare, paths, options.batch_size, least, options.top)
     if options.pictures:
-        found = _drawn(found, Path(options.pictures))
+        found = _drawn(found, Path(options.pictures), model.config.channels, prepare.levels)
     if not options.output:
         for path, boxes in found:
             print(f"{printable(path)}: " + ("" if boxes else f"no box at or above {least:.2f}"))
@@ -45,7 +45,7 @@ def write(
             _as_coco(images) if options.output.endswith(".json") else _as_table(images, names)
         )
     count = sum(len(boxes) for _, boxes in images)
-    print(f"{count} boxes in {len(images)} images: {printable(options.output)}")
+    print(f"boxes: {count}, images: {len(images)}; {printable(options.output)}")
     return 0
 
 
@@ -141,12 +141,13 @@ def _found(
 
 
 def _drawn(
-    found: Iterator[tuple[Path, list[Box]]], folder: Path
+    found: Iterator[tuple[Path, list[Box]]], folder: Path, channels: int, levels: Any
 ) -> Iterator[tuple[Path, list[Box]]]:
     """Also writes each image with its boxes into a folder, as PNG."""
     import cv2
     import numpy as np
 
+    from vit_jax.commands.report import as_rgb
     from vit_jax.data.decode import decode
     from vit_jax.tasks.detection import COLOURS
 
@@ -155,7 +156,7 @@ def _drawn(
     except OSError as error:
         raise cannot_write(folder, error) from error
     for number, (path, boxes) in enumerate(found):
-        image = np.array(decode(read_bytes(path), 3))
+        image = np.array(as_rgb(decode(read_bytes(path), channels, levels)[None])[0])
         thick = max(1, round(max(image.shape) / 300))
         for label, _, edges in boxes:
             x1, y1, x2, y2 = map(round, edges)

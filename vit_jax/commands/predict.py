@@ -40,7 +40,7 @@ Chosen = list[tuple[int, float]]  # classes and their values, best first
 
 OPTIONS: Options = SOURCE | {
     "images": dict(nargs="+", help="files, or folders of them"),
-    "--top": dict(type=int, help="classes an image, best first (1)"),
+    "--top": dict(type=int, help="classes of an image, best first (1); of a detector: boxes (all)"),
     "--threshold": dict(type=float, metavar="P", help="of weights for several labels: every class "
                         "whose probability is P or more; of a detector: boxes of this score"),
     "--pictures": dict(metavar="DIR", help="of a detector: write each image with its boxes"),

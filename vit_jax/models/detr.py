@@ -18,8 +18,9 @@ from jaxtyping import Array, Float, Key
 
 from vit_jax.models import resnet_v1, vit
 from vit_jax.models.attention import attend
-from vit_jax.models.configs import LEARNED, DetrResNetConfig, DetrViTConfig, stride_of
+from vit_jax.models.configs import stride_of
 from vit_jax.models.data_config import IMAGENET
+from vit_jax.models.detector_configs import LEARNED, DetrResNetConfig, DetrViTConfig
 from vit_jax.models.encoder import Encoder
 from vit_jax.models.family import OWN, Family, Names, Param, under
 from vit_jax.models.layers import CLASSES, NORM, ParamKeys, dropout, xavier_uniform

@@ -9,8 +9,8 @@ from flax import nnx
 from jaxtyping import Array, Float, Key
 
 from vit_jax.models import vit
-from vit_jax.models.configs import YolosConfig
 from vit_jax.models.data_config import IMAGENET
+from vit_jax.models.detector_configs import YolosConfig
 from vit_jax.models.family import BEFORE, CLASSES, OWN, RESIZED, Family, Names, Param
 from vit_jax.models.position import LearnedPositions
 from vit_jax.models.vit import ViT

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 
 from vit_jax.errors import UserError
-from vit_jax.models.configs import DetrResNetConfig
 from vit_jax.models.data_config import IMAGENET, DataConfig
+from vit_jax.models.detector_configs import DetrResNetConfig
 from vit_jax.models.family import Config
 from vit_jax.pretrained.files import Tensors
 from vit_jax.pretrained.huggingface_config import classes_of
