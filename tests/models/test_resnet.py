@@ -10,10 +10,11 @@ import pytest
 from flax import nnx
 from jaxpr_walk import equations, macs
 
-from vit_jax.models import resnet
+from vit_jax.models import bit, resnet
+from vit_jax.models.bit import ResNet
 from vit_jax.models.configs import ResNetConfig
 from vit_jax.models.model import Model
-from vit_jax.models.resnet import Backbone, ResNet, Root, StdConv, Unit
+from vit_jax.models.resnet import Backbone, Root, StdConv, Unit
 
 # Parameters with 1000 classes, as timm 1.0.31 counts them (`resnetv2_50x1_bit`, …).
 PARAMETERS = {
@@ -488,7 +489,7 @@ def test_the_count_from_sizes_is_that_of_the_traced_model(fields):
     sizes = {"resnet_layers": (2, 1, 3), "image_size": (64, 96)}
     model = Model("tiny", ResNetConfig(**sizes | fields))
     traced = jax.make_jaxpr(lambda p, x: model.apply(p, x)[0])
-    assert resnet.forward_macs(model.config) == all_macs(
+    assert bit.forward_macs(model.config) == all_macs(
         traced(model.abstract_params, image_of(model))
     )
 
@@ -496,9 +497,9 @@ def test_the_count_from_sizes_is_that_of_the_traced_model(fields):
 def test_the_counts_are_those_of_timms_models():
     """Counted by torch.utils.flop_counter on timm 1.0.31: R50x1 at 224 and R101x3 at 449."""
     r50 = ResNetConfig()
-    assert resnet.forward_macs(r50) == 4_089_184_256
+    assert bit.forward_macs(r50) == 4_089_184_256
     r101 = ResNetConfig(resnet_layers=(3, 4, 23, 3), width_factor=3, image_size=(449, 449))
-    assert resnet.forward_macs(r101) == 297_105_940_032
+    assert bit.forward_macs(r101) == 297_105_940_032
 
 
 @pytest.mark.parametrize(("layers", "patch"), [((), 32), ((3, 4, 9), 16), ((2, 2, 2, 2), 32)])

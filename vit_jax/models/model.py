@@ -16,10 +16,10 @@ from jaxtyping import Array, Float, Key
 from vit_jax.models import (
     axial_resnet,
     axial_vit,
+    bit,
     detr,
     mixer,
     nonlocal_blocks,
-    resnet,
     resnet_v1,
     sasa,
     vit,
@@ -38,7 +38,7 @@ FAMILIES: dict[type, Family] = {
     for family in (
         vit.FAMILY,
         mixer.FAMILY,
-        resnet.FAMILY,
+        bit.FAMILY,
         resnet_v1.FAMILY,
         nonlocal_blocks.FAMILY,
         sasa.FAMILY,

@@ -1,4 +1,4 @@
-"""ResNets with group norm and weight standardisation: BiT, and the backbone of hybrid ViTs.
+"""What ResNets are made of, with group norm and weight standardisation: units, stages, backbone.
 
 BiT (arXiv 1912.11370) is a ResNet v2: its units normalise before they convolve. The hybrids of the
 ViT paper (arXiv 2010.11929, section 3.1) put a ResNet v1 under the transformer, whose units
@@ -9,7 +9,6 @@ convolutions (arXiv 1903.10520), so that an image's features do not depend on it
 import dataclasses
 import functools
 import math
-import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from types import MappingProxyType
 from typing import Any
@@ -19,10 +18,9 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Key
 
-from vit_jax.models.configs import ResNetConfig, features_of, stride_of
-from vit_jax.models.data_config import SQUASHED
-from vit_jax.models.family import BEFORE, CHANNELS, Family, Names, Param, under
-from vit_jax.models.layers import HEAD, NORM, make_head
+from vit_jax.models.configs import features_of, stride_of
+from vit_jax.models.family import BEFORE, CHANNELS, Param, under
+from vit_jax.models.layers import NORM, make_head
 
 GROUPS = 32
 FEW = 4  # positions: those of the last 3 x 3 convolutions of an image of 64 pixels
@@ -45,8 +43,7 @@ BACKBONE = (
     *under(r"root/norm|stage\d+/unit\d+/(norm[123]|proj_norm)", NORM),
 )
 
-# BiT (arXiv 1912.11370): depth -> units of each stage, and depth -> published width factors. 14 is
-# not BiT's; it is for small images. 200 is of the ViT paper's table 6.
+# Depth -> units of each stage. 14 is for small images. 200 is of the ViT paper's table 6.
 RESNETS = {
     14: (1, 1, 1, 1),
     50: (3, 4, 6, 3),
@@ -54,7 +51,6 @@ RESNETS = {
     152: (3, 8, 36, 3),
     200: (3, 24, 36, 3),
 }
-BIT_WIDTHS = {50: (1, 3), 101: (1, 3), 152: (2, 4)}
 
 
 # (width, stride) -> a module from [batch, h, w, width] to [batch, h/stride, w/stride, width].
@@ -332,24 +328,6 @@ class ConvNet(nnx.Module):
         return logits.astype(jnp.float32), out
 
 
-class ResNet(ConvNet):
-    """BiT's ResNet v2: backbone, group norm, ReLU, global mean, head."""
-
-    def __init__(self, c: ResNetConfig, rngs: Any):
-        dtype = jnp.dtype(c.dtype)
-        self.backbone = Backbone(
-            c.resnet_layers, c.width_factor, c.channels, preactivation=True, padding="symmetric",
-            groupnorm_eps=c.groupnorm_eps, standardization=c.standardization, remat=c.remat,
-            dtype=dtype, rngs=rngs,
-        )  # fmt: skip
-        self.norm = group_norm(c.hidden_size, c.groupnorm_eps, dtype=dtype, rngs=rngs)
-        self.add_head(c, rngs)
-
-    def features(self, images):
-        x, out = self.backbone(images)
-        return nnx.relu(self.norm(x)), out
-
-
 def positions(image_size: tuple[int, int], stride: int) -> int:
     """Number of positions of features at 1 / `stride` of an image's sides."""
     return math.prod(-(-side // stride) for side in image_size)
@@ -387,12 +365,6 @@ def backbone_macs(
     return macs
 
 
-def forward_macs(c: ResNetConfig) -> int:
-    """Multiply-accumulates of one image through a BiT ResNet: convolutions and head."""
-    backbone = backbone_macs(c.resnet_layers, c.width_factor, c.image_size, c.channels)
-    return backbone + c.hidden_size * c.num_classes
-
-
 def first_layer(
     c: Any, make: Callable[[int], nnx.Module], width: int
 ) -> tuple[nnx.Module, tuple[int, int, int]]:
@@ -408,34 +380,3 @@ def hybrid_macs(
     backbone = backbone_macs(layers, 1, image_size, channels)
     embedded = math.prod(side // patch for side in image_size) * (patch // stride_of(layers)) ** 2
     return backbone + embedded * features_of(layers, 1) * width
-
-
-FAMILY = Family(
-    "resnetv2", ResNetConfig, ResNet, forward_macs,
-    params=(
-        *under("backbone", BACKBONE, BEFORE), *under("norm", NORM), *under("head", HEAD),
-    ),
-    names=(
-        Names(
-            r"resnetv2_(?P<depth>14|50|101|152|200)x(?P<width>\d+)_bit(_(?P<side>\d+))?",
-            lambda of: {
-                "resnet_layers": RESNETS[int(of["depth"])], "width_factor": int(of["width"]),
-                "image_size": int(of["side"] or 224),
-            },
-            tuple(f"resnetv2_{d}x{w}_bit" for d, widths in BIT_WIDTHS.items() for w in widths),
-            SQUASHED,
-            lambda short, side: (
-                f"resnetv2_{short.lower().removeprefix('bit_')}_bit_{side}"
-                if re.fullmatch(r"bit_\d+x\d+", short.lower()) else None
-            ),
-            ("bit_50x1",),
-        ),
-    ),
-    parts=("resnet_layers",),
-    layer=lambda c, rngs: first_layer(
-        c, lambda width: StdConv(
-            width, width, 3, padding="symmetric", standardization=c.standardization,
-            dtype=jnp.dtype(c.dtype), rngs=rngs,
-        ), features_of((), c.width_factor),
-    ),
-)  # fmt: skip

@@ -11,7 +11,7 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from vit_jax.models import resnet
+from vit_jax.models import bit
 from vit_jax.models.configs import ResNetV1Config
 from vit_jax.models.family import BEFORE, Family, Names, Param, under
 from vit_jax.models.layers import HEAD
@@ -72,5 +72,5 @@ FAMILY = Family(
             tuple(f"resnet{depth}_gn" for depth in (14, 26, 38, 50, 101)),
         ),
     ),
-    parts=("resnet_layers",), layer=resnet.FAMILY.layer,
+    parts=("resnet_layers",), layer=bit.FAMILY.layer,
 )  # fmt: skip
