@@ -69,7 +69,7 @@ def papers(name: str, data: str):
 
 
 def few_images(c, data: str):
-    """Settings for little data, where the paper's learn nothing."""
+    """Settings for little data: points as queries, few layers, a larger rate."""
     c.batch_size = 16
     c.total_epochs = 300.0
     c.log_every_steps = 50

@@ -3,7 +3,7 @@ a class and a box each. As in the authors' code, but for what `queries: points` 
 
 With `queries: points`, a query is a learned point of the image. It has the same code of its place
 as a feature, and its box is told relative to it (arXiv 2109.07107, section 3). So a query need not
-learn where it looks, which takes most of the training of a DETR on little data.
+learn where it looks.
 """
 
 import dataclasses
