@@ -153,10 +153,11 @@ def test_a_slow_source_is_data_less_the_time_in_which_steps_are_still_queued(slo
 
 def test_a_source_that_sleeps_less_than_a_step_takes_is_not_waited_for(slow, tmp_path):
     run, step = slow
-    run = with_data(run, train=SleepingSource(run.train_source, 0.03))
-    told, busy = spent(run, step, tmp_path)
+    alone, busy = spent(run, step, tmp_path / "alone")
+    source = SleepingSource(run.train_source, 0.4 * busy / STEPS)
+    told, busy = spent(with_data(run, train=source), step, tmp_path / "sleeping")
     assert told["step"] == pytest.approx(busy, rel=0.3)
-    assert share(told, "data") < 0.25
+    assert told["data"] < alone["data"] + 0.5 * source.slept
 
 
 def test_a_slow_evaluator_is_evaluation_and_the_steps_before_it_are_not(slow, tmp_path):
