@@ -1,16 +1,19 @@
-"""A whole training step (forward, backward, update) or a forward pass: ours, plain flax.linen, timm
-and Hugging Face's.
+r"""A whole training step (forward, backward, update) or a forward pass: ours, plain flax.linen's,
+timm's and Hugging Face's.
 
     python benchmarks/train_step.py                                  # Ti/16 and S/16, float32
     python benchmarks/train_step.py --models=vit_base_patch16_224 --dtype=bfloat16 --batch=256
     python benchmarks/train_step.py --what=forward --against=timm
+    python benchmarks/train_step.py --models=detr_resnet50 --size=480,640 --batch=2 \
+        --against=huggingface
 
 This is `vit bench step` (or `forward`) on a plain recipe, one model after the other. Ours is the
 step that `vit train` runs: it takes uint8 images and normalises them, keeps the old state if a
 gradient is not finite, and reports the gradient's norm. The others (peer_sides.py) take float32
 images that were normalised beforehand, and do none of that: the comparison is unfavourable to us.
-All of them train models of one size with AdamW on softmax cross-entropy, on one device. A package
-that is not installed is left out, with a line about it.
+All of them train models of one size with AdamW, on one device: classifiers on softmax
+cross-entropy, detectors on the loss of sets, with seven objects an image. A package that is not
+installed is left out, with a line about it.
 """
 
 import argparse
@@ -29,7 +32,7 @@ def main() -> None:
     """Measures every model asked for."""
     parser = model_parser(__doc__)
     parser.add_argument("--what", default="step", choices=tuple(steps.OUR_WORK))
-    parser.add_argument("--size", type=int, help="of the images, if not the model's usual one")
+    parser.add_argument("--size", type=size_of, help="of the images: 384, or 480,640")
     parser.add_argument("--steps", type=int, help="steps in one measurement (1; on a GPU 10)")
     parser.add_argument("--seconds", type=float, default=math.inf,
                         help="begin no round after so many seconds and three rounds")  # fmt: skip
@@ -53,6 +56,12 @@ def main() -> None:
             label=f"{name}{size}{' (quick)' * options.quick}",
         )  # fmt: skip
     report.finish("train_step", rows, options)
+
+
+def size_of(text: str) -> int | tuple[int, ...]:
+    """`384`, or `480,640` of height and width."""
+    sides = tuple(int(side) for side in text.split(","))
+    return sides if len(sides) > 1 else sides[0]
 
 
 def model_parser(description: str | None) -> argparse.ArgumentParser:

@@ -14,6 +14,7 @@ CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 ORDER = {
     "digits": "", "folder": ":PHOTOS", "pretrain": "", "augreg": "", "plain": "", "deit3": "",
     "bit": "", "mixer": "", "finetune": "", "vtab": "", "linear_probe": "", "detr": "",
+    "yolos": ":tiny,coco",
     "study": "", "table6": "", "base": "",
 }  # fmt: skip
 

@@ -179,3 +179,9 @@ def test_the_task_names_what_it_needs(changes, said):
 def test_the_recipe_names_the_backbones_that_it_knows(backbone):
     with pytest.raises(UserError, match=f"knows no backbone '{backbone}': r50, r50_dc5"):
         load(f"detr.py:{backbone},voc:X")
+
+
+@pytest.mark.parametrize("size", ["b16", "resnet50_gn"])
+def test_the_recipe_of_yolos_names_the_sizes_that_it_knows(size):
+    with pytest.raises(UserError, match=f"knows no size '{size}': tiny, small, base"):
+        load(f"yolos.py:{size},voc:X")

@@ -20,8 +20,9 @@ import numpy as np
 
 from vit_jax.benching import machine
 from vit_jax.benching.timing import Row, alternate, compare, in_a_row, summary
-from vit_jax.config import base, fit, flat
+from vit_jax.config import base, flat
 from vit_jax.errors import UserError, nearest
+from vit_jax.models.registry import find_family
 from vit_jax.parallel.chips import peak_flops
 from vit_jax.sizes import microbatches
 from vit_jax.training.memory import step_bytes
@@ -55,8 +56,8 @@ class Work:
     high_water: Callable[[], Row] = dict
 
 
-# (`step` or `forward`, run, normalised images [B, H, W, C], labels [B]) -> work, or NotMeasured
-Peer = Callable[[str, Run, np.ndarray, np.ndarray], Work]
+# (`step` or `forward`, run, batch with normalised images) -> work, or NotMeasured
+Peer = Callable[[str, Run, dict[str, np.ndarray]], Work]
 
 
 def find_peers(text: str) -> dict[str, Peer]:
@@ -83,15 +84,17 @@ def find_peers(text: str) -> dict[str, Peer]:
 
 def plain_run(name: str, batch_size: int, classes: int, devices: Any = None, **fields: Any) -> Run:
     """A run on noise with AdamW at a constant rate, without clipping, mixup or dropout, because the
-    peers can do the same. `fields` are fields of the model."""
-    c = base()
+    peers can do the same. `fields` are fields of the model. A detector's batches have the shapes of
+    COCO's."""
+    family = find_family(name)[0]
+    c = base(name, family.task)
     c.batch_size, c.total_steps = batch_size, 1_000_000
-    c.model.name = name
-    with c.unlocked():
-        fit(c)
     c.model.update(fields)
-    size = c.model.image_size or int(name.rpartition("_")[2])
-    c.data.train.source = f"synthetic:examples={batch_size},classes={classes},size={size}"
+    if family.task == "detection":
+        c.data.train.source, c.model.detector_dropout = "coco", 0.0
+    else:
+        size = c.model.image_size or int(name.rpartition("_")[2])
+        c.data.train.source = f"synthetic:examples={batch_size},classes={classes},size={size}"
     c.data.train.pipeline, c.data.eval.split = "decode", ""
     c.optimizer.weight_decay, c.schedule.name = 1e-4, "constant"
     return run_of(c, devices=devices or jax.devices()[:1], data=known)
@@ -158,9 +161,9 @@ def _measured(
         peaks = machine.high_water(device).items()
         works[0].about.update({name: size for name, size in peaks if size > before.get(name, 0)})
         for name, peer in peers.items():
-            images = np.asarray(model.data_config.normalise(batch["image"]))
+            shown = batch | {"image": model.data_config.normalise(batch["image"])}
             try:
-                works.append(peer(what, run, images, np.asarray(batch["label"])))
+                works.append(peer(what, run, jax.tree.map(np.asarray, shown)))
             except NotMeasured as reason:
                 say(f"{name} is not measured: {reason}")
                 continue
@@ -200,15 +203,14 @@ def more_than_peers(run: Run) -> str | None:
 def synthetic_batch(run: Run) -> dict[str, jax.Array]:
     """A batch of noise on the devices, with the shapes and shardings of the run's own batches."""
     rng = np.random.default_rng(0)
-    high = {"image": 256, "label": run.config.model.num_classes}
-
-    def leaf(name: str, shape: tuple[int, ...]) -> np.ndarray:
-        return rng.integers(high[name], size=shape) if name in high else np.full(shape, -1)
-
-    return {
-        name: jax.device_put(leaf(name, like.shape).astype(like.dtype), like.sharding)
-        for name, like in run.abstract_batch(run.config.batch_size).items()
-    }
+    like = run.abstract_batch(run.config.batch_size)
+    entries = run.task.entries(run.resolved.data.facts)
+    rows = [entries.noise(rng) for _ in range(run.config.batch_size)]
+    made = {name: np.stack([row[name] for row in rows]) for name in entries.filler}
+    made["image"] = rng.integers(256, size=like["image"].shape, dtype=np.uint8)
+    for name in like.keys() - made.keys():  # `id` and `damaged`, which the loss does not read
+        made[name] = np.full(like[name].shape, -1, like[name].dtype)
+    return {name: jax.device_put(made[name], one.sharding) for name, one in like.items()}
 
 
 def _warm_up(work: Work, say: Say) -> None:

@@ -57,6 +57,11 @@ class Labels(Entries):
         padding = (0, most - len(labels))
         return {"label": np.pad(labels.astype(np.int32), padding, constant_values=NO_LABEL)}
 
+    def noise(self, rng: np.random.Generator) -> dict[str, Any]:
+        """Labels of random classes."""
+        shape = self.filler["label"].shape
+        return {"label": rng.integers(self.num_classes, size=shape, dtype=np.int32)}
+
 
 class Classification(Task):
     """Learns the labels, mixed where `mixup` or `cutmix` say so."""

@@ -69,6 +69,15 @@ class ObjectRows(Entries):
         row["window"][:], row["content"][:] = objects.window, objects.content
         return row
 
+    def noise(self, rng: np.random.Generator) -> dict[str, Any]:
+        """Seven objects, the mean of COCO's images, of the first class, in random places."""
+        row = {key: value.copy() for key, value in self.filler.items()}
+        count = min(self.most, 7)
+        low, sides = rng.uniform(0.0, 0.5, (2, count, 2))
+        row["boxes"][:count] = np.concatenate([low, low + 0.1 + 0.8 * sides], axis=1)
+        row["class"][:count] = 0
+        return row
+
 
 def centred(boxes: Float[Array, "... 4"]) -> Float[Array, "... 4"]:
     """x1, y1, x2, y2 as centre, width and height."""

@@ -39,6 +39,10 @@ class Entries:
         """
         return {}
 
+    def noise(self, rng: np.random.Generator) -> dict[str, Any]:
+        """Entries as an example could have them, for measurements without data."""
+        return self.filler
+
 
 class Task:
     """A task of one run. A task of your own is a subclass with at least `loss` and `judge`.
