@@ -206,3 +206,20 @@ def test_step_loop_pipeline_checkpoint_and_planner_know_no_labels():
                 if "label" in line.lower() and not any(word in line for word in OTHER_LABELS):
                     said.append(f"{file.relative_to(ROOT)}, line {number}: {line.strip()}")
     assert said == []
+
+
+def test_nothing_outside_of_the_tasks_asks_which_task_it_is():
+    """Rooms ask a task, or a table by its name; they do not compare the name."""
+
+    def is_task(node):
+        return getattr(node, "attr", getattr(node, "id", "")) == "task"
+
+    said = []
+    for file in sorted((ROOT / "vit_jax").rglob("*.py")):
+        if "tasks" in file.relative_to(ROOT / "vit_jax").parts:
+            continue
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            sides = [node.left, *node.comparators] if isinstance(node, ast.Compare) else []
+            if any(map(is_task, sides)) and any(isinstance(side, ast.Constant) for side in sides):
+                said.append(f"{file.relative_to(ROOT)}, line {node.lineno}")
+    assert said == []

@@ -1,11 +1,17 @@
 """A detector is trained, continued, evaluated, planned and begun from a classifier's weights by the
 commands that do so for classifiers."""
 
+import csv
 import json
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
+from PIL import Image
 
 import vit_jax
 from tests.digits_run import rows, told
@@ -13,6 +19,7 @@ from vit_jax import cli
 from vit_jax.recipe import load
 from vit_jax.training.run import run_of
 
+ROOT = Path(__file__).parents[2]
 TINY = {
     "batch_size": 16, "total_steps": 6, "log_every_steps": 1, "eval_every_steps": 6,
     "checkpoint.every_steps": 3, "schedule.warmup_steps": 2, "model.num_layers": 1,
@@ -24,6 +31,12 @@ TINY = {
     "data.eval.source": "digit_scenes:examples=20,size=32",
     "data.train.pipeline": "decode|flip_lr|inception_crop(None, 0.7)",
 }  # fmt: skip
+
+
+def command_line(**changes):
+    """The recipe and its overrides, as typed."""
+    keys = TINY | {key.replace("__", "."): value for key, value in changes.items()}
+    return ["--config=detr.py:digits", *(f"--config.{key}={value}" for key, value in keys.items())]
 
 
 def config(**changes):
@@ -95,6 +108,61 @@ def test_a_classifiers_weights_are_its_backbone(trained, tmp_path, capsys):
     del told_
 
 
+def test_a_detector_of_some_classes_begins_one_of_others(trained, tmp_path):
+    workdir, _ = trained
+    folder = tmp_path / "set"
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    for number in range(16):
+        pixels = rng.integers(0, 255, (32, 32, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / f"{number}.png")
+    (folder / "train.json").write_text(json.dumps({
+        "images": [{"id": n, "file_name": f"{n}.png", "height": 32, "width": 32}
+                   for n in range(16)],
+        "annotations": [{"id": n, "image_id": n, "category_id": 7 + n % 2, "bbox": [4, 4, 9, 12]}
+                        for n in range(16)],
+        "categories": [{"id": 7, "name": "cup"}, {"id": 8, "name": "jug"}],
+    }))  # fmt: skip
+    c = config(init=str(workdir), total_steps=1, optimizer__lr=0.0, data__eval__split="",
+               data__train__source=f"coco:{folder}", data__eval__source="")  # fmt: skip
+    c.model.channels = 1
+    vit_jax.train(c, tmp_path / "run", quiet=True)
+    (_, before, _), (_, after, _) = (
+        vit_jax.load_pretrained(one, say=None) for one in (workdir, tmp_path / "run")
+    )
+    assert before.pop("head")["kernel"].shape == (32, 10 + 1)
+    assert after.pop("head")["kernel"].shape == (32, 2 + 1)
+    jax.tree.map(np.testing.assert_array_equal, before, after)
+
+
+@pytest.mark.long
+def test_its_step_is_measured_its_rates_are_searched_and_it_is_launched(tmp_path, capsys):
+    assert cli.main(["bench", "step", *command_line(), "--rounds=2", "--steps=1", "--json"]) == 0
+    ours, _ = json.loads(capsys.readouterr().out)["rows"]
+    assert ours["images_per_second"] == pytest.approx(16 / ours["median_s"])
+    assert ours["flops_per_second"] > 0
+
+    def done(*arguments):
+        environment = os.environ | {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
+        command = [sys.executable, "-P", "-m", "vit_jax.cli", *arguments]
+        return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+
+    rates = "--sweep=optimizer.lr=1e-3,2e-3"
+    found = done("sweep", *command_line(), "--study=rates", f"--workdir={tmp_path}", rates,
+                 "--", "local", "--platform=cpu")  # fmt: skip
+    assert found.returncode == 0, found.stderr
+    with (tmp_path / "rates" / "trials.csv").open() as file:
+        table = list(csv.DictReader(file))
+    assert [row["state"] for row in table] == ["finished"] * 2
+    assert float(table[0]["eval/val/ap"]) >= float(table[1]["eval/val/ap"])
+
+    shape = ("--platform=cpu", "--processes=2", "--devices=4")
+    found = done("launch", "local", *shape, f"--dir={tmp_path}", "--", "train", *command_line(),
+                 f"--workdir={tmp_path / 'job'}")  # fmt: skip
+    assert found.returncode == 0, found.stderr
+    assert "ap50" in json.loads((tmp_path / "job" / "result.json").read_text())
+
+
 @pytest.mark.long
 def test_losses_of_three_steps_agree_on_every_mesh():
     def losses(mesh, devices):
@@ -116,8 +184,6 @@ def test_losses_of_three_steps_agree_on_every_mesh():
 
 def test_boxes_are_predicted_as_a_table_as_cocos_results_and_as_pictures(trained, tmp_path, capsys):
     workdir, _ = trained
-    from PIL import Image
-
     from vit_jax.data.sources import open_source
 
     source = open_source("digit_scenes:examples=3,size=32", "val")

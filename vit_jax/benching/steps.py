@@ -38,6 +38,12 @@ NOT_THEIRS = (
     "model.dropout", "model.attention_dropout", "model.drop_path",
 )  # fmt: skip
 
+# Task -> the source of a plain run's shapes; of the first the size of a batch, classes, a side.
+NOISE = {
+    "classification": "synthetic:examples={},classes={},size={}",
+    "detection": "coco",
+}
+
 Say = Callable[[str], None]
 
 
@@ -90,11 +96,9 @@ def plain_run(name: str, batch_size: int, classes: int, devices: Any = None, **f
     c = base(name, family.task)
     c.batch_size, c.total_steps = batch_size, 1_000_000
     c.model.update(fields)
-    if family.task == "detection":
-        c.data.train.source, c.model.detector_dropout = "coco", 0.0
-    else:
-        size = c.model.image_size or int(name.rpartition("_")[2])
-        c.data.train.source = f"synthetic:examples={batch_size},classes={classes},size={size}"
+    c.model.update({field: 0.0 for field in c.model if field.endswith("dropout")})
+    size = c.model.image_size or name.rpartition("_")[2]
+    c.data.train.source = NOISE[family.task].format(batch_size, classes, size)
     c.data.train.pipeline, c.data.eval.split = "decode", ""
     c.optimizer.weight_decay, c.schedule.name = 1e-4, "constant"
     return run_of(c, devices=devices or jax.devices()[:1], data=known)

@@ -18,6 +18,10 @@ HEAD = ("image", "class", "score", "x1", "y1", "x2", "y2")
 Box = tuple[int, float, tuple[float, ...]]  # class, score, edges in pixels of the file's image
 
 
+def check(options: argparse.Namespace, model: Any) -> None:
+    """All options are for boxes."""
+
+
 def write(
     options: argparse.Namespace, model: Any, params: Any, prepare: Any, paths: list[Path],
     names: list[str],

@@ -1,0 +1,127 @@
+"""What `vit predict` does with a classifier: the classes of each image, best first."""
+
+import argparse
+import itertools
+import math
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from vit_jax.errors import UserError, printable
+from vit_jax.files import read_bytes, whole
+from vit_jax.pages import as_csv
+
+# How values are written, in a table and in a terminal, by the activation that they come from.
+FORMATS = {"softmax": (".6f", ".2%"), "sigmoid": (".6f", ".2%"), "none": (".9g", ".6g")}
+
+Chosen = list[tuple[int, float]]  # classes and their values, best first
+
+
+def check(options: argparse.Namespace, model: Any) -> None:
+    """Raises UserError where the options are none for what the weights predict."""
+    outputs, activation = model.config.num_classes, model.output_activation
+    top, threshold = options.top, options.threshold
+    if options.pictures:
+        raise UserError("--pictures shows boxes, and these weights predict classes")
+    if activation == "none" and (threshold is not None or (top or outputs) < outputs):
+        raise UserError(
+            "these weights predict values (a regression), and all of them are shown: leave out "
+            "--top and --threshold"
+        )
+    if activation == "softmax" and threshold is not None:
+        raise UserError(
+            "--threshold is for weights of several labels; these predict one label (softmax): --top"
+        )
+
+
+def write(
+    options: argparse.Namespace, model: Any, params: Any, prepare: Any, paths: list[Path],
+    names: list[str],
+) -> int:  # fmt: skip
+    """Prints the classes, or writes them as a table. Returns the exit code."""
+    all_of_them = model.output_activation == "none" or options.threshold is not None
+    count = min(options.top or (len(names) if all_of_them else 1), model.config.num_classes)
+    of_table, of_terminal = FORMATS[model.output_activation]
+    least = -math.inf if options.threshold is None else options.threshold
+    predicted = _predicted(model, params, prepare, paths, options.batch_size, count, least)
+    if options.output:
+        # The file is opened before the work begins. Names of images may be any bytes.
+        with (
+            whole(Path(options.output)) as part,
+            part.open("w", encoding="utf-8", errors="backslashreplace") as file,
+        ):
+            images = list(predicted)
+            file.write(as_csv([("image", "rank", "class", "label", "probability"), *(
+                (path, rank, index, names[index], f"{value:{of_table}}")
+                for path, chosen in images for rank, (index, value) in enumerate(chosen, 1)
+            )]))  # fmt: skip
+        print(f"{len(images)} images: {printable(options.output)}")
+        return 0
+    for path, chosen in predicted:
+        head = f"{printable(path)}: "
+        if not chosen:
+            print(f"{head}no class at or above {options.threshold:.2%}")
+        for index, value in chosen:
+            print(f"{head}{printable(names[index])} {value:{of_terminal}}")
+            head = " " * len(head)
+    return 0
+
+
+def _predicted(
+    model: Any, params: Any, prepare: Any, paths: list[Path], batch_size: int, count: int,
+    least: float,
+) -> Iterator[tuple[Path, Chosen]]:  # fmt: skip
+    """Of each image in turn the `count` best classes that have a value of at least `least`; of a
+    regression all outputs in their order.
+
+    Raises UserError where no image can be read, or an image's logits are no numbers.
+    """
+    import jax
+    import jax.numpy as jnp
+    import numpy as np
+
+    from vit_jax.data.levels import DamagedImage
+    from vit_jax.models.model import ACTIVATIONS
+
+    c, activation = model.config, model.output_activation
+    shape, batch_size = (*c.image_size, c.channels), min(batch_size, len(paths))
+
+    @jax.jit
+    def predict(params, pixels):
+        logits, _ = model.apply(params, model.data_config.normalise(pixels))
+        finite, values = jnp.isfinite(logits).all(axis=-1), ACTIVATIONS[activation](logits)
+        if activation == "none":
+            return finite, values, jnp.broadcast_to(jnp.arange(count), values.shape)
+        return finite, *jax.lax.top_k(values, count)
+
+    def images():
+        read = 0
+        for path in paths:
+            try:
+                image = prepare(prepare.open(read_bytes(path), c.channels), None)
+            except (DamagedImage, OSError) as error:
+                print(printable(f"skipped: {path} ({error})"), file=sys.stderr)
+                continue
+            if image.shape != shape:
+                raise UserError(f"{printable(path)} becomes {image.shape}, the model takes {shape}")
+            read += 1
+            yield path, image
+        if not read:
+            raise UserError(f"none of the {len(paths)} files is an image that can be read")
+
+    readable = images()
+    while chunk := list(itertools.islice(readable, batch_size)):
+        batch = np.zeros((batch_size, *shape), np.uint8)
+        batch[: len(chunk)] = [image for _, image in chunk]
+        finite, values, classes = jax.device_get(predict(params, batch))
+        for i, (path, _) in enumerate(chunk):
+            if not finite[i]:
+                raise UserError(
+                    f"{printable(path)}: the logits are NaN or infinite; the weights are damaged, "
+                    "or of another model than the one that they are taken for (vit inspect)"
+                )
+            # Probabilities are compared as they are written.
+            of_image = [x if activation == "none" else round(x, 6) for x in values[i].tolist()]
+            both = zip(classes[i].tolist(), of_image, strict=True)
+            yield path, [(index, value) for index, value in both if value >= least]
