@@ -15,6 +15,7 @@ COMMANDS = {
     "train": "train, continue or fine-tune a model",
     "evaluate": "measure a checkpoint on a whole split",
     "predict": "classify images with any weights",
+    "look": "show what a model sees in images, as a page",
     "inspect": "show what a weights file contains, in any layout",
     "convert": "write weights in another layout",
     "ckpt": "list, verify, copy, prune a run's checkpoints",
@@ -56,6 +57,7 @@ LESS_MEMORY = {
     "parameters spread over devices (--config.mesh.fsdp)",
     "evaluate": "a smaller --config.eval_batch_size, or more devices",
     "predict": "a smaller --batch-size",
+    "look": "fewer images at a time",
 }
 
 

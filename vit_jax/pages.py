@@ -1,9 +1,10 @@
-"""Writes tables and pages: text in aligned columns, CSV, and HTML with charts as SVG.
+"""Writes tables and pages: text in aligned columns, CSV, and HTML with charts as SVG and pictures.
 
 A page is one file that needs no network. It follows the browser's light or dark colours. All texts
 may come from files: they are escaped here.
 """
 
+import base64
 import csv
 import html
 import io
@@ -28,6 +29,11 @@ table { border-collapse: collapse; font-variant-numeric: tabular-nums }
 th, td { padding: .2rem .7rem; border-bottom: 1px solid #8884; text-align: left }
 svg { max-width: 100%; height: auto; font: 11px system-ui, sans-serif; fill: currentColor }
 polyline { fill: none } .grid { stroke: #8884 } .axis { stroke: currentColor }
+.wide { overflow-x: auto } summary { cursor: pointer }
+.tiles { display: grid; gap: 6px; margin: .5rem 0 }
+figure { margin: 0 } figcaption { font-size: 12px; overflow-wrap: anywhere }
+img { width: 100%; height: auto; display: block; image-rendering: pixelated }
+img.smooth { image-rendering: auto }
 """
 
 
@@ -47,7 +53,8 @@ def as_csv(rows: Iterable[Iterable[object]]) -> str:
 
 def page(title: str, *parts: str) -> str:
     """A whole HTML document; the parts are HTML."""
-    head = f'<meta charset="utf-8">{_element("title", title)}<style>{STYLE}</style>'
+    device = '<meta name="viewport" content="width=device-width, initial-scale=1">'
+    head = f'<meta charset="utf-8">{device}{_element("title", title)}{style(STYLE)}'
     body = "\n".join([_element("h1", title), *parts])
     return f'<!doctype html>\n<html lang="en"><head>{head}</head>\n<body>{body}\n</body></html>\n'
 
@@ -66,7 +73,62 @@ def table(rows: Sequence[Sequence[object]]) -> str:
     """A table of plain texts; the first row is its head."""
     lines = ["".join(_element("td" if number else "th", cell) for cell in row)
              for number, row in enumerate(rows)]  # fmt: skip
-    return "<table>\n<tr>" + "</tr>\n<tr>".join(lines) + "</tr>\n</table>"
+    return '<div class="wide"><table>\n<tr>' + "</tr>\n<tr>".join(lines) + "</tr>\n</table></div>"
+
+
+def picture(encoded: bytes, title: str = "", kind: str = "") -> str:
+    """An image, as a file of PNG or JPEG, that stands in the page itself; the title is shown when
+    it is pointed at. `kind` is a class of CSS: `smooth` for photographs."""
+    address = data_address(encoded)
+    image = _element("img", src=address, title=title, alt=title, **{"class": kind})
+    return image.removesuffix("</img>")
+
+
+def data_address(encoded: bytes) -> str:
+    """A file of PNG or JPEG as an address that holds it."""
+    of = "png" if encoded.startswith(b"\x89PNG") else "jpeg"
+    return f"data:image/{of};base64,{base64.b64encode(encoded).decode()}"
+
+
+def style(css: str) -> str:
+    """CSS that stands where it is needed. It is not escaped: no text from a file goes there."""
+    return f"<style>{css}</style>"
+
+
+def figure(inside: str, caption: str) -> str:
+    """HTML with a caption below it."""
+    return f"<figure>{inside}{_element('figcaption', caption)}</figure>"
+
+
+def tiles(parts: Iterable[str], columns: int, least: int = 0) -> str:
+    """Parts in rows of equal width. With `least` pixels of a part, there are fewer columns on a
+    narrow screen; without, always as many."""
+    of_one = f"minmax(max({least}px, {100 // columns - 1}%), 1fr)"
+    grid = f"repeat(auto-fill, {of_one})" if least else f"repeat({columns}, minmax(0, 1fr))"
+    style = f"grid-template-columns: {grid}"
+    return f'<div class="tiles" style="{style}">{"".join(parts)}</div>'
+
+
+def details(summary: str, *parts: str) -> str:
+    """Parts that are shown when the summary is chosen."""
+    return f"<details>{_element('summary', summary)}{''.join(parts)}</details>"
+
+
+def points(columns: Mapping[str, Sequence[float]], x: str, y: str) -> str:
+    """A chart with a point for each number of each column, in the order of the columns."""
+    up, y_marks = _axis([v for column in columns.values() for v in [*column, 0.0]], BOTTOM, TOP)
+    gap = (RIGHT - LEFT) / max(1, len(columns))
+    parts = [_line(LEFT, at, RIGHT, at, "grid") + _text(LEFT - 6, at + 4, mark, "end")
+             for at, mark in y_marks]  # fmt: skip
+    for number, (name, column) in enumerate(columns.items()):
+        across = LEFT + (number + 0.5) * gap
+        parts.append(_text(across, HEIGHT - 18, name, "middle"))
+        for value in column:
+            circle = _element("circle", cx=across, cy=up(value), r=3, fill=COLOURS[0])
+            title = _element("title", f"{name}: {value:.4g}")
+            parts.append(circle.removesuffix("</circle>") + title + "</circle>")
+    parts += [_text((LEFT + WIDTH) / 2, HEIGHT - 4, x, "middle"), _text(LEFT - 40, TOP - 10, y)]
+    return _svg(parts)
 
 
 def curves(lines: Mapping[str, Sequence[tuple[float, float]]], x: str, log: bool = False) -> str:

@@ -3,13 +3,13 @@
 import argparse
 import itertools
 import math
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from vit_jax.commands.shown import Shown, images
 from vit_jax.errors import UserError, printable
-from vit_jax.files import read_bytes, whole
+from vit_jax.files import whole
 from vit_jax.pages import as_csv
 
 # How values are written, in a table and in a terminal, by the activation that they come from.
@@ -35,28 +35,27 @@ def check(options: argparse.Namespace, model: Any) -> None:
         )
 
 
-def write(
-    options: argparse.Namespace, model: Any, params: Any, prepare: Any, paths: list[Path],
-    names: list[str],
-) -> int:  # fmt: skip
+def write(options: argparse.Namespace, weights: Shown, paths: list[Path]) -> int:
     """Prints the classes, or writes them as a table. Returns the exit code."""
+    model, names = weights.model, weights.names
+    outputs = model.config.num_classes
     all_of_them = model.output_activation == "none" or options.threshold is not None
-    count = min(options.top or (len(names) if all_of_them else 1), model.config.num_classes)
+    count = min(options.top or (outputs if all_of_them else 1), outputs)
     of_table, of_terminal = FORMATS[model.output_activation]
     least = -math.inf if options.threshold is None else options.threshold
-    predicted = _predicted(model, params, prepare, paths, options.batch_size, count, least)
+    predicted = _predicted(weights, paths, options.batch_size, count, least)
     if options.output:
         # The file is opened before the work begins. Names of images may be any bytes.
         with (
             whole(Path(options.output)) as part,
             part.open("w", encoding="utf-8", errors="backslashreplace") as file,
         ):
-            images = list(predicted)
+            found = list(predicted)
             file.write(as_csv([("image", "rank", "class", "label", "probability"), *(
                 (path, rank, index, names[index], f"{value:{of_table}}")
-                for path, chosen in images for rank, (index, value) in enumerate(chosen, 1)
+                for path, chosen in found for rank, (index, value) in enumerate(chosen, 1)
             )]))  # fmt: skip
-        print(f"{len(images)} images: {printable(options.output)}")
+        print(f"{len(found)} images: {printable(options.output)}")
         return 0
     for path, chosen in predicted:
         head = f"{printable(path)}: "
@@ -69,9 +68,8 @@ def write(
 
 
 def _predicted(
-    model: Any, params: Any, prepare: Any, paths: list[Path], batch_size: int, count: int,
-    least: float,
-) -> Iterator[tuple[Path, Chosen]]:  # fmt: skip
+    weights: Shown, paths: list[Path], batch_size: int, count: int, least: float
+) -> Iterator[tuple[Path, Chosen]]:
     """Of each image in turn the `count` best classes that have a value of at least `least`; of a
     regression all outputs in their order.
 
@@ -81,11 +79,10 @@ def _predicted(
     import jax.numpy as jnp
     import numpy as np
 
-    from vit_jax.data.levels import DamagedImage
     from vit_jax.models.model import ACTIVATIONS
 
-    c, activation = model.config, model.output_activation
-    shape, batch_size = (*c.image_size, c.channels), min(batch_size, len(paths))
+    model, activation = weights.model, weights.model.output_activation
+    batch_size = min(batch_size, len(paths))
 
     @jax.jit
     def predict(params, pixels):
@@ -95,26 +92,11 @@ def _predicted(
             return finite, values, jnp.broadcast_to(jnp.arange(count), values.shape)
         return finite, *jax.lax.top_k(values, count)
 
-    def images():
-        read = 0
-        for path in paths:
-            try:
-                image = prepare(prepare.open(read_bytes(path), c.channels), None)
-            except (DamagedImage, OSError) as error:
-                print(printable(f"skipped: {path} ({error})"), file=sys.stderr)
-                continue
-            if image.shape != shape:
-                raise UserError(f"{printable(path)} becomes {image.shape}, the model takes {shape}")
-            read += 1
-            yield path, image
-        if not read:
-            raise UserError(f"none of the {len(paths)} files is an image that can be read")
-
-    readable = images()
+    readable = images(weights, paths)
     while chunk := list(itertools.islice(readable, batch_size)):
-        batch = np.zeros((batch_size, *shape), np.uint8)
+        batch = np.zeros((batch_size, *weights.shape), np.uint8)
         batch[: len(chunk)] = [image for _, image in chunk]
-        finite, values, classes = jax.device_get(predict(params, batch))
+        finite, values, classes = jax.device_get(predict(weights.params, batch))
         for i, (path, _) in enumerate(chunk):
             if not finite[i]:
                 raise UserError(

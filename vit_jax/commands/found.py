@@ -3,11 +3,11 @@
 import argparse
 import itertools
 import json
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from vit_jax.commands.shown import Shown, examples
 from vit_jax.errors import UserError, cannot_write, printable
 from vit_jax.files import read_bytes, whole
 from vit_jax.pages import as_csv
@@ -22,17 +22,15 @@ def check(options: argparse.Namespace, model: Any) -> None:
     """All options are for boxes."""
 
 
-def write(
-    options: argparse.Namespace, model: Any, params: Any, prepare: Any, paths: list[Path],
-    names: list[str],
-) -> int:  # fmt: skip
+def write(options: argparse.Namespace, weights: Shown, paths: list[Path]) -> int:
     """Prints the boxes, or writes them: as COCO's results to a .json, as a table elsewhere. With
     --pictures, also each image with its boxes. Returns the exit code."""
     usual = 0.0 if (options.output or "").endswith(".json") else THRESHOLD  # AP needs all boxes
     least = usual if options.threshold is None else options.threshold
-    found = _found(model, params, prepare, paths, options.batch_size, least, options.top)
+    found, names = _found(weights, paths, options.batch_size, least, options.top), weights.names
     if options.pictures:
-        found = _drawn(found, Path(options.pictures), model.config.channels, prepare.levels)
+        channels, levels = weights.model.config.channels, weights.prepare.levels
+        found = _drawn(found, Path(options.pictures), channels, levels)
     if not options.output:
         for path, boxes in found:
             print(f"{printable(path)}: " + ("" if boxes else f"no box at or above {least:.2f}"))
@@ -76,21 +74,18 @@ def _as_coco(images: list[tuple[Path, list[Box]]]) -> str:
 
 
 def _found(
-    model: Any, params: Any, prepare: Any, paths: list[Path], batch_size: int, least: float,
-    top: int | None,
-) -> Iterator[tuple[Path, list[Box]]]:  # fmt: skip
-    """The boxes of each image in turn, best first. Images that cannot be read are named and
-    skipped. Raises UserError where none can be read, or logits are no numbers."""
+    weights: Shown, paths: list[Path], batch_size: int, least: float, top: int | None
+) -> Iterator[tuple[Path, list[Box]]]:
+    """The boxes of each image in turn, best first. Raises UserError where no image can be read, or
+    logits are no numbers."""
     import jax
     import jax.numpy as jnp
     import numpy as np
 
-    from vit_jax.data.levels import DamagedImage
-    from vit_jax.data.objects import Objects
     from vit_jax.tasks.detection import edges
 
-    c = model.config
-    shape, batch_size = (*c.image_size, c.channels), min(batch_size, len(paths))
+    model, batch_size = weights.model, min(batch_size, len(paths))
+    of_batch = (batch_size, *weights.shape)
 
     @jax.jit
     def predict(params, pixels, content):
@@ -100,33 +95,13 @@ def _found(
         finite = jnp.isfinite(logits).all(axis=(1, 2)) & jnp.isfinite(out["boxes"]).all(axis=(1, 2))
         return finite, shares.max(axis=-1), shares.argmax(axis=-1), edges(out["boxes"])
 
-    def examples():
-        read = 0
-        for path in paths:
-            try:
-                image = prepare.open(read_bytes(path), c.channels)
-                size = image.shape[:2]
-                nothing = Objects.of_pixels(np.zeros((0, 4)), np.zeros(0, int), size)
-                example = prepare.example({"image": image, "objects": nothing}, None)
-            except (DamagedImage, OSError) as error:
-                print(printable(f"skipped: {path} ({error})"), file=sys.stderr)
-                continue
-            if example["image"].shape != shape:
-                raise UserError(
-                    f"{printable(path)} becomes {example['image'].shape}, the model takes {shape}"
-                )
-            read += 1
-            yield path, size, example
-        if not read:
-            raise UserError(f"none of the {len(paths)} files is an image that can be read")
-
-    readable = examples()
+    readable = examples(weights, paths)
     while chunk := list(itertools.islice(readable, batch_size)):
-        pixels, content = np.zeros((batch_size, *shape), np.uint8), np.ones((batch_size, 2))
+        pixels, content = np.zeros(of_batch, np.uint8), np.ones((batch_size, 2))
         for i, (_, _, example) in enumerate(chunk):
             pixels[i], content[i] = example["image"], example["objects"].content
         finite, scores, classes, boxes = jax.device_get(
-            predict(params, pixels, content.astype(np.float32))
+            predict(weights.params, pixels, content.astype(np.float32))
         )
         for i, (path, (height, width), example) in enumerate(chunk):
             if not finite[i]:
@@ -151,8 +126,8 @@ def _drawn(
     import cv2
     import numpy as np
 
-    from vit_jax.commands.report import as_rgb
     from vit_jax.data.decode import decode
+    from vit_jax.look.pictures import as_rgb
     from vit_jax.tasks.detection import COLOURS
 
     try:

@@ -1,4 +1,4 @@
-"""What commands print, and the files that --json, --csv and --output name."""
+"""What commands print, and the files that options name."""
 
 import argparse
 import json
@@ -24,9 +24,8 @@ def tell(value: Any, text: str, to: str | None, indent: int | None = 1) -> None:
 
 
 def check_files(options: argparse.Namespace) -> None:
-    """Raises UserError if --json, --csv or --output names no possible file, before the work
-    begins."""
-    for name in ("json", "csv", "output"):
+    """Raises UserError if an option names no possible file, before the work begins."""
+    for name in ("json", "csv", "output", "arrays"):
         text = getattr(options, name, None)
         if text is None or text == "-":
             continue

@@ -17,14 +17,13 @@ regression.
 """
 
 import argparse
-import sys
-from pathlib import Path
+from typing import Any
 
-from vit_jax.commands import classes, found
-from vit_jax.commands.arguments import SOURCE, Options, opened
+from vit_jax.commands import classes, found, shown
+from vit_jax.commands.arguments import SOURCE, Options
 from vit_jax.commands.output import check_files
-from vit_jax.errors import UserError, printable
-from vit_jax.user_code import FLAG, only
+from vit_jax.errors import UserError
+from vit_jax.user_code import FLAG
 
 # What is done with the images, by what the weights have learned.
 OF_TASK = {"classification": classes, "detection": found}
@@ -48,60 +47,13 @@ def run(options: argparse.Namespace) -> int:
         raise UserError("--top and --batch-size are at least 1")
     if options.threshold is not None and not 0 < options.threshold < 1:
         raise UserError(f"--threshold lies between 0 and 1, not at {options.threshold:g}")
-    paths, notes = _images(options.images)
+    paths = shown.files(options.images)
     check_files(options)
-    from vit_jax.data.ops import parse
-    from vit_jax.pretrained.load import as_shown, fill
 
-    with only(None, trust_files=options.trust_code):
-        weights = opened(options)
-    c = weights.model.config
-    if not c.num_classes:
-        raise UserError(f"{weights.path} has no head: it predicts no classes")
-    if c.channels not in (1, 3):
-        raise UserError(f"{weights.path} takes {c.channels} channels: image files have 1 or 3")
-    model = as_shown(weights)
-    of_task = OF_TASK[model.family.task]
-    of_task.check(options, model)
-    size = model.config.image_size
-    text = model.data_config.pipeline(size)
-    try:
-        prepare = parse(text, size, imports=options.trust_code, channels=c.channels)
-    except UserError as error:
-        raise UserError(f"{printable(weights.path)}: {error}") from error
-    params, report = fill(weights, model)
-    for line in [*notes, *(f"warning: {line}" for line in report.warnings)]:
-        print(line, file=sys.stderr)
-    names = [*(weights.classes or ())]  # a head may have more outputs than there are names
-    names += map(str, range(len(names), c.num_classes))
-    return of_task.write(options, model, params, prepare, paths, names)
+    def check(path: Any, model: Any) -> None:
+        if not model.config.num_classes:
+            raise UserError(f"{path} has no head: it predicts no classes")
+        OF_TASK[model.family.task].check(options, model)
 
-
-def _images(given: list[str]) -> tuple[list[Path], list[str]]:
-    """The files, and what folders hold of images; and a line on what each folder leaves out.
-
-    Raises UserError where there are none."""
-    from vit_jax.data.formats import NAMES
-    from vit_jax.data.walking import images_below, left_out_text
-
-    files: list[Path] = []
-    notes: list[str] = []
-    for path in map(Path, given):
-        if path.is_dir():
-            images, left_out = images_below(path)
-            inside = [path / name for name in images]
-            regular = [file for file in inside if file.is_file()]
-            left_out["pipe, device or broken link"] += len(inside) - len(regular)
-            files += regular
-            if left_out := +left_out:
-                notes.append(f"{printable(path)}: {left_out_text(left_out)}")
-        elif path.is_file():
-            files.append(path)
-        elif path.exists():
-            raise UserError(f"{printable(path)} is a device or a pipe, not a file")
-        else:
-            raise UserError(f"{printable(path)}: no such file or folder")
-    if not files:
-        why = "; ".join(notes) or f"{NAMES} are read"
-        raise UserError(f"no images in {', '.join(map(printable, given))}: {why}")
-    return files, notes
+    weights = shown.weights_of(options, check)
+    return OF_TASK[weights.model.family.task].write(options, weights, paths)

@@ -12,6 +12,7 @@ from vit_jax.data.decode import DamagedImage, decode
 from vit_jax.errors import UserError, cannot_write
 from vit_jax.evaluators.classification import Confusion, Rows
 from vit_jax.files import write_text
+from vit_jax.look.pictures import as_rgb
 from vit_jax.pages import as_csv
 
 WORST = 64  # mistakes in the picture
@@ -76,11 +77,6 @@ def _pixels(run: Any, source: Any, index: int) -> np.ndarray:
         return as_rgb(decode(source[index]["image"], run.model.config.channels, levels))
     except DamagedImage:
         return np.zeros((TILE, TILE, 3), np.uint8)
-
-
-def as_rgb(pixels: np.ndarray) -> np.ndarray:
-    """The first three channels of images; three times the first one if there are fewer."""
-    return pixels[..., :3] if pixels.shape[-1] >= 3 else pixels[..., :1].repeat(3, axis=-1)
 
 
 def tiles(

@@ -73,9 +73,10 @@ def attend(
     rate: float = 0.0,
     key: Key[Array, ""] | None = None,
     mask: Bool[Array, "batch keys"] | None = None,
+    added: Float[Array, "batch heads queries keys"] | None = None,
 ) -> tuple[Float[Array, "batch queries heads dim"], Float[Array, "batch heads queries keys"]]:
     """softmax(q kᵀ / sqrt(dim)) v (eq. 6, 7), with dropout on the weights; and the weights. Keys
-    that are false in `mask` do not count.
+    that are false in `mask` do not count. `added` is added to the weights: its gradient is theirs.
 
     The axis of heads comes before that of tokens, so that each head's numbers are contiguous.
     """
@@ -84,6 +85,7 @@ def attend(
     if mask is not None:
         scores = jnp.where(mask[:, None, None], scores, -jnp.inf)
     weights = softmax(scores)
+    weights = weights if added is None else weights + added
     mixed = dropout(weights, rate, key).astype(v.dtype)
     return jnp.einsum("bhqk,bhkd->bhqd", mixed, v).swapaxes(1, 2), weights
 
@@ -132,13 +134,14 @@ class Attention(nnx.Module):
         x: Float[Array, "batch tokens width"],
         key: Key[Array, ""] | None = None,
         return_weights: bool = False,
+        added: Float[Array, "batch heads tokens tokens"] | None = None,
     ) -> tuple[
         Float[Array, "batch tokens width"], Float[Array, "batch heads tokens tokens"] | None
     ]:
         q, k, v = self.qkv(x).transpose(2, 0, 3, 1, 4)
         if self.qk_norm:
             q, k = self.q_norm(q), self.k_norm(k)
-        mixed, weights = attend(q, k, v, rate=self.dropout, key=key)
+        mixed, weights = attend(q, k, v, rate=self.dropout, key=key, added=added)
         return self.out(mixed), weights if return_weights else None
 
     def on_rows(

@@ -49,34 +49,39 @@ class Encoder(nnx.Module):
         self.num_layers, self.drop_path, self.scan, self.remat = num_layers, drop_path, scan, remat
         self.name, self.policies = name, NAMED_POLICIES if names_kept else REMAT_POLICIES
 
-    def __call__(self, z, key, *, return_weights=False, gather=None, added=None, **more):
+    def __call__(
+        self, z, key, *, return_weights=False, gather=None, added=None, attention_added=None, **more
+    ):
         """`gather(params, name)` maps one block's sharded parameters to those that it computes with
-        (parallel/sharding.py). `added` [layers, tokens, width] is added before each block. `more`
-        is the same for every block."""
+        (parallel/sharding.py). `added` [layers, tokens, width] is added before each block, and
+        `attention_added` [layers, batch, heads, queries, keys] to the weights of its attention.
+        `more` is the same for every block."""
         rates = jnp.linspace(0.0, self.drop_path, self.num_layers, dtype=jnp.float32)
         keys = None if key is None else jax.random.split(key, self.num_layers)
         first = self.block if self.scan else self.block00
         graph, _ = nnx.split(first)
 
         def body(z, layer):
-            params, key, rate, positions = layer
+            params, key, rate, positions, weights_added = layer
+            of_layer = {} if weights_added is None else {"attention_added": weights_added}
             z = z if positions is None else z + positions.astype(z.dtype)
             block = nnx.merge(graph, params if gather is None else gather(params, self.name))
-            z, weights = block(z, key, rate, return_weights, **more)
+            z, weights = block(z, key, rate, return_weights, **more, **of_layer)
             return z, (z, weights)
 
         if self.remat != "none":
             policy = self.policies[self.remat]
             body = jax.checkpoint(body, prevent_cse=not self.scan, policy=policy)
         if self.scan:
-            z, (outputs, weights) = jax.lax.scan(body, z, (_params(self.block), keys, rates, added))
+            layers = (_params(self.block), keys, rates, added, attention_added)
+            z, (outputs, weights) = jax.lax.scan(body, z, layers)
         else:
             outputs, weights = [], []
             for i in range(self.num_layers):
                 layer_key = None if keys is None else keys[i]
                 params = _params(getattr(self, f"block{i:02d}"))
-                positions = None if added is None else added[i]
-                z, (output, weight) = body(z, (params, layer_key, rates[i], positions))
+                both = (None if one is None else one[i] for one in (added, attention_added))
+                z, (output, weight) = body(z, (params, layer_key, rates[i], *both))
                 outputs.append(output)
                 weights.append(weight)
         out = {f"block{i:02d}": outputs[i] for i in range(self.num_layers)}

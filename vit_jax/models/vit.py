@@ -96,6 +96,7 @@ class Block(nnx.Module):
         key: Key[Array, ""] | None = None,
         drop_path_rate: Float[Array, ""] | float = 0.0,
         return_weights: bool = False,
+        attention_added: Float[Array, "batch heads tokens tokens"] | None = None,
     ) -> tuple[
         Float[Array, "batch tokens width"], Float[Array, "batch heads tokens tokens"] | None
     ]:
@@ -111,7 +112,7 @@ class Block(nnx.Module):
             y = self.attention.on_rows(z, shape[0], norm1)
         else:
             norm2 = self.norm2
-            y, weights = self.attention(self.norm1(z), keys[0], return_weights)
+            y, weights = self.attention(self.norm1(z), keys[0], return_weights, attention_added)
         y = dropout(y, self.dropout, keys[1])
         y = self.scale1(y) if self.scaled else y
         z = z + drop_path(y.reshape(shape), drop_path_rate, path[0]).reshape(z.shape)
@@ -178,6 +179,7 @@ class ViT(nnx.Module):
         *,
         return_weights: bool = False,
         gather=None,
+        attention_added: Float[Array, "layers batch heads tokens tokens"] | None = None,
     ) -> tuple[Float[Array, "batch classes"], dict[str, Array]]:
         c = self.config
         after_positions, in_encoder = (None, None) if key is None else jax.random.split(key)
@@ -193,8 +195,9 @@ class ViT(nnx.Module):
         if empty:  # masked in the blocks: models/attention.py
             x = jnp.pad(x, ((0, 0), (0, empty), (0, 0)))
         x, blocks = self.encoder(
-            x, in_encoder, return_weights=return_weights, gather=gather, added=self._added(empty)
-        )
+            x, in_encoder, return_weights=return_weights, gather=gather, added=self._added(empty),
+            attention_added=attention_added,
+        )  # fmt: skip
         if empty:
             x, blocks = jax.tree.map(lambda z: z[:, : c.num_tokens], (x, blocks))
         if not c.norm_after_pool:
