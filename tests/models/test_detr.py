@@ -4,10 +4,10 @@ import re
 
 import jax
 import numpy as np
-import paper_numpy as paper
 import pytest
 from test_resnet import assert_close, images, random_like
 
+from tests.models import paper_numpy as paper
 from vit_jax.models import create_model
 from vit_jax.models.detr import sine, spread
 

@@ -4,8 +4,8 @@ import jax
 import numpy as np
 import pytest
 from jaxpr_walk import macs
-from tiny_vit import tiny
 
+from tests.models.tiny_vit import tiny
 from vit_jax.models import create_model
 
 # 10^9 multiply-accumulates: torchvision's model pages, and DeiT's table (Ti, S: one decimal).

@@ -3,11 +3,11 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
-import paper_numpy as paper
 import pytest
 from flax import nnx
 from jaxpr_walk import macs
 
+from tests.models import paper_numpy as paper
 from vit_jax.models import mixer
 from vit_jax.models.configs import MixerConfig
 from vit_jax.models.mixer import Mixer

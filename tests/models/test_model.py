@@ -4,8 +4,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tiny_vit import images_for, randomised, tiny
 
+from tests.models.tiny_vit import images_for, randomised, tiny
 from vit_jax.models.data_config import DataConfig
 
 

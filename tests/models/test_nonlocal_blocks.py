@@ -3,10 +3,10 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
-import paper_numpy as paper
 import pytest
 from test_resnet import Pure, all_macs, assert_close, group_norm, image_of, images, random_like
 
+from tests.models import paper_numpy as paper
 from vit_jax.models import create_model
 from vit_jax.models.configs import NonLocalConfig
 from vit_jax.models.model import Model

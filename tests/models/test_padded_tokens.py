@@ -10,9 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import Mesh, NamedSharding
-from tiny_vit import randomised, tiny
 
 from tests.digits_run import tiny_config
+from tests.models.tiny_vit import randomised, tiny
 from vit_jax.models import attention
 from vit_jax.models.kernels import Gpu, refusal
 from vit_jax.models.layers import layer_norm

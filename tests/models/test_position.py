@@ -1,11 +1,11 @@
 """Positions: the fixed table entry by entry, and what resizing a learned grid preserves."""
 
 import numpy as np
-import paper_numpy as paper
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.models import paper_numpy as paper
 from vit_jax.models.position import resize_grid, sincos2d
 
 SHAPES = [((4, 4), (7, 7)), ((7, 7), (4, 4)), ((3, 5), (6, 4)), ((14, 14), (24, 24))]

@@ -3,12 +3,12 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
-import paper_numpy as paper
 import pytest
 from flax import nnx
 from jaxpr_walk import equations, primitives
-from tiny_vit import images_for, randomised, tiny
 
+from tests.models import paper_numpy as paper
+from tests.models.tiny_vit import images_for, randomised, tiny
 from vit_jax.models.attention import Attention, attend
 from vit_jax.models.layers import Mlp, drop_path, dropout
 

@@ -5,11 +5,11 @@ import math
 import jax
 import jax.numpy as jnp
 import numpy as np
-import paper_numpy as paper
 import pytest
 from flax import nnx
 from jaxpr_walk import equations, macs
 
+from tests.models import paper_numpy as paper
 from vit_jax.models import bit, resnet
 from vit_jax.models.bit import ResNet
 from vit_jax.models.configs import ResNetConfig

@@ -3,10 +3,10 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
-import paper_numpy as paper
 import pytest
 from test_resnet import Pure, assert_close, group_norm, images, random_like, relu
 
+from tests.models import paper_numpy as paper
 from vit_jax.models import create_model, sasa
 from vit_jax.models.configs import SasaConfig
 from vit_jax.models.model import Model

@@ -4,7 +4,8 @@ import jax
 import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny_vit import tiny
+
+from tests.models.tiny_vit import tiny
 
 models = st.fixed_dictionaries(
     {

@@ -2,9 +2,10 @@
 
 import jax
 import numpy as np
-import paper_numpy as paper
 import pytest
-from tiny_vit import images_for, randomised, tiny
+
+from tests.models import paper_numpy as paper
+from tests.models.tiny_vit import images_for, randomised, tiny
 
 CASES = {
     "class token, hidden tanh layer": {"pre_logits": True},

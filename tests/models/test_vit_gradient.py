@@ -3,9 +3,10 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
-import paper_numpy as paper
 import pytest
-from tiny_vit import images_for, randomised, tiny
+
+from tests.models import paper_numpy as paper
+from tests.models.tiny_vit import images_for, randomised, tiny
 
 MODELS = {
     "class token": {"pre_logits": True, "qk_norm": True, "layer_scale": 0.1, "registers": 1},

@@ -3,10 +3,11 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
-import paper_numpy as paper
 import pytest
 from jaxpr_walk import equations, macs
-from tiny_vit import images_for, randomised, tiny
+
+from tests.models import paper_numpy as paper
+from tests.models.tiny_vit import images_for, randomised, tiny
 
 FIELDS = {
     "qk_norm": True, "layer_scale": 0.1,

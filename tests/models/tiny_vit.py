@@ -2,8 +2,8 @@
 
 import jax
 import numpy as np
-import paper_numpy as paper
 
+from tests.models import paper_numpy as paper
 from vit_jax.models import Model, create_model
 from vit_jax.models.model import Params
 
