@@ -1,4 +1,4 @@
-# make demo, make test, make test-long, make test-hostile, make test-peers, make test-cuda-compile, make test-cluster, make test-faults: each makes its own .venv with what it needs, from Python >= 3.11 and pip.
+# make demo, make test, make test-long, make test-hostile, make test-peers, make test-pages, make test-cuda-compile, make test-cluster, make test-faults: each makes its own .venv with what it needs, from Python >= 3.11 and pip.
 PYTHON ?= python3
 VENV ?= .venv
 CONSTRAINTS ?= $$($(PYTHON) .ci/constraints.py)
@@ -10,7 +10,7 @@ TESTS ?=
 # As users run it; `make test` compiles with few optimisations (tests/conftest.py).
 OPTIMISED := JAX_DISABLE_MOST_OPTIMIZATIONS=0
 
-.PHONY: demo test test-long test-hostile test-peers test-cuda-compile test-cluster test-faults lint clean
+.PHONY: demo test test-long test-hostile test-peers test-pages test-cuda-compile test-cluster test-faults lint clean
 
 demo: $(VENV)/.installed
 	$(BIN)/vit train --config=digits.py --workdir=runs/digits
@@ -30,6 +30,10 @@ test-peers:
 	$(MAKE) VENV=.venv-peers EXTRAS=dev,peers,tf,tpu CONSTRAINTS="$(CONSTRAINTS) -c .ci/constraints-peers.txt" .venv-peers/.installed
 	$(OPTIMISED) .venv-peers/bin/python -m pytest tests/peers/test_tfds_builds.py  # TensorFlow, apart from PyTorch
 	$(OPTIMISED) .venv-peers/bin/python -m pytest -n 2 --dist loadfile --ignore=tests/peers/test_tfds_builds.py tests/peers tests/pretrained/test_references.py tests/models/test_resnet_peer.py tests/pretrained/test_catalog.py
+
+# Pages in a real browser: needs Chromium (apt-get install chromium).
+test-pages: $(VENV)/.installed
+	TEST_PAGES=1 $(BIN)/python -m pytest tests/pages
 
 # Steps compiled for GPUs that are not here; the CUDA wheels take 6 GB.
 test-cuda-compile:

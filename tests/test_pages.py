@@ -24,6 +24,10 @@ def marks(chart):
         pages.curves(LINES, HOSTILE),
         pages.bars({HOSTILE: 0.5}),
         pages.parallel({HOSTILE: [HOSTILE, "b"]}, [1, 2]),
+        pages.points({HOSTILE: [1.0, 2.0]}, HOSTILE, HOSTILE),
+        pages.picture(b"\x89PNG", HOSTILE, "smooth"),
+        pages.tiles([pages.figure(pages.picture(b"", HOSTILE), HOSTILE)], 3, 90),
+        pages.details(HOSTILE, pages.paragraph(HOSTILE)),
     ],
 )
 def test_no_text_is_markup_and_nothing_is_fetched(part):
@@ -67,3 +71,13 @@ def test_the_best_trial_is_the_strongest_line():
 def test_columns_are_aligned_and_csv_keeps_every_text():
     assert pages.aligned([["a", "bb"], ["ccc", ""], [1, "\n"]]) == "a    bb\nccc\n1    \\n"
     assert pages.as_csv([["a", "b,c"], [1, None]]) == 'a,"b,c"\n1,\n'
+
+
+def test_points_stand_in_their_columns_and_higher_for_more():
+    chart = pages.points({"1": [0.0, 4.0], "2": [2.0]}, "layer", "pixels")
+    places = [(float(x), float(y)) for x, y in re.findall(r'cx="([\d.]+)" cy="([\d.]+)"', chart)]
+    (x1, low), (same, high), (x2, middle) = places
+    assert x1 == same < x2
+    assert low - middle == pytest.approx(middle - high, abs=0.11)
+    assert low > high
+    assert marks(chart)[-2:] == ["layer", "pixels"]

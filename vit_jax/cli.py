@@ -16,6 +16,7 @@ COMMANDS = {
     "evaluate": "measure a checkpoint on a whole split",
     "predict": "classify images with any weights",
     "look": "show what a model sees in images, as a page",
+    "report": "show a run as a page: curves, settings, mistakes",
     "inspect": "show what a weights file contains, in any layout",
     "convert": "write weights in another layout",
     "ckpt": "list, verify, copy, prune a run's checkpoints",

@@ -24,7 +24,9 @@ NAME_WIDTH, BAR_STEP = 220, 24  # of a bar chart: space for names, distance of b
 
 STYLE = """
 :root { color-scheme: light dark }
-body { font: 15px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem }
+body { font: 15px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem;
+  overflow-wrap: anywhere }
+td, th { overflow-wrap: normal }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums }
 th, td { padding: .2rem .7rem; border-bottom: 1px solid #8884; text-align: left }
 svg { max-width: 100%; height: auto; font: 11px system-ui, sans-serif; fill: currentColor }
@@ -53,7 +55,7 @@ def as_csv(rows: Iterable[Iterable[object]]) -> str:
 
 def page(title: str, *parts: str) -> str:
     """A whole HTML document; the parts are HTML."""
-    device = '<meta name="viewport" content="width=device-width, initial-scale=1">'
+    device = '<meta name="viewport" content="width=device-width, initial-scale=1"/>'
     head = f'<meta charset="utf-8">{device}{_element("title", title)}{style(STYLE)}'
     body = "\n".join([_element("h1", title), *parts])
     return f'<!doctype html>\n<html lang="en"><head>{head}</head>\n<body>{body}\n</body></html>\n'
@@ -81,7 +83,7 @@ def picture(encoded: bytes, title: str = "", kind: str = "") -> str:
     it is pointed at. `kind` is a class of CSS: `smooth` for photographs."""
     address = data_address(encoded)
     image = _element("img", src=address, title=title, alt=title, **{"class": kind})
-    return image.removesuffix("</img>")
+    return image.removesuffix("></img>") + "/>"
 
 
 def data_address(encoded: bytes) -> str:

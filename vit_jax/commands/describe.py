@@ -104,7 +104,7 @@ def _rates(run) -> list[str]:
 
 def _contact_sheet(run, path: str) -> None:
     """One augmented batch (64 images at most) side by side, small images enlarged."""
-    from vit_jax.commands.report import tiles
+    from vit_jax.commands.mistakes import tiles
     from vit_jax.look.pictures import as_rgb
 
     with contextlib.closing(run.train_batches(examples_seen=0, steps=1)) as batches:

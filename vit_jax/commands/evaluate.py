@@ -7,7 +7,9 @@ vit evaluate --workdir=runs/b16 --config.evaluators="fewshot('folder:PATH')|knn(
 """
 
 import argparse
-from collections.abc import Callable
+import contextlib
+import dataclasses
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +43,14 @@ OPTIONS: Options = {
 def run(options: argparse.Namespace) -> int:
     """Does it; returns the exit code."""
     join_job(options, base().heartbeat_timeout, saves=False)
+    with opened(options) as (checkpoint, about):
+        return _told(options, measured(options, checkpoint, about))
+
+
+@contextlib.contextmanager
+def opened(options: argparse.Namespace) -> Iterator[tuple[Path, dict[str, Any]]]:
+    """The checkpoint that `options` name, checked, and what it says of itself. Inside, its config's
+    import paths may be followed as far as this user vouches for them."""
     from vit_jax.checkpoint import checksums, manager
     from vit_jax.parallel.compile_cache import keep_compiled
     from vit_jax.pretrained.own import described
@@ -53,7 +63,7 @@ def run(options: argparse.Namespace) -> int:
     trusts = options.trust_code
     with only(None if trusts else _vouched(options, about), trust_files=trusts):
         described(checkpoint, about)  # which is refused before anything of that size is made
-        return _measured(options, checkpoint, about)
+        yield checkpoint, about
 
 
 def _vouched(options: argparse.Namespace, about: dict[str, Any]) -> Callable[[str], bool]:
@@ -62,10 +72,22 @@ def _vouched(options: argparse.Namespace, about: dict[str, Any]) -> Callable[[st
     return lambda path: path in own or any(path in text for text in typed)
 
 
-def _measured(options: argparse.Namespace, checkpoint: Path, about: dict[str, Any]) -> int:
-    """Measures what was asked for, tells it, and returns the exit code."""
+@dataclasses.dataclass(frozen=True)
+class Measured:
+    """A checkpoint, measured: the run, its weights, the metrics by their names, a line for each
+    evaluator, and the rows of the evaluation split; None where it has none."""
+
+    checkpoint: Path
+    run: Any
+    params: Any
+    result: dict[str, Any]
+    lines: list[str]
+    rows: dict[str, Any] | None
+
+
+def measured(options: argparse.Namespace, checkpoint: Path, about: dict[str, Any]) -> Measured:
+    """Measures what was asked for."""
     from vit_jax.checkpoint import manager, steps
-    from vit_jax.commands.report import write_report
     from vit_jax.training.evaluation import measure_one
     from vit_jax.training.resolve import of_trained
     from vit_jax.training.run import run_of
@@ -100,13 +122,20 @@ def _measured(options: argparse.Namespace, checkpoint: Path, about: dict[str, An
         else:
             result |= {f"{one.name}/{key}": value for key, value in found.items()}
             lines.append(f"{one.name}: {told(found)}")
-    if options.report and of_split is None:
+    return Measured(checkpoint, run, params, result, lines, of_split)
+
+
+def _told(options: argparse.Namespace, found: Measured) -> int:
+    """Tells what was measured, and returns the exit code."""
+    from vit_jax.commands.mistakes import write_report
+
+    if options.report and found.rows is None:
         raise UserError("--report is of the evaluation split: give --split")
     if runtime.process() == 0:
-        if options.report and of_split:
-            write_report(Path(options.report), run, of_split)
+        if options.report and found.rows:
+            write_report(Path(options.report), found.run, found.rows)
             say(f"confusion matrix and worst mistakes: {options.report}")
-        tell(result, printable_lines("\n".join(lines)), options.json, indent=None)
+        tell(found.result, printable_lines("\n".join(found.lines)), options.json, indent=None)
     runtime.stop()
     return 0
 

@@ -158,7 +158,7 @@ def _statistics(
             continue
         numbers.append(number)
     if not pixels:
-        raise UserError(f"{source.title}: none of {examples} examples is an image that can be read")
+        raise UserError(f"--data: none of {examples} examples is an image that can be read")
     features, far = [], []
     for start in range(0, len(pixels), AT_ONCE):
         batch = pixels[start : start + AT_ONCE]

@@ -1,97 +1,160 @@
-"""The report of `vit evaluate --report`: which classes are taken for which, and the mistakes of
-which the model was surest, as tables and pictures."""
+"""Shows a run as one page: curves, settings, time, data, evaluation, and mistakes.
 
-from collections.abc import Sequence
+vit report runs/flowers --output=report.html
+vit report runs/flowers --output=report.html --no-evaluation
+
+The last checkpoint is evaluated on the run's own split, and an augmented batch is drawn of its
+training data; data that is not here is left out, with the reason. The page needs no network.
+"""
+
+import argparse
+import contextlib
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from PIL import Image, ImageDraw
-
-from vit_jax.data.decode import DamagedImage, decode
-from vit_jax.errors import UserError, cannot_write
-from vit_jax.evaluators.classification import Confusion, Rows
+from vit_jax import pages
+from vit_jax.commands import evaluate
+from vit_jax.commands.arguments import Options
+from vit_jax.commands.compare_curve import rows_of
+from vit_jax.commands.output import check_files, say
+from vit_jax.config import ROWS, base, flat
+from vit_jax.errors import UserError, printable
 from vit_jax.files import write_text
-from vit_jax.look.pictures import as_rgb
-from vit_jax.pages import as_csv
+from vit_jax.records import is_number, read_object
+from vit_jax.user_code import FLAG
 
-WORST = 64  # mistakes in the picture
-TILE, TITLE = 128, 14  # pixels of an image of the picture, and of the title above it
-DARK_BLUE = np.array([8.0, 48.0, 107.0])
+OPTIONS: Options = {
+    "run": dict(metavar="RUN", help="a work folder"),
+    "--output": dict(required=True, metavar="PAGE.html", help="the page"),
+    "--split": dict(help="another evaluation split"),
+    "--no-evaluation": dict(action="store_true", help="leave out what needs the run's data"),
+    FLAG: dict(action="store_true", help="run the sources and operations that the run's config "
+               "names by import path, although this user did not train there"),
+}  # fmt: skip
+
+SAMPLES = 24  # augmented images
+# Curves beside those of evaluations.
+CURVES = ("loss", "learning_rate", "grad_norm")
+FIGURES = {
+    "steps": "steps", "examples_seen": "examples", "train_seconds": "seconds of training",
+    "images_per_second": "images a second", "num_params": "parameters",
+}  # fmt: skip
 
 
-def write_report(folder: Path, run: Any, rows: Rows) -> None:
-    """Writes `confusion.csv`, `confusion.png`, `classes.csv`, `mistakes.csv` and `mistakes.png`.
+def run(options: argparse.Namespace) -> int:
+    """Does it; returns the exit code."""
+    check_files(options)
+    folder = Path(options.run)
+    rows = rows_of(options.run)
+    config = read_object(folder / "config.json") if (folder / "config.json").is_file() else {}
+    parts = [*_result(folder), *_curves(rows)]
+    if not options.no_evaluation:
+        parts += _evaluation(options, folder)
+    parts += _settings(config)
+    write_text(Path(options.output), pages.page(f"Run {folder.name}", *parts))
+    say(printable(options.output))
+    return 0
 
-    Raises UserError if the folder cannot be written, or if the examples have several labels.
-    """
-    source, classes = run.evaluators[0].test, run.classes
-    if rows["label"].ndim > 1:
-        raise UserError("--report is for one label an example; these have several")
-    confusion = Confusion.of(rows, len(classes))
-    counts, worst = confusion.counts, confusion.mistakes[:WORST]
-    right, labelled, predicted = counts.diagonal(), counts.sum(axis=1), counts.sum(axis=0)
-    mistakes = [
-        (source.describe(int(rows["index"][row])), classes[rows["label"][row]],
-         classes[rows["predicted"][row]], f"{rows['confidence'][row]:.4f}")
-        for row in confusion.mistakes
-    ]  # fmt: skip
-    tables: dict[str, list[Any]] = {
-        "confusion.csv": [["class \\ predicted", *classes],
-                          *([name, *row] for name, row in zip(classes, counts, strict=True))],
-        "classes.csv": [["class", "examples", "accuracy", "precision"], *(
-            [name, labelled[i], _share(right[i], labelled[i]), _share(right[i], predicted[i])]
-            for i, name in enumerate(classes)
-        )],
-        "mistakes.csv": [["example", "class", "predicted", "confidence"], *mistakes],
+
+def _result(folder: Path) -> Iterable[str]:
+    """What came out, and where the time went."""
+    file = folder / "result.json"
+    if not file.is_file():
+        yield pages.paragraph("The run has not ended.")
+        return
+    result = read_object(file)
+    named = [(words, result[key]) for key, words in FIGURES.items() if key in result]
+    first = next(iter(result.items()))
+    yield pages.table([("", "value"), (first[0].replace("_", " "), first[1]), *named])
+    seconds = {part: s for part, s in result.get("goodput", {}).items() if s}
+    if total := sum(seconds.values()):
+        yield pages.heading("Time")
+        yield pages.bars({f"{part}, {s:,.0f} s": s / total for part, s in seconds.items()})
+
+
+def _curves(rows: list[dict[str, Any]]) -> Iterable[str]:
+    """A chart for the loss and its like, and for each metric of evaluations in [0, 1] together."""
+    known = dict.fromkeys(key for row in rows for key, value in row.items() if is_number(value))
+    lines = {key: [(float(row["step"]), row[key]) for row in rows if key in row] for key in known}
+    for key in CURVES:
+        if len(lines.get(key, ())) > 1:
+            yield pages.heading(key.replace("_", " "))
+            yield pages.curves({key: lines[key]}, "step")
+    evaluated = {
+        key.removeprefix("eval/"): line for key, line in lines.items()
+        if key.startswith("eval/") and all(0 <= y <= 1 for _, y in line) and any(y for _, y in line)
     }  # fmt: skip
+    if evaluated:
+        yield pages.heading("Evaluations")
+        yield pages.curves(evaluated, "step")
+
+
+def _evaluation(options: argparse.Namespace, folder: Path) -> Iterable[str]:
+    """What the last checkpoint does with its evaluation split, and what its data looks like."""
+    from vit_jax.look import judged
+
+    options = argparse.Namespace(
+        workdir=str(folder), checkpoint=None, data=None, split=options.split, weights="trained",
+        trust_code=options.trust_code, overrides=options.overrides,
+    )  # fmt: skip
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        for name, table in tables.items():
-            write_text(folder / name, as_csv(table))
-        _heat_map(counts).save(folder / "confusion.png")
-        images = [_pixels(run, source, int(rows["index"][row])) for row in worst]
-        titles = [f"{label} > {predicted}" for _, label, predicted, _ in mistakes[:WORST]]
-        tiles(images, TILE, TILE, titles).save(folder / "mistakes.png")
-    except OSError as error:
-        raise cannot_write(folder, error) from error
+        with evaluate.opened(options) as (checkpoint, about):
+            found = evaluate.measured(options, checkpoint, about)
+            yield pages.heading("Evaluation")
+            yield from map(pages.paragraph, found.lines)
+            sections = judged.SECTIONS.get(found.run.config.task)
+            if found.rows and sections:
+                yield from sections(found.run, found.params, found.rows)
+            yield from _data(about)
+    except UserError as error:
+        yield pages.paragraph(f"Not evaluated: {error}")
 
 
-def _share(part: int, whole: int) -> str:
-    return f"{part / whole:.4f}" if whole else ""
+def _data(about: dict[str, Any]) -> Iterable[str]:
+    """The classes, and an augmented batch."""
+    import numpy as np
 
+    from vit_jax.look import pictures
+    from vit_jax.training.resolve import opened
+    from vit_jax.training.run import run_of
 
-def _heat_map(counts: np.ndarray) -> Image.Image:
-    """The share of each prediction, from white (none) to dark blue (all): a row for each class, a
-    column for each prediction."""
-    shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
-    pixels = 255 + (DARK_BLUE - 255) * np.sqrt(shares)[..., None]
-    scale = max(1, 480 // len(counts))
-    return Image.fromarray(pixels.astype(np.uint8).repeat(scale, 0).repeat(scale, 1))
-
-
-def _pixels(run: Any, source: Any, index: int) -> np.ndarray:
-    """The image of an example as RGB; black if it is damaged."""
-    levels = run.evaluators[0].pipeline.levels
+    yield pages.heading("Data")
+    config = evaluate.stored_config(about["config"])
+    config.mesh.update(base().mesh)
+    config.microbatch = None
     try:
-        return as_rgb(decode(source[index]["image"], run.model.config.channels, levels))
-    except DamagedImage:
-        return np.zeros((TILE, TILE, 3), np.uint8)
+        one = run_of(config, [], data=opened)
+        with contextlib.closing(one.train_batches(examples_seen=0, steps=1)) as batches:
+            _, batch = next(batches)
+    except UserError as error:
+        yield pages.paragraph(f"The training data is not shown: {error}")
+        return
+    source: Any = one.train_source
+    counts = f"{len(source):,} examples, {len(one.classes)} classes"
+    yield pages.paragraph(f"{config.data.train.source}: {counts}. As augmented:")
+    rows = {name: np.asarray(values)[:SAMPLES] for name, values in batch.items()}
+    images = [
+        one.task.picture(image, {name: values[i] for name, values in rows.items()})
+        for i, image in enumerate(pictures.as_rgb(rows["image"]))
+    ]
+    shown = [pages.picture(pictures.jpeg(pictures.enlarged(image, 96)), kind="smooth")
+             for image in images]  # fmt: skip
+    yield pages.tiles(shown, 8, 80)
+    yield pages.details("Classes", pages.paragraph(", ".join(one.classes)))
 
 
-def tiles(
-    images: Sequence[np.ndarray], width: int, height: int, titles: Sequence[str] = ()
-) -> Image.Image:
-    """The images in a grid, each of one size, and under its title if there are titles."""
-    columns = max(1, int(np.ceil(np.sqrt(len(images)))))
-    lines, above = max(1, -(-len(images) // columns)), TITLE if titles else 0
-    sheet = Image.new("RGB", (columns * width, lines * (height + above)), "white")
-    draw = ImageDraw.Draw(sheet)
-    for number, pixels in enumerate(images):
-        left, top = number % columns * width, number // columns * (height + above)
-        sampling = Image.Resampling.NEAREST if pixels.shape[0] < height else Image.Resampling.BOX
-        sheet.paste(Image.fromarray(pixels).resize((width, height), sampling), (left, top + above))
-        if titles:
-            latin = titles[number][:24].encode("latin-1", "replace").decode("latin-1")
-            draw.text((left + 2, top), latin, "black")
-    return sheet
+def _settings(config: dict[str, Any]) -> Iterable[str]:
+    """The keys that differ from their defaults, with their meaning; then all."""
+    if not config:
+        return
+    defaults = flat(base())
+    table = [
+        (key, value, ROWS[key].says if key in ROWS else "")
+        for key, value in config.items() if value != defaults.get(key)
+    ]  # fmt: skip
+    head = ("key", "value", "meaning")
+    yield pages.heading("Settings that differ from the defaults")
+    yield pages.table([head, *table])
+    rows = [(key, value) for key, value in config.items()]
+    yield pages.details("All settings", pages.table([head[:2], *rows]))

@@ -128,6 +128,31 @@ def metrics(rows: Rows) -> dict[str, float]:
     }  # fmt: skip
 
 
+def of_classes(rows: Rows) -> dict[int, tuple[int, float, float]]:
+    """class -> (its objects, `ap`, `ap50`), of the classes that have objects."""
+    matched: dict[int, list[Matched]] = {}
+    for label, _, given in by_class(rows):
+        matched.setdefault(label, []).append(match(*given))
+    precision, _ = _accumulated(list(matched.values()))
+    counts = {label: sum(int(one.objects[0]) for one in of) for label, of in matched.items()}
+    return {
+        label: (counts[label], _mean(precision[k, 0]), _mean(precision[k, 0, 0]))
+        for k, label in enumerate(matched) if counts[label]
+    }  # fmt: skip
+
+
+def errors(rows: Rows, score: float = 0.5) -> np.ndarray:
+    """Of each image, how many objects no detection of that score or more covers by half, and how
+    many of those detections cover no object [images]."""
+    found = np.zeros(len(rows["scores"]), int)
+    for _, image, (boxes, scores, truth, crowd, area) in by_class(rows):
+        kept = scores >= score
+        one = match(boxes[kept], scores[kept], truth, crowd, area)
+        right = int((one.right & one.counts)[0, 0].sum())
+        found[image] += int(one.objects[0]) + int(one.counts[0, 0].sum()) - 2 * right
+    return found
+
+
 def _mean(values: np.ndarray) -> float:
     """The mean of the values that are not NaN; 0 if all are."""
     known = values[~np.isnan(values)]

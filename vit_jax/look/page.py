@@ -62,7 +62,9 @@ def _classes(
         shown.append(pages.figure(_photo(pictures.lit(photo, row)), "attention rollout"))
     if seen.gradient is not None and seen.attention is not None:
         one = slice(number, number + 1)
-        row = read(model, evidence(seen.attention[:, one], seen.gradient[:, one]), seen)[0]
+        relevance = evidence(seen.attention[:, one], seen.gradient[:, one])
+        relevance -= np.eye(relevance.shape[-1])  # what each token began with is no evidence
+        row = read(model, relevance, seen)[0]
         label = int(seen.logits[number].argmax() if wanted is None else wanted[number])
         caption = f"evidence for {names[label]}"
         shown.append(pages.figure(_photo(pictures.lit(photo, row)), caption))

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import cv2
 import numpy as np
 
-DIMMED = 0.15  # of the light of a pixel where a map is 0
+DIMMED = 0.3  # of the light of a pixel where a map is 0
 
 
 def as_rgb(pixels: np.ndarray) -> np.ndarray:
