@@ -11,7 +11,7 @@ import pytest
 PEERS = "needs the peers extra: pip install vit_jax[peers]"
 torch = pytest.importorskip("torch", reason=PEERS)
 pytest.importorskip("transformers", reason=PEERS)
-from transformers import DetrConfig, DetrForObjectDetection  # noqa: E402
+from transformers import DetrConfig, DetrForObjectDetection, ResNetConfig  # noqa: E402
 
 import vit_jax  # noqa: E402
 from vit_jax.pretrained.detr import FACEBOOK_DETR  # noqa: E402
@@ -21,20 +21,28 @@ from vit_jax.tasks.detection import Weights, set_loss  # noqa: E402
 SIZE = (96, 128)
 
 
-@pytest.fixture(scope="module")
-def theirs(tmp_path_factory):
+BACKBONES = {
+    "timm": {"use_timm_backbone": True, "backbone": "resnet50", "use_pretrained_backbone": False},
+    "transformers": {
+        "use_timm_backbone": False, "backbone": None,
+        "backbone_config": ResNetConfig(out_features=["stage4"], depths=[2, 1, 1, 2]),
+    },
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module", params=BACKBONES)
+def theirs(request, tmp_path_factory):
     """(their model, the folder that it is saved in)."""
     torch.manual_seed(0)
     config = DetrConfig(
-        use_timm_backbone=True, backbone="resnet50", use_pretrained_backbone=False,
-        num_queries=7, d_model=32, encoder_layers=2, decoder_layers=3, encoder_ffn_dim=48,
-        decoder_ffn_dim=48, encoder_attention_heads=8, decoder_attention_heads=8, num_labels=5,
-        auxiliary_loss=False,
+        **BACKBONES[request.param], num_queries=7, d_model=32, encoder_layers=2, decoder_layers=3,
+        encoder_ffn_dim=48, decoder_ffn_dim=48, encoder_attention_heads=8,
+        decoder_attention_heads=8, num_labels=5, auxiliary_loss=False,
     )  # fmt: skip
     model = DetrForObjectDetection(config).eval()
     with torch.no_grad():
         for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
-            if "norm" in name or "bn" in name or "downsample.1" in name:
+            if "norm" in name or ".bn" in name or "downsample.1" in name:
                 positive = name.endswith(("weight", "running_var"))
                 tensor.copy_((1.0 if positive else 0.0) + 0.2 * torch.rand_like(tensor))
     folder = tmp_path_factory.mktemp("detr")
@@ -61,9 +69,17 @@ def test_logits_and_boxes_of_every_layer_are_transformers(theirs):
     images, mask, content = pixels()
     with torch.no_grad():
         expected = model(
-            torch.from_numpy(images.transpose(0, 3, 1, 2)), pixel_mask=torch.from_numpy(mask)
-        )
+            torch.from_numpy(images.transpose(0, 3, 1, 2)), pixel_mask=torch.from_numpy(mask),
+            output_hidden_states=True,
+        )  # fmt: skip
     logits, out = ours(folder, images, content)
+    of_encoder, of_decoder = expected.encoder_hidden_states, expected.decoder_hidden_states
+    for layer in range(2):
+        found = out[f"encoder_block{layer:02d}"][0]
+        np.testing.assert_allclose(found, of_encoder[1 + layer][0].numpy(), atol=1e-4)
+    of_ours = [out["decoder_block00"], out["decoder_block01"], out["pre_logits"]]  # that is normed
+    for found, layer in zip(of_ours, of_decoder[1:], strict=True):
+        np.testing.assert_allclose(found, layer.numpy(), atol=1e-4)
     np.testing.assert_allclose(logits, expected.logits.numpy(), atol=1e-4)
     np.testing.assert_allclose(out["boxes"], expected.pred_boxes.numpy(), atol=1e-4)
     np.testing.assert_allclose(

@@ -32,11 +32,15 @@ def test_logits_and_boxes_are_transformers(mid, tmp_path):
     theirs.save_pretrained(tmp_path)
     images = np.random.default_rng(0).normal(size=(2, *SIZE, 3)).astype(np.float32)
     with torch.no_grad():
-        expected = theirs(torch.from_numpy(images.transpose(0, 3, 1, 2)))
+        expected = theirs(torch.from_numpy(images.transpose(0, 3, 1, 2)), output_hidden_states=True)
     model, params, _ = vit_jax.load_pretrained(tmp_path, say=None)
     logits, out = jax.jit(model.apply)(params, images)
     np.testing.assert_allclose(logits, expected.logits.numpy(), atol=1e-4)
     np.testing.assert_allclose(out["boxes"], expected.pred_boxes.numpy(), atol=1e-4)
+    for layer in range(2):  # of the last one there is the norm of it
+        found = np.asarray(out[f"block{layer:02d}"])
+        if not mid:  # positions are added behind a block there, before the next one here
+            np.testing.assert_allclose(found, expected.hidden_states[1 + layer], atol=1e-4)
     assert model.config.mid_positions == mid
     save_pretrained(model, params, tmp_path / "again.safetensors", to="huggingface-yolos")
     from safetensors.numpy import load_file

@@ -1,8 +1,9 @@
 """Weights of DETR: facebookresearch's state dicts, and Transformers' `DetrForObjectDetection`.
 
-Both have torchvision's names for the ResNet, whose batch norms are frozen: their four tensors are a
-scale and a bias here. Transformers name the transformer's parts otherwise. Its folders state the
-sizes; facebookresearch's files state what their shapes show, and have eight heads.
+Both have torchvision's names for the ResNet, Transformers also their own. Its batch norms are
+frozen: their four tensors are a scale and a bias here. Transformers name the transformer's parts
+otherwise. Their folders state the sizes; facebookresearch's files state what their shapes show, and
+have eight heads.
 """
 
 import dataclasses
@@ -72,22 +73,50 @@ def _concatenated(parts: list) -> Any:
     return (np if isinstance(parts[0], np.ndarray) else jnp).concatenate(parts)
 
 
-def _resnet(pre: str) -> list[Row]:
-    """The ResNet's rows, by torchvision's names behind a prefix."""
+@dataclasses.dataclass(frozen=True)
+class _ResNetNames:
+    """A code base's names of a ResNet's parts; those of a unit are below it, by their number."""
 
-    def frozen(ours: str, theirs: str) -> Row:
-        parts = ("weight", "bias", "running_mean", "running_var")
-        names = [f"{theirs}.{part}" for part in parts]
-        return row((f"{ours}/scale", f"{ours}/bias"), names, FROZEN)
+    root: str
+    root_norm: str
+    unit: str
+    convs: tuple[str, str, str]
+    norms: tuple[str, str, str]
+    proj: str
+    proj_norm: str
 
-    unit = f"{pre}layer{{s}}.{{u0}}"
-    return [
-        row(f"{ROOT}/conv/kernel", f"{pre}conv1.weight", CONV), frozen(f"{ROOT}/norm", f"{pre}bn1"),
-        *(row(f"{UNIT}/conv{n}/kernel", f"{unit}.conv{n}.weight", CONV) for n in (1, 2, 3)),
-        *(frozen(f"{UNIT}/norm{n}", f"{unit}.bn{n}") for n in (1, 2, 3)),
-        row(f"{UNIT}/proj/kernel", f"{unit}.downsample.0.weight", CONV),
-        frozen(f"{UNIT}/proj_norm", f"{unit}.downsample.1"),
-    ]  # fmt: skip
+    def rows(self, pre: str) -> list[Row]:
+        """The rows behind a prefix."""
+
+        def frozen(ours: str, theirs: str) -> Row:
+            parts = ("weight", "bias", "running_mean", "running_var")
+            names = [f"{pre}{theirs}.{part}" for part in parts]
+            return row((f"{ours}/scale", f"{ours}/bias"), names, FROZEN)
+
+        def conv(ours: str, theirs: str) -> Row:
+            return row(f"{ours}/kernel", f"{pre}{theirs}.weight", CONV)
+
+        rows = [conv(f"{ROOT}/conv", self.root), frozen(f"{ROOT}/norm", self.root_norm)]
+        for n, (of_conv, of_norm) in enumerate(zip(self.convs, self.norms, strict=True), 1):
+            rows += [conv(f"{UNIT}/conv{n}", f"{self.unit}.{of_conv}"),
+                     frozen(f"{UNIT}/norm{n}", f"{self.unit}.{of_norm}")]  # fmt: skip
+        return [*rows, conv(f"{UNIT}/proj", f"{self.unit}.{self.proj}"),
+                frozen(f"{UNIT}/proj_norm", f"{self.unit}.{self.proj_norm}")]  # fmt: skip
+
+
+RESNETS = {
+    "torchvision": _ResNetNames(
+        "conv1", "bn1", "layer{s}.{u0}", ("conv1", "conv2", "conv3"), ("bn1", "bn2", "bn3"),
+        "downsample.0", "downsample.1",
+    ),
+    "transformers": _ResNetNames(
+        "embedder.embedder.convolution", "embedder.embedder.normalization",
+        "encoder.stages.{s0}.layers.{u0}",
+        ("layer.0.convolution", "layer.1.convolution", "layer.2.convolution"),
+        ("layer.0.normalization", "layer.1.normalization", "layer.2.normalization"),
+        "shortcut.convolution", "shortcut.normalization",
+    ),
+}  # fmt: skip
 
 
 def _joined_attention(ours: str, theirs: str) -> list[Row]:
@@ -119,8 +148,9 @@ class _Names:
     box: str
 
     def rows(self, config: Config | None, dialect: dict[str, Any]) -> list[Row]:
-        """The table, which is the same for every config."""
-        rows, others, layer = _resnet(self.resnet), self.others, self.layer
+        """The table, which is the same for every config. The dialect says whose ResNet it is."""
+        rows = RESNETS[dialect.get("resnet", "torchvision")].rows(self.resnet)
+        others, layer = self.others, self.layer
         for stack in ("encoder", "decoder"):
             ours, theirs = f"{stack}/block{{i:02d}}", self.stack.format(stack) + ".{i}."
             rows += self.attention(f"{ours}/attention", theirs + layer["attention"])
@@ -161,7 +191,9 @@ TRANSFORMERS = _Names(
 
 def _described(names: _Names) -> Callable[[Tensors, dict[str, Any]], Description]:
     def describe(tensors: Tensors, known: dict[str, Any]) -> Description:
-        shown = Shown(tensors, names.rows(None, {}), torch=True)
+        own = f"{names.resnet}{RESNETS['transformers'].root}.weight" in tensors.shapes
+        dialect = {"resnet": "transformers" if own else "torchvision"}
+        shown = Shown(tensors, names.rows(None, dialect), torch=True)
         c = tensors.config
         count = shown["head/kernel"][-1] - 1
         width, mlp = shown["encoder/block{i:02d}/fc1/kernel"]
@@ -187,7 +219,7 @@ def _described(names: _Names) -> Callable[[Tensors, dict[str, Any]], Description
         }  # fmt: skip
         classes = classes_of(tensors.path / "config.json", c, count)
         data = DataConfig(IMAGENET.mean, IMAGENET.std, written="decode|fit|pad")
-        return Description(DetrResNetConfig, fields, data, classes)
+        return Description(DetrResNetConfig, fields, data, classes, dialect)
 
     return describe
 
