@@ -16,14 +16,17 @@ if os.path.isfile(os.path.join(_beside, "launch", "job.py")):
 
 _WHERE = {
     "create_model": "vit_jax.models.registry",
+    "evaluate": "vit_jax.python",
     "list_models": "vit_jax.models.registry",
     "list_pretrained": "vit_jax.pretrained.catalog",
     "load_pretrained": "vit_jax.pretrained.load",
+    "predict": "vit_jax.python",
     "save_pretrained": "vit_jax.pretrained.save",
     "train": "vit_jax.training.loop",
 }
 __all__ = [
-    "create_model", "list_models", "list_pretrained", "load_pretrained", "save_pretrained", "train",
+    "create_model", "evaluate", "list_models", "list_pretrained", "load_pretrained", "predict",
+    "save_pretrained", "train",
 ]  # fmt: skip
 
 

@@ -3,11 +3,11 @@
 import argparse
 import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from vit_jax.commands.shown import Shown, images
+from vit_jax.commands.shown import Shown, images, name_of
 from vit_jax.errors import UserError, printable
 from vit_jax.files import whole
 from vit_jax.pages import as_csv
@@ -15,7 +15,13 @@ from vit_jax.pages import as_csv
 # How values are written, in a table and in a terminal, by the activation that they come from.
 FORMATS = {"softmax": (".6f", ".2%"), "sigmoid": (".6f", ".2%"), "none": (".9g", ".6g")}
 
-Chosen = list[tuple[int, float]]  # classes and their values, best first
+
+class Predicted(NamedTuple):
+    """A class of an image: its name, its probability (of a regression its value), its number."""
+
+    name: str
+    value: float
+    number: int
 
 
 def check(options: argparse.Namespace, model: Any) -> None:
@@ -37,41 +43,34 @@ def check(options: argparse.Namespace, model: Any) -> None:
 
 def write(options: argparse.Namespace, weights: Shown, paths: list[Path]) -> int:
     """Prints the classes, or writes them as a table. Returns the exit code."""
-    model, names = weights.model, weights.names
-    outputs = model.config.num_classes
-    all_of_them = model.output_activation == "none" or options.threshold is not None
-    count = min(options.top or (outputs if all_of_them else 1), outputs)
-    of_table, of_terminal = FORMATS[model.output_activation]
-    least = -math.inf if options.threshold is None else options.threshold
-    predicted = _predicted(weights, paths, options.batch_size, count, least)
+    of_table, of_terminal = FORMATS[weights.model.output_activation]
     if options.output:
         # The file is opened before the work begins. Names of images may be any bytes.
         with (
             whole(Path(options.output)) as part,
             part.open("w", encoding="utf-8", errors="backslashreplace") as file,
         ):
-            found = list(predicted)
+            found = list(predicted(options, weights, paths))
             file.write(as_csv([("image", "rank", "class", "label", "probability"), *(
-                (path, rank, index, names[index], f"{value:{of_table}}")
-                for path, chosen in found for rank, (index, value) in enumerate(chosen, 1)
+                (path, rank, one.number, one.name, f"{one.value:{of_table}}")
+                for path, chosen in found for rank, one in enumerate(chosen, 1)
             )]))  # fmt: skip
         print(f"{len(found)} images: {printable(options.output)}")
         return 0
-    for path, chosen in predicted:
+    for path, chosen in predicted(options, weights, paths):
         head = f"{printable(path)}: "
         if not chosen:
             print(f"{head}no class at or above {options.threshold:.2%}")
-        for index, value in chosen:
-            print(f"{head}{printable(names[index])} {value:{of_terminal}}")
+        for one in chosen:
+            print(f"{head}{printable(one.name)} {one.value:{of_terminal}}")
             head = " " * len(head)
     return 0
 
 
-def _predicted(
-    weights: Shown, paths: list[Path], batch_size: int, count: int, least: float
-) -> Iterator[tuple[Path, Chosen]]:
-    """Of each image in turn the `count` best classes that have a value of at least `least`; of a
-    regression all outputs in their order.
+def predicted(
+    options: argparse.Namespace, weights: Shown, given: Sequence[Any]
+) -> Iterator[tuple[Any, list[Predicted]]]:
+    """Of each image in turn the best classes; of a regression all outputs in their order.
 
     Raises UserError where no image can be read, or an image's logits are no numbers.
     """
@@ -82,7 +81,10 @@ def _predicted(
     from vit_jax.models.model import ACTIVATIONS
 
     model, activation = weights.model, weights.model.output_activation
-    batch_size = min(batch_size, len(paths))
+    outputs, batch_size = model.config.num_classes, min(options.batch_size, len(given))
+    all_of_them = activation == "none" or options.threshold is not None
+    count = min(options.top or (outputs if all_of_them else 1), outputs)
+    least = -math.inf if options.threshold is None else options.threshold
 
     @jax.jit
     def predict(params, pixels):
@@ -92,7 +94,7 @@ def _predicted(
             return finite, values, jnp.broadcast_to(jnp.arange(count), values.shape)
         return finite, *jax.lax.top_k(values, count)
 
-    readable = images(weights, paths)
+    readable = images(weights, given)
     while chunk := list(itertools.islice(readable, batch_size)):
         batch = np.zeros((batch_size, *weights.shape), np.uint8)
         batch[: len(chunk)] = [image for _, image in chunk]
@@ -100,10 +102,13 @@ def _predicted(
         for i, (path, _) in enumerate(chunk):
             if not finite[i]:
                 raise UserError(
-                    f"{printable(path)}: the logits are NaN or infinite; the weights are damaged, "
+                    f"{name_of(path)}: the logits are NaN or infinite; the weights are damaged, "
                     "or of another model than the one that they are taken for (vit inspect)"
                 )
             # Probabilities are compared as they are written.
             of_image = [x if activation == "none" else round(x, 6) for x in values[i].tolist()]
             both = zip(classes[i].tolist(), of_image, strict=True)
-            yield path, [(index, value) for index, value in both if value >= least]
+            yield path, [
+                Predicted(weights.names[index], value, index)
+                for index, value in both if value >= least
+            ]  # fmt: skip

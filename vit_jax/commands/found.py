@@ -3,11 +3,11 @@
 import argparse
 import itertools
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from vit_jax.commands.shown import Shown, examples
+from vit_jax.commands.shown import Shown, examples, name_of
 from vit_jax.errors import UserError, cannot_write, printable
 from vit_jax.files import read_bytes, whole
 from vit_jax.pages import as_csv
@@ -15,7 +15,15 @@ from vit_jax.pages import as_csv
 THRESHOLD = 0.5  # the least score of a box that is shown
 HEAD = ("image", "class", "score", "x1", "y1", "x2", "y2")
 
-Box = tuple[int, float, tuple[float, ...]]  # class, score, edges in pixels of the file's image
+
+class Found(NamedTuple):
+    """An object of an image: its class, its score, its edges x1, y1, x2, y2 in pixels of the file's
+    image, and the number of its class."""
+
+    name: str
+    score: float
+    box: tuple[float, ...]
+    number: int
 
 
 def check(options: argparse.Namespace, model: Any) -> None:
@@ -25,57 +33,59 @@ def check(options: argparse.Namespace, model: Any) -> None:
 def write(options: argparse.Namespace, weights: Shown, paths: list[Path]) -> int:
     """Prints the boxes, or writes them: as COCO's results to a .json, as a table elsewhere. With
     --pictures, also each image with its boxes. Returns the exit code."""
-    usual = 0.0 if (options.output or "").endswith(".json") else THRESHOLD  # AP needs all boxes
-    least = usual if options.threshold is None else options.threshold
-    found, names = _found(weights, paths, options.batch_size, least, options.top), weights.names
+    found, least = predicted(options, weights, paths), _least(options)
     if options.pictures:
         channels, levels = weights.model.config.channels, weights.prepare.levels
         found = _drawn(found, Path(options.pictures), channels, levels)
     if not options.output:
         for path, boxes in found:
             print(f"{printable(path)}: " + ("" if boxes else f"no box at or above {least:.2f}"))
-            for label, score, edges in boxes:
-                where = ", ".join(f"{edge:.1f}" for edge in edges)
-                print(f"  {printable(names[label])} {score:.2%} at {where}")
+            for one in boxes:
+                where = ", ".join(f"{edge:.1f}" for edge in one.box)
+                print(f"  {printable(one.name)} {one.score:.2%} at {where}")
         return 0
     with (
         whole(Path(options.output)) as part,
         part.open("w", encoding="utf-8", errors="backslashreplace") as file,
     ):
         images = list(found)
-        file.write(
-            _as_coco(images) if options.output.endswith(".json") else _as_table(images, names)
-        )
+        file.write((_as_coco if options.output.endswith(".json") else _as_table)(images))
     count = sum(len(boxes) for _, boxes in images)
     print(f"boxes: {count}, images: {len(images)}; {printable(options.output)}")
     return 0
 
 
-def _as_table(images: list[tuple[Path, list[Box]]], names: list[str]) -> str:
+def _least(options: argparse.Namespace) -> float:
+    """The least score of a box. COCO's results have all, because average precision needs them."""
+    usual = 0.0 if (options.output or "").endswith(".json") else THRESHOLD
+    return usual if options.threshold is None else options.threshold
+
+
+def _as_table(images: list[tuple[Path, list[Found]]]) -> str:
     rows = [
-        (path, names[label], f"{score:.6f}", *(f"{edge:.2f}" for edge in edges))
-        for path, boxes in images for label, score, edges in boxes
+        (path, one.name, f"{one.score:.6f}", *(f"{edge:.2f}" for edge in one.box))
+        for path, boxes in images for one in boxes
     ]  # fmt: skip
     return as_csv([HEAD, *rows])
 
 
-def _as_coco(images: list[tuple[Path, list[Box]]]) -> str:
+def _as_coco(images: list[tuple[Path, list[Found]]]) -> str:
     """COCO's results. An image is named by its file's number, if its name is one. A category is the
     number of its class, from 0."""
     results = [
         {
             "image_id": int(path.stem) if path.stem.isdecimal() else path.name,
-            "category_id": label, "score": round(score, 6),
+            "category_id": number, "score": round(score, 6),
             "bbox": [round(n, 2) for n in (x1, y1, x2 - x1, y2 - y1)],
         }
-        for path, boxes in images for label, score, (x1, y1, x2, y2) in boxes
+        for path, boxes in images for _, score, (x1, y1, x2, y2), number in boxes
     ]  # fmt: skip
     return json.dumps(results, indent=1) + "\n"
 
 
-def _found(
-    weights: Shown, paths: list[Path], batch_size: int, least: float, top: int | None
-) -> Iterator[tuple[Path, list[Box]]]:
+def predicted(
+    options: argparse.Namespace, weights: Shown, given: Sequence[Any]
+) -> Iterator[tuple[Any, list[Found]]]:
     """The boxes of each image in turn, best first. Raises UserError where no image can be read, or
     logits are no numbers."""
     import jax
@@ -84,7 +94,7 @@ def _found(
 
     from vit_jax.tasks.detection import edges
 
-    model, batch_size = weights.model, min(batch_size, len(paths))
+    model, batch_size, least = weights.model, min(options.batch_size, len(given)), _least(options)
     of_batch = (batch_size, *weights.shape)
 
     @jax.jit
@@ -95,7 +105,7 @@ def _found(
         finite = jnp.isfinite(logits).all(axis=(1, 2)) & jnp.isfinite(out["boxes"]).all(axis=(1, 2))
         return finite, shares.max(axis=-1), shares.argmax(axis=-1), edges(out["boxes"])
 
-    readable = examples(weights, paths)
+    readable = examples(weights, given)
     while chunk := list(itertools.islice(readable, batch_size)):
         pixels, content = np.zeros(of_batch, np.uint8), np.ones((batch_size, 2))
         for i, (_, _, example) in enumerate(chunk):
@@ -106,22 +116,24 @@ def _found(
         for i, (path, (height, width), example) in enumerate(chunk):
             if not finite[i]:
                 raise UserError(
-                    f"{printable(path)}: the logits are NaN or infinite; the weights are damaged, "
+                    f"{name_of(path)}: the logits are NaN or infinite; the weights are damaged, "
                     "or of another model than the one that they are taken for (vit inspect)"
                 )
             left, top_edge, right, bottom = example["objects"].window
             start, sides = [left, top_edge] * 2, np.array([right - left, bottom - top_edge] * 2)
             of_image = np.clip(start + boxes[i] * sides, 0, [width, height, width, height])
-            order = np.argsort(-scores[i], kind="stable")[:top]
+            order = np.argsort(-scores[i], kind="stable")[: options.top]
+            labels = classes[i].tolist()
             yield path, [
-                (int(classes[i, q]), float(scores[i, q]), tuple(of_image[q].tolist()))
+                Found(weights.names[labels[q]], float(scores[i, q]), tuple(of_image[q].tolist()),
+                      labels[q])
                 for q in order if scores[i, q] >= least
             ]  # fmt: skip
 
 
 def _drawn(
-    found: Iterator[tuple[Path, list[Box]]], folder: Path, channels: int, levels: Any
-) -> Iterator[tuple[Path, list[Box]]]:
+    found: Iterator[tuple[Path, list[Found]]], folder: Path, channels: int, levels: Any
+) -> Iterator[tuple[Path, list[Found]]]:
     """Also writes each image with its boxes into a folder, as PNG."""
     import cv2
     import numpy as np
@@ -137,9 +149,9 @@ def _drawn(
     for number, (path, boxes) in enumerate(found):
         image = np.array(as_rgb(decode(read_bytes(path), channels, levels)[None])[0])
         thick = max(1, round(max(image.shape) / 300))
-        for label, _, edges in boxes:
-            x1, y1, x2, y2 = map(round, edges)
-            cv2.rectangle(image, (x1, y1), (x2, y2), COLOURS[label % len(COLOURS)], thick)
+        for one in boxes:
+            x1, y1, x2, y2 = map(round, one.box)
+            cv2.rectangle(image, (x1, y1), (x2, y2), COLOURS[one.number % len(COLOURS)], thick)
         _, encoded = cv2.imencode(".png", image[..., ::-1])
         with whole(folder / f"{number:04d}-{path.stem}.png") as part:
             part.write_bytes(encoded.tobytes())

@@ -43,12 +43,23 @@ OPTIONS: Options = SOURCE | {
 
 def run(options: argparse.Namespace) -> int:
     """Does it; returns the exit code."""
+    check_numbers(options)
+    paths = shown.files(options.images)
+    check_files(options)
+    of_task, weights = opened(options)
+    return of_task.write(options, weights, paths)
+
+
+def check_numbers(options: argparse.Namespace) -> None:
+    """Raises UserError for numbers of options that cannot be."""
     if (options.top is not None and options.top < 1) or options.batch_size < 1:
         raise UserError("--top and --batch-size are at least 1")
     if options.threshold is not None and not 0 < options.threshold < 1:
         raise UserError(f"--threshold lies between 0 and 1, not at {options.threshold:g}")
-    paths = shown.files(options.images)
-    check_files(options)
+
+
+def opened(options: argparse.Namespace) -> tuple[Any, shown.Shown]:
+    """The weights, and what their task does with images: its `write` and `predicted`."""
 
     def check(path: Any, model: Any) -> None:
         if not model.config.num_classes:
@@ -56,4 +67,4 @@ def run(options: argparse.Namespace) -> int:
         OF_TASK[model.family.task].check(options, model)
 
     weights = shown.weights_of(options, check)
-    return OF_TASK[weights.model.family.task].write(options, weights, paths)
+    return OF_TASK[weights.model.family.task], weights

@@ -3,7 +3,7 @@
 import argparse
 import dataclasses
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -92,17 +92,17 @@ def files(given: list[str]) -> list[Path]:
     return found
 
 
-def images(shown: Shown, paths: list[Path]) -> Iterator[tuple[Path, Any]]:
-    """The images uint8 [height, width, channels], as the model takes them. Damaged ones are named
-    and skipped. Raises UserError where none can be read."""
+def images(shown: Shown, given: Sequence[Any]) -> Iterator[tuple[Any, Any]]:
+    """The images uint8 [height, width, channels], as the model takes them, of paths or of arrays.
+    Damaged files are named and skipped. Raises UserError where no file can be read."""
     levels = shown.model.config.channels
-    for path, image in _readable(paths, lambda data: shown.prepare(
+    for path, image in _readable(given, lambda data: shown.prepare(
         shown.prepare.open(data, levels), None
     )):  # fmt: skip
         yield path, _fitting(shown, path, image)
 
 
-def examples(shown: Shown, paths: list[Path]) -> Iterator[tuple[Path, tuple[int, int], Any]]:
+def examples(shown: Shown, given: Sequence[Any]) -> Iterator[tuple[Any, tuple[int, int], Any]]:
     """As `images`, for a detector: the file's own (height, width), and the example, whose `objects`
     are none, but say where in the file's image the shown one lies."""
     import numpy as np
@@ -115,28 +115,33 @@ def examples(shown: Shown, paths: list[Path]) -> Iterator[tuple[Path, tuple[int,
         nothing = Objects.of_pixels(np.zeros((0, 4)), np.zeros(0, int), size)
         return size, shown.prepare.example({"image": image, "objects": nothing}, None)
 
-    for path, (size, example) in _readable(paths, prepared):
+    for path, (size, example) in _readable(given, prepared):
         _fitting(shown, path, example["image"])
         yield path, size, example
 
 
-def _readable(paths: list[Path], prepared: Callable[[bytes], Any]) -> Iterator[tuple[Path, Any]]:
+def _readable(given: Sequence[Any], prepared: Callable[[Any], Any]) -> Iterator[tuple[Any, Any]]:
     from vit_jax.data.levels import DamagedImage
 
     read = 0
-    for path in paths:
+    for path in given:
         try:
-            found = prepared(read_bytes(path))
+            found = prepared(read_bytes(path) if isinstance(path, Path) else path)
         except (DamagedImage, OSError) as error:
             print(printable(f"skipped: {path} ({error})"), file=sys.stderr)
             continue
         read += 1
         yield path, found
     if not read:
-        raise UserError(f"none of the {len(paths)} files is an image that can be read")
+        raise UserError(f"none of the {len(given)} files is an image that can be read")
 
 
-def _fitting(shown: Shown, path: Path, image: Any) -> Any:
+def name_of(given: Any) -> str:
+    """What an image is called in a message."""
+    return printable(given) if isinstance(given, Path) else "an image"
+
+
+def _fitting(shown: Shown, path: Any, image: Any) -> Any:
     if image.shape != shown.shape:
-        raise UserError(f"{printable(path)} becomes {image.shape}, the model takes {shown.shape}")
+        raise UserError(f"{name_of(path)} becomes {image.shape}, the model takes {shown.shape}")
     return image

@@ -9,6 +9,7 @@ range that a pipeline states (`levels.py`).
 
 import contextlib
 import dataclasses
+from typing import Any
 
 import numpy as np
 import simplejpeg
@@ -19,7 +20,10 @@ from vit_jax.data.levels import DamagedImage, Levels, eight_bits
 from vit_jax.data.stored import ORIENTATION, Values, check_size, stored
 from vit_jax.errors import UserError
 
-__all__ = ["ORIENTATION", "DamagedImage", "EncodedJpeg", "Pixels", "decode", "encoded", "values_of"]
+__all__ = [
+    "ORIENTATION", "DamagedImage", "EncodedJpeg", "Pixels", "as_array", "decode", "encoded",
+    "values_of",
+]  # fmt: skip
 
 JPEG = b"\xff\xd8\xff"  # first bytes of a JPEG
 
@@ -49,6 +53,19 @@ def values_of(image: bytes | np.ndarray, channels: int) -> Values:
     if not isinstance(image, bytes):
         return image
     return decode(image, channels) if image[:3] == JPEG else stored(image, channels, deep=True)
+
+
+def as_array(image: Any) -> Values:
+    """An image of Pillow, or an array, as values [H, W, channels] of 8 or 16 bits. Raises UserError
+    for what is none."""
+    pixels = np.asarray(image)
+    pixels = pixels[..., None] if pixels.ndim == 2 else pixels
+    if pixels.ndim != 3 or pixels.dtype not in (np.uint8, np.uint16):
+        raise UserError(
+            f"an image is uint8 [height, width, channels], not {pixels.dtype} "
+            f"{list(pixels.shape)}: scale it, as in (x * 255).astype('uint8')"
+        )
+    return pixels
 
 
 @dataclasses.dataclass(frozen=True)

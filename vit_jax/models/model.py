@@ -5,14 +5,18 @@ A `Model` holds sizes and a graph, never arrays, so it can be closed over by any
 
 import dataclasses
 import functools
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Key
 
+from vit_jax.errors import UserError, printable
+from vit_jax.files import read_bytes
 from vit_jax.models import (
     axial_resnet,
     axial_vit,
@@ -130,6 +134,32 @@ class Model:
     def init(self, seed: int = 0) -> Params:
         """Random parameters on the default device: a plain dict of float32 arrays."""
         return self._compiled_init(jax.random.key(seed))
+
+    def prepare(self, images: Sequence[Any]) -> Float[np.ndarray, "batch height width channels"]:
+        """Images as `apply` takes them: resized, cropped and normalised as for evaluation.
+
+        Args:
+          images: paths, arrays uint8 [height, width, channels], or images of Pillow.
+
+        Raises:
+          UserError: what is no image, or a file that cannot be read.
+        """
+        from vit_jax.data.decode import as_array
+        from vit_jax.data.levels import DamagedImage
+        from vit_jax.data.ops import parse
+
+        c = self.config
+        pipeline = parse(self.data_config.pipeline(c.image_size), c.image_size, channels=c.channels)
+        prepared = []
+        for image in images:
+            is_path = isinstance(image, str | os.PathLike)
+            given = read_bytes(image) if is_path else as_array(image)
+            try:
+                prepared.append(pipeline(pipeline.open(given, c.channels), None))
+            except DamagedImage as error:
+                name = printable(image) if is_path else "an image"
+                raise UserError(f"{name} cannot be read: {error}") from error
+        return np.asarray(self.data_config.normalise(jnp.asarray(np.stack(prepared))))
 
     def apply(
         self,
