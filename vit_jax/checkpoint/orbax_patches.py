@@ -1,4 +1,5 @@
-"""Every private part of Orbax and TensorStore that this package replaces, and why.
+"""Every private part of Orbax and TensorStore that this package replaces, and why; and the warnings
+of Orbax that are not passed on.
 
 Orbax 0.12.8 and TensorStore 0.1.86, the newest releases in November 2026 on Python 3.11,
 need all three patches; no later release is known that needs none. To try a new one, take a patch
@@ -7,6 +8,7 @@ out and run the test that its docstring names.
 
 import copy
 import functools
+import logging
 from typing import Any
 
 import orbax.checkpoint as ocp
@@ -79,3 +81,15 @@ def stop_json_leak() -> None:
 
     tensorstore.KvStore.Spec.to_json = to_json  # type: ignore[method-assign]
     tensorstore_utils.get_tensorstore_raw_bytes = lambda direction=None: 0
+
+
+# Warnings that tell a user nothing: a save between evaluations has no metrics, and an item of a
+# checkpoint has its description in the checkpoint's own file. Test: tests/test_python.py.
+_EXPECTED = ("Requested `tracked_metric`; did not provide", "Metadata file does not exist")
+
+
+def _of_use(record: logging.LogRecord) -> bool:
+    return not record.getMessage().startswith(_EXPECTED)
+
+
+logging.getLogger("absl").addFilter(_of_use)
