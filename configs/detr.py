@@ -82,7 +82,7 @@ def few_images(c, data: str):
     c.model.queries = "points"
 
     c.data.train.source = data
-    c.data.train.pipeline = "decode|flip_lr|zoom_out(1.5)|inception_crop(None, 0.3)"
+    c.data.train.pipeline = "decode|flip_lr|zoom_out(1.5)|canvas_crop"
     c.data.eval.pipeline = "decode|fit|pad"
 
     c.optimizer.name = "adamw"

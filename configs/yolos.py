@@ -31,7 +31,7 @@ def get_config(arguments: str = ""):
     c.eval_every_epochs = 10.0 if size in PAPERS else 50.0
 
     c.data.train.source = data
-    crop = "size_crop|fit|pad" if size in PAPERS else "zoom_out(1.5)|inception_crop(None, 0.3)"
+    crop = "size_crop|fit|pad" if size in PAPERS else "zoom_out(1.5)|canvas_crop"
     c.data.train.pipeline = f"decode|flip_lr|{crop}"
     c.data.eval.pipeline = "decode|fit|pad"
 

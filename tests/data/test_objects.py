@@ -16,6 +16,7 @@ from vit_jax.tasks.detection import ObjectRows
 
 SIDE = 96
 PIPELINES = (
+    "canvas_crop((40, 64), 0.5)",
     "flip_lr", "resize", "resize((60, 130))", "central_crop(80)", "random_crop(70)",
     "random_crop(96, 12)", "inception_crop", "inception_crop(None, 0.5)", "shift(9)",
     "resize_small(64)", "resize_small(64)|central_crop(64)", "fit((64, 128))",
@@ -340,3 +341,18 @@ def test_scenes_are_a_function_of_their_number_and_their_boxes_hold_their_digits
     assert not np.array_equal(train[0]["image"], val[0]["image"])
     with pytest.raises(UserError, match="write it as digit_scenes:examples=4096"):
         open_source("digit_scenes:most=0", "train")
+
+
+def test_a_crop_for_a_canvas_keeps_the_shape_of_objects():
+    image, objects = scene(height=90, width=160)
+    parsed = ops.parse("decode|canvas_crop(stretch=1.0)", (60, 120), placed=("objects",))
+    areas = []
+    for seed in range(40):
+        example = {"image": parsed.open(image, 3), "objects": objects}
+        moved = parsed.example(example, np.random.default_rng(seed))
+        assert moved["image"].shape == (60, 120, 3)
+        left, top, right, bottom = moved["objects"].window
+        assert (right - left) / (bottom - top) == pytest.approx(2, rel=0.05)
+        areas.append((right - left) * (bottom - top) / (160 * 80))  # 160 x 80 is the largest
+    assert 0.28 < min(areas) < 0.4
+    assert 0.9 < max(areas) <= 1

@@ -66,6 +66,25 @@ def size_crop(
 
 
 @op(random=True, moves=True, says_where=True)
+def canvas_crop(
+    image, rng, model_size, size: Size = None, area_min: float = 0.3, stretch: float = 1.25
+):
+    """A random part with nearly the aspect of `size`, resized to it, so that objects keep their
+    shape. It has `area_min` … 1 of the area of the largest such part, and its aspect differs from
+    that of `size` by a factor of 1 / `stretch` … `stretch`."""
+    if not 0 < area_min <= 1 <= stretch <= 4:
+        raise ValueError(f"area_min is in 0 … 1 and stretch in 1 … 4, not {area_min}, {stretch}")
+    tall, wide = _pair(size, model_size)
+    height, width = image.shape[:2]
+    aspect = wide / tall * stretch ** (2 * rng.random() - 1)
+    rows = min(height, width / aspect) * (area_min + (1 - area_min) * rng.random()) ** 0.5
+    h, w = max(1, round(rows)), min(width, max(1, round(rows * aspect)))
+    top, left = int(rng.integers(height - h + 1)), int(rng.integers(width - w + 1))
+    part = _resize(image[top : top + h, left : left + w], tall, wide)
+    return Moved(part, window_of(image, top, left, h, w))
+
+
+@op(random=True, moves=True, says_where=True)
 def zoom_out(image, rng, model_size, most: float = 2.0, probability: float = 0.5):
     """With a probability: places the image on a grey canvas, up to `most` times as large, so that
     objects become smaller (arXiv 1512.02325, section 3.6)."""
