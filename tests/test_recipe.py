@@ -3,7 +3,7 @@
 import pytest
 
 from vit_jax import recipe
-from vit_jax.config import ROWS, base, leaves
+from vit_jax.config import ROWS, base, flat, leaves
 from vit_jax.errors import UserError
 
 RECIPES = (
@@ -253,3 +253,14 @@ def test_a_config_is_told_as_lines_without_the_empty_keys():
     assert said["optimizer.lr = 0.001"] == "learning rate at its peak, after the warm-up"
     assert said["model.name = 'vit_base_patch16_224'"] == ROWS["model.name"].says
     assert not any(line.startswith("total_steps") for line in text)
+
+
+def test_overrides_of_python_are_those_of_the_command_line():
+    values = {"optimizer.lr": 3e-4, "model.image_size": (8, 12), "loss": "sigmoid", "ema": None}
+    c = recipe.load("digits.py", values)
+    typed = recipe.load("digits.py")
+    recipe.override(typed, {"optimizer.lr": "3e-4", "model.image_size": "8,12", "loss": "sigmoid",
+                            "ema": "None"})  # fmt: skip
+    assert flat(c) == flat(typed)
+    with pytest.raises(UserError, match="did you mean optimizer.lr"):
+        recipe.load("digits.py", {"optimizer.lrr": 1.0})

@@ -37,11 +37,11 @@ from vit_jax.fields import Key
 _TRUE, _FALSE = ("true", "yes", "1"), ("false", "no", "0")
 
 
-def load(spec: str) -> ConfigDict:
+def load(spec: str, overrides: Mapping[str, Any] | None = None) -> ConfigDict:
     """The config of `FILE[:ARGUMENTS]`. A file that is not there is looked up by its name among
-    the recipes that came with the package.
+    the recipes that came with the package. `overrides` are dotted keys with their values.
 
-    Raises UserError: no such recipe, or arguments that it refuses.
+    Raises UserError: no such recipe, arguments that it refuses, or a key or value that cannot be.
     """
     config = _called(spec, "get_config", "it is no recipe")
     if not isinstance(config, ConfigDict):
@@ -49,6 +49,7 @@ def load(spec: str) -> ConfigDict:
         raise UserError(f"get_config() of {path} gives a {type(config).__name__}, no ConfigDict")
     with config.unlocked():
         fit(config)
+    override(config, {key: str(value) for key, value in (overrides or {}).items()})
     return config
 
 
