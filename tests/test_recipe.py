@@ -262,5 +262,5 @@ def test_overrides_of_python_are_those_of_the_command_line():
     recipe.override(typed, {"optimizer.lr": "3e-4", "model.image_size": "8,12", "loss": "sigmoid",
                             "ema": "None"})  # fmt: skip
     assert flat(c) == flat(typed)
-    with pytest.raises(UserError, match="did you mean optimizer.lr"):
+    with pytest.raises(UserError, match=r"did you mean optimizer\.lr"):
         recipe.load("digits.py", {"optimizer.lrr": 1.0})

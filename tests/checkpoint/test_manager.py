@@ -112,6 +112,24 @@ def test_find_takes_a_work_folder_or_a_checkpoint_and_says_what_is_missing(
         manager.find(tmp_path)
 
 
+def test_best_names_the_best_checkpoint_of_a_run_everywhere(tmp_path, capsys):
+    c = tiny_config(total_steps=8, eval_every_steps=2, optimizer__lr=1e-2, checkpoint__keep=9,
+                    best="min loss")  # fmt: skip
+    vit_jax.train(c, tmp_path / "run", quiet=True)
+    losses = {row["step"]: row["eval/val/loss"] for row in rows(tmp_path / "run")
+              if "eval/val/loss" in row}  # fmt: skip
+    wanted = tmp_path / "run/checkpoints" / str(min(losses, key=losses.get))
+    assert manager.find(tmp_path / "run/best") == wanted
+    assert vit_jax.evaluate(tmp_path / "run/best")["checkpoint"] == str(wanted)
+    _, found, _ = vit_jax.load_pretrained(tmp_path / "run/best", say=None)
+    _, expected, _ = vit_jax.load_pretrained(wanted, say=None)
+    jax.tree.map(np.testing.assert_array_equal, found, expected)
+    for folder in wanted.parent.glob("*/metrics/metrics"):
+        folder.unlink()
+    with pytest.raises(UserError, match="has no checkpoint that was evaluated"):
+        manager.find(tmp_path / "run/best")
+
+
 def test_a_damaged_checkpoint_is_named(written_on_eight, tmp_path):
     _workdir, _ = written_on_eight
     copy = tmp_path / "checkpoints" / "10"

@@ -19,6 +19,7 @@ import orbax.checkpoint as ocp
 from jax.sharding import NamedSharding, PartitionSpec
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN
 
+from vit_jax import ranking
 from vit_jax.checkpoint import checksums, orbax_patches, steps
 from vit_jax.checkpoint.tree import check_same, flatten, in_layout_of, nest, unflatten
 from vit_jax.errors import (
@@ -31,11 +32,21 @@ from vit_jax.errors import (
     printable,
 )
 from vit_jax.parallel.runtime import first_says
-from vit_jax.records import COUNT, LIST_OF_TEXTS, OBJECT, OBJECT_OF_NUMBERS, TEXT, Kind, read_object
+from vit_jax.records import (
+    COUNT,
+    LIST_OF_TEXTS,
+    OBJECT,
+    OBJECT_OF_NUMBERS,
+    TEXT,
+    Kind,
+    is_number,
+    read_object,
+)
 
 POLL = 0.01  # seconds between two checks of a save in which other processes take part
 LOOK = 5.0  # seconds between two checks that the folder still exists
 PARTIAL = "*.orbax-checkpoint-tmp"  # folders of saves that are not finished
+BEST = "best"  # RUN/best is the best checkpoint of the run in the folder RUN
 Best = tuple[str, Callable]  # the metric that decides which checkpoint is best, and max or min
 
 CONFIG: Kind = (
@@ -64,11 +75,14 @@ REFUSED = {
 
 
 def find(path: str | Path) -> Path:
-    """The checkpoint folder that a path names: itself, or the latest one of a work folder.
+    """The checkpoint folder that a path names: itself, the latest one of a work folder RUN, or the
+    best one of a run, as RUN/best.
 
     Raises UserError if there is none.
     """
     path = Path(path).expanduser().absolute()
+    if is_best(path):
+        return best(path.parent)
     if (path / steps.STATE).is_dir():
         return path
     for folder in (path / "checkpoints", path):
@@ -78,6 +92,40 @@ def find(path: str | Path) -> Path:
         f"{printable(path)} holds no checkpoint: expected a work folder with checkpoints/STEP, or "
         "checkpoints/STEP itself"
     )
+
+
+def is_best(path: Path) -> bool:
+    """Whether a path is RUN/best, and no folder of that name."""
+    return path.name == BEST and (path.parent / "checkpoints").is_dir() and not path.exists()
+
+
+def best(workdir: Path) -> Path:
+    """The checkpoint of a run with the best evaluation, as its config ranks them; of equal ones the
+    last. Raises UserError if none was evaluated."""
+    folder, found = workdir / "checkpoints", []
+    for step in steps.steps(folder):
+        metric, direction = ranked(about(folder / str(step)))
+        if (value := reached(folder / str(step), metric)) is not None:
+            found.append((value if direction is max else -value, step))
+    if not found:
+        raise UserError(
+            f"{printable(workdir)} has no checkpoint that was evaluated: name one of its steps, as "
+            f"in {printable(folder)}/STEP"
+        )
+    return folder / str(max(found)[1])
+
+
+def ranked(about: dict[str, Any]) -> Best:
+    """How a run's checkpoints are ranked, by what one of them says of itself."""
+    text = about["config"].get("best")
+    return ranking.ranked_by(text if ranking.fits(text) else ranking.OLDEST)
+
+
+def reached(checkpoint: Path, metric: str) -> float | None:
+    """The value of a metric in the evaluation that a checkpoint was saved with, if there is one."""
+    file = checkpoint / "metrics" / "metrics"
+    value = read_object(file).get(metric) if file.is_file() else None
+    return value if is_number(value) else None
 
 
 @contextlib.contextmanager

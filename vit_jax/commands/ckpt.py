@@ -21,7 +21,6 @@ from vit_jax.commands.arguments import Options
 from vit_jax.commands.output import tell
 from vit_jax.errors import UserError, cannot_write, printable
 from vit_jax.files import whole
-from vit_jax.records import is_number, read_object
 
 
 def run(options: argparse.Namespace) -> int:
@@ -66,12 +65,8 @@ def _list(options: argparse.Namespace, there: Contents) -> None:
     lines = []
     for checkpoint in there.checkpoints:
         about = manager.about(checkpoint)
-        metrics = checkpoint / "metrics" / "metrics"
-        measured = read_object(metrics) if metrics.exists() else {}
-        best = about["config"].get("best")
-        metric, _ = ranking.ranked_by(best if ranking.fits(best) else ranking.OLDEST)
-        reached = measured.get(metric)
-        reached = reached if is_number(reached) else None
+        metric, _ = manager.ranked(about)
+        reached = manager.reached(checkpoint, metric)
         size = sum(p.stat().st_size for p in checkpoint.rglob("*") if p.is_file())
         saved = datetime.datetime.fromtimestamp(checkpoint.stat().st_mtime)
         saved_at = saved.isoformat(" ", "seconds")

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, Sharding, SingleDeviceSharding
 
+from vit_jax.checkpoint.manager import find, is_best
 from vit_jax.checkpoint.tree import Flat, flatten, is_stacked, nest, unstack
 from vit_jax.errors import UserError, nearest, printable
 from vit_jax.models.data_config import DataConfig
@@ -133,6 +134,8 @@ def fetch_weights(name_or_path: str | Path) -> Path:
         # The moving average of a run (RUN/ema), or a state dict in a file (FILE/NAME).
         part = path.parent.is_file() or (path.name == EMA and path.parent.is_dir())
         there = path.exists()
+        if is_best(path):
+            return find(path)
     except OSError as error:
         raise UserError(f"{printable(text)[:80]} cannot be opened: {error.strerror}") from error
     if there:
