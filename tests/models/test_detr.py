@@ -72,6 +72,16 @@ def sigmoid(x):
     return 1 / (1 + np.exp(-x))
 
 
+def between(features, point, shown):
+    """The four features around a point, weighted by how near they are."""
+    y, x = (min(max(one * n - 0.5, 0), n - 1) for one, n in zip(point, shown, strict=True))
+    i, j = int(y), int(x)
+    below, right = min(i + 1, int(shown[0]) - 1), min(j + 1, int(shown[1]) - 1)
+    upper = (1 - (x - j)) * features[i, j] + (x - j) * features[i, right]
+    lower = (1 - (x - j)) * features[below, j] + (x - j) * features[below, right]
+    return (1 - (y - i)) * upper + (y - i) * lower
+
+
 def forward(features, p, c, content=(1.0, 1.0)):
     """Logits and boxes of every layer, from one image's features [rows, columns, …]."""
     rows, columns, _ = features.shape
@@ -95,12 +105,14 @@ def forward(features, p, c, content=(1.0, 1.0)):
         x = layer(x, p["encoder"][f"block{i:02d}"], first, places, keep)
     if c.detector_encoder and first:
         x = norm(x, p["encoder_norm"])
-    if c.queries == "points":
+    if c.queries != "learned":
         point = sigmoid(p["points"])
         query = np.array([code_of(*one, c.detector_width) for one in point])
     else:
         query = p["queries"]
     y, told = np.zeros_like(query), []
+    if c.queries == "sampled":
+        y = np.array([between(x.reshape(rows, columns, -1), one, shown) for one in point])
     for i in range(c.detector_decoder):
         y = layer(y, p["decoder"][f"block{i:02d}"], first, query, keep, x, places)
         z = norm(y, p["norm"])
@@ -108,7 +120,7 @@ def forward(features, p, c, content=(1.0, 1.0)):
         for name in ("box1", "box2"):
             box = np.maximum(box @ p[name]["kernel"] + p[name]["bias"], 0)
         box = box @ p["box3"]["kernel"] + p["box3"]["bias"]
-        if c.queries == "points":
+        if c.queries != "learned":
             box[:, :2] += p["points"][:, ::-1]
         told.append((z @ p["head"]["kernel"] + p["head"]["bias"], sigmoid(box)))
     return [np.stack(part) for part in zip(*told, strict=True)]
@@ -119,6 +131,7 @@ def forward(features, p, c, content=(1.0, 1.0)):
     [
         {}, {"detector_norm": "pre"}, {"queries": "points", "detector_encoder": 0},
         {"map_positions": "learned"}, {"queries": "points", "detector_norm": "pre"},
+        {"queries": "sampled", "detector_encoder": 0}, {"queries": "sampled"},
     ],
     ids=str,
 )  # fmt: skip

@@ -30,8 +30,9 @@ class DetectorConfig:
     )
     queries: str = field(
         "learned",
-        "what a query is: a learned vector, or a learned point that its box is told from",
-        one_of("learned", "points"),
+        "what a query is: a learned vector; a learned point that its box is told from; or such a "
+        "point that begins with the features there",
+        one_of("learned", "points", "sampled"),
     )  # fmt: skip
 
     def check_detector(self, grid: tuple[int, ...]) -> None:

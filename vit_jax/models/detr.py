@@ -1,9 +1,10 @@
 """DETR (arXiv 2005.12872): a backbone's features go through a transformer whose queries are told as
-a class and a box each. As in the authors' code, but for what `queries: points` says.
+a class and a box each. As in the authors' code, but for what `queries` says.
 
 With `queries: points`, a query is a learned point of the image. It has the same code of its place
 as a feature, and its box is told relative to it (arXiv 2109.07107, section 3). So a query need not
-learn where it looks.
+learn where it looks. With `queries: sampled`, it also begins with the features at its point, not
+with zeros, so that the first layer need not find them.
 """
 
 import dataclasses
@@ -161,7 +162,7 @@ class Detr(nnx.Module):
                 nnx.Param(uniform(rngs.params(), (LEARNED, width // 2), jnp.float32))
                 for _ in range(2)
             )
-        if c.queries == "points":
+        if c.queries != "learned":
             points = spread(c.num_queries)
             self.points = nnx.Param(jnp.asarray(np.log(points / (1 - points))))
         else:
@@ -170,7 +171,7 @@ class Detr(nnx.Module):
         self.head = nnx.Linear(width, c.num_classes + 1, **_as_torch(width), **how)
         self.box1, self.box2 = (nnx.Linear(width, width, **_as_torch(width), **how) for _ in "12")
         last = _as_torch(width)
-        if c.queries == "points":
+        if c.queries != "learned":
             bias = jnp.array([0.0, 0.0, SMALL, SMALL])
             last = {"kernel_init": nnx.initializers.zeros, "bias_init": lambda *_: bias}
         self.box3 = nnx.Linear(width, 4, dtype=jnp.float32, rngs=rngs, **last)
@@ -207,13 +208,16 @@ class Detr(nnx.Module):
             if c.detector_norm == "pre":
                 x = self.encoder_norm(x)
         out["encoded"] = x
-        if c.queries == "points":
+        if c.queries != "learned":
             code = sine(nnx.sigmoid(self.points[...]), c.detector_width)
         else:
             code = self.queries[...]
         code = jnp.broadcast_to(code.astype(x.dtype), (batch, *code.shape))
+        first = jnp.zeros_like(code)
+        if c.queries == "sampled":
+            first = self._sampled(x, (rows, columns), content)
         _, blocks = self.decoder(
-            jnp.zeros_like(code), keys[2], return_weights=return_weights, gather=gather,
+            first, keys[2], return_weights=return_weights, gather=gather,
             places=code, mask=mask, memory=x, memory_places=places,
         )  # fmt: skip
         out |= {f"decoder_{name}": value for name, value in blocks.items()}
@@ -251,10 +255,25 @@ class Detr(nnx.Module):
             code = sine(places, self.config.detector_width)
         return mask, code.reshape(batch, rows * columns, -1)
 
+    def _sampled(
+        self, x: Float[Array, "batch places width"], sides: tuple[int, int], content: Array | None
+    ) -> Float[Array, "batch queries width"]:
+        """The features at the points, interpolated between the four nearest."""
+        parts = []
+        for axis, side in enumerate(sides):
+            count = side if content is None else jnp.ceil(content[:, axis] * side - 1e-3)
+            count = jnp.broadcast_to(count, len(x))[:, None]
+            at = nnx.sigmoid(self.points[...][:, axis]) * count - 0.5
+            at = jnp.clip(at, 0, count - 1)[..., None]  # [batch, queries, 1]
+            parts.append(jnp.maximum(0, 1 - jnp.abs(at - jnp.arange(side))).astype(x.dtype))
+        down, across = parts
+        shares = down[..., :, None] * across[..., None, :]  # [batch, queries, rows, columns]
+        return shares.reshape(*shares.shape[:2], -1) @ x
+
     def _boxes(self, states: Array) -> Float[Array, "layers batch queries 4"]:
         x = nnx.relu(self.box2(nnx.relu(self.box1(states))))
         x = self.box3(x.astype(jnp.float32))
-        if self.config.queries == "points":
+        if self.config.queries != "learned":
             point = self.points[...][:, ::-1]  # (x, y)
             x = x + jnp.pad(point, ((0, 0), (0, 2)))
         return nnx.sigmoid(x)
@@ -284,9 +303,10 @@ def _macs(backbone: Family):
         decoder = q * (4 * d * d + mlp) + 2 * q * q * d  # on the queries
         decoder += 2 * q * d * d + 2 * n * d * d + 2 * q * n * d  # on the memory
         heads = q * d * (c.num_classes + 1) + q * (2 * d * d + 4 * d)
+        sampled = q * n * d if c.queries == "sampled" else 0
         return (
             backbone.macs(config) + n * c.hidden_size * d + c.detector_encoder * encoder
-            + c.detector_decoder * (decoder + heads)
+            + sampled + c.detector_decoder * (decoder + heads)
         )  # fmt: skip
 
     return macs
