@@ -66,9 +66,9 @@ setup(
         "kubernetes": ["kubernetes>=37,<38"],
         "plots": ["matplotlib>=3.10"],
         "dev": [
-            "hypothesis>=6", "import-linter>=2", "kubernetes>=37,<38", "kubernetes-validate>=1.37",
-            "matplotlib>=3.10", "mypy>=1.15", "optuna>=4,<6", "pycocotools>=2.0.10", "pytest>=8",
-            "pytest-xdist>=3", "ruff>=0.9",
+            "hypothesis>=6", "import-linter>=2", "ipykernel>=6", "kubernetes>=37,<38",
+            "kubernetes-validate>=1.37", "matplotlib>=3.10", "mypy>=1.15", "nbclient>=0.10",
+            "optuna>=4,<6", "pycocotools>=2.0.10", "pytest>=8", "pytest-xdist>=3", "ruff>=0.9",
         ],
         "peers": [
             "datasets>=3", "timm>=1.0.15", "torch>=2.6", "torchvision>=0.21", "transformers>=5",

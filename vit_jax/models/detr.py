@@ -262,7 +262,7 @@ class Detr(nnx.Module):
         parts = []
         for axis, side in enumerate(sides):
             count = side if content is None else jnp.ceil(content[:, axis] * side - 1e-3)
-            count = jnp.broadcast_to(count, len(x))[:, None]
+            count = jnp.broadcast_to(count, x.shape[:1])[:, None]
             at = nnx.sigmoid(self.points[...][:, axis]) * count - 0.5
             at = jnp.clip(at, 0, count - 1)[..., None]  # [batch, queries, 1]
             parts.append(jnp.maximum(0, 1 - jnp.abs(at - jnp.arange(side))).astype(x.dtype))
