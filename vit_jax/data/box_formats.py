@@ -1,0 +1,155 @@
+"""Boxes as data sets state them: the formats, and what in them cannot be learned.
+
+Boxes without area or with values that are no numbers are left out, and boxes are cut at the edges
+of their image. All of that is counted and told once, as notes. A set whose boxes have another
+format than the one they are read by is refused.
+"""
+
+import hashlib
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from vit_jax.data.objects import Objects
+from vit_jax.errors import UserError
+from vit_jax.records import is_number
+
+WRONG = 0.2  # share of boxes that do not fit their image, above which their format is asked about
+# Names of an object's fields in the sets that libraries read.
+CATEGORIES = ("category", "label", "labels", "categories", "category_id", "class")
+CROWDS = ("is_crowd", "iscrowd", "crowd", "is_difficult", "difficult")
+
+
+class Annotation(NamedTuple):
+    """One image: its file's name, (height, width), and its objects."""
+
+    name: str
+    size: tuple[int, int]
+    boxes: np.ndarray  # float64 [N, 4], in a format of FORMATS
+    classes: np.ndarray  # int64 [N]
+    crowd: np.ndarray  # bool [N]
+    area: np.ndarray  # float64 [N], pixels; NaN where the set does not state it
+
+
+# Order of a box's four numbers: a function to x1, y1, x2, y2.
+ORDERS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+    "xywh": lambda b: np.concatenate([b[:, :2], b[:, :2] + b[:, 2:]], axis=1),
+    "xyxy": lambda b: b,
+    "cxcywh": lambda b: np.concatenate([b[:, :2] - b[:, 2:] / 2, b[:, :2] + b[:, 2:] / 2], axis=1),
+    "yxyx": lambda b: b[:, [1, 0, 3, 2]],
+}
+# In pixels, or with `rel_` as shares of the image's sides. TFDS and Keras name them so.
+FORMATS = (*ORDERS, *(f"rel_{order}" for order in ORDERS))
+
+
+def edges(boxes: np.ndarray, sizes: np.ndarray, how: str) -> np.ndarray:
+    """Boxes [N, 4] of a format as x1, y1, x2, y2 in pixels. `sizes` [N, 2] or [2]: height, width of
+    the image of each."""
+    with np.errstate(all="ignore"):  # infinities and NaN, which are counted
+        found = ORDERS[how.removeprefix("rel_")](boxes)
+        return found * np.asarray(sizes)[..., [1, 0, 1, 0]] if how.startswith("rel_") else found
+
+
+def numbers_of(boxes: Sequence[Any]) -> np.ndarray:
+    """Boxes of a file as float64 [N, 4]: NaN for what is no number, and for a box that has not four
+    values."""
+    rows = [
+        [float(n) if is_number(n) else np.nan for n in box]
+        if isinstance(box, list) and len(box) == 4 else [np.nan] * 4
+        for box in boxes
+    ]  # fmt: skip
+    return np.array(rows, np.float64).reshape(-1, 4)
+
+
+def of_fields(
+    size: tuple[int, int], fields: Mapping[str, Sequence[Any]], boxes: np.ndarray, classes: list[int]
+) -> Annotation:  # fmt: skip
+    """The annotation of an image of a library's set: `fields` has one entry for each object under
+    each name. Raises ValueError: the fields have different lengths."""
+    count = len(boxes)
+    crowd = np.zeros(count, bool)
+    for name in CROWDS:
+        crowd |= np.array([bool(value) for value in fields.get(name, [False] * count)], bool)
+    areas = [float(a) if a is not None else np.nan for a in fields.get("area", [None] * count)]
+    if not len(classes) == len(areas) == count:
+        raise ValueError(f"it has {count} boxes, {len(classes)} classes and {len(areas)} areas")
+    return Annotation("", size, boxes, np.array(classes, np.int64), crowd, np.array(areas))
+
+
+def checked(one: Annotation, how: str, counted: Counter[str]) -> Annotation:
+    """The annotation with boxes as x1, y1, x2, y2 in pixels, without what cannot be learned, which
+    is counted."""
+    height, width = one.size
+    found = edges(one.boxes, np.array(one.size), how)
+    finite = np.isfinite(found).all(axis=1)
+    counted["boxes have values that are no numbers, and are left out"] += int((~finite).sum())
+    found = np.where(finite[:, None], found, 0.0)
+    cut = np.clip(found, 0, [width, height, width, height])
+    empty = finite & ~(cut[:, 2:] > cut[:, :2]).all(axis=1)
+    counted["boxes have no area in their image, and are left out"] += int(empty.sum())
+    kept = finite & ~empty
+    outside = kept & (np.abs(cut - found) > 1.0).any(axis=1)
+    counted["boxes leave their image, and are cut at its edges"] += int(outside.sum())
+    counted["boxes are crowds, which are no targets"] += int((one.crowd & kept).sum())
+    own = np.prod(found[:, 2:] - found[:, :2], axis=1)
+    area = np.where(np.isfinite(one.area), one.area, own)
+    return Annotation(one.name, one.size, cut[kept], one.classes[kept], one.crowd[kept], area[kept])
+
+
+def objects_of(one: Annotation) -> Objects:
+    """The objects of a checked annotation."""
+    return Objects.of_pixels(one.boxes, one.classes, one.size, one.crowd, one.area)
+
+
+class Survey:
+    """What the annotations of a split hold, one image after the other.
+
+    most: objects of an image, at most. counted: what was found, and how often.
+    """
+
+    def __init__(self, title: str, how: str, remedy: str, counted: Counter[str] | None = None):
+        self.title, self.how, self.remedy = title, how, remedy
+        self.counted, self.most = Counter[str]() if counted is None else counted, 1
+        self._digest = hashlib.blake2b(digest_size=16)
+        self._boxes, self._sizes = [np.zeros((0, 4))], [np.zeros((0, 2))]
+
+    def add(self, one: Annotation) -> Annotation:
+        """Takes an image in, and returns its annotation as `checked`."""
+        self._boxes.append(one.boxes)
+        self._sizes.append(np.tile(np.array(one.size, np.float64), (len(one.boxes), 1)))
+        one = checked(one, self.how, self.counted)
+        self.most = max(self.most, len(one.boxes))
+        self._digest.update(one.name.encode(errors="surrogateescape") + one.boxes.tobytes())
+        self._digest.update(one.classes.tobytes())
+        return one
+
+    @property
+    def digest(self) -> str:
+        """A text that is the same for the same names, boxes and classes."""
+        return self._digest.hexdigest()
+
+    def finish(self) -> tuple[str, ...]:
+        """Lines for the user about all images. Raises UserError: boxes do not fit their images as
+        they are read, and all would as another format."""
+        boxes, sizes = np.concatenate(self._boxes), np.concatenate(self._sizes)
+        total, wrong = len(boxes), int((~_fit(boxes, sizes, self.how)).sum())
+        if wrong > WRONG * total:
+            others = [how for how in FORMATS if _fit(boxes, sizes, how).all()]
+            if others:
+                raise UserError(
+                    f"{self.title}: {wrong:,} of {total:,} boxes do not fit into their images, read "
+                    f"as {self.how}; all would fit as {' or '.join(others)}: "
+                    f"{self.remedy.format(others[0])}"
+                )
+        return tuple(f"{self.title}: {n:,} {what}" for what, n in self.counted.items() if n)
+
+
+def _fit(boxes: np.ndarray, sizes: np.ndarray, how: str) -> np.ndarray:
+    """Whether each box has an area and lies within its image; as pixels, not in the first one."""
+    found = edges(boxes, sizes, how)
+    with np.errstate(invalid="ignore"):
+        inside = (found[:, :2] >= -1).all(axis=1) & (found[:, 2:] <= sizes[:, ::-1] + 1).all(axis=1)
+        area = (found[:, 2:] > found[:, :2]).all(axis=1)
+        return inside & area & (how.startswith("rel_") | (found[:, 2:] > 1).any(axis=1))
