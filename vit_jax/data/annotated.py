@@ -117,7 +117,7 @@ def coco(rest: str, split: str, classes: list[str] | None) -> Annotated:
               root / "images", root]  # fmt: skip
     first = images[0].name if images else ""
     where = next((place for place in places if (place / first).is_file()), places[0])
-    return Annotated(title, where, images, names, Survey(title, "xywh", "convert them", counted))
+    return Annotated(title, where, images, names, Survey(title, "xywh", counted=counted))
 
 
 def _coco_images(record: dict[str, Any]) -> tuple[list[str], list[Annotation], Counter[str]]:
@@ -141,7 +141,7 @@ def _coco_images(record: dict[str, Any]) -> tuple[list[str], list[Annotation], C
         size = int(image["height"]), int(image["width"])
         if min(size) < 1:
             raise ValueError(f"the image {image['file_name']} has the size {size}")
-        areas = [one.get("area") for one in own]
+        areas: list[Any] = [one.get("area") for one in own]
         images.append(Annotation(
             str(image["file_name"]), size, numbers_of([one["bbox"] for one in own]),
             np.array([number[one["category_id"]] for one in own], np.int64),
@@ -204,9 +204,7 @@ def voc(rest: str, split: str, classes: list[str] | None) -> Annotated:
             np.array([number[one] for one in objects], np.int64), np.array(difficult, bool),
             np.full(len(boxes), np.nan),
         ))  # fmt: skip
-    return Annotated(
-        title, root / "JPEGImages", images, names, Survey(title, "xyxy", "convert them")
-    )
+    return Annotated(title, root / "JPEGImages", images, names, Survey(title, "xyxy"))
 
 
 def _voc_image(path: Path) -> tuple[str, tuple[int, int], list[str], list[list[float]], list[bool]]:

@@ -7,11 +7,12 @@ format than the one they are read by is refused.
 
 import hashlib
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from vit_jax.data.levels import DamagedImage
 from vit_jax.data.objects import Objects
 from vit_jax.errors import UserError
 from vit_jax.records import is_number
@@ -20,6 +21,8 @@ WRONG = 0.2  # share of boxes that do not fit their image, above which their for
 # Names of an object's fields in the sets that libraries read.
 CATEGORIES = ("category", "label", "labels", "categories", "category_id", "class")
 CROWDS = ("is_crowd", "iscrowd", "crowd", "is_difficult", "difficult")
+
+Fields = Mapping[str, Sequence[Any]]  # of objects: an entry for each under each name
 
 
 class Annotation(NamedTuple):
@@ -64,10 +67,10 @@ def numbers_of(boxes: Sequence[Any]) -> np.ndarray:
 
 
 def of_fields(
-    size: tuple[int, int], fields: Mapping[str, Sequence[Any]], boxes: np.ndarray, classes: list[int]
-) -> Annotation:  # fmt: skip
-    """The annotation of an image of a library's set: `fields` has one entry for each object under
-    each name. Raises ValueError: the fields have different lengths."""
+    size: tuple[int, int], fields: Fields, boxes: np.ndarray, classes: list[int]
+) -> Annotation:
+    """The annotation of an image of a library's set, with what else its fields state. Raises
+    ValueError: they have different lengths."""
     count = len(boxes)
     crowd = np.zeros(count, bool)
     for name in CROWDS:
@@ -76,6 +79,32 @@ def of_fields(
     if not len(classes) == len(areas) == count:
         raise ValueError(f"it has {count} boxes, {len(classes)} classes and {len(areas)} areas")
     return Annotation("", size, boxes, np.array(classes, np.int64), crowd, np.array(areas))
+
+
+def has_objects(fields: Iterable[str], labels: Sequence[str]) -> bool:
+    """Whether a set is read as one with boxes if nothing else is asked for: an object has a box and
+    a class, or a box where the set has no `labels`."""
+    return "bbox" in fields and (not labels or not set(CATEGORIES).isdisjoint(fields))
+
+
+def category_of(spec: str, query: Mapping[str, str], fields: Sequence[str]) -> str:
+    """The field of an object that is its class: the one that a source's query names, or the usual
+    one. Raises UserError: `fields`, those that can be one, have none."""
+    name = query.get("category") or next((name for name in CATEGORIES if name in fields), "")
+    if name not in fields:
+        raise UserError(
+            f"{spec}: the class of an object is needed, as ?category=FIELD: "
+            + (f"one of {', '.join(fields)}" if fields else "its objects have none")
+        )
+    return name
+
+
+def format_of_query(spec: str, query: Mapping[str, str], default: str) -> str:
+    """The format of boxes that a source's query names. Raises UserError: there is no such one."""
+    how = query.get("boxes", default)
+    if how not in FORMATS:
+        raise UserError(f"{spec}: boxes={how} is none of {', '.join(FORMATS)}")
+    return how
 
 
 def checked(one: Annotation, how: str, counted: Counter[str]) -> Annotation:
@@ -106,10 +135,15 @@ def objects_of(one: Annotation) -> Objects:
 class Survey:
     """What the annotations of a split hold, one image after the other.
 
-    most: objects of an image, at most. counted: what was found, and how often.
+    title: the split, for messages. how: the format of its boxes. remedy: what would work if they
+    have another one, FORMAT. counted: what was found, and how often. most: objects of an image, at
+    most.
     """
 
-    def __init__(self, title: str, how: str, remedy: str, counted: Counter[str] | None = None):
+    def __init__(
+        self, title: str, how: str, remedy: str = "convert them",
+        counted: Counter[str] | None = None,
+    ):  # fmt: skip
         self.title, self.how, self.remedy = title, how, remedy
         self.counted, self.most = Counter[str]() if counted is None else counted, 1
         self._digest = hashlib.blake2b(digest_size=16)
@@ -125,6 +159,14 @@ class Survey:
         self._digest.update(one.classes.tobytes())
         return one
 
+    def add_read(self, rows: Iterable[Any], annotation: Callable[[int, Any], Annotation]) -> None:
+        """Takes all images in, whose `annotation` is made of its number and its row."""
+        for index, row in enumerate(rows):
+            try:
+                self.add(annotation(index, row))
+            except (DamagedImage, OSError):
+                self.counted["images are damaged, and their boxes are not counted"] += 1
+
     @property
     def digest(self) -> str:
         """A text that is the same for the same names, boxes and classes."""
@@ -135,21 +177,22 @@ class Survey:
         they are read, and all would as another format."""
         boxes, sizes = np.concatenate(self._boxes), np.concatenate(self._sizes)
         total, wrong = len(boxes), int((~_fit(boxes, sizes, self.how)).sum())
-        if wrong > WRONG * total:
-            others = [how for how in FORMATS if _fit(boxes, sizes, how).all()]
-            if others:
-                raise UserError(
-                    f"{self.title}: {wrong:,} of {total:,} boxes do not fit into their images, read "
-                    f"as {self.how}; all would fit as {' or '.join(others)}: "
-                    f"{self.remedy.format(others[0])}"
-                )
+        others = [how for how in FORMATS if _fit(boxes, sizes, how).all()]
+        if wrong > WRONG * total and others:
+            raise UserError(
+                f"{self.title}: {wrong:,} of {total:,} boxes do not fit into their images, read as "
+                f"{self.how}; all would fit as {' or '.join(others)}: "
+                f"{self.remedy.replace('FORMAT', others[0])}"
+            )
         return tuple(f"{self.title}: {n:,} {what}" for what, n in self.counted.items() if n)
 
 
 def _fit(boxes: np.ndarray, sizes: np.ndarray, how: str) -> np.ndarray:
     """Whether each box has an area and lies within its image; as pixels, not in the first one."""
     found = edges(boxes, sizes, how)
+    pixels = how in ORDERS
     with np.errstate(invalid="ignore"):
         inside = (found[:, :2] >= -1).all(axis=1) & (found[:, 2:] <= sizes[:, ::-1] + 1).all(axis=1)
         area = (found[:, 2:] > found[:, :2]).all(axis=1)
-        return inside & area & (how.startswith("rel_") | (found[:, 2:] > 1).any(axis=1))
+        beyond = (found[:, 2:] > pixels).any(axis=1)
+    return np.asarray(inside & area & beyond)
