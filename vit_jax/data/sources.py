@@ -25,7 +25,6 @@ from vit_jax.user_code import imported
 
 # Sets by name: classes, and examples per split. ImageNet-21k (fall 2011, ViT paper section 4.1) and
 # JFT-300M (18,291 classes, arXiv 1707.02968; private) have no public builder.
-COCO = (80, {"train": 118_287, "val": 5_000})  # 2017, arXiv 1405.0312
 KNOWN = {
     "tfds:imagenet21k": (21_843, {"train": 14_197_122, "val": 102_400}),
     "tfds:jft300m": (18_291, {"train": 303_000_000, "val": 100_000}),
@@ -34,8 +33,8 @@ KNOWN = {
     "tfds:cifar100": (100, {"train": 50_000, "test": 10_000}),
     "tfds:oxford_iiit_pet": (37, {"train": 3680, "test": 3669}),
     "tfds:oxford_flowers102": (102, {"train": 1020, "validation": 1020, "test": 6149}),
-    "coco": COCO,  # names no folder
-    "tfds:coco/2017": COCO,
+    "coco": (80, {"train": 118_287, "val": 5_000}),  # 2017, arXiv 1405.0312; names no folder
+    "tfds:coco/2017": (80, {"train": 118_287, "validation": 5_000, "test": 40_670}),
 }
 # Of those with boxes: objects of an image, at most, crowds not counted.
 KNOWN_OBJECTS = {"coco": 93, "tfds:coco/2017": 93}

@@ -141,7 +141,7 @@ class Labelled(Tfds):
         if label is None or "image" not in features:
             raise UserError(
                 f"{spec} has no feature {'image' if label else asked[0]!r}: it is no "
-                f"classification set (it has {', '.join(features)})"
+                f"classification set (it has {', '.join(sorted(features))})"
             )
         super().__init__(spec, builder, split, training)
         self._label, of = label, features[label]
@@ -169,7 +169,7 @@ class Boxed(Tfds):
         fields = _fields(features, self._objects)
         if "bbox" not in fields or "image" not in features:
             lacks = "image" if "bbox" in fields else f"{self._objects} with bbox"
-            raise UserError(f"{spec} has no feature {lacks}: it has {', '.join(features)}")
+            raise UserError(f"{spec} has no feature {lacks}: it has {', '.join(sorted(features))}")
         named = {name: of.names for name, of in fields.items() if getattr(of, "names", None)}
         self._category = box_formats.category_of(spec, query, list(named))
         self.classes = list(named[self._category])
@@ -177,7 +177,8 @@ class Boxed(Tfds):
         usual = stated.value.lower() if stated else "rel_yxyx"
         self._how = box_formats.format_of_query(spec, query, usual)
         super().__init__(spec, builder, split, training)
-        if most := query.get("most"):
+        if "most" in query:
+            most = query["most"]
             if not most.isdecimal() or not int(most):
                 raise UserError(f"{spec}: most={most} must be a whole number from 1")
             self.max_objects = int(most)
