@@ -190,9 +190,9 @@ class Survey:
 def _fit(boxes: np.ndarray, sizes: np.ndarray, how: str) -> np.ndarray:
     """Whether each box has an area and lies within its image; as pixels, not in the first one."""
     found = edges(boxes, sizes, how)
-    pixels = how in ORDERS
+    first = 1.01 if how in ORDERS else 0.0  # shares that were rounded are a little above 1
     with np.errstate(invalid="ignore"):
         inside = (found[:, :2] >= -1).all(axis=1) & (found[:, 2:] <= sizes[:, ::-1] + 1).all(axis=1)
         area = (found[:, 2:] > found[:, :2]).all(axis=1)
-        beyond = (found[:, 2:] > pixels).any(axis=1)
+        beyond = (found[:, 2:] > first).any(axis=1)
     return np.asarray(inside & area & beyond)
