@@ -122,7 +122,8 @@ def checked(one: Annotation, how: str, counted: Counter[str]) -> Annotation:
     outside = kept & (np.abs(cut - found) > 1.0).any(axis=1)
     counted["boxes leave their image, and are cut at its edges"] += int(outside.sum())
     counted["boxes are crowds, which are no targets"] += int((one.crowd & kept).sum())
-    own = np.prod(found[:, 2:] - found[:, :2], axis=1)
+    with np.errstate(over="ignore"):
+        own = np.prod(found[:, 2:] - found[:, :2], axis=1)
     area = np.where(np.isfinite(one.area), one.area, own)
     return Annotation(one.name, one.size, cut[kept], one.classes[kept], one.crowd[kept], area[kept])
 
