@@ -11,6 +11,7 @@ from PIL import Image, ImageOps
 
 from vit_jax.data.decode import ORIENTATION, DamagedImage, EncodedJpeg, decode
 from vit_jax.data.decode import encoded as open_encoded
+from vit_jax.data.stored import stored_size
 from vit_jax.errors import UserError
 
 LOSSLESS = ["PNG", "BMP", "TIFF"]
@@ -290,3 +291,21 @@ def test_a_numpy_file_with_a_nonsense_head_is_damaged(shape):
     with pytest.raises(DamagedImage) as error:
         decode(data, 1)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "NumPy"])
+def test_a_size_is_read_from_the_header_before_exif_turns_the_image(kind):
+    pixels = smooth(24, 32)
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    if kind == "NumPy":
+        buffer = io.BytesIO()
+        np.save(buffer, pixels)
+        data = buffer.getvalue()
+    else:
+        data = encoded(pixels, kind, **({"exif": turned} if kind == "JPEG" else {}))
+    assert stored_size(data) == (24, 32)
+    with pytest.raises(DamagedImage):
+        stored_size(data[:9])
+    with pytest.raises(DamagedImage, match="cannot identify"):
+        stored_size(b"no image")

@@ -152,7 +152,10 @@ def test_edges_and_centres_are_each_others_inverse():
             {"model.name": "vit_nano_patch8_64"},
             "is for task=classification, not for task=detection",
         ),
-        ({"data.train.source": "digits", "data.eval.source": "digits"}, "digits has no boxes"),
+        (
+            {"data.train.source": "digits", "data.eval.source": "digits"},
+            "digits gives labels and no boxes",
+        ),
         ({"model.num_queries": "3"}, "up to 4 objects an image, more than the 3 queries"),
         ({"data.train.pipeline": "decode|rotate"}, "moves what the image shows, but not the"),
         ({"detection.l1": "None"}, "'detection.l1' cannot be empty"),

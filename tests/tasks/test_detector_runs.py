@@ -240,7 +240,7 @@ def test_boxes_are_no_labels(capsys, tmp_path):
         "--config.total_epochs=1",
     ]
     assert cli.main([*command, "--config.data.train.source=digit_scenes:examples=200,size=16"]) == 2
-    assert "has boxes and no label: --config.task=detection" in capsys.readouterr().err
+    assert "gives boxes and no labels: --config.task=detection" in capsys.readouterr().err
 
 
 def test_classes_in_another_order_are_loaded_by_their_names(trained):

@@ -1,20 +1,15 @@
-"""Images with boxes: COCO's JSON (`coco:FOLDER`) and Pascal VOC's XML (`voc:FOLDER`).
+"""Images with boxes in files: COCO's JSON (`coco:FOLDER`) and Pascal VOC's XML (`voc:FOLDER`)."""
 
-What annotations hold that cannot be learned is counted and told once, as a note: boxes without
-area or with values that are no numbers are left out, and boxes are cut at their image's edges.
-"""
-
-import hashlib
 import re
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 from xml.etree import ElementTree
 
 import numpy as np
 
-from vit_jax.data.objects import Objects
+from vit_jax.data.box_formats import Annotation, Survey, numbers_of, objects_of
 from vit_jax.data.source import Source
 from vit_jax.data.splits import choose
 from vit_jax.errors import UserError, printable
@@ -24,18 +19,6 @@ from vit_jax.records import is_number, object_in, reason
 MOST_JSON = 2**31  # bytes of COCO's annotations; those of 2017's training split have 448 MB
 MOST_XML = 2**24
 YEAR = re.compile(r"(instances_)?(?P<split>.+?)_?(19|20)?\d*")
-WRONG = 0.2  # share of boxes that leave their image, above which their format is asked about
-
-
-class Annotation(NamedTuple):
-    """One image: its file's name, (height, width), and its boxes as x1, y1, x2, y2 in pixels."""
-
-    name: str
-    size: tuple[int, int]
-    boxes: np.ndarray  # float64 [N, 4]
-    classes: np.ndarray  # int64 [N]
-    crowd: np.ndarray  # bool [N]
-    area: np.ndarray  # float64 [N]
 
 
 class Annotated(Source):
@@ -43,10 +26,10 @@ class Annotated(Source):
 
     def __init__(
         self, title: str, root: Path, annotations: Iterable[Annotation], classes: list[str],
-        counted: Counter[str],
+        survey: Survey,
     ):  # fmt: skip
         self.title, self.root, self.classes = title, root, classes
-        self._data = [_checked(one, counted) for one in annotations]
+        self._data = [survey.add(one) for one in annotations]
         if not self._data:
             raise UserError(f"{title}: the split has no images")
         for one in self._data:  # annotations may come from anywhere
@@ -66,38 +49,15 @@ class Annotated(Source):
                 f"{title}: {len(missing):,} annotated images are not in {printable(root)}, such as "
                 f"{printable(missing[0])}: put them there, or take their annotations out"
             )
-        self.max_objects = max(1, *(len(one.boxes) for one in self._data))
-        digest = hashlib.blake2b(digest_size=16)
-        for one in self._data:
-            digest.update(one.name.encode(errors="surrogateescape") + one.boxes.tobytes())
-            digest.update(one.classes.tobytes())
-        self.names_hash = digest.hexdigest()
-        self.notes = tuple(f"{title}: {count:,} {what}" for what, count in counted.items() if count)
+        self.notes = survey.finish()
+        self.max_objects, self.names_hash = survey.most, survey.digest
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         one = self._data[index]
-        objects = Objects.of_pixels(one.boxes, one.classes, one.size, one.crowd, one.area)
-        return {"image": read_bytes(self.root / one.name), "objects": objects}
+        return {"image": read_bytes(self.root / one.name), "objects": objects_of(one)}
 
     def describe(self, index: int) -> str:
         return printable(str(self.root / self._data[index].name))
-
-
-def _checked(one: Annotation, counted: Counter[str]) -> Annotation:
-    """Without what cannot be learned, which is counted."""
-    height, width = one.size
-    finite = np.isfinite(one.boxes).all(axis=1)
-    counted["boxes have values that are no numbers, and are left out"] += int((~finite).sum())
-    boxes = np.where(finite[:, None], one.boxes, 0.0)
-    cut = np.clip(boxes, 0, [width, height, width, height])
-    empty = finite & ~(cut[:, 2:] > cut[:, :2]).all(axis=1)
-    counted["boxes have no area in their image, and are left out"] += int(empty.sum())
-    kept = finite & ~empty
-    outside = kept & (np.abs(cut - boxes) > 1.0).any(axis=1)
-    counted["boxes leave their image, and are cut at its edges"] += int(outside.sum())
-    counted["boxes are crowds, which are no targets"] += int((one.crowd & kept).sum())
-    area = np.where(np.isfinite(one.area), one.area, 0.0)
-    return Annotation(one.name, one.size, cut[kept], one.classes[kept], one.crowd[kept], area[kept])
 
 
 def _folder(kind: str, rest: str) -> Path:
@@ -157,7 +117,7 @@ def coco(rest: str, split: str, classes: list[str] | None) -> Annotated:
               root / "images", root]  # fmt: skip
     first = images[0].name if images else ""
     where = next((place for place in places if (place / first).is_file()), places[0])
-    return Annotated(title, where, images, names, counted)
+    return Annotated(title, where, images, names, Survey(title, "xywh", counted=counted))
 
 
 def _coco_images(record: dict[str, Any]) -> tuple[list[str], list[Annotation], Counter[str]]:
@@ -176,43 +136,19 @@ def _coco_images(record: dict[str, Any]) -> tuple[list[str], list[Annotation], C
         else:
             of_image[one["image_id"]].append(one)
     images = []
-    leaving = as_edges = total = 0
     for image in record["images"]:
         own = of_image[image["id"]]
         size = int(image["height"]), int(image["width"])
         if min(size) < 1:
             raise ValueError(f"the image {image['file_name']} has the size {size}")
-        numbers = [
-            [float(n) if is_number(n) else np.nan for n in one["bbox"]]
-            if len(one["bbox"]) == 4 else [np.nan] * 4
-            for one in own
-        ]  # fmt: skip
-        given = np.array(numbers, np.float64).reshape(-1, 4)
-        boxes = np.concatenate([given[:, :2], given[:, :2] + given[:, 2:]], axis=1)
-        edge = np.array(size[::-1]) + 1.0
-        leaves = (boxes[:, 2:] > edge).any(axis=1)
-        leaving += int(leaves.sum())
-        fits = (given[:, 2:] <= edge).all(axis=1) & (given[:, 2:] > given[:, :2]).all(axis=1)
-        as_edges, total = as_edges + int(fits.sum()), total + len(own)
-        areas = [one.get("area", np.nan) for one in own]
-        area = np.array([float(n) if is_number(n) else np.nan for n in areas], np.float64)
+        areas: list[Any] = [one.get("area") for one in own]
         images.append(Annotation(
-            str(image["file_name"]), size, boxes,
+            str(image["file_name"]), size, numbers_of([one["bbox"] for one in own]),
             np.array([number[one["category_id"]] for one in own], np.int64),
             np.array([bool(one.get("iscrowd", 0)) for one in own], bool),
-            np.where(np.isnan(area), given[:, 2] * given[:, 3], area),
+            np.array([float(n) if is_number(n) else np.nan for n in areas], np.float64),
         ))  # fmt: skip
-    _check_format(leaving, as_edges, total, "x, y, width, height", "x1, y1, x2, y2")
     return names, images, counted
-
-
-def _check_format(leaving: int, fitting: int, total: int, read: str, other: str) -> None:
-    """Raises ValueError if boxes leave their images as they are read, and would not as others."""
-    if total and leaving > WRONG * total and fitting == total:
-        raise ValueError(
-            f"{leaving:,} of {total:,} boxes leave their image, read as {read}; all would fit as "
-            f"{other}: convert them"
-        )
 
 
 # -- Pascal VOC ------------------------------------------------------------------------------------
@@ -263,12 +199,12 @@ def voc(rest: str, split: str, classes: list[str] | None) -> Annotated:
     for stem in wanted:
         name, size, objects, boxes, difficult = read[stem]
         start = np.array(boxes, np.float64).reshape(-1, 4) - [1, 1, 0, 0]
-        area = np.prod(start[:, 2:] - start[:, :2], axis=1)
         images.append(Annotation(
             name if (root / "JPEGImages" / name).is_file() else f"{stem}.jpg", size, start,
-            np.array([number[one] for one in objects], np.int64), np.array(difficult, bool), area,
+            np.array([number[one] for one in objects], np.int64), np.array(difficult, bool),
+            np.full(len(boxes), np.nan),
         ))  # fmt: skip
-    return Annotated(title, root / "JPEGImages", images, names, Counter())
+    return Annotated(title, root / "JPEGImages", images, names, Survey(title, "xyxy"))
 
 
 def _voc_image(path: Path) -> tuple[str, tuple[int, int], list[str], list[list[float]], list[bool]]:

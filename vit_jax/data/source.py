@@ -1,12 +1,26 @@
 """What every source of examples has."""
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
+from urllib.parse import parse_qsl
 
 import numpy as np
 
+from vit_jax.errors import UserError
+
 PADDING = -1  # label of an empty row, which fills up a batch
 NO_LABEL = -2  # fills up the labels of an example that has fewer than others
+MAX_LABELS = 64  # per example if several are possible and a library does not state how many
+# What is wrong where a set with boxes is used for labels, or the other way round, and what works.
+GIVES_BOXES = (
+    "gives boxes and no labels: --config.task=detection; a set of tfds: or hf: that has labels as "
+    "well gives them by ?label=NAME"
+)
+GIVES_LABELS = (
+    "gives labels and no boxes, which detection needs: coco:FOLDER, voc:FOLDER, digit_scenes, or a "
+    "set of tfds: or hf: whose objects have boxes (?objects=NAME)"
+)
 
 
 class Source:
@@ -87,3 +101,20 @@ class Subset(Source):
                 if not missing.any():
                     break
         return cls(source, np.array(chosen))
+
+
+def queried(spec: str, keys: Sequence[str]) -> tuple[str, dict[str, str]]:
+    """The two parts of `NAME?KEY=VALUE&…`. Raises UserError: a key is none of `keys`."""
+    name, _, text = spec.partition("?")
+    query = dict(parse_qsl(text, keep_blank_values=True))
+    if unknown := sorted(set(query) - set(keys)):
+        usual = [f"{key}=" for key in keys]
+        raise UserError(
+            f"{spec}: after ? stand {', '.join(usual[:-1])} or {usual[-1]}, not {unknown[0]}="
+        )
+    return name, query
+
+
+def and_queried(spec: str, key: str, value: object) -> str:
+    """The name of a source with one more key in its query."""
+    return f"{spec}{'&' if '?' in spec else '?'}{key}={value}"

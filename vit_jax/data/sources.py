@@ -3,8 +3,8 @@
 Names are `digits`, `folder:PATH`, `csv:FILE`, `tfds:NAME`, `hf:NAME`, `synthetic`,
 `imagenet2012:FOLDER`, `imagenet21k:FOLDER` and `my_package.my_module:NAME`; with boxes
 `coco:FOLDER`, `voc:FOLDER` and `digit_scenes`. Sources are mixed as
-`0.7*folder:A + 0.3*tfds:B`. Their classes are in `memory.py`, `files.py`, `archives.py` and
-`libraries.py`.
+`0.7*folder:A + 0.3*tfds:B`. Their classes are in `memory.py`, `files.py`, `archives.py`, `tfds.py`,
+`hugging_face.py`, `annotated.py` and `scenes.py`.
 """
 
 import functools
@@ -16,28 +16,28 @@ from typing import Any
 
 import numpy as np
 
-from vit_jax.data import annotated, archives, files, libraries, memory, scenes
+from vit_jax.data import annotated, archives, files, hugging_face, memory, scenes, tfds
 from vit_jax.data.decode import DamagedImage
 from vit_jax.data.source import Facts, Source
 from vit_jax.data.splits import choose
 from vit_jax.errors import UserError, nearest
 from vit_jax.user_code import imported
 
-# TFDS data sets by name: classes, and examples per split. ImageNet-21k (fall 2011, ViT paper
-# section 4.1) and JFT-300M (18,291 classes, arXiv 1707.02968; private) have no public builder.
+# Sets by name: classes, and examples per split. ImageNet-21k (fall 2011, ViT paper section 4.1) and
+# JFT-300M (18,291 classes, arXiv 1707.02968; private) have no public builder.
 KNOWN = {
-    "imagenet21k": (21_843, {"train": 14_197_122, "val": 102_400}),
-    "jft300m": (18_291, {"train": 303_000_000, "val": 100_000}),
-    "imagenet2012": (1000, {"train": 1_281_167, "validation": 50_000}),
-    "cifar10": (10, {"train": 50_000, "test": 10_000}),
-    "cifar100": (100, {"train": 50_000, "test": 10_000}),
-    "oxford_iiit_pet": (37, {"train": 3680, "test": 3669}),
-    "oxford_flowers102": (102, {"train": 1020, "validation": 1020, "test": 6149}),
+    "tfds:imagenet21k": (21_843, {"train": 14_197_122, "val": 102_400}),
+    "tfds:jft300m": (18_291, {"train": 303_000_000, "val": 100_000}),
+    "tfds:imagenet2012": (1000, {"train": 1_281_167, "validation": 50_000}),
+    "tfds:cifar10": (10, {"train": 50_000, "test": 10_000}),
+    "tfds:cifar100": (100, {"train": 50_000, "test": 10_000}),
+    "tfds:oxford_iiit_pet": (37, {"train": 3680, "test": 3669}),
+    "tfds:oxford_flowers102": (102, {"train": 1020, "validation": 1020, "test": 6149}),
+    "coco": (80, {"train": 118_287, "val": 5_000}),  # 2017, arXiv 1405.0312; names no folder
+    "tfds:coco/2017": (80, {"train": 118_287, "validation": 5_000, "test": 40_670}),
 }
-# COCO 2017 (arXiv 1405.0312), where `coco` names no folder: examples per split; no image has more
-# objects that are no crowds.
-COCO = (80, {"train": 118_287, "val": 5_000})
-COCO_OBJECTS = 93
+# Of those with boxes: objects of an image, at most, crowds not counted.
+KNOWN_OBJECTS = {"coco": 93, "tfds:coco/2017": 93}
 
 
 def open_source(spec: str, split: str, classes: list[str] | None = None, **options: Any) -> Source:
@@ -84,15 +84,13 @@ def split_names(spec: str) -> list[str]:
 
 def facts(spec: str, split: str) -> Facts:
     """The sizes of a split: from its data if that is on this machine, else from `KNOWN`."""
-    kind, _, rest = spec.partition(":")
-    if kind == "tfds" and rest in KNOWN and not libraries.prepared_folder(rest):
-        num_classes, splits = KNOWN[rest]
-        name, bracket, part = split.partition("[")
-        name = choose(spec, name, splits)
-        return Facts(_part_of(splits[name], bracket + part), num_classes)
-    if spec == "coco":
-        num_classes, splits = COCO
-        return Facts(splits[choose(spec, split, splits)], num_classes, max_objects=COCO_OBJECTS)
+    name = spec.partition("?")[0]
+    kind, _, rest = name.partition(":")
+    if name in KNOWN and not (kind == "tfds" and tfds.prepared_folder(rest)):
+        num_classes, counts = KNOWN[name]
+        base, bracket, part = split.partition("[")
+        count = _part_of(counts[choose(spec, base, counts)], bracket + part)
+        return Facts(count, num_classes, max_objects=KNOWN_OBJECTS.get(name, 0))
     return Facts.of(open_source(spec, split))
 
 
@@ -229,8 +227,8 @@ KINDS: dict[str, tuple[Callable[..., Source], Splits]] = {
     "folder": (files.Folder, files.folder_splits),
     "csv": (files.Table, files.table_splits),
     "synthetic": (memory.Synthetic, TRAIN_VAL),
-    "tfds": (libraries.Tfds, libraries.tfds_splits),
-    "hf": (libraries.HuggingFace, libraries.hugging_face_splits),
+    "tfds": (tfds.open_split, tfds.splits),
+    "hf": (hugging_face.open_split, hugging_face.splits),
     "coco": (annotated.coco, annotated.coco_splits),
     "voc": (annotated.voc, annotated.voc_splits),
     "digit_scenes": (scenes.DigitScenes, TRAIN_VAL),

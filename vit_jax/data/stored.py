@@ -5,11 +5,12 @@ reads the file. Sizes are compared with the limit before any pixels are made. Wh
 raises becomes DamagedImage. `decode.py` reads plain JPEGs.
 """
 
+import contextlib
 import io
 import math
 import struct
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import cv2
@@ -53,13 +54,35 @@ def stored(data: bytes, channels: int, *, deep: bool) -> Values:
 
     Raises DamagedImage with the reason. Raises UserError: a file cannot have such channels.
     """
+    with _decoding(data) as kind:
+        read = _array if kind == "NumPy" else _image
+        values = read(data, kind, channels, deep)
+        return values if deep else eight_bits(values, None)
+
+
+def stored_size(data: bytes) -> tuple[int, int]:
+    """(height, width) that the header of a file states, before EXIF turns the image.
+
+    Raises DamagedImage with the reason.
+    """
+    with _decoding(data) as kind:
+        if kind == "NumPy":
+            height, width, *_ = numpy_header(io.BytesIO(data))[0]
+            return height, width
+        if kind == "TIFF":
+            _check_tags(data)
+        with Image.open(io.BytesIO(data), formats=(kind,)) as image:
+            return image.height, image.width
+
+
+@contextlib.contextmanager
+def _decoding(data: bytes) -> Iterator[str]:
+    """Gives the format of a file, and makes what its decoder raises DamagedImage."""
     kind = format_of(data[:HEAD])
     if kind is None:
         raise DamagedImage(f"cannot identify image file: its bytes are none of {NAMES}")
     try:
-        read = _array if kind == "NumPy" else _image
-        values = read(data, kind, channels, deep)
-        return values if deep else eight_bits(values, None)
+        yield kind
     except (DamagedImage, UserError):
         raise
     except Exception as error:  # a decoder may raise anything

@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 
 from vit_jax.data import ops
 from vit_jax.data.pipeline import Entries, Prepare
-from vit_jax.data.source import Facts, Source, Subset
+from vit_jax.data.source import GIVES_BOXES, Facts, Source, Subset
 from vit_jax.data.sources import open_source
 from vit_jax.errors import UserError
 from vit_jax.evaluators.named import Evaluator, OfFeatures, check_names
@@ -52,6 +52,7 @@ def open_evaluators(
         train = None
         if isinstance(evaluator, OfFeatures):
             train = open_source(source, evaluator.train_split)
+            _check_labels(evaluator, f"{source}, split {evaluator.train_split!r},", train)
             test = open_source(source, split, train.classes)
             if max(train.max_labels, test.max_labels) > 1:
                 raise UserError(f"evaluator {evaluator.name} needs one label for each example")
@@ -90,8 +91,11 @@ def check_evaluators(
 
 
 def _check_labels(evaluator: Evaluator, where: str, source: Source) -> None:
-    """Raises UserError if the first example has no label, as in many published test sets."""
+    """Raises UserError if the first example has no label, as in many published test sets, or the
+    source has boxes."""
     with contextlib.suppress(OSError):
+        if source.max_objects:
+            raise UserError(f"evaluator {evaluator.name}: {where} {GIVES_BOXES}")
         label = np.atleast_1d(source[0]["label"])
         if source.max_labels == 1 and (not label.size or label[0] < 0):
             raise UserError(f"evaluator {evaluator.name}: {where} has no labels")

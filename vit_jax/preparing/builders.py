@@ -18,8 +18,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from vit_jax.data import libraries
 from vit_jax.data.prepared import open_builder, read_info
+from vit_jax.data.tfds import names_builder, prepared_folder
 from vit_jax.data.walking import with_progress
 from vit_jax.errors import UserError
 from vit_jax.preparing.shards import Shard
@@ -43,12 +43,12 @@ def plan(rest: str, root: Path, source: str | None, shards: int | None) -> tuple
 
     Raises UserError: there is no such data set or builder, or TensorFlow is needed and missing.
     """
-    if libraries.names_builder(rest):
+    if names_builder(rest):
         path, _, config = rest.partition("/")
         make = functools.partial(imported(path, "a TFDS builder"), config=config or None)
         return _build(rest, make, root, source, shards)
     place = Path(source).expanduser() if source else root
-    folder = libraries.prepared_folder(rest, place)
+    folder = prepared_folder(rest, place)
     if folder is None:
         return _build(rest, _of_tfds(rest), root, source, shards)
     if read_info(f"tfds:{rest}", folder).get("fileFormat") != "tfrecord":

@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from vit_jax.data.libraries import tfds_root
 from vit_jax.data.splits import name_hashes
+from vit_jax.data.tfds import tfds_root
 from vit_jax.errors import UserError, nearest
 from vit_jax.preparing import builders
 from vit_jax.preparing.reading import open_splits, read_ahead

@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Array
 from ml_collections import ConfigDict
 
-from vit_jax.data.source import NO_LABEL, PADDING, Facts
+from vit_jax.data.source import GIVES_BOXES, NO_LABEL, PADDING, Facts
 from vit_jax.errors import UserError
 from vit_jax.evaluators import named
 from vit_jax.evaluators.classification import make_eval_step
@@ -37,7 +37,7 @@ class Labels(Entries):
     def row(self, example: dict[str, Any], name: Callable[[], str]) -> dict[str, Any]:
         """The example's labels, filled up with NO_LABEL. Raises UserError for what is none."""
         if "label" not in example:
-            raise UserError(f"{name()} has boxes and no label: --config.task=detection")
+            raise UserError(f"{name()} {GIVES_BOXES}")
         label, most, last = example["label"], self.max_labels, self.num_classes - 1
         if most == 1 and isinstance(label, int) and 0 <= label <= last:
             return {"label": np.int32(label)}
@@ -74,9 +74,7 @@ class Classification(Task):
     def __init__(self, config: ConfigDict, model: Model, facts: Facts):
         super().__init__(config, model, facts)
         if facts.max_objects:
-            raise UserError(
-                f"{config.data.train.source} has boxes and no label: --config.task=detection"
-            )
+            raise UserError(f"{config.data.train.source} {GIVES_BOXES}")
         self.loss_of = weighted(LOSSES[config.loss.name], config.loss.class_weights)
         self.mixes = bool(config.mixup or config.cutmix)
         if facts.max_labels > 1 and config.loss.name == "softmax":

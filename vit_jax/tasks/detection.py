@@ -18,7 +18,7 @@ from jaxtyping import Array, Bool, Float, Int
 from ml_collections import ConfigDict
 
 from vit_jax.data.objects import Objects
-from vit_jax.data.source import PADDING, Facts
+from vit_jax.data.source import GIVES_LABELS, PADDING, Facts
 from vit_jax.errors import UserError
 from vit_jax.evaluators.detection import Detection
 from vit_jax.models import Model
@@ -56,7 +56,7 @@ class ObjectRows(Entries):
         """Raises UserError for an example without objects, or with more than `most`."""
         objects = example.get("objects")
         if not isinstance(objects, Objects):
-            raise UserError(f"{name()} has no boxes: this task learns from data with boxes")
+            raise UserError(f"{name()} {GIVES_LABELS}")
         count = len(objects)
         if count > self.most:
             raise UserError(f"{name()} has {count} objects, more than the {self.most} stated")
@@ -190,7 +190,7 @@ class Detect(Task):
         source, most = c.data.train.source, self.facts.max_objects
         queries = self.model.config.num_queries
         if not most:
-            raise UserError(f"{source} has no boxes: detection needs them")
+            raise UserError(f"{source} {GIVES_LABELS}")
         if most > queries:
             raise UserError(
                 f"{source} has up to {most} objects an image, more than the {queries} queries: "
