@@ -166,8 +166,8 @@ def export_weights(
         for function, own in zip(made, params, strict=True):
             file = part if one_file else part / f"{function.size}{form.SUFFIX}"
             form.write(function, file, facts | {"images": facts["images"][function.size]})
-            facts["checked"][function.size] = found = _compared(form.read(file), function, own)
-            say(_line(function, found, weights.path))
+            facts["checked"][function.size] = found = compared(form.read(file), function, own)
+            say(accepted(function, found, weights.path))
         if not one_file:
             write_json(part / ABOUT, facts)
             if path.is_dir():  # --overwrite: no folder is renamed onto one that holds files
@@ -203,7 +203,7 @@ def _of_images(function: Function) -> dict[str, Any]:
     return {"inputs": inputs, "pipeline": function.pipeline}
 
 
-def _compared(
+def compared(
     theirs: Callable[..., dict[str, Any]], function: Function, own: Any
 ) -> dict[str, float]:
     """The largest differences between what was read back and our own model. Both are computed on
@@ -219,6 +219,11 @@ def _compared(
             inputs = function.example(batch, seed=batch)
             wanted = jax.device_get(ours(own, *inputs))
             found = jax.device_get(theirs(*inputs))
+            if not all(np.isfinite(x).all() for x in wanted.values()):
+                raise UserError(
+                    "the outputs of the model are NaN or infinite; the weights are damaged, or of "
+                    "another model than the one that they are taken for (vit inspect)"
+                )
             if wanted.keys() != found.keys():
                 raise UserError(f"read back: outputs {[*found]}, expected {[*wanted]}")
             for name, expected in wanted.items():
@@ -239,7 +244,7 @@ def _differences(name: str, found: np.ndarray, wanted: np.ndarray) -> dict[str, 
     return errors
 
 
-def _line(function: Function, found: dict[str, float], source: Path) -> str:
+def accepted(function: Function, found: dict[str, float], source: Path) -> str:
     """What was compared. Raises UserError if the difference is too large."""
     most = TOLERANCE[getattr(function.model.config, "dtype", "float32")]
     told = ", ".join(f"{name} {error:.1e}" for name, error in found.items())

@@ -72,12 +72,18 @@ def _pad(x: Any, filler: Any, *, padding_config: Sequence[tuple[int, int, int]])
             raise NotImplementedError("padding between elements")
         if low < 0 or high < 0:
             x = lax.slice_in_dim(x, max(-low, 0), x.shape[axis] - max(-high, 0), axis=axis)
-        low, high = (
-            [lax.broadcast_in_dim(filler, (*x.shape[:axis], n, *x.shape[axis + 1 :]), ())] * (n > 0)
-            for n in (low, high)
-        )
-        x = lax.concatenate([*low, x, *high], axis) if low or high else x
+        parts = [x]
+        if low > 0:
+            parts.insert(0, _filled(filler, x, axis, int(low)))
+        if high > 0:
+            parts.append(_filled(filler, x, axis, int(high)))
+        x = lax.concatenate(parts, axis) if len(parts) > 1 else x
     return x
+
+
+def _filled(filler: Any, like: Any, axis: int, count: int) -> Any:
+    shape = (*like.shape[:axis], count, *like.shape[axis + 1 :])
+    return lax.broadcast_in_dim(filler, shape, ())
 
 
 def _max_of_windows(
