@@ -27,7 +27,9 @@ RESNET = {"image_size": 32, "num_classes": 3, "resnet_layers": (1, 1)}
 
 FAMILIES = {
     "vit": ("vit_base_patch16_224", VIT),
-    "vit, scanned, one output": ("vit_base_patch16_224", VIT | {"scan": True, "num_layers": 2, "num_classes": 1}),
+    "vit, scanned, one output": (
+        "vit_base_patch16_224", VIT | {"scan": True, "num_layers": 2, "num_classes": 1},
+    ),
     "vit, averaged": ("vit_base_patch16_224", VIT | {"posemb": "sincos2d", "pool": "gap"}),
     "siglip": ("vit_base_patch16_siglip_224", VIT),
     "deit": ("deit_base_distilled_patch16_224", VIT),

@@ -24,8 +24,8 @@ OPTIONS: Options = SOURCE | {
     "--to": dict(required=True, metavar="FORMAT", help="stablehlo or onnx"),
     "--sizes": dict(default="", metavar="SIZE,…", help="image sizes, such as 224,384x512 (height x "
                     "width); a file for each, with resized positions (that of the weights)"),
-    "--dtype": dict(default="float32", help="of arithmetic and stored kernels: float32 (default) or "
-                    "bfloat16"),
+    "--dtype": dict(default="float32", help="of the arithmetic and of stored kernels: float32 "
+                    "(default) or bfloat16"),
     "--raw": dict(action="store_true", help="from normalised float32 images to logits"),
     "--overwrite": dict(action="store_true", help="replace an export that is there"),
     FLAG: dict(action="store_true", help="run the operations that the weights' pipeline names by "
@@ -38,9 +38,7 @@ def run(options: argparse.Namespace) -> int:
     from vit_jax.exporting.export import check, export_weights
 
     sizes = _sizes(options.sizes)
-    path = check(
-        options.destination, options.to, sizes, options.dtype, overwrite=options.overwrite
-    )
+    path = check(options.destination, options.to, sizes, options.dtype, overwrite=options.overwrite)
     with only(None, trust_files=options.trust_code):
         weights = opened(options)
     export_weights(

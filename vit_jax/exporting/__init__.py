@@ -1,1 +1,1 @@
-"""Models as files for other programs: StableHLO and ONNX, with everything that a prediction needs."""
+"""Models as files for other programs: StableHLO and ONNX, with all that a prediction needs."""

@@ -6,7 +6,6 @@ ONNX file of one size may also be named itself (`pets.onnx`): it holds the same 
 
 import datetime
 import importlib.util
-import json
 import os
 import shutil
 from collections.abc import Callable, Sequence

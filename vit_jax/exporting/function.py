@@ -17,9 +17,10 @@ from jaxtyping import Array, Float, Num
 from vit_jax.data.ops import Pipeline, parse
 from vit_jax.errors import UserError, printable
 from vit_jax.models.data_config import DataConfig
+from vit_jax.models.family import RESIZED
 from vit_jax.models.model import ACTIVATIONS, Model
 from vit_jax.pretrained.load import fill, fitted
-from vit_jax.pretrained.opened import Weights
+from vit_jax.pretrained.opened import Weights, listed_params
 from vit_jax.tasks.detection import edges
 
 # What an output is called, by the activation that it comes from.
@@ -85,7 +86,7 @@ def predicted(
 ) -> dict[str, Array]:
     """What `Function` returns, of any parameters."""
     images = images if raw else model.data_config.normalise(images)
-    more = {"content": content[0]} if content else {}
+    more: dict[str, Any] = {"content": content[0]} if content else {}
     logits, out = model.apply(params, images, **more)
     if model.family.task == "detection":
         boxes = {"boxes": edges(out["boxes"])}
@@ -117,6 +118,7 @@ def functions(
                   if hasattr(weights.model.config, field)}  # fmt: skip
         resized = {} if size == weights.model.config.image_size else {"image_size": size}
         model = fitted(weights, fields | resized)
+        _check_size(weights, model)
         params, report = fill(weights, model)
         params = jax.device_get(params)
         pipeline, derived = _pipeline(weights, model, imports)
@@ -133,6 +135,21 @@ def functions(
         whole.append(params)
     same = (line for line in lines if "image_size" not in line)
     return wanted, whole, list(dict.fromkeys(same))
+
+
+def _check_size(weights: Weights, model: Model) -> None:
+    """Raises UserError if parameters that cannot be resized depend on the size of the image."""
+    fixed = [
+        path for path, leaf in listed_params(model).items()
+        if model.family.at_init(path) != RESIZED
+        and weights.shapes.get(path, leaf.shape) != leaf.shape
+    ]  # fmt: skip
+    if fixed:
+        own, other = ("{} x {}".format(*m.config.image_size) for m in (weights.model, model))
+        raise UserError(
+            f"{printable(weights.path)}: {model.name} computes images of {own} alone, not of "
+            f"{other}: the shape of {fixed[0]} depends on their size"
+        )
 
 
 def _halved(x: np.ndarray) -> np.ndarray:
