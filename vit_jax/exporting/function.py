@@ -88,17 +88,25 @@ def predicted(
     images = images if raw else model.data_config.normalise(images)
     more: dict[str, Any] = {"content": content[0]} if content else {}
     logits, out = model.apply(params, images, **more)
-    if model.family.task == "detection":
-        boxes = {"boxes": edges(out["boxes"])}
-        return {"logits": logits} | boxes if raw else {
-            "scores": jax.nn.softmax(logits)[..., :-1]
-        } | boxes  # fmt: skip
+    return OF_TASK[model.family.task](model, logits, out, raw)
+
+
+def _classes(model: Model, logits: Array, out: dict[str, Array], raw: bool) -> dict[str, Array]:
     if not model.config.num_classes:
         return {"features": logits}
     if raw:
         return {"logits": logits}
     activation = model.output_activation
     return {OUTPUTS[activation]: ACTIVATIONS[activation](logits)}
+
+
+def _objects(model: Model, logits: Array, out: dict[str, Array], raw: bool) -> dict[str, Array]:
+    told = {"logits": logits} if raw else {"scores": jax.nn.softmax(logits)[..., :-1]}
+    return told | {"boxes": edges(out["boxes"])}
+
+
+OF_TASK = {"classification": _classes, "detection": _objects}
+PADDING = {"detection": "pad"}  # task -> the operation after which its models take `content`
 
 
 def functions(
@@ -128,13 +136,11 @@ def functions(
                 f"the pipeline of the weights, {weights.model.data_config.written!r}, makes images "
                 f"of another size; that of {size[0]} x {size[1]} is {pipeline.text!r}"
             )
-        detects = model.family.task == "detection"
-        padded = detects and any(step.name == "pad" for step in pipeline.steps)
+        padded = any(step.name == PADDING.get(model.family.task) for step in pipeline.steps)
         stored = jax.tree.map(_halved, params) if dtype == "bfloat16" else params
         wanted.append(Function(model, stored, pipeline.text, raw, padded))
         whole.append(params)
-    same = (line for line in lines if "image_size" not in line)
-    return wanted, whole, list(dict.fromkeys(same))
+    return wanted, whole, list(dict.fromkeys(lines))
 
 
 def _check_size(weights: Weights, model: Model) -> None:
