@@ -29,7 +29,8 @@ FORMATS: dict[str, ModuleType] = {"stablehlo": stablehlo, "onnx": onnx}
 ABOUT = "about.json"
 BATCHES = (1, 7)  # that are compared
 # The largest difference from our own model that is accepted: of any output, and of the logarithm of
-# each probability of LIKELY or more, which differ as logits do.
+# each probability of LIKELY or more, which differ as logits do. In bfloat16, as a share of the
+# largest output, if that is more than one.
 TOLERANCE = {"float32": 1e-4, "bfloat16": 0.05}
 LIKELY = 1e-3
 SHARES = ("probabilities", "scores")  # outputs that are probabilities
@@ -121,13 +122,21 @@ def check(
             raise UserError(f"{shown} is no export, so --overwrite does not replace it")
     if not path.parent.is_dir():
         raise UserError(f"{shown}: there is no folder {printable(path.parent)}")
+    _try(path)
+    return path
+
+
+def _try(path: Path) -> None:
+    """Raises UserError if nothing can be made beside a path. Removes what a killed export left."""
     part = path.with_name(f".{path.name}.part")
     try:
-        part.mkdir(exist_ok=True)
+        if part.is_dir():
+            shutil.rmtree(part)
+        part.unlink(missing_ok=True)
+        part.mkdir()
         part.rmdir()
     except OSError as error:
         raise cannot_write(path, error) from error
-    return path
 
 
 def _exported(path: Path) -> bool:
@@ -213,7 +222,8 @@ def compared(
     def ours(params: Any, images: Any, *content: Any) -> dict[str, Any]:
         return predicted(function.model, params, images, content, raw=function.raw)
 
-    with jax.default_device(jax.local_devices(backend="cpu")[0]):
+    half = getattr(function.model.config, "dtype", "float32") == "bfloat16"
+    with jax.default_device(_cpu()):
         for batch in BATCHES:
             inputs = function.example(batch, seed=batch)
             wanted = jax.device_get(ours(own, *inputs))
@@ -226,9 +236,20 @@ def compared(
             if wanted.keys() != found.keys():
                 raise UserError(f"read back: outputs {[*found]}, expected {[*wanted]}")
             for name, expected in wanted.items():
+                share = max(1.0, float(np.abs(expected).max(initial=0))) if half else 1.0
                 for what, error in _differences(name, np.asarray(found[name]), expected).items():
-                    differences[what] = max(differences.get(what, 0.0), error)
+                    differences[what] = max(differences.get(what, 0.0), error / share)
     return differences
+
+
+def _cpu() -> jax.Device:
+    try:
+        return jax.local_devices(backend="cpu")[0]
+    except RuntimeError as error:
+        raise UserError(
+            "what is exported is compared on the CPU, which JAX may not use here: add cpu to "
+            "JAX_PLATFORMS, as in cuda,cpu"
+        ) from error
 
 
 def _differences(name: str, found: np.ndarray, wanted: np.ndarray) -> dict[str, float]:
