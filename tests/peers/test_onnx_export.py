@@ -88,3 +88,14 @@ def test_a_file_is_replaced_when_asked_and_read_as_the_document_says(tmp_path, c
     )  # fmt: skip
     assert ended.returncode == 0, ended.stderr
     assert ended.stdout.strip() in tiny.NAMES
+
+
+def test_a_detector_that_sees_padding_still_takes_what_its_metadata_says(tmp_path):
+    weights, model, params = tiny.saved(tmp_path, "yolos", written="decode|fit|pad")
+    about = vit_jax.export(weights, tmp_path / "out.onnx", "onnx", say=None)
+    pixels, content = tiny.noise(model, 2), np.array([[0.5, 1], [1, 0.5]], np.float32)
+    assert [*about["images"]["32x32"]["inputs"]] == ["images", "content"]
+    found = predicted(tmp_path / "out.onnx", pixels, content)
+    np.testing.assert_allclose(
+        found["scores"], tiny.computed(model, params, pixels)["scores"], atol=2e-5
+    )
