@@ -16,6 +16,7 @@ import jax
 import jax.export
 import numpy as np
 
+from vit_jax.errors import UserError
 from vit_jax.exporting import primitives
 from vit_jax.exporting.function import Function
 
@@ -26,7 +27,9 @@ ERRORS = 3  # the level of onnxruntime's log that holds errors alone
 
 
 def write(function: Function, file: Path, facts: dict[str, Any]) -> None:
-    """Writes a function with a symbolic batch, and each fact as text of the file's metadata."""
+    """Writes a function with a symbolic batch, and each fact as text of the file's metadata.
+
+    Raises UserError for a model that jax2onnx cannot convert."""
     import onnx
 
     with _quiet():
@@ -38,10 +41,16 @@ def write(function: Function, file: Path, facts: dict[str, Any]) -> None:
             for shape, dtype in function.inputs.values()
         ]
         traced, names = primitives.traced(function.__call__, shapes)
-        graph = to_onnx(
-            traced, shapes, model_name=function.model.name, input_names=[*function.inputs],
-            output_names=names,
-        )  # fmt: skip
+        try:
+            graph = to_onnx(
+                traced, shapes, model_name=function.model.name, input_names=[*function.inputs],
+                output_names=names,
+            )  # fmt: skip
+        except Exception as error:  # it may raise anything about an operation that it lacks
+            raise UserError(
+                f"jax2onnx cannot convert {function.model.name}: {type(error).__name__}: "
+                f"{str(error).partition(chr(10))[0][:160]}; --to=stablehlo takes every model"
+            ) from error
     onnx.helper.set_model_props(
         graph, {key: v if isinstance(v, str) else json.dumps(v) for key, v in facts.items()}
     )
