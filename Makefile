@@ -27,7 +27,7 @@ test-hostile: $(VENV)/.installed
 	$(BIN)/python -m pytest -n 2 --dist loadfile tests/hostile
 
 test-peers:
-	$(MAKE) VENV=.venv-peers EXTRAS=dev,peers,tf,tpu CONSTRAINTS="$(CONSTRAINTS) -c .ci/constraints-peers.txt" .venv-peers/.installed
+	$(MAKE) VENV=.venv-peers EXTRAS=dev,peers,onnx,tf,tpu CONSTRAINTS="$(CONSTRAINTS) -c .ci/constraints-peers.txt" .venv-peers/.installed
 	$(OPTIMISED) .venv-peers/bin/python -m pytest tests/peers/test_tfds_builds.py  # TensorFlow, apart from PyTorch
 	$(OPTIMISED) .venv-peers/bin/python -m pytest -n 2 --dist loadfile --ignore=tests/peers/test_tfds_builds.py tests/peers tests/pretrained/test_references.py tests/models/test_resnet_peer.py tests/pretrained/test_catalog.py
 

@@ -61,14 +61,19 @@ setup(
         "tf": ["tensorflow-cpu>=2.21"],
         "hf": ["datasets>=3"],
         "weights": ["torch>=2.6"],
+        "export": ["flatbuffers>=24.3.25"],
+        # Of jax2onnx pip takes 0.13.0: what follows refuses the orbax-checkpoint needed above.
+        "onnx": ["flatbuffers>=24.3.25", "jax2onnx>=0.13,<0.18", "onnx>=1.20.1,<2",
+                 "onnxruntime>=1.24.1,<2"],
         "sweep": ["optuna>=4,<6"],
         "slurm": [],  # nothing any more: for those who still ask for it
         "kubernetes": ["kubernetes>=37,<38"],
         "plots": ["matplotlib>=3.10"],
         "dev": [
-            "hypothesis>=6", "import-linter>=2", "ipykernel>=6", "kubernetes>=37,<38",
-            "kubernetes-validate>=1.37", "matplotlib>=3.10", "mypy>=1.15", "nbclient>=0.10",
-            "optuna>=4,<6", "pycocotools>=2.0.10", "pytest>=8", "pytest-xdist>=3", "ruff>=0.9",
+            "flatbuffers>=24.3.25", "hypothesis>=6", "import-linter>=2", "ipykernel>=6",
+            "kubernetes>=37,<38", "kubernetes-validate>=1.37", "matplotlib>=3.10", "mypy>=1.15",
+            "nbclient>=0.10", "optuna>=4,<6", "pycocotools>=2.0.10", "pytest>=8", "pytest-xdist>=3",
+            "ruff>=0.9",
         ],
         "peers": [
             "datasets>=3", "timm>=1.0.15", "torch>=2.6", "torchvision>=0.21", "transformers>=5",

@@ -17,6 +17,7 @@ if os.path.isfile(os.path.join(_beside, "launch", "job.py")):
 _WHERE = {
     "create_model": "vit_jax.models.registry",
     "evaluate": "vit_jax.python",
+    "export": "vit_jax.exporting.export",
     "list_models": "vit_jax.models.registry",
     "list_pretrained": "vit_jax.pretrained.catalog",
     "load_pretrained": "vit_jax.pretrained.load",
@@ -25,8 +26,8 @@ _WHERE = {
     "train": "vit_jax.training.loop",
 }
 __all__ = [
-    "create_model", "evaluate", "list_models", "list_pretrained", "load_pretrained", "predict",
-    "save_pretrained", "train",
+    "create_model", "evaluate", "export", "list_models", "list_pretrained", "load_pretrained",
+    "predict", "save_pretrained", "train",
 ]  # fmt: skip
 
 

@@ -19,6 +19,7 @@ COMMANDS = {
     "report": "show a run as a page: curves, settings, mistakes",
     "inspect": "show what a weights file contains, in any layout",
     "convert": "write weights in another layout",
+    "export": "write weights as StableHLO or ONNX, for programs without this package",
     "ckpt": "list, verify, copy, prune a run's checkpoints",
     "data": "check data sets, prepare them, list the operations",
     "plan": "estimate memory, speed and cost of a run on any TPU or GPU",

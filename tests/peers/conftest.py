@@ -4,7 +4,8 @@ import contextlib
 import sys
 from pathlib import Path
 
-sys.path[:0] = [str(Path(__file__).parents[1] / folder) for folder in ("pretrained", "preparing")]
+FOLDERS = ("pretrained", "preparing", "exporting")
+sys.path[:0] = [str(Path(__file__).parents[1] / folder) for folder in FOLDERS]
 
 # PyTorch for CPUs beside a torchvision for GPUs: its operators cannot be loaded, and its import
 # ends in an error over the first ones that are missing. timm imports it, and calls none of them.

@@ -15,7 +15,8 @@ from vit_jax.benching.timing import Side, in_a_row
 LOAD = os.getloadavg()[0]  # load of the machine before this process did anything
 PACKAGES = (
     "vit_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "torch", "timm",
-    "transformers", "tensorflow", "pillow", "simplejpeg", "opencv-python-headless", "grain",
+    "transformers", "tensorflow", "onnxruntime", "jax2onnx", "pillow",
+    "simplejpeg", "opencv-python-headless", "grain",
 )  # fmt: skip
 
 # How XLA, PyTorch on a GPU, PyTorch on a CPU, and C++ report that memory is too small.

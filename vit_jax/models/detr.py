@@ -235,7 +235,7 @@ class Detr(nnx.Module):
             return encoded
         c = self.backbone_config
         patches = encoded[:, c.num_prefix :]
-        return patches.reshape(len(patches), *c.grid, -1)
+        return patches.reshape(patches.shape[0], *c.grid, -1)
 
     def _places(self, batch: int, rows: int, columns: int, content: Array | None):
         """Which features show content [batch, N], None for all; their positions [batch, N, D]."""

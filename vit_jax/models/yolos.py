@@ -37,7 +37,7 @@ class TokensViT(ViT):
     def _add_tokens(self, patches):
         tokens = super()._add_tokens(patches)
         own = (self.queries[...] + self.query_positions[...]).astype(tokens.dtype)
-        own = jnp.broadcast_to(own, (len(tokens), *own.shape))
+        own = jnp.broadcast_to(own, (tokens.shape[0], *own.shape))
         return jnp.concatenate([tokens, own], axis=1)
 
     def _added(self, empty: int) -> Float[Array, "layers tokens width"] | None:
