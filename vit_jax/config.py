@@ -45,6 +45,14 @@ TRACED = Fits(
     "100:5:all or 100:5:0,3",
 )
 
+WRITERS = ("tensorboard", "wandb", "mlflow", "trackio")
+WRITTEN = Fits(
+    str,
+    lambda text: all(re.fullmatch(rf"{'|'.join(WRITERS)}|[\w.]+:\w+|", name.strip())
+                     for name in text.split(",")),
+    f"names of {', '.join(WRITERS)}, joined by commas, or a writer of your own by its import path",
+)  # fmt: skip
+
 # A row: name, default (or the type of a key that is empty by default), meaning, what it may hold,
 # and which choices of its component read it, where not all do. An empty key takes what its meaning
 # says.
@@ -61,6 +69,9 @@ KEYS = (
     Key("total_epochs", float, "the length in passes over the training split", free=True),
     Key("total_examples", int, "the length in examples, over all epochs", free=True),
     Key("log_every_steps", 50, "steps between two rows of metrics", COUNT, free=True),
+    Key("writers", "tensorboard", "who gets every row beside metrics.jsonl, joined by commas: "
+        "tensorboard | wandb | mlflow | trackio, or a writer of your own by its import path, "
+        "my_package.my_module:MyWriter. None: nobody", WRITTEN, free=True, later=True),
     Key("eval_every_steps", int, "steps between two evaluations. Without it and "
         "eval_every_epochs: at the end alone", free=True),
     Key("eval_every_epochs", float, "the same in epochs; at most one of the two is set", free=True),

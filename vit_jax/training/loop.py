@@ -3,7 +3,7 @@
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import ExitStack, closing
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ from vit_jax.training.result import write_result
 from vit_jax.training.run import Run, run_of
 from vit_jax.training.start import Start, first_state, open_origin
 from vit_jax.training.workdir import WorkFolder
-from vit_jax.training.writers import MetricWriter
+from vit_jax.training.writers import MetricWriter, check_named
 
 IN_FLIGHT = 4  # steps queued on the device at most, so that batches do not pile up there
 
@@ -42,13 +42,14 @@ def train(
     """Trains to the end and returns what `result.json` holds. A work folder is continued.
 
     `named` are the keys given explicitly, for the check of unread ones; `writers` are told every
-    number that TensorBoard is, and may be those of `clu.metric_writers`.
+    number beside those that the config names, and may be those of `clu.metric_writers`.
 
     Raises UserError for anything the caller can mend, and Stopped where the run ended early: with
     its state saved (Ctrl-C, SIGTERM), or after too many non-finite steps.
     """
     ledger, workdir = Ledger({}, time.monotonic()), Path(workdir).expanduser().absolute()
     run = together(lambda: run_of(config, named, devices, weights=open_origin(config, workdir)))
+    together(lambda: check_named(run.config.writers))
     with ledger.spent("compile"):  # where the devices' memory is known, the step is compiled here
         run, fitted = fitting(run, config)
     watchdog = Watchdog(run.config.step_timeout, at_once=share()[1] > 1)
@@ -57,7 +58,7 @@ def train(
         folder.keep(flat(run.config), run.classes)
         where, best = folder.path / "checkpoints", ranked_by(run.config.best)
         checkpoints = Checkpoints(where, **run.config.checkpoint, best=best)
-        with closing(Progress(folder.path, run, start, writers, quiet, ledger)) as progress:
+        with Progress(folder.path, run, start, writers, quiet, ledger) as progress:
             progress.say("\n".join([*run.said, *fitted, *start.said, *run.in_numbers]))
             began = time.monotonic()
             with progress.spent("compile"):

@@ -19,16 +19,24 @@ from typing import Any
 import jax
 
 from vit_jax import records
-from vit_jax.errors import NON_FINITE, Stopped, UserError, cannot_write, printable_lines
+from vit_jax.config import flat
+from vit_jax.errors import (
+    NON_FINITE,
+    USER_ERROR,
+    Stopped,
+    UserError,
+    cannot_write,
+    printable_lines,
+)
 from vit_jax.files import read_bytes, write_text
 from vit_jax.parallel.chips import peak_flops
-from vit_jax.parallel.runtime import everyones, process
+from vit_jax.parallel.runtime import everyones, process, together
 from vit_jax.ranking import ranked_by
 from vit_jax.training.goodput import TRAINING, Ledger
 from vit_jax.training.profiling import Profile
 from vit_jax.training.run import Run
 from vit_jax.training.start import Start
-from vit_jax.training.writers import MetricWriter, TensorBoardWriter
+from vit_jax.training.writers import InBackground, MetricWriter, open_named
 
 Row = dict[str, Any]
 
@@ -130,12 +138,14 @@ class Progress:
         peak = peak_flops(run.mesh.devices.flat[0].device_kind, run.config.model.dtype)
         self._flops = 6 * run.model.macs
         self._peak = peak * self._devices if peak else None
-        self._rows = MetricRows(workdir / "metrics.jsonl", start.step, first)
-        self._writers: list[MetricWriter] = (
-            [TensorBoardWriter(workdir, start.step), *writers] if first else []
-        )
         self._console = Console(run.config.total_steps, start.step)
         self._quiet = quiet or not first
+        named = run.config.writers if first else ""
+        opened = together(
+            lambda: open_named(named, workdir, start.step, flat(run.config), self.warn)
+        )
+        self._writers: list[MetricWriter] = [*opened, *(writers if first else ())]
+        self._rows = MetricRows(workdir / "metrics.jsonl", start.step, first)
         self._profile = Profile(workdir, run.config.profile)
         self._pending: tuple[Row, Any] | None = None
         self.ledger = ledger or Ledger({}, time.monotonic())
@@ -311,13 +321,23 @@ class Progress:
         if traced := self._profile.after(step):
             self.say(traced)
 
-    def close(self) -> None:
+    def close(self, code: int = 0) -> None:
+        """Ends everything. `code` is what `vit` will exit with."""
         self._profile.close()
         self._console.close()
         self._rows.close()
         for writer in self._writers:
-            writer.close()
+            if isinstance(writer, InBackground):
+                writer.close(code)
+            else:
+                writer.close()
         sys.stderr.flush()
+
+    def __enter__(self) -> "Progress":
+        return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: Any) -> None:
+        self.close(0 if error is None else getattr(error, "code", USER_ERROR))
 
 
 def _duration(seconds: float) -> str:
