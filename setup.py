@@ -67,7 +67,7 @@ setup(
         "plots": ["matplotlib>=3.10"],
         "wandb": ["wandb>=0.25,<1"],
         "mlflow": ["mlflow>=3,<4"],  # mlflow-skinny is enough for a server or a folder
-        "trackio": ["trackio>=0.35,<1"],
+        "trackio": ["trackio>=0.43,<1"],
         "dev": [
             "hypothesis>=6", "import-linter>=2", "kubernetes>=37,<38", "kubernetes-validate>=1.37",
             "matplotlib>=3.10", "mypy>=1.15", "optuna>=4,<6", "pycocotools>=2.0.10", "pytest>=8",

@@ -81,6 +81,8 @@ KEYS = (
         free=True),
     Key("best", str, "how evaluations of data.eval are ranked: max or min and a metric, as in "
         "'min loss'. Empty: as the task does, such as 'max accuracy'", BEST, free=True),
+    Key("stop_after", int, "evaluations of data.eval in a row without a gain by `best` that end "
+        "the run. Empty: it goes on to its length", COUNT, free=True, later=True),
     Key("init", str, "weights, checkpoint or work folder that the parameters come from; the head "
         "is new", free=True),
     Key("resume", str, "checkpoint or work folder that the whole state comes from", free=True),
@@ -303,7 +305,9 @@ READ_BY = {component: _read_by(component) for component in ("optimizer", "schedu
 FREE_ON_RESUME = frozenset(key.name for key in ROWS.values() if key.free)
 
 # Of these, what nevertheless makes another run of it.
-COUNTS = frozenset(("total_steps", "total_epochs", "total_examples", "init", "resume"))
+COUNTS = frozenset(
+    ("total_steps", "total_epochs", "total_examples", "stop_after", "init", "resume")
+)
 
 # One duration in several units: the keys that exclude each other.
 DURATIONS = {

@@ -171,7 +171,7 @@ def test_a_writer_that_hangs_delays_neither_training_nor_the_end_of_it():
             hangs.wait()
 
     writer = InBackground("hangs", Hangs, said.append)
-    writer.open(again=False)
+    writer.begun(again=False)
     for step in range(5):
         writer.write_scalars(step, {})
     writer.flush()

@@ -17,7 +17,7 @@ from vit_jax.parallel.preemption import StopSignals
 from vit_jax.parallel.runtime import share, together
 from vit_jax.parallel.watchdog import Watchdog
 from vit_jax.ranking import ranked_by
-from vit_jax.training.evaluation import due, measured, report_damaged
+from vit_jax.training.evaluation import due, evaluate, last_step, report_damaged
 from vit_jax.training.goodput import Ledger
 from vit_jax.training.memory import fitting
 from vit_jax.training.progress import Progress
@@ -75,7 +75,7 @@ def fit(
 ) -> None:  # fmt: skip
     """Steps from `start` to the end: batch, step, tell, evaluate, save; in this order."""
     c, state, examples_seen = run.config, start.state, start.examples_seen
-    total = c.total_steps
+    total = last_step(run, state, start.step, progress, watchdog)
     in_flight: deque[Any] = deque()
     batches = run.train_batches(examples_seen, total - start.step)
     with ExitStack() as at_end:
@@ -89,7 +89,6 @@ def fit(
             with progress.spent("data"):
                 host, batch = next(batches)
             report_damaged(run, run.train_source, host["damaged"], progress.warn)
-
             state, metrics = train_step(state, batch)
             examples_seen += c.batch_size
             in_flight.append(metrics["loss"])
@@ -103,19 +102,19 @@ def fit(
             if step % c.log_every_steps == 0 or last:
                 progress.interval(step, metrics)
                 progress.check_finite(c.max_skipped_steps, now=last)
-            if (evaluators := due(run, step)) and (last or not stop.code):
+            if due(run, step) and (last or not stop.code):
                 progress.finish(state, metrics)
                 with watchdog.slow, progress.spent("evaluate"):
-                    for name, told in measured(run, evaluators, state, progress.say):
-                        progress.evaluation(step, name, told)
-                        evaluated = told if name == c.data.eval.split else evaluated
+                    evaluated = evaluate(run, state, step, progress)
+                last = last or progress.ends(step, metrics)
             better = c.checkpoint.keep_best and evaluated and progress.is_best()
-
             if last or better or stop.code or checkpoints.due(step, progress.told == step):
                 progress.finish(state, metrics)
                 with watchdog.slow, progress.spent("checkpoint"):
                     progress.sync()
                     about = start.about(run, examples_seen, progress.ledger.seconds)
                     checkpoints.save(step, state, about, evaluated)
-            if stop.code and not last:
+            if last:
+                break
+            if stop.code:
                 raise Stopped(f"stopped at step {step}; its state is saved", stop.code)

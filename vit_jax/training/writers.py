@@ -83,7 +83,7 @@ class InBackground:
         self._thread = threading.Thread(target=self._work, name=f"writer {name}", daemon=True)
         self._thread.start()
 
-    def open(self, again: bool) -> str:
+    def begun(self, again: bool) -> str:
         """Waits until the writer is open, and returns the identifier of its run.
 
         Raises UserError if it does not open. If the run is started `again`, that is a failure like
@@ -193,7 +193,7 @@ def open_named(
             run = Tracked(folder, last_step, ids.get(name, ""))
             writer = InBackground(name, functools.partial(kind, run), warn)
             opened.append(writer)
-            if (found := writer.open(again=bool(run.id or last_step))) and found != run.id:
+            if (found := writer.begun(again=bool(run.id or last_step))) and found != run.id:
                 ids[name] = found
                 write_json(folder / IDS, ids)  # before the first row: a killed run continues too
             writer.write_hparams(config)
