@@ -19,7 +19,7 @@ COMMANDS = {
     "report": "show a run as a page: curves, settings, mistakes",
     "inspect": "show what a weights file contains, in any layout",
     "convert": "write weights in another layout",
-    "ckpt": "list, verify, copy, prune a run's checkpoints",
+    "ckpt": "list, verify, copy, prune and average checkpoints",
     "data": "check data sets, prepare them, list the operations",
     "plan": "estimate memory, speed and cost of a run on any TPU or GPU",
     "describe": "show what a config resolves to, without training",

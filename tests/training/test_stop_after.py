@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from vit_jax.launch import runs
 
 import vit_jax
-from tests.digits_run import rows, tiny_config
+from tests.digits_run import StopsAt, rows, tiny_config
 from tests.parallel.jobs import ROOT, Job
 from vit_jax import cli
 from vit_jax.errors import RESTART, Stopped, UserError
@@ -33,23 +33,6 @@ STILL = {
 
 def evaluations(workdir):
     return [row for row in rows(workdir) if "eval/val/accuracy" in row]
-
-
-class StopsAt:
-    """A caller's writer that sends SIGTERM when it is told of a step."""
-
-    def __init__(self, step):
-        self.step = step
-
-    def write_scalars(self, step, scalars):
-        if step == self.step:
-            os.kill(os.getpid(), signal.SIGTERM)
-
-    def flush(self):
-        pass
-
-    def close(self):
-        pass
 
 
 @given(st.lists(st.integers(0, 5).map(lambda n: n / 8), min_size=1))

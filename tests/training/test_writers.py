@@ -2,15 +2,13 @@
 
 import importlib.util
 import json
-import os
-import signal
 import threading
 
 import jax
 import pytest
 
 import vit_jax
-from tests.digits_run import rows, tiny_config
+from tests.digits_run import StopsAt, rows, tiny_config
 from tests.parallel.jobs import Job
 from vit_jax import cli
 from vit_jax.config import WRITERS, config_hash, flat
@@ -30,23 +28,6 @@ def calls(workdir, kind):
 def numbers(workdir):
     """The rows of metrics.jsonl without their texts."""
     return [{k: v for k, v in row.items() if not isinstance(v, str)} for row in rows(workdir)]
-
-
-class StopsAt:
-    """A caller's writer that sends SIGTERM when it is told of a step."""
-
-    def __init__(self, step):
-        self.step = step
-
-    def write_scalars(self, step, scalars):
-        if step == self.step:
-            os.kill(os.getpid(), signal.SIGTERM)
-
-    def flush(self):
-        pass
-
-    def close(self):
-        pass
 
 
 def test_a_named_writer_gets_every_row_the_config_and_the_end(tmp_path):
