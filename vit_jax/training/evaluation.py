@@ -9,6 +9,7 @@ import numpy as np
 
 from vit_jax.data import ops
 from vit_jax.data.source import Source
+from vit_jax.data.views import views_of
 from vit_jax.errors import UserError
 from vit_jax.evaluators.classification import Rows
 from vit_jax.evaluators.opened import Opened
@@ -96,6 +97,35 @@ def measure_one(
         metrics = evaluator.measure(train, rows, len(opened.train.classes))
         metrics["examples"] = len(rows["index"])
     return metrics | {"damaged_images": damaged}, rows
+
+
+def measure_views(
+    run: Run, opened: Opened, params: Any, views: str, say: Callable[[str], None]
+) -> tuple[dict[str, float], Rows, list[str]]:
+    """The metrics of one evaluator over several views of each image (`data/views.py`), as it joins
+    them; the joined rows; the pipelines of the views.
+
+    Raises UserError: there are no such views, or the evaluator does not join views.
+    """
+    evaluator: Any = opened.evaluator
+    if evaluator.joined is None:
+        raise UserError(
+            f"--tta is for classification: evaluator {evaluator.name} of the task "
+            f"{run.config.task} has no probabilities to average"
+        )
+    size, channels = run.model.config.image_size, run.model.config.channels
+    texts, damaged = views_of(views, opened.pipeline.text), 0
+
+    def each() -> Iterator[Rows]:
+        nonlocal damaged
+        for text in texts:
+            parsed = ops.parse(text, size, imports=True, channels=channels)
+            rows, damaged = collect(run, "scores", params, opened.test, parsed, say)
+            yield rows
+
+    rows = evaluator.joined(each())
+    names = [opened.test.describe(int(i)) for i in rows["index"]] if evaluator.named else []
+    return evaluator.measure(rows, names) | {"damaged_images": damaged}, rows, texts
 
 
 def collect(
