@@ -1,8 +1,11 @@
 """Writers that a config names: what they get, and that none of their faults ends a run."""
 
+import ast
 import importlib.util
+import inspect
 import json
 import threading
+from pathlib import Path
 
 import jax
 import pytest
@@ -128,6 +131,20 @@ def test_an_unknown_writer_or_package_is_one_line_before_anything_is_written(
 
 def test_the_names_of_writers_are_those_of_classes():
     assert {*WRITERS} == {"tensorboard", *TRACKERS}
+
+
+@pytest.mark.parametrize("kind", [*TRACKERS.values(), InBackground])
+def test_trackers_have_the_methods_of_clus_interface(kind):
+    """Read as text, because clu's writers import TensorFlow."""
+    folder = Path(importlib.util.find_spec("clu").submodule_search_locations[0])
+    text = (folder / "metric_writers" / "interface.py").read_text("utf-8")
+    (clus,) = (node for node in ast.parse(text).body if isinstance(node, ast.ClassDef))
+    wanted = {node.name: [argument.arg for argument in node.args.args]
+              for node in clus.body if isinstance(node, ast.FunctionDef)}  # fmt: skip
+    for name in ("write_hparams", "write_scalars", "flush", "close"):
+        parameters = inspect.signature(getattr(kind, name)).parameters.values()
+        needed = [each.name for each in parameters if each.default is each.empty]
+        assert needed == wanted[name]
 
 
 def test_a_trial_of_a_sweep_is_named_after_its_study_too(tmp_path):
