@@ -30,6 +30,10 @@ test-peers:
 	$(MAKE) VENV=.venv-peers EXTRAS=dev,peers,onnx,tf,tpu CONSTRAINTS="$(CONSTRAINTS) -c .ci/constraints-peers.txt" .venv-peers/.installed
 	$(OPTIMISED) .venv-peers/bin/python -m pytest tests/peers/test_tfds_builds.py  # TensorFlow, apart from PyTorch
 	$(OPTIMISED) .venv-peers/bin/python -m pytest -n 2 --dist loadfile --ignore=tests/peers/test_tfds_builds.py tests/peers tests/pretrained/test_references.py tests/models/test_resnet_peer.py tests/pretrained/test_catalog.py
+	mkdir -p .venv-trackio
+	grep -v '^pillow==' $(CONSTRAINTS) > .venv-trackio/constraints.txt  # Trackio takes no Pillow 13
+	$(MAKE) VENV=.venv-trackio EXTRAS=dev,trackio CONSTRAINTS=".venv-trackio/constraints.txt -c .ci/constraints-peers.txt" .venv-trackio/.installed
+	$(OPTIMISED) .venv-trackio/bin/python -m pytest tests/peers/test_trackers.py
 
 # Pages in a real browser: needs Chromium (apt-get install chromium).
 test-pages: $(VENV)/.installed

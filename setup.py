@@ -69,6 +69,9 @@ setup(
         "slurm": [],  # nothing any more: for those who still ask for it
         "kubernetes": ["kubernetes>=37,<38"],
         "plots": ["matplotlib>=3.10"],
+        "wandb": ["wandb>=0.25,<1"],
+        "mlflow": ["mlflow>=3,<4"],  # mlflow-skinny is enough for a server or a folder
+        "trackio": ["trackio>=0.43,<1"],
         "dev": [
             "flatbuffers>=24.3.25", "hypothesis>=6", "import-linter>=2", "ipykernel>=6",
             "kubernetes>=37,<38", "kubernetes-validate>=1.37", "matplotlib>=3.10", "mypy>=1.15",
@@ -76,7 +79,8 @@ setup(
             "ruff>=0.9",
         ],
         "peers": [
-            "datasets>=3", "timm>=1.0.15", "torch>=2.6", "torchvision>=0.21", "transformers>=5",
+            "datasets>=3", "mlflow-skinny>=3", "timm>=1.0.15", "torch>=2.6", "torchvision>=0.21",
+            "transformers>=5", "wandb>=0.25,<1",
         ],
     },
 )  # fmt: skip

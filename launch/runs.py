@@ -18,7 +18,7 @@ OF_CONFIG: Kinds = {
     "total_steps": COUNT, "data.eval.split": records.TEXT_OR_NULL,
     "best": (ranking.WANTED, lambda value: value is None or ranking.fits(value)),
 }  # fmt: skip
-OF_RESULT: Kinds = {"steps": COUNT, "goodput": OBJECT_OF_NUMBERS}
+OF_RESULT: Kinds = {"steps": COUNT, "goodput": OBJECT_OF_NUMBERS, "ended": records.TEXT}
 OF_CHECKPOINT: Kinds = {"goodput": OBJECT_OF_NUMBERS}
 
 
@@ -49,7 +49,9 @@ def describe(run: Path) -> dict[str, Any]:
     metric = f"eval/{config.get('data.eval.split') or 'val'}/{own}"
     values = [row[metric] for row in evaluations if metric in row]
     step = max([*saved[-1:], last.get("step", 0), result.get("steps", 0)])
-    done = bool(result) and (total is None or result.get("steps", 0) >= total)
+    # A run that `stop_after` ended has fewer steps, unless it was continued since.
+    whole_length = total if "ended" not in result else max(saved, default=0)
+    done = bool(result) and result.get("steps", 0) >= (whole_length or 0)
     seconds = result.get("goodput", {}) if done else _ledger(run, saved, problems)
     whole = sum(seconds.values())
     strays = steps.strays(run / "checkpoints").items()

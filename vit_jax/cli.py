@@ -20,7 +20,7 @@ COMMANDS = {
     "inspect": "show what a weights file contains, in any layout",
     "convert": "write weights in another layout",
     "export": "write weights as StableHLO or ONNX, for programs without this package",
-    "ckpt": "list, verify, copy, prune a run's checkpoints",
+    "ckpt": "list, verify, copy, prune and average checkpoints",
     "data": "check data sets, prepare them, list the operations",
     "plan": "estimate memory, speed and cost of a run on any TPU or GPU",
     "describe": "show what a config resolves to, without training",

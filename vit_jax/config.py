@@ -45,6 +45,14 @@ TRACED = Fits(
     "100:5:all or 100:5:0,3",
 )
 
+WRITERS = ("tensorboard", "wandb", "mlflow", "trackio")
+WRITTEN = Fits(
+    str,
+    lambda text: all(re.fullmatch(rf"{'|'.join(WRITERS)}|[\w.]+:\w+|", name.strip())
+                     for name in text.split(",")),
+    f"names of {', '.join(WRITERS)}, joined by commas, or a writer of your own by its import path",
+)  # fmt: skip
+
 # A row: name, default (or the type of a key that is empty by default), meaning, what it may hold,
 # and which choices of its component read it, where not all do. An empty key takes what its meaning
 # says.
@@ -61,6 +69,9 @@ KEYS = (
     Key("total_epochs", float, "the length in passes over the training split", free=True),
     Key("total_examples", int, "the length in examples, over all epochs", free=True),
     Key("log_every_steps", 50, "steps between two rows of metrics", COUNT, free=True),
+    Key("writers", "tensorboard", "who gets every row beside metrics.jsonl, joined by commas: "
+        "tensorboard | wandb | mlflow | trackio, or a writer of your own by its import path, "
+        "my_package.my_module:MyWriter. None: nobody", WRITTEN, free=True, later=True),
     Key("eval_every_steps", int, "steps between two evaluations. Without it and "
         "eval_every_epochs: at the end alone", free=True),
     Key("eval_every_epochs", float, "the same in epochs; at most one of the two is set", free=True),
@@ -70,6 +81,8 @@ KEYS = (
         free=True),
     Key("best", str, "how evaluations of data.eval are ranked: max or min and a metric, as in "
         "'min loss'. Empty: as the task does, such as 'max accuracy'", BEST, free=True),
+    Key("stop_after", int, "evaluations of data.eval in a row without a gain by `best` that end "
+        "the run. Empty: it goes on to its length", COUNT, free=True, later=True),
     Key("init", str, "weights, checkpoint or work folder that the parameters come from; the head "
         "is new", free=True),
     Key("resume", str, "checkpoint or work folder that the whole state comes from", free=True),
@@ -292,7 +305,9 @@ READ_BY = {component: _read_by(component) for component in ("optimizer", "schedu
 FREE_ON_RESUME = frozenset(key.name for key in ROWS.values() if key.free)
 
 # Of these, what nevertheless makes another run of it.
-COUNTS = frozenset(("total_steps", "total_epochs", "total_examples", "init", "resume"))
+COUNTS = frozenset(
+    ("total_steps", "total_epochs", "total_examples", "stop_after", "init", "resume")
+)
 
 # One duration in several units: the keys that exclude each other.
 DURATIONS = {

@@ -62,6 +62,7 @@ def evaluate(
     data: str | None = None,
     split: str | None = None,
     weights: str = "trained",
+    tta: str | None = None,
     trust_code: bool = False,
     overrides: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
@@ -72,6 +73,7 @@ def evaluate(
       run: a work folder, or one checkpoint of it.
       data, split: others than the run's own.
       weights: `trained`, or `ema` for their moving average.
+      tta: views of each image whose probabilities are averaged: `flip`, `crops`, `flip,crops`.
       trust_code: whether what the run's config names by import path may be run, although this user
         did not train there.
       overrides: dotted keys of the config, with their values.
@@ -81,7 +83,7 @@ def evaluate(
     from vit_jax.commands import evaluate as command
 
     options = argparse.Namespace(
-        workdir=str(run), checkpoint=None, data=data, split=split, weights=weights,
+        workdir=str(run), checkpoint=None, data=data, split=split, weights=weights, tta=tta,
         trust_code=trust_code, overrides={k: str(v) for k, v in (overrides or {}).items()},
     )  # fmt: skip
     with command.opened(options) as (checkpoint, about):

@@ -82,6 +82,11 @@ def resolve(
             f"{total} steps"
         )
     c.eval_every_steps = _steps(c, "evaluation", data) or total
+    if c.stop_after and not (c.data.eval.split and c.eval_every_steps < total):
+        raise UserError(
+            f"stop_after={c.stop_after} counts evaluations before the end, and there are none: "
+            "--config.eval_every_steps=N or --config.eval_every_epochs=N, and data.eval.split"
+        )
     lines += _scale_rate(c)
     for names in DURATIONS.values():
         for key in names[1:]:

@@ -67,6 +67,7 @@ def place_after(text, height, width, seed):
 FAR = {
     "shift": "shift(20)", "rotate": "rotate(90)", "resize_small": "resize_small(300)",
     "central_crop": "central_crop(60)", "random_crop": "random_crop(60)",
+    "corner_crop": "corner_crop(1, 0, 60)",
     "randaug": "randaug(4, 30)", "pad": "pad((120, 300))",
     "fit": "fit((4800, 300))", "random_resize": "random_resize((12, 18), 9999)",
     "size_crop": "size_crop(30, 50, 1.0, (80,))",

@@ -1,10 +1,12 @@
-"""Lists, verifies, copies and prunes the checkpoints of a run.
+"""Lists, verifies, copies, prunes and averages the checkpoints of a run.
 
 vit ckpt list runs/b16
 vit ckpt verify runs/b16
 vit ckpt copy runs/b16/checkpoints/5000 gs://bucket/b16-5000
 vit ckpt prune runs/b16 --keep=1
 vit ckpt prune runs/b16 --damaged
+vit ckpt average runs/b16 --last=5 --output=b16-mean
+vit ckpt average runs/seed0 runs/seed1 runs/seed2/checkpoints/900 --output=soup
 """
 
 import argparse
@@ -25,10 +27,17 @@ from vit_jax.files import whole
 
 def run(options: argparse.Namespace) -> int:
     """Runs the command and returns its exit code."""
-    if (options.target is not None) != (options.action == "copy"):
-        raise UserError("vit ckpt copy takes SOURCE and TARGET, the other actions SOURCE alone")
+    averages, wanted = options.action == "average", 2 if options.action == "copy" else 1
+    if not averages and len(options.paths) != wanted:
+        raise UserError(
+            "vit ckpt copy takes SOURCE and TARGET, average takes one path or more, the other "
+            "actions SOURCE alone"
+        )
     if (options.keep is not None or options.damaged) != (options.action == "prune"):
         raise UserError("vit ckpt prune, and it alone, takes --keep=N or --damaged")
+    if (options.output is not None) != averages or (options.last is not None and not averages):
+        raise UserError("vit ckpt average, and it alone, takes --output=DEST, and --last=N")
+    options.source, options.target = options.paths[0], options.paths[-1]
     ACTIONS[options.action](options, contents(options.source))
     return 0
 
@@ -186,12 +195,64 @@ def _remove(checkpoint: Path) -> None:
         raise UserError(f"{printable(checkpoint)} cannot be removed: {error.strerror}") from error
 
 
-ACTIONS = {"list": _list, "verify": _verify, "copy": _copy, "prune": _prune}
+def _average(options: argparse.Namespace, there: Contents) -> None:
+    """Writes the mean of the last checkpoints of a run, or of those that are named."""
+    from vit_jax.checkpoint import manager
+    from vit_jax.pretrained.average import average
+
+    output = Path(options.output).absolute()
+    if output.exists():
+        raise UserError(f"{printable(output)} is there already: name a new place")
+    if not output.parent.is_dir():
+        raise UserError(f"there is no folder {printable(output.parent)}; make it first")
+    if output.parent.name == "checkpoints" or steps.number(output.name) is not None:
+        raise UserError(
+            f"{printable(output)} would count as a step of a run: name a place outside "
+            "checkpoints, and give it no number"
+        )
+    if len(options.paths) > 1:
+        if options.last is not None:
+            raise UserError("--last=N is of one run: leave it out, or the other paths")
+        chosen = [manager.find(path) for path in options.paths]
+    else:
+        count = len(there.checkpoints) if options.last is None else options.last
+        if not 2 <= count <= len(there.checkpoints):
+            raise UserError(
+                f"an average is of 2 checkpoints or more, and {printable(options.source)} has "
+                f"{len(there.checkpoints)}"
+                + (f", not {count}" if options.last is not None else "")
+                + "; a run keeps as many as --config.checkpoint.keep"
+            )
+        chosen = there.checkpoints[-count:]
+    if len(set(chosen)) < len(chosen):
+        twice = next(path for path in chosen if chosen.count(path) > 1)
+        raise UserError(f"{printable(twice)} is named twice")
+    number = average(chosen, output)
+    names = ", ".join(printable(str(path)) for path in chosen)
+    print(f"mean of {len(chosen)} checkpoints, {number} parameters: {names} -> {output}")
+
+
+ACTIONS = {"list": _list, "verify": _verify, "copy": _copy, "prune": _prune, "average": _average}
 OPTIONS: Options = {
     "action": dict(choices=tuple(ACTIONS)),
-    "source": dict(help="a work folder, its checkpoints, or one of them"),
-    "target": dict(nargs="?", help="copy: a folder or bucket that does not exist yet"),
+    "paths": dict(
+        nargs="+",
+        metavar="PATH",
+        help="a work folder, its checkpoints, or one of them; "
+        "copy: then a folder or bucket that does not exist yet; average: any number of "
+        "checkpoints and work folders (of which the last checkpoint counts), or one work "
+        "folder",
+    ),
     "--keep": dict(type=int, metavar="N", help="prune: how many of the last ones to keep"),
     "--damaged": dict(action="store_true", help="prune: remove only damaged ones"),
+    "--last": dict(
+        type=int,
+        metavar="N",
+        help="average: how many of the last ones of a work folder; all by default",
+    ),
+    "--output": dict(
+        metavar="DEST",
+        help="average: a folder that does not exist yet, which is taken wherever weights are",
+    ),
     "--json": dict(action="store_true", help="list: print JSON"),
 }

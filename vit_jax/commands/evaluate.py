@@ -3,6 +3,7 @@
 vit evaluate --workdir=runs/digits
 vit evaluate --checkpoint=runs/digits/checkpoints/500 --data=folder:PATH --json
 vit evaluate --workdir=runs/digits --report=DIR
+vit evaluate --workdir=runs/b16 --tta=flip,crops
 vit evaluate --workdir=runs/b16 --config.evaluators="fewshot('folder:PATH')|knn('folder:PATH')"
 """
 
@@ -32,6 +33,8 @@ OPTIONS: Options = {
     "--split": dict(help="another split"),
     "--weights": dict(choices=("trained", "ema"), default="trained",
                       help="those that are trained, or their moving average"),
+    "--tta": dict(metavar="VIEWS", help="average the probabilities over views of each image: flip "
+                  "(and its mirror image), crops (and the four corners), or flip,crops"),
     "--report": dict(metavar="DIR", help="confusion matrix and worst mistakes, as tables and "
                      "pictures"),
     FLAG: dict(action="store_true", help="run the sources and operations that the run's config "
@@ -88,7 +91,7 @@ class Measured:
 def measured(options: argparse.Namespace, checkpoint: Path, about: dict[str, Any]) -> Measured:
     """Measures what was asked for."""
     from vit_jax.checkpoint import manager, steps
-    from vit_jax.training.evaluation import measure_one
+    from vit_jax.training.evaluation import measure_one, measure_views
     from vit_jax.training.resolve import of_trained
     from vit_jax.training.run import run_of
 
@@ -113,15 +116,21 @@ def measured(options: argparse.Namespace, checkpoint: Path, about: dict[str, Any
     result: dict[str, Any] = {"checkpoint": str(checkpoint), "step": steps.number(checkpoint.name)}
     lines, of_split = [], None
     for one in run.evaluators:
-        found, rows = measure_one(run, one, params, say)
+        of = ""
+        if options.tta is None:
+            found, rows = measure_one(run, one, params, say)
+        else:
+            found, rows, views = measure_views(run, one, params, options.tta, say)
+            result |= {"tta": options.tta, "views": views}
+            of = f"; mean of {len(views)} views: {options.tta}"
         if one.name == config.data.eval.split:
             result |= {"split": one.name, **found}
-            of = f" of {config.data.eval.source} {one.name}"
+            of = f" of {config.data.eval.source} {one.name}{of}"
             lines.append(f"{checkpoint}: {told(found, of)}")
             of_split = rows
         else:
             result |= {f"{one.name}/{key}": value for key, value in found.items()}
-            lines.append(f"{one.name}: {told(found)}")
+            lines.append(f"{one.name}: {told(found, of)}")
     return Measured(checkpoint, run, params, result, lines, of_split)
 
 

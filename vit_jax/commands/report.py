@@ -96,7 +96,7 @@ def _evaluation(options: argparse.Namespace, folder: Path) -> Iterable[str]:
 
     options = argparse.Namespace(
         workdir=str(folder), checkpoint=None, data=None, split=options.split, weights="trained",
-        trust_code=options.trust_code, overrides=options.overrides,
+        tta=None, trust_code=options.trust_code, overrides=options.overrides,
     )  # fmt: skip
     try:
         with evaluate.opened(options) as (checkpoint, about):

@@ -57,6 +57,8 @@ def run(options: argparse.Namespace) -> int:
             raise UserError(f"--{option} is 1 or more, not {getattr(options, option)}")
     if not config.data.eval.split:
         raise UserError("a study compares by an evaluation: set data.eval.split")
+    if config.stop_after:
+        raise UserError("a study compares at equal compute: leave stop_after out, which ends runs")
     models = recipe.sweep(options.config)
     if not isinstance(models, list) or not all("model.name" in point for point in models):
         raise UserError(

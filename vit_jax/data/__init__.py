@@ -4,3 +4,4 @@
 # They register their operations beside those of ops.py.
 from vit_jax.data import augment as augment
 from vit_jax.data import box_ops as box_ops
+from vit_jax.data import views as views

@@ -5,11 +5,12 @@ float64, each example once. So the numbers do not depend on batches, devices or 
 """
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import scipy.special
 from jaxtyping import Array
 
 from vit_jax.data.source import NO_LABEL
@@ -111,6 +112,42 @@ def within(rows: Rows, classes: np.ndarray) -> Rows:
         "predicted": scores.argmax(axis=-1),
         "confidence": 1 / total,
     }
+
+
+def mean_of_views(views: Iterable[Rows]) -> Rows:
+    """The rows of examples from the mean of their probabilities in several views, each of which has
+    `label`, `index` and the logits `scores`. The probabilities are those of a softmax, or of a
+    sigmoid if examples have several labels."""
+    total, count, rows = np.zeros(()), 0, Rows()
+    for rows in views:
+        logits = rows["scores"].astype(np.float64)
+        several = rows["label"].ndim == 2
+        shares = scipy.special.expit(logits) if several else scipy.special.softmax(logits, axis=-1)
+        total, count = total + shares, count + 1
+    return of_probabilities(rows["label"], total / count) | {"index": rows["index"]}
+
+
+def of_probabilities(label: np.ndarray, probabilities: np.ndarray) -> Rows:
+    """What `make_eval_step` says of logits, from probabilities. `scores` are their logarithms.
+
+    `label` is [N] or [N, max_labels], `probabilities` [N, classes], float64.
+    """
+    tiny = np.finfo(np.float64).tiny
+    scores = np.log(np.maximum(probabilities, tiny))
+    labels = label if label.ndim == 2 else label[:, None]
+    of_labels = np.take_along_axis(scores, np.maximum(labels, 0), axis=-1)
+    wanted = np.max(np.where(labels < 0, -np.inf, of_labels), axis=-1, keepdims=True)
+    ahead = (~(scores < wanted)).sum(axis=-1) - 1
+    nll = -wanted[:, 0]
+    if label.ndim == 2:
+        ahead = np.where((labels >= 0).any(axis=-1), ahead, scores.shape[-1])
+        others = np.log(np.maximum(1 - probabilities, tiny))
+        of_others = np.take_along_axis(others, np.maximum(labels, 0), axis=-1)
+        nll = -others.sum(axis=-1) - np.where(labels < 0, 0.0, of_labels - of_others).sum(axis=-1)
+    return {
+        "label": label, "ahead": ahead, "nll": nll, "predicted": probabilities.argmax(axis=-1),
+        "confidence": probabilities.max(axis=-1), "scores": scores,
+    }  # fmt: skip
 
 
 def real_accuracy(predicted: np.ndarray, numbers: np.ndarray, labels: list[list[int]]) -> float:

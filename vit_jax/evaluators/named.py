@@ -38,6 +38,9 @@ class Evaluator:
 
     kind: ClassVar[str]
     named: ClassVar[bool] = False  # whether `measure` needs the examples' names
+    # A function of the rows of several views of the same examples (outputs of the step `scores`, as
+    # an iterable) to one row of each example; None if it has no such function.
+    joined: ClassVar[Any] = None
 
     def reads(self, source: Source) -> str:
         """The name of the task's compiled step (`Task.judge`) whose outputs it reads."""
@@ -77,6 +80,7 @@ class Classification(Evaluator):
 
     subset: bool = False
     kind = "classification"
+    joined = staticmethod(classification.mean_of_views)
 
     def reads(self, source: Source) -> str:
         return "scores" if self.subset or source.max_labels > 1 else "rows"
@@ -95,6 +99,7 @@ class Real(Evaluator):
     labels: str | None = None
     kind = "real"
     named = True
+    joined = staticmethod(classification.mean_of_views)
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -155,7 +155,8 @@ class Sweep:
             code = live.running.poll()
             self._report(live)
             if code is not None:
-                self._ended(live, code)
+                # A signal that comes when the result is written already takes nothing away.
+                self._ended(live, 0 if (live.folder / "result.json").is_file() else code)
         elif (live.folder / "result.json").is_file():  # it ended after the sweep was killed
             self._report(live)
             self._ended(live, 0)

@@ -2,19 +2,24 @@
 
 from collections import deque
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import numpy as np
 
 from vit_jax.data import ops
 from vit_jax.data.source import Source
+from vit_jax.data.views import views_of
 from vit_jax.errors import UserError
 from vit_jax.evaluators.classification import Rows
 from vit_jax.evaluators.opened import Opened
+from vit_jax.parallel.watchdog import Watchdog
 from vit_jax.training.groups import merged, trainable
 from vit_jax.training.optimizer import averaged
 from vit_jax.training.run import Run
+
+if TYPE_CHECKING:
+    from vit_jax.training.progress import Progress
 
 IN_FLIGHT = 4  # batches queued on the device at most
 
@@ -23,6 +28,34 @@ def due(run: Run, step: int) -> list[Opened]:
     """The evaluators that run after this step."""
     last = step == run.config.total_steps
     return [evaluator for evaluator in run.evaluators if last or step % evaluator.every == 0]
+
+
+def evaluate(run: Run, state: Any, step: int, progress: "Progress") -> dict[str, float] | None:
+    """Measures and tells what is due after a step. Returns the metrics of `data.eval`, if they are.
+
+    If `stop_after` ends the run here, the other evaluators are measured, too, as at every end.
+    """
+    evaluators, of_split = due(run, step), None
+    for name, metrics in measured(run, evaluators, state, progress.say):
+        progress.evaluation(step, name, metrics)
+        of_split = metrics if name == run.config.data.eval.split else of_split
+    if of_split and step < run.config.total_steps and progress.gains_nothing(step):
+        others = [evaluator for evaluator in run.evaluators if evaluator not in evaluators]
+        for name, metrics in measured(run, others, state, progress.say):
+            progress.evaluation(step, name, metrics)
+    return of_split
+
+
+def last_step(run: Run, state: Any, step: int, progress: "Progress", watchdog: Watchdog) -> int:
+    """The last step of a run that begins after `step`: that one, if `stop_after` has ended the run
+    there. First measures what was due there and was left out because of a signal."""
+    c = run.config
+    if not c.stop_after or not 0 < step < c.total_steps:
+        return c.total_steps
+    if due(run, step) and progress.lacks_evaluation(step):
+        with watchdog.slow, progress.spent("evaluate"):
+            evaluate(run, state, step, progress)
+    return step if progress.ended or progress.gains_nothing(step) else c.total_steps
 
 
 def judged(run: Run, state: Any) -> dict[str, Any]:
@@ -64,6 +97,35 @@ def measure_one(
         metrics = evaluator.measure(train, rows, len(opened.train.classes))
         metrics["examples"] = len(rows["index"])
     return metrics | {"damaged_images": damaged}, rows
+
+
+def measure_views(
+    run: Run, opened: Opened, params: Any, views: str, say: Callable[[str], None]
+) -> tuple[dict[str, float], Rows, list[str]]:
+    """The metrics of one evaluator over several views of each image (`data/views.py`), as it joins
+    them; the joined rows; the pipelines of the views.
+
+    Raises UserError: there are no such views, or the evaluator does not join views.
+    """
+    evaluator: Any = opened.evaluator
+    if evaluator.joined is None:
+        raise UserError(
+            f"--tta is for classification: evaluator {evaluator.name} of the task "
+            f"{run.config.task} has no probabilities to average"
+        )
+    size, channels = run.model.config.image_size, run.model.config.channels
+    texts, damaged = views_of(views, opened.pipeline.text), 0
+
+    def each() -> Iterator[Rows]:
+        nonlocal damaged
+        for text in texts:
+            parsed = ops.parse(text, size, imports=True, channels=channels)
+            rows, damaged = collect(run, "scores", params, opened.test, parsed, say)
+            yield rows
+
+    rows = evaluator.joined(each())
+    names = [opened.test.describe(int(i)) for i in rows["index"]] if evaluator.named else []
+    return evaluator.measure(rows, names) | {"damaged_images": damaged}, rows, texts
 
 
 def collect(

@@ -3,7 +3,7 @@
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import ExitStack, closing
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from vit_jax.parallel.preemption import StopSignals
 from vit_jax.parallel.runtime import share, together
 from vit_jax.parallel.watchdog import Watchdog
 from vit_jax.ranking import ranked_by
-from vit_jax.training.evaluation import due, measured, report_damaged
+from vit_jax.training.evaluation import due, evaluate, last_step, report_damaged
 from vit_jax.training.goodput import Ledger
 from vit_jax.training.memory import fitting
 from vit_jax.training.progress import Progress
@@ -25,7 +25,7 @@ from vit_jax.training.result import write_result
 from vit_jax.training.run import Run, run_of
 from vit_jax.training.start import Start, first_state, open_origin
 from vit_jax.training.workdir import WorkFolder
-from vit_jax.training.writers import MetricWriter
+from vit_jax.training.writers import MetricWriter, check_named
 
 IN_FLIGHT = 4  # steps queued on the device at most, so that batches do not pile up there
 
@@ -42,13 +42,14 @@ def train(
     """Trains to the end and returns what `result.json` holds. A work folder is continued.
 
     `named` are the keys given explicitly, for the check of unread ones; `writers` are told every
-    number that TensorBoard is, and may be those of `clu.metric_writers`.
+    number beside those that the config names, and may be those of `clu.metric_writers`.
 
     Raises UserError for anything the caller can mend, and Stopped where the run ended early: with
     its state saved (Ctrl-C, SIGTERM), or after too many non-finite steps.
     """
     ledger, workdir = Ledger({}, time.monotonic()), Path(workdir).expanduser().absolute()
     run = together(lambda: run_of(config, named, devices, weights=open_origin(config, workdir)))
+    together(lambda: check_named(run.config.writers))
     with ledger.spent("compile"):  # where the devices' memory is known, the step is compiled here
         run, fitted = fitting(run, config)
     watchdog = Watchdog(run.config.step_timeout, at_once=share()[1] > 1)
@@ -57,7 +58,7 @@ def train(
         folder.keep(flat(run.config), run.classes)
         where, best = folder.path / "checkpoints", ranked_by(run.config.best)
         checkpoints = Checkpoints(where, **run.config.checkpoint, best=best)
-        with closing(Progress(folder.path, run, start, writers, quiet, ledger)) as progress:
+        with Progress(folder.path, run, start, writers, quiet, ledger) as progress:
             progress.say("\n".join([*run.said, *fitted, *start.said, *run.in_numbers]))
             began = time.monotonic()
             with progress.spent("compile"):
@@ -74,7 +75,7 @@ def fit(
 ) -> None:  # fmt: skip
     """Steps from `start` to the end: batch, step, tell, evaluate, save; in this order."""
     c, state, examples_seen = run.config, start.state, start.examples_seen
-    total = c.total_steps
+    total = last_step(run, state, start.step, progress, watchdog)
     in_flight: deque[Any] = deque()
     batches = run.train_batches(examples_seen, total - start.step)
     with ExitStack() as at_end:
@@ -88,7 +89,6 @@ def fit(
             with progress.spent("data"):
                 host, batch = next(batches)
             report_damaged(run, run.train_source, host["damaged"], progress.warn)
-
             state, metrics = train_step(state, batch)
             examples_seen += c.batch_size
             in_flight.append(metrics["loss"])
@@ -102,19 +102,19 @@ def fit(
             if step % c.log_every_steps == 0 or last:
                 progress.interval(step, metrics)
                 progress.check_finite(c.max_skipped_steps, now=last)
-            if (evaluators := due(run, step)) and (last or not stop.code):
+            if due(run, step) and (last or not stop.code):
                 progress.finish(state, metrics)
                 with watchdog.slow, progress.spent("evaluate"):
-                    for name, told in measured(run, evaluators, state, progress.say):
-                        progress.evaluation(step, name, told)
-                        evaluated = told if name == c.data.eval.split else evaluated
+                    evaluated = evaluate(run, state, step, progress)
+                last = last or progress.ends(step, metrics)
             better = c.checkpoint.keep_best and evaluated and progress.is_best()
-
             if last or better or stop.code or checkpoints.due(step, progress.told == step):
                 progress.finish(state, metrics)
                 with watchdog.slow, progress.spent("checkpoint"):
                     progress.sync()
                     about = start.about(run, examples_seen, progress.ledger.seconds)
                     checkpoints.save(step, state, about, evaluated)
-            if stop.code and not last:
+            if last:
+                break
+            if stop.code:
                 raise Stopped(f"stopped at step {step}; its state is saved", stop.code)

@@ -8,27 +8,37 @@ the rows after its checkpoint, and then writes the same numbers again.
 import contextlib
 import io
 import json
+import math
 import os
 import socket
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 
 from vit_jax import records
-from vit_jax.errors import NON_FINITE, Stopped, UserError, cannot_write, printable_lines
+from vit_jax.config import flat
+from vit_jax.errors import (
+    INTERRUPTED,
+    NON_FINITE,
+    USER_ERROR,
+    Stopped,
+    UserError,
+    cannot_write,
+    printable_lines,
+)
 from vit_jax.files import read_bytes, write_text
 from vit_jax.parallel.chips import peak_flops
-from vit_jax.parallel.runtime import everyones, process
-from vit_jax.ranking import ranked_by
+from vit_jax.parallel.runtime import everyones, first_says, process, together
+from vit_jax.ranking import in_words, ranked_by, without_gain
 from vit_jax.training.goodput import TRAINING, Ledger
 from vit_jax.training.profiling import Profile
 from vit_jax.training.run import Run
 from vit_jax.training.start import Start
-from vit_jax.training.writers import MetricWriter, TensorBoardWriter
+from vit_jax.training.writers import InBackground, MetricWriter, open_named
 
 Row = dict[str, Any]
 
@@ -130,12 +140,14 @@ class Progress:
         peak = peak_flops(run.mesh.devices.flat[0].device_kind, run.config.model.dtype)
         self._flops = 6 * run.model.macs
         self._peak = peak * self._devices if peak else None
-        self._rows = MetricRows(workdir / "metrics.jsonl", start.step, first)
-        self._writers: list[MetricWriter] = (
-            [TensorBoardWriter(workdir, start.step), *writers] if first else []
-        )
         self._console = Console(run.config.total_steps, start.step)
         self._quiet = quiet or not first
+        named = run.config.writers if first else ""
+        opened = together(
+            lambda: open_named(named, workdir, start.step, flat(run.config), self.warn)
+        )
+        self._writers: list[MetricWriter] = [*opened, *(writers if first else ())]
+        self._rows = MetricRows(workdir / "metrics.jsonl", start.step, first)
         self._profile = Profile(workdir, run.config.profile)
         self._pending: tuple[Row, Any] | None = None
         self.ledger = ledger or Ledger({}, time.monotonic())
@@ -146,6 +158,7 @@ class Progress:
         self._mark = (start.step, self.ledger.seconds)
         self._profile.after(start.step)
         self.told = start.step  # the last step of the last interval
+        self.ended: tuple[int, str] | None = None  # the step where `stop_after` ends it, and why
         if not self._quiet:
             self._console.start()
         if self._rows.damage:
@@ -192,6 +205,17 @@ class Progress:
                 "optimizer.clip_norm",
                 NON_FINITE,
             )
+
+    def ends(self, step: int, metrics: Any) -> bool:
+        """Whether `stop_after` ends the run at this step. If so, tells it, and the row of the step
+        if that was not told before."""
+        if self.ended is None:
+            return False
+        if self.told != step:
+            self.interval(step, metrics)
+        self.check_finite(self._config.max_skipped_steps, now=True)
+        self.say(f"ends {self.ended[1]}")
+        return True
 
     def flush(self) -> None:
         """Fetches the row that waits, if there is one; writes and prints it."""
@@ -261,6 +285,11 @@ class Progress:
         rows = (row for row in reversed(self._rows.rows) if any(k.startswith(prefix) for k in row))
         return next(rows, {})
 
+    def lacks_evaluation(self, step: int) -> bool:
+        """Whether an earlier start of this run has written rows, and none of an evaluation after
+        this step. Process 0 decides."""
+        return first_says(bool(self._rows.rows) and not self.evaluated(step))
+
     def evaluated(self, step: int) -> Row:
         """All evaluation metrics that were measured after a step."""
         measured = [row for row in self._rows.rows if row["step"] == step and "loss" not in row]
@@ -271,8 +300,32 @@ class Progress:
 
         Raises UserError where it does not have that metric.
         """
+        _, best_of, values = self._ranked()
+        return best_of(values) != best_of(values[:-1], default=None)
+
+    def gains_nothing(self, step: int) -> bool:
+        """Whether `stop_after` evaluations of `data.eval` had no gain, so that the run has `ended`
+        at this step. The rows alone decide, so a run that is continued ends where an undisturbed
+        one does."""
+        if not (wanted := self._config.stop_after):
+            return False
+        metric, best_of, values = self._ranked() if self.last(self._of_split) else ("", max, [])
+        since = without_gain(values, best_of)
+        if first_says(since >= wanted):  # a collective: processes must not differ
+            best = in_words(metric, best_of(values, default=math.nan))
+            why = f"{since} evaluations without a gain; the best one had {best}"
+            self.ended = step, f"at step {step} of {self._config.total_steps}: {why}"
+        return self.ended is not None
+
+    @property
+    def _of_split(self) -> str:
+        """What the metrics of `data.eval` begin with."""
+        return f"eval/{self._config.data.eval.split}/"
+
+    def _ranked(self) -> tuple[str, Callable, list[float]]:
+        """(The metric that ranks, `max` or `min`, its value in every evaluation of `data.eval`.)"""
         metric, best_of = ranked_by(self._config.best)
-        prefix = f"eval/{self._config.data.eval.split}/"
+        prefix = self._of_split
         last = self.last(prefix)
         if prefix + metric not in last:
             known = [key.removeprefix(prefix) for key in last if key.startswith(prefix)]
@@ -281,7 +334,7 @@ class Progress:
                 f"{', '.join(known)}"
             )
         values = [row[prefix + metric] for row in self._rows.rows if prefix + metric in row]
-        return best_of(values) != best_of(values[:-1], default=None)
+        return metric, best_of, values
 
     def times(self) -> None:
         """Prints where the time went. With several processes, prints it for each, to find the one
@@ -311,13 +364,25 @@ class Progress:
         if traced := self._profile.after(step):
             self.say(traced)
 
-    def close(self) -> None:
+    def close(self, code: int = 0) -> None:
+        """Ends everything. `code` is what `vit` will exit with."""
         self._profile.close()
         self._console.close()
         self._rows.close()
         for writer in self._writers:
-            writer.close()
+            if isinstance(writer, InBackground):
+                writer.close(code)
+            else:
+                writer.close()
         sys.stderr.flush()
+
+    def __enter__(self) -> "Progress":
+        return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: Any) -> None:
+        interrupted = isinstance(error, KeyboardInterrupt)
+        code = INTERRUPTED if interrupted else getattr(error, "code", USER_ERROR)
+        self.close(0 if error is None else code)
 
 
 def _duration(seconds: float) -> str:

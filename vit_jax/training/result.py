@@ -23,14 +23,16 @@ from vit_jax.training.start import Start
 
 def write_result(workdir: Path, run: Run, start: Start, progress: Progress) -> dict[str, Any]:
     """Writes `result.json` and `model_card.md`. Returns the content of `result.json`: the task's
-    best metric and those that it states, steps, times, and all final metrics."""
+    best metric and those that it states, steps, times, and all final metrics. `ended` says why
+    a run ended before its length."""
     c = run.config
-    trained, evaluated = progress.last("loss"), progress.evaluated(c.total_steps)
-    examples = c.total_steps * c.batch_size
+    steps, why = progress.ended or (c.total_steps, "")
+    trained, evaluated = progress.last("loss"), progress.evaluated(steps)
+    examples = steps * c.batch_size
     metrics = dict.fromkeys((ranked_by(c.best)[0], *run.task.stated))
     result = {
         **{metric: evaluated.get(f"eval/{c.data.eval.split}/{metric}") for metric in metrics},
-        "steps": c.total_steps,
+        "steps": steps,
         "examples_seen": examples,
         "train_seconds": round(trained.get("seconds", 0.0), 3),
         "images_per_second": round(examples / max(trained.get("seconds", 0.0), 1e-9), 2),
@@ -38,6 +40,7 @@ def write_result(workdir: Path, run: Run, start: Start, progress: Progress) -> d
         "config_hash": config_hash(flat(c)),
     }
     final = {k: v for row in (trained, evaluated) for k, v in row.items() if k not in result}
+    final |= {"ended": why} if why else {}
     final["goodput"] = {part: round(s, 3) for part, s in progress.ledger.seconds.items()}
     if process() == 0:
         write_json(workdir / "result.json", result | final)
@@ -82,7 +85,7 @@ def model_card(run: Run, origin: str, result: dict[str, Any]) -> str:
         "Training data": f"{_code(c.data.train.source)} {_markdown(c.data.train.split)}, "
         f"{run.train_examples:,} images, {_code(c.data.train.pipeline)}",
         "Started from": origin if origin == "scratch" else _code(origin),
-        "Training": f"{c.total_steps:,} steps of {c.batch_size} images, {c.optimizer.name}, rate "
+        "Training": f"{result['steps']:,} steps of {c.batch_size} images, {c.optimizer.name}, rate "
         f"{c.optimizer.lr:g} ({c.schedule.name}, {c.schedule.warmup_steps:,} steps of warm-up), "
         f"seed {c.seed}",
         "Time": f"{result['train_seconds']:.0f} s of training on "
