@@ -34,6 +34,9 @@ from vit_jax.pretrained.own import EMA
 from vit_jax.pretrained.report import Report
 from vit_jax.pretrained.weights import open_weights
 
+# Fields that decide which tokens and norms there are around the pooling.
+POOLING = ("pool", "idle_class_token", "norm_after_pool")
+
 
 def load_pretrained(
     name_or_path: str | Path,
@@ -240,7 +243,7 @@ def _check_sizes(weights: Weights, model: Model) -> None:
     body = {path for path in shapes if model.family.at_init(path) in (None, OWN)}
     body = {path for path in body if BACKBONE not in weights.dialect or path in weights.shapes}
     other = [f for f in ours if f not in model.family.of_run and ours[f] != theirs.get(f)]
-    if other and any(weights.shapes.get(path) != shapes[path] for path in body):
+    if set(other) - set(POOLING) and any(weights.shapes.get(path) != shapes[path] for path in body):
         sizes = ", ".join(f"{f} {theirs.get(f)} (the model here: {ours[f]})" for f in other)
         by_name = vars(create_model(weights.model.name).config)
         behind = f"{model.name.partition('_')[0]}_" if BACKBONE in weights.dialect else ""
@@ -272,7 +275,7 @@ def _pooled_otherwise(weights: Weights, model: Model, keep_head: bool) -> str:
     theirs, ours = weights.model.config, model.config
     if getattr(theirs, "pool", None) == getattr(ours, "pool", None) or not hasattr(ours, "pool"):
         return ""
-    same = {f: getattr(theirs, f) for f in ("pool", "idle_class_token", "norm_after_pool")}
+    same = {field: getattr(theirs, field) for field in POOLING}
     for keys in ({"idle_class_token": True}, same):
         with contextlib.suppress(ValueError):
             other = dataclasses.replace(model, config=dataclasses.replace(ours, **keys))
