@@ -102,6 +102,14 @@ def test_the_trained_model_is_taken_before_its_copies_and_the_others_are_named(t
         opened(path / "teacher.trunk")
 
 
+def test_models_of_two_layouts_beside_each_other_are_told_apart_by_their_prefixes(timm, tmp_path):
+    both = {f"{pre}.backbone.{n}": x for pre in ("student", "teacher") for n, x in timm.items()}
+    both |= {"student.backbone.mask_token": np.zeros((1, 48), "f")}  # DINOv2's, in one of them
+    path = saved(tmp_path / "both.safetensors", both)
+    assert opened(path).layout == "dinov2"
+    assert opened(path / "teacher.backbone").layout == "timm"
+
+
 def test_what_other_tasks_left_beside_the_model_is_unused_with_the_reason(timm, tmp_path):
     left = {
         "projector.0.weight": "a projector", "predictor.layers.1.bias": "a projector",

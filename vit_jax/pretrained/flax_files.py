@@ -163,14 +163,19 @@ class _Walk:
     def chunked(self, start: int, length: int) -> Leaf:
         """An array in pieces: a map of true, the shape, and the pieces."""
         self.head()
-        if length != 3 or self.text() != "shape":
-            raise ValueError("an array in pieces has no shape")
-        shape = tuple(self.numbers())
-        if self.text() != "chunks":
-            raise ValueError("an array in pieces has no pieces")
-        pieces = [piece for _, piece in self.leaves(depth=DEEPEST - 1)]
+        shape: tuple[int, ...] | None = None
+        pieces: list[Leaf] = []
+        for _ in range(length - 1):
+            if (key := self.text()) == "shape":
+                shape = tuple(self.numbers())
+            elif key == "chunks":
+                pieces = [piece for _, piece in self.leaves(depth=DEEPEST - 1)]
+            else:
+                raise ValueError(f"an array in pieces has the part {key[:80]!r}")
         sizes = sum(math.prod(piece.shape) for piece in pieces)
-        if len({piece.dtype for piece in pieces}) != 1 or sizes != math.prod(shape):
+        if shape is None or len({piece.dtype for piece in pieces}) != 1:
+            raise ValueError("an array in pieces has no shape or no pieces")
+        if sizes != math.prod(shape):
             raise ValueError(f"the pieces of an array do not have its shape {list(shape)}")
         return Leaf(shape, pieces[0].dtype, start, self.at)
 

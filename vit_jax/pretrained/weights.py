@@ -22,7 +22,7 @@ from vit_jax.models.model import Model
 from vit_jax.models.registry import make_config, name_of
 from vit_jax.pretrained.files import open_tensors
 from vit_jax.pretrained.given import Unstated, spelled
-from vit_jax.pretrained.layout import Description, Reader, some
+from vit_jax.pretrained.layout import Description, Layout, Reader, some
 from vit_jax.pretrained.layouts import readers
 from vit_jax.pretrained.opened import (
     SENSELESS,
@@ -113,7 +113,7 @@ def _open_file(
 ) -> Weights:
     check_keys(path / "config.json", tensors.config)
     check_metadata(path, tensors.metadata)
-    layout, reader, prefix, *others = _recognise(tensors)
+    layout, reader, prefix, others = _recognise(tensors)
     try:
         inside = reader.prepare(tensors.below(prefix))
         known = _known_fields(tensors.metadata) | overrides
@@ -234,25 +234,24 @@ def _open(path: Path, part: str) -> Tensors:
     return open_tensors(path, part)
 
 
-def _recognise(tensors: Tensors) -> tuple[Any, ...]:
+def _recognise(tensors: Tensors) -> tuple[Layout, Reader, str, list[str]]:
     """The one layout that has these names, its reader, the prefix of the model's names, and the
     prefixes of other models beside it."""
     known = {layout.name: (layout, reader) for layout, reader in readers()}
     recognised = {name: reader.recognises for name, (_, reader) in known.items()}
-    fits = found_in(tensors.shapes, recognised)
-    if not fits:
+    prefix, layouts, others = found_in(tensors.shapes, recognised)
+    if not layouts:
         names = ", ".join(map(printable, sorted(tensors.shapes)[:4])) or "no tensors at all"
         raise UserError(
             f"{tensors.path} is of no known layout ({', '.join(known)}): it holds {names}"
             + (" …" if len(tensors.shapes) > 4 else "")
         )
-    if len(fits) > 1:
-        names = " and ".join(f"{name} (under {prefix!r})" for name, (prefix, *_) in fits.items())
+    if len(layouts) > 1:
         raise UserError(
-            f"{tensors.path} is ambiguous: its names are those of {names}; keep the tensors of one"
+            f"{tensors.path} is ambiguous: its names under {prefix!r} are those of "
+            f"{' and '.join(layouts)}; keep the tensors of one"
         )
-    ((name, prefixes),) = fits.items()
-    return *known[name], *prefixes
+    return *known[layouts[0]], prefix, others
 
 
 def _known_fields(metadata: dict[str, Any]) -> dict[str, Any]:

@@ -9,7 +9,6 @@ unused.
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any
 
 DEEPEST = 6  # parts of a prefix
 
@@ -45,26 +44,25 @@ def by_depth(names: Iterable[str]) -> Iterator[dict[str, set[str]]]:
 
 
 def found_in(
-    names: Iterable[str], recognised: Mapping[Any, Callable[[Iterable[str]], bool]]
-) -> dict[Any, list[str]]:
-    """The prefixes of models in a file, for each layout that recognises one: those of the fewest
-    parts, with copies of a model behind the model.
+    names: Iterable[str], recognised: Mapping[str, Callable[[Iterable[str]], bool]]
+) -> tuple[str, list[str], list[str]]:
+    """The prefix of the model in a file, the layouts that recognise it, and the prefixes of other
+    models. All of them have the fewest parts that a model is found below. A copy of a model comes
+    last. Without a model, there are no layouts.
 
     Args:
       recognised: for each layout, whether it recognises names as its own.
     """
     for level in by_depth(names):
         fits = {
-            layout: sorted(
-                (prefix for prefix, below in level.items() if is_own(below)),
-                key=lambda prefix: (bool(_COPY.fullmatch(prefix)), prefix),
-            )
-            for layout, is_own in recognised.items()
+            prefix: [layout for layout, is_own in recognised.items() if is_own(below)]
+            for prefix, below in level.items()
         }
-        fits = {layout: prefixes for layout, prefixes in fits.items() if prefixes}
-        if fits:
-            return fits
-    return {}
+        found = sorted(prefix for prefix, layouts in fits.items() if layouts)
+        if found:
+            first, *others = sorted(found, key=lambda prefix: bool(_COPY.fullmatch(prefix)))
+            return first, fits[first], others
+    return "", [], []
 
 
 def beside(names: Iterable[str], consumed: Iterable[str]) -> dict[str, str]:
