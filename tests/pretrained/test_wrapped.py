@@ -126,6 +126,19 @@ def test_what_other_tasks_left_beside_the_model_is_unused_with_the_reason(timm, 
         assert weights.unused[name].startswith(why)
 
 
+def test_inspect_names_each_reason_once_if_it_has_many_tensors(timm, tmp_path, capsys):
+    state = {f"optimizer.state.{i}.exp_avg": np.zeros(2, "f") for i in range(40)}
+    decoder = dict.fromkeys(("decoder_x", "mask_token"), np.zeros(2, "f"))
+    path = saved(tmp_path / "a.safetensors", timm | state | decoder)
+    assert cli.main(["inspect", str(path), "--config.model.num_heads=4"]) == 0
+    lines = [line for line in capsys.readouterr().out.splitlines() if "unused" in line]
+    assert sorted(lines) == [
+        "  unused: 40 tensors, such as optimizer.state.0.exp_avg (the state of an optimiser)",
+        "  unused: decoder_x (the decoder of another task)",
+        "  unused: mask_token (the decoder of another task)",
+    ]
+
+
 def test_a_head_of_several_layers_is_unused_and_the_model_has_none(timm, tmp_path):
     body = {name: x for name, x in timm.items() if not name.startswith("head")}
     probe = {"head.0.running_mean": 48, "head.1.weight": 48, "head.1.bias": 7}

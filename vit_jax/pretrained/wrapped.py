@@ -11,6 +11,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 
 DEEPEST = 6  # parts of a prefix
+LONGEST = 100  # characters of a part that is looked up in `BESIDE`
 
 # Parts of names that belong to something other than the model, each with the reason why they are
 # not read. They are looked up in the first part of a name below the model's prefix, and only if the
@@ -75,8 +76,9 @@ def beside(names: Iterable[str], consumed: Iterable[str]) -> dict[str, str]:
     whys = {}
     for name in names:
         first = _first(name)
-        why = next((why for form, why in BESIDE.items() if re.fullmatch(form, first)), None)
-        if why and first not in own:
+        if first in own or len(first) > LONGEST:
+            continue
+        if why := next((why for form, why in BESIDE.items() if re.fullmatch(form, first)), None):
             whys[name] = why
     return whys
 
