@@ -25,7 +25,7 @@ from vit_jax.data.decode import decode  # noqa: E402
 from vit_jax.data.ops import parse  # noqa: E402
 from vit_jax.errors import UserError  # noqa: E402
 from vit_jax.pretrained.huggingface_config import preprocessing  # noqa: E402
-from vit_jax.pretrained.pickled import UNREAD  # noqa: E402
+from vit_jax.pretrained.torch_files import UNREAD  # noqa: E402
 from vit_jax.pretrained.weights import open_weights  # noqa: E402
 
 SIZES = [(97, 61), (50, 75), (64, 64), (45, 233), (36, 47)]  # (height, width)

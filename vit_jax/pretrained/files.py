@@ -1,4 +1,4 @@
-"""Containers of tensors: `.npz` and `.safetensors`, PyTorch's `.bin` and `.pth` (`pickled.py`), and
+"""Containers of tensors: `.npz`, `.safetensors`, PyTorch's `.bin` and `.pth` (`torch_files.py`), and
 Flax's msgpack (`flax_files.py`). The last two are not written.
 
 Opening a file reads names, shapes and metadata. Tensors are read one at a time, from memory-mapped
@@ -22,9 +22,9 @@ from jax.numpy import bfloat16
 from vit_jax.errors import UserError, nearest, printable
 from vit_jax.pretrained.cache import fits
 from vit_jax.pretrained.flax_files import named_as_torch, open_flax
-from vit_jax.pretrained.pickled import open_torch
 from vit_jax.pretrained.stated import MOST_BYTES, brief
 from vit_jax.pretrained.tensors import Tensors, readable
+from vit_jax.pretrained.torch_files import open_torch
 from vit_jax.records import object_in, read_object
 
 INDEX = ".index.json"  # ending of the index of a model in several files

@@ -79,5 +79,6 @@ def readable(path: Path) -> Iterator[None]:
 
 
 def damaged(path: Path, error: Exception) -> UserError:
+    """The error for a file that cannot be read, with the reason of the container's reader."""
     reason = printable(str(error).strip().partition("\n")[0])[:160] or type(error).__name__
     return UserError(f"{path} is damaged or cut short ({path.stat().st_size:,} bytes): {reason}")

@@ -211,6 +211,8 @@ def _note_on_grid(
 ) -> tuple[str, ...]:  # fmt: skip
     """A line if the run's images decided the grid of the positions."""
     others = {field: value for field, value in run.items() if field != "image_size"}
+    if others == run or getattr(config, "posemb", "") != "learned":  # sines are for any grid
+        return ()
     with contextlib.suppress(Unstated):
         alone = reader.describe(inside, known | {"run": others}).fields.get(
             "image_size", config.image_size
