@@ -87,6 +87,12 @@ def test_a_missing_file_lists_the_bundled_recipes(spec):
     [
         ("x = 1", "defines no get_config"),
         ("def get_config():\n    return {}", "gives a dict, no ConfigDict"),
+        (
+            "import ml_collections\n\ndef get_config():\n"
+            "    c = ml_collections.ConfigDict()\n    c.batch_size = 8\n"
+            "    c.model = dict(width=3)\n    return c",
+            r"without task, seed.* …: begin it with c = vit_jax\.config\.base\(\)",
+        ),
         ("def get_config(:", "cannot be read: invalid syntax"),
         ("import no_such_module", "cannot be read: No module named 'no_such_module'"),
     ],

@@ -85,6 +85,8 @@ KEYS = (
         "the run. Empty: it goes on to its length", COUNT, free=True, later=True),
     Key("init", str, "weights, checkpoint or work folder that the parameters come from; the head "
         "is new", free=True),
+    Key("source_image_size", object, "(height, width) of the images that the weights of init were "
+        "trained on, if their file does not state it", free=True),
     Key("resume", str, "checkpoint or work folder that the whole state comes from", free=True),
     Key("max_skipped_steps", 20, "this many non-finite steps in a row end the run", COUNT,
         free=True),

@@ -17,7 +17,6 @@ from typing import Any
 
 from vit_jax.errors import UserError
 
-SHOWN = ("data.mean", "data.std")  # what `opened` takes beside fields of the model
 PLAIN: dict[str, Any] = dict(
     formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
 )
@@ -45,8 +44,8 @@ JOB: Options = {
 SOURCE: Options = {
     "weights": dict(help="a file, a folder, a work folder, an address (https://, hf://OWNER/REPO) "
                     "or a name of list_pretrained(); --config.model.FIELD=VALUE, "
-                    "--config.data.mean=VALUE and --config.data.std=VALUE state what the file does "
-                    "not"),
+                    "--config.source_image_size=(H,W), --config.data.mean=VALUE and "
+                    "--config.data.std=VALUE state what the file does not"),
     "--layout": dict(metavar="MODULE:NAME", help="register a layout of your own, a "
                      "vit_jax.pretrained.Layout, before the weights are opened"),
 }  # fmt: skip
@@ -128,15 +127,15 @@ def join_job(options: argparse.Namespace, heartbeat_timeout: float, *, saves: bo
 
 
 def opened(options: argparse.Namespace, check: Callable[[], Any] = lambda: None) -> Any:
-    """Opens the weights that `SOURCE` names, with the model's fields from
-    `--config.model.FIELD=VALUE`, and `mean` and `std` from `--config.data.mean=VALUE`.
-    `image_size` is the size of the weights. First registers the layout that `--layout` names, and
-    then calls `check`, before anything is fetched.
+    """Opens the weights that `SOURCE` names, with what the overrides say of them (`given`).
+    `model.image_size` is the size of the weights. First registers the layout that `--layout` names,
+    and then calls `check`, before anything is fetched.
 
     Raises UserError for any other key of a config.
     """
     from vit_jax import recipe
     from vit_jax.config import base
+    from vit_jax.pretrained.given import KEYS, given, two_sides
     from vit_jax.pretrained.layouts import register
     from vit_jax.pretrained.load import fetch_weights
     from vit_jax.pretrained.weights import open_weights
@@ -146,18 +145,16 @@ def opened(options: argparse.Namespace, check: Callable[[], Any] = lambda: None)
         register(imported(options.layout, "a layout"))
 
     for key in options.overrides:
-        if key not in SHOWN and (not key.startswith("model.") or key == "model.name"):
+        if key not in KEYS and (not key.startswith("model.") or key == "model.name"):
             raise UserError(
                 f"--config.{key} is not read here: weights decide all but what they do not tell, "
                 "such as --config.model.num_heads=12 or --config.data.mean=0.5"
             )
     config = base()
     recipe.override(config, options.overrides)
-    fields = {k: v for k, v in config.model.to_dict().items() if v is not None and k != "name"}
+    fields = given(config)
     if size := fields.pop("image_size", None):
-        fields["source_image_size"] = (size, size) if isinstance(size, int) else size
-    shown = {key.removeprefix("data."): config.data[key.removeprefix("data.")] for key in SHOWN}
-    fields |= {key: value for key, value in shown.items() if value is not None}
+        fields.setdefault("source_image_size", two_sides(size))
     check()
     return open_weights(fetch_weights(options.weights), **fields)
 

@@ -13,6 +13,7 @@ from typing import Any
 
 from vit_jax.commands.arguments import SOURCE, Options, opened
 from vit_jax.errors import printable
+from vit_jax.pretrained.report import MANY
 
 OPTIONS: Options = SOURCE | {
     "--tensors": dict(action="store_true", help="every parameter with its shape"),
@@ -49,8 +50,7 @@ def run(options: argparse.Namespace) -> int:
         return 0
     print(f"{weights.path}: {weights.layout} layout, {model.name}")
     print(f"{told['parameters']:,} parameters in {len(shapes)} tensors, all of which would load")
-    for name, why in weights.unused.items():
-        print(f"  unused: {printable(name)} ({why})")
+    print("\n".join(_unused(weights.unused)), end="\n" * bool(weights.unused))
     print("model      " + _fields(model.config))
     print(f"images     {_fields(model.data_config)}; {printable(told['pipeline'])}")
     meaning = "" if model.output_activation == "softmax" else f"; {model.output_activation}"
@@ -61,6 +61,20 @@ def run(options: argparse.Namespace) -> int:
         width = max(map(len, shapes))
         print("\n".join(f"{path:{width}}  {list(shape)}" for path, shape in shapes.items()))
     return 0
+
+
+def _unused(why_of: dict[str, str]) -> list[str]:
+    """A line for each name that is not read, or for all of one reason if they are many."""
+    names: dict[str, list[str]] = {}
+    for name, why in why_of.items():
+        names.setdefault(why, []).append(printable(name))
+    lines = []
+    for why, of_it in names.items():
+        if len(of_it) > MANY:  # for example, the state of an optimiser
+            lines.append(f"  unused: {len(of_it)} tensors, such as {of_it[0]} ({why})")
+        else:
+            lines += [f"  unused: {name} ({why})" for name in of_it]
+    return lines
 
 
 def _fields(config) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 
 _WHERE = {
     "register": "layouts", "Layout": "layout", "Reader": "layout", "Writer": "layout",
-    "Description": "layout", "Tensors": "files", "row": "rows",
+    "Description": "layout", "Tensors": "tensors", "row": "rows",
 }  # fmt: skip
 
 

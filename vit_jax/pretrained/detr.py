@@ -16,7 +16,6 @@ from vit_jax.errors import UserError
 from vit_jax.models.data_config import IMAGENET, DataConfig
 from vit_jax.models.detector_configs import DetrResNetConfig
 from vit_jax.models.family import Config
-from vit_jax.pretrained.files import Tensors
 from vit_jax.pretrained.huggingface_config import classes_of
 from vit_jax.pretrained.layout import Description, Layout, Reader, Writer
 from vit_jax.pretrained.rows import (
@@ -31,6 +30,7 @@ from vit_jax.pretrained.rows import (
     torch_norm,
 )  # fmt: skip
 from vit_jax.pretrained.shown import Shown
+from vit_jax.pretrained.tensors import Tensors
 
 EPSILON = 1e-5  # of the frozen batch norms
 HEADS = 8

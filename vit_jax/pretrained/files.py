@@ -1,10 +1,10 @@
-"""Containers of tensors: `.npz` and `.safetensors`, and PyTorch's `.bin` and `.pth` (not written).
+"""Containers of tensors: `.npz`, `.safetensors`, PyTorch's `.bin` and `.pth` (`torch_files.py`), and
+Flax's msgpack (`flax_files.py`). The last two are not written.
 
 Opening a file reads names, shapes and metadata. Tensors are read one at a time, from memory-mapped
 files if the container allows it. Nothing in a file is ever executed.
 """
 
-import contextlib
 import dataclasses
 import json
 import math
@@ -13,7 +13,6 @@ import re
 import struct
 import zipfile
 import zlib
-from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,122 +21,74 @@ from jax.numpy import bfloat16
 
 from vit_jax.errors import UserError, nearest, printable
 from vit_jax.pretrained.cache import fits
+from vit_jax.pretrained.flax_files import named_as_torch, open_flax
 from vit_jax.pretrained.stated import MOST_BYTES, brief
+from vit_jax.pretrained.tensors import Tensors, readable
+from vit_jax.pretrained.torch_files import open_torch
 from vit_jax.records import object_in, read_object
 
 INDEX = ".index.json"  # ending of the index of a model in several files
 MOST_NAME = 255  # bytes of a file's name that every file system allows
 PICKLE = b"\x80"  # the first byte of a pickle; its protocol follows
+MAPS = (*range(0x81, 0x90), 0xDE, 0xDF)  # the first byte of a map in msgpack
+POINTER = b"version https://git-lfs"  # the text that stands for a file in Git LFS
 OURS = "vit_jax"  # key of our own metadata
-NUMBERS = r"b?float(16|32|64|96|128)"  # dtypes that parameters are read from
-# Dtypes of quantised weights, which mean nothing without their scales.
-QUANTISED = r"(q?u?int|float[48]|F[468]|I|U)\d*.*"
 _DTYPES = {"BF16": "bfloat16", "BOOL": "bool", "F": "float", "I": "int", "U": "uint"}
-# Usual names of a state dict in a training script's file. The first one in the file is used.
-STATE_DICTS = ("state_dict_ema", "model_ema", "state_dict", "model", "teacher")
-
-
-@dataclasses.dataclass
-class Tensors:
-    """An opened file, or the opened files of a folder.
-
-    `dtypes` are NumPy's names if it has one. `metadata` is what this package wrote beside the
-    tensors, such as sizes that do not follow from shapes. `config` is the folder's `config.json`.
-    `notes` are lines about choices that were made while opening.
-    """
-
-    path: Path
-    container: str
-    shapes: dict[str, tuple[int, ...]]
-    dtypes: dict[str, str]
-    read: Callable[[str], np.ndarray]
-    metadata: dict[str, Any] = dataclasses.field(default_factory=dict)
-    config: dict[str, Any] = dataclasses.field(default_factory=dict)
-    notes: tuple[str, ...] = ()
-
-    def below(self, prefix: str) -> "Tensors":
-        """The tensors whose names begin with `prefix`. The new names lack it."""
-        inside = [name for name in self.shapes if name.startswith(prefix)]
-        return dataclasses.replace(
-            self,
-            shapes={name.removeprefix(prefix): self.shapes[name] for name in inside},
-            dtypes={name.removeprefix(prefix): self.dtypes[name] for name in inside},
-            read=lambda name: self.read(prefix + name),
-        )
-
-    def check_numbers(self, names: Iterable[str]) -> None:
-        """Raises UserError for the first tensor whose dtype is not that of weights."""
-        for name in names:
-            dtype = self.dtypes[name]
-            if re.fullmatch(NUMBERS, dtype):
-                continue
-            why = "weights are dense arrays of floating-point numbers (16, 32 or 64 bits)"
-            if re.fullmatch(QUANTISED, dtype):
-                why = "quantised weights without their scales; take the file that is not quantised"
-            raise UserError(f"{self.path}: {printable(name)} is {printable(dtype)}: {why}")
 
 
 def open_tensors(path: Path, part: str = "") -> Tensors:
     """Opens a file by its content, or a folder with `config.json` and weights.
 
     Args:
-      part: the name of a state dict in a PyTorch file; empty for the first of `STATE_DICTS`.
+      part: the name of a state dict in a PyTorch file; empty for the first of `STATE_DICTS`. Or
+        what all names of one of several models begin with.
 
     Raises UserError: there is no such file, it is no known container, it is damaged, or it could
       run code.
     """
     if path.is_dir():
         return _open_folder(path)
-    return _open_file(path, part)
+    opened = _open_file(path, part)
+    if not part or part in opened.parts:
+        return opened
+    for mark in "./":
+        inside = opened.below(part + mark)
+        if inside.shapes:
+            return inside
+    if opened.container != "torch":
+        raise UserError(f"{path}/{part}: {path.name} is one set of tensors, without parts")
+    names = [printable(key) for key in opened.parts]
+    has = f"{path.name} holds {', '.join(names)}" if names else "it is one state dict"
+    raise UserError(f"{path}/{part}: {has}" + (f"; {nearest(part, names)}" if names else ""))
 
 
 def _open_file(path: Path, part: str = "") -> Tensors:
     if not path.is_file():
         raise UserError(f"{printable(path)}: no such file")
-    opened = _by_content(path, part)
-    if part and opened.container != "torch":
-        raise UserError(f"{path}/{part}: {path.name} is one set of tensors, without parts")
-    return opened
-
-
-def _by_content(path: Path, part: str) -> Tensors:
-    with path.open("rb") as file, _readable(path):
-        head = file.read(16)
+    with path.open("rb") as file, readable(path):
+        head = file.read(len(POINTER))
         if head[:4] == b"PK\x03\x04":
             names = zipfile.ZipFile(path).namelist()
             if any(name.endswith(".npy") for name in names):
                 return _open_npz(path)
             if any(name.endswith("data.pkl") for name in names):
-                return _open_torch(path, part)
+                return open_torch(path, part)
             raise UserError(f"{path} is a zip archive of neither NumPy's nor PyTorch's tensors")
         if head[8:9] == b"{":
             return _open_safetensors(path)
-        if len(head) == 16 and head[:1] == PICKLE and head[1] <= 5:  # PyTorch before 1.6
-            return _open_torch(path, part)
+        if len(head) >= 16 and head[:1] == PICKLE and head[1] <= 5:  # PyTorch before 1.6
+            return open_torch(path, part)
+        if head[:1] and head[0] in MAPS:
+            return open_flax(path)
+    if head == POINTER:
+        raise UserError(
+            f"{path} is a Git LFS pointer, which stands for the file: fetch the file itself with "
+            "git lfs pull"
+        )
     raise UserError(
-        f"{path} is no .npz, .safetensors, .bin or .pth file"
+        f"{path} is no .npz, .safetensors, .bin or .pth file, and none of Flax's msgpack"
         + (" (it is empty)" if not head else f" (it begins with {head[:8]!r})")
     )
-
-
-@contextlib.contextmanager
-def _readable(path: Path) -> Iterator[None]:
-    """Turns the errors that the containers' readers raise for a damaged file into a UserError."""
-    try:
-        yield
-    except UserError:
-        raise
-    except Exception as error:
-        known = (zipfile.BadZipFile, zlib.error, struct.error, EOFError, OSError, ValueError,
-                 LookupError, AttributeError, TypeError, RuntimeError)  # fmt: skip
-        if not isinstance(error, known) and type(error).__name__ != "SafetensorError":
-            raise
-        raise _damaged(path, error) from error
-
-
-def _damaged(path: Path, error: Exception) -> UserError:
-    reason = printable(str(error).strip().partition("\n")[0])[:160] or type(error).__name__
-    return UserError(f"{path} is damaged or cut short ({path.stat().st_size:,} bytes): {reason}")
 
 
 def _check_comment(path: Path, archive: zipfile.ZipFile) -> None:
@@ -177,7 +128,7 @@ def _open_npz(path: Path) -> Tensors:
 
     def read(name: str) -> np.ndarray:
         info, header, fortran, dtype = members[name]
-        with _readable(path):
+        with readable(path):
             if info.compress_type == zipfile.ZIP_STORED:
                 # The data follow the local header, two fields of which state its length.
                 local = mapped[info.header_offset : info.header_offset + 30]
@@ -219,7 +170,7 @@ def _open_safetensors(path: Path) -> Tensors:
     metadata = _parsed((file.metadata() or {}).get(OURS, "{}").encode(errors="replace"))
 
     def read(name: str) -> np.ndarray:
-        with _readable(path):
+        with readable(path):
             return file.get_tensor(name)
 
     return Tensors(path, "safetensors", shapes, dtypes, read, metadata)
@@ -231,84 +182,14 @@ def _numpy_name(dtype: str) -> str:
     return _DTYPES[match[1]] + match[2] if match else _DTYPES.get(dtype, dtype)
 
 
-def _open_torch(path: Path, part: str) -> Tensors:
-    try:
-        import torch
-    except ImportError as error:
-        raise UserError(
-            f"{path} is a PyTorch file: reading it needs PyTorch (pip install torch), or the same "
-            "weights as .safetensors"
-        ) from error
-    try:
-        tree = torch.load(
-            path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path)
-        )
-    except Exception as error:
-        if "weights" not in str(error).lower() and "unsupported" not in str(error).lower():
-            raise _damaged(path, error) from error
-        raise UserError(
-            f"{path} holds more than tensors (a pickle that could run code) and is not read: save "
-            "its state dict alone, torch.save(model.state_dict(), FILE)"
-        ) from error
-    tree, notes = _state_dict(path, tree, part, torch.Tensor)
-    if not isinstance(tree, dict):
-        raise UserError(f"{path} holds no state dict but a {type(tree).__name__}")
-    state = {
-        name: x for name, x in tree.items() if isinstance(name, str) and isinstance(x, torch.Tensor)
-    }
-
-    def read(name: str) -> np.ndarray:
-        x = state[name].detach().resolve_conj().resolve_neg()
-        with _readable(path):
-            return (x.float() if x.dtype in (torch.bfloat16, torch.float16) else x).numpy()
-
-    shapes = {name: tuple(x.shape) for name, x in state.items()}
-    dtypes = {name: _torch_dtype(x) for name, x in state.items()}
-    return Tensors(path, "torch", shapes, dtypes, read, notes=notes)
-
-
-def _torch_dtype(x: Any) -> str:
-    """NumPy's name of a tensor's dtype, or a description if the tensor is not a dense array."""
-    dtype = str(x.dtype).removeprefix("torch.")
-    if x.is_meta:
-        return "a tensor without values (meta)"
-    layout = str(x.layout).removeprefix("torch.")
-    return dtype if layout == "strided" else f"{layout} {dtype}"
-
-
-def _state_dict(path: Path, tree: Any, part: str, kind: type) -> tuple[Any, tuple[str, ...]]:
-    """The state dict to read from a checkpoint, and a line that names the other ones."""
-    entries = tree.items() if isinstance(tree, dict) else ()
-    parts = [key for key, value in entries if isinstance(key, str) and _has_state(value, kind)]
-    if part and part not in parts:
-        names = [printable(key) for key in parts]
-        has = f"{path.name} holds {', '.join(names)}" if names else "it is one state dict"
-        raise UserError(f"{path}/{part}: {has}" + (f"; {nearest(part, names)}" if names else ""))
-    taken = part or next((key for key in STATE_DICTS if key in parts), "")
-    others = ", ".join(f"{path}/{printable(key)}" for key in parts if key != taken)
-    notes = (f"{path} holds several state dicts; {taken} is taken (others: {others})",)
-    if taken:
-        tree = tree[taken]
-    for key in STATE_DICTS:
-        if isinstance(tree, dict) and isinstance(tree.get(key), dict):
-            tree = tree[key]
-    return tree, notes if taken and others and not part else ()
-
-
-def _has_state(value: Any, kind: type, depth: int = 2) -> bool:
-    """Whether a value is a dict of tensors (`kind`), or holds one under a usual name."""
-    if not isinstance(value, dict) or not depth:
-        return False
-    inside = any(_has_state(value.get(key), kind, depth - 1) for key in STATE_DICTS)
-    return inside or any(isinstance(x, kind) for x in value.values())
-
-
 def _open_folder(folder: Path) -> Tensors:
     beside = folder / "config.json"
     config = read_object(beside, most=MOST_BYTES) if beside.is_file() else {}
-    for name in ("model.safetensors", "pytorch_model.bin"):
+    for name in ("model.safetensors", "pytorch_model.bin", "flax_model.msgpack"):
         if (folder / f"{name}{INDEX}").is_file():
             opened = _open_shards(folder, folder / f"{name}{INDEX}")
+        elif name.endswith(".msgpack") and (folder / name).is_file():
+            opened = named_as_torch(open_tensors(folder / name))
         elif (folder / name).is_file():
             opened = open_tensors(folder / name)
         else:
@@ -316,7 +197,7 @@ def _open_folder(folder: Path) -> Tensors:
         return dataclasses.replace(opened, path=folder, config=config)
     raise UserError(
         f"{folder} holds no weights: expected a work folder with checkpoints/STEP, or config.json "
-        "with model.safetensors or pytorch_model.bin"
+        "with model.safetensors, pytorch_model.bin or flax_model.msgpack"
     )
 
 

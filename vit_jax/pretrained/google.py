@@ -15,7 +15,7 @@ from vit_jax.models.configs import MixerConfig, ResNetConfig, ViTConfig
 from vit_jax.models.data_config import SQUASHED, DataConfig
 from vit_jax.models.family import Config
 from vit_jax.models.model import Model
-from vit_jax.pretrained.files import Tensors, write_npz
+from vit_jax.pretrained.files import write_npz
 from vit_jax.pretrained.layout import Description, Layout, Reader, Writer, refused_pool
 from vit_jax.pretrained.rows import (
     BATCHED,
@@ -30,8 +30,8 @@ from vit_jax.pretrained.rows import (
 from vit_jax.pretrained.shown import BLOCK as OURS
 from vit_jax.pretrained.shown import Shown, mixer_fields, resnet_fields, vit_fields
 from vit_jax.pretrained.stated import MOST_LAYERS
+from vit_jax.pretrained.tensors import Tensors
 
-PREFIXES = ("", "params/", "opt/target/", "img/", "params/img/")
 BLOCK = "Transformer/encoderblock"
 # Names of a block's attention, second norm and MLP. The first norm is LayerNorm_0 in both.
 NUMBERING = {
@@ -291,7 +291,7 @@ def _big_vision_refuses(config: Config) -> list[str]:
 
 
 GOOGLE = Layout(
-    "google", _google_rows, Reader(_is_google, _describe_google, PREFIXES),
+    "google", _google_rows, Reader(_is_google, _describe_google),
     Writer(
         ".npz", write_npz, positions=lambda config: "class", refuses=_google_refuses,
         assumes=lambda config, folder: BIT if isinstance(config, ResNetConfig) else ASSUMED,
@@ -300,7 +300,7 @@ GOOGLE = Layout(
 )  # fmt: skip
 BIG_VISION = Layout(
     "big_vision", _big_vision_rows,
-    Reader(_is_big_vision, _describe_big_vision, PREFIXES, prepare=_unstacked),
+    Reader(_is_big_vision, _describe_big_vision, prepare=_unstacked),
     Writer(
         ".npz", write_npz, positions=lambda config: "none", refuses=_big_vision_refuses,
         assumes=lambda config, folder: ASSUMED, notes=_notes, finish=_stacked,

@@ -10,7 +10,7 @@ from typing import Any
 from vit_jax.errors import UserError
 from vit_jax.models.configs import ViTConfig
 from vit_jax.models.family import Config
-from vit_jax.pretrained.files import Tensors
+from vit_jax.pretrained.given import Unstated, spelled
 from vit_jax.pretrained.huggingface_config import (
     ACTIVATIONS,
     activation_of,
@@ -20,7 +20,7 @@ from vit_jax.pretrained.huggingface_config import (
     preprocessing,
     preprocessor_json,
 )  # fmt: skip
-from vit_jax.pretrained.layout import Description, Layout, Reader, Writer, refused_pool
+from vit_jax.pretrained.layout import Description, Layout, Reader, Writer, or_refusal, refused_pool
 from vit_jax.pretrained.rows import (
     BATCHED,
     CONV,
@@ -36,9 +36,12 @@ from vit_jax.pretrained.rows import (
 from vit_jax.pretrained.rows import torch_dense as _dense
 from vit_jax.pretrained.rows import torch_norm as _norm
 from vit_jax.pretrained.shown import BLOCK, Shown, vit_fields
+from vit_jax.pretrained.stated import brief
+from vit_jax.pretrained.tensors import Tensors
 
 MODELS = ("vit", "deit", "dinov2", "dinov2_with_registers")
 PREFIXES = ("", *(f"{model}." for model in MODELS))
+ENCODERS = {"vit_mae": "vit"}  # models whose encoder is another one's
 
 # Names of a block's parts: (first norm, second norm, MLP's first, MLP's second).
 PARTS = {
@@ -87,12 +90,14 @@ def vit_rows(model: str, pre: str, distilled: bool) -> list[Row]:
 
 def _describe(tensors: Tensors, known: dict[str, Any]) -> Description:
     shapes, c = tensors.shapes, tensors.config
-    if c.get("model_type") not in MODELS:
+    kind = c.get("model_type")
+    if kind not in (*MODELS, *ENCODERS):
         raise UserError(
             f"{tensors.path} has Hugging Face's names but no config.json of "
-            f"{', '.join(MODELS)} beside it (model_type {c.get('model_type')!r}): give the folder"
+            f"{', '.join((*MODELS, *ENCODERS))} beside it (model_type {kind!r})"
+            + ("" if kind else ": give the folder")
         )
-    model = c["model_type"]
+    model = ENCODERS.get(kind, kind)
     prefix = next(p for p in PREFIXES if f"{p}embeddings.cls_token" in shapes)
     masked = f"{prefix}embeddings.mask_token" in shapes
     dialect = {"model": model, "prefix": prefix, "masked": masked}
@@ -102,15 +107,10 @@ def _describe(tensors: Tensors, known: dict[str, Any]) -> Description:
     shown = Shown(tensors, vit_rows(model, prefix, distilled=teacher), torch=True)
     known = {"source_image_size": c.get("image_size")} | known
     fields = vit_fields(shown, known, {"all" if one_head else "class": 1 + dist})
-    heads = known.get("num_heads", c.get("num_attention_heads"))
-    if heads is None:
-        raise UserError(f"{tensors.path / 'config.json'} has no num_attention_heads: say num_heads")
-    activation = c.get("hidden_act", "gelu")
-    if activation not in ACTIVATIONS:
-        raise UserError(f"{tensors.path}: hidden_act {activation!r} has no counterpart here")
+    heads, gelu = heads_and_gelu(tensors, known)
     dinov2, head = "dinov2" in model, shown.get("head/kernel")
     fields |= {
-        "num_heads": heads, "gelu": ACTIVATIONS[activation],
+        "num_heads": heads, "gelu": gelu,
         "layernorm_eps": c.get("layer_norm_eps", 1e-6 if dinov2 else 1e-12),
         "layer_scale": 1e-5 if dinov2 else 0.0,
         "pool": "cls_gap" if dinov2 and head[:1] == (2 * fields["hidden_size"],) else "cls",
@@ -121,8 +121,27 @@ def _describe(tensors: Tensors, known: dict[str, Any]) -> Description:
     }  # fmt: skip
     file = tensors.path / "config.json"
     classes, activation = classes_of(file, c, fields["num_classes"]), activation_of(file, c)
-    data, guessed = preprocessing(tensors.path, model, fields["image_size"])
-    return Description(ViTConfig, fields, data, classes, dialect, guessed, activation)
+    (data, guessed), refusal = or_refusal(preprocessing, tensors.path, kind, fields["image_size"])
+    return Description(ViTConfig, fields, data, classes, dialect, guessed, activation, refusal)
+
+
+def heads_and_gelu(tensors: Tensors, known: dict[str, Any]) -> tuple[int, str]:
+    """What a `config.json` says of attention heads and of the activation, or the user.
+
+    Raises UserError if nobody says it, or if no model here has such an activation.
+    """
+    c, where = tensors.config, tensors.path / "config.json"
+    run = known.get("run", {}).get("num_heads")
+    heads = known.get("num_heads") or c.get("num_attention_heads") or run
+    if heads is None:
+        raise Unstated(f"{where} has no num_attention_heads", "num_heads")
+    activation = c.get("hidden_act", "gelu")
+    if not known.get("gelu") and activation not in ACTIVATIONS:
+        raise UserError(
+            f"{where}: hidden_act {brief(activation)} has no counterpart here; another one is "
+            f"computed with {spelled('gelu')}"
+        )
+    return heads, known.get("gelu") or ACTIVATIONS[activation]
 
 
 def _is_huggingface(names) -> bool:

@@ -13,7 +13,7 @@ from vit_jax.errors import UserError, printable
 from vit_jax.models.configs import ViTConfig
 from vit_jax.models.data_config import IMAGENET, SQUASHED, DataConfig, crop_of
 from vit_jax.models.model import Model
-from vit_jax.pretrained.layout import SHOWN_BY, some
+from vit_jax.pretrained.layout import SHOWN_BY, Images, Unshown, some
 from vit_jax.pretrained.stated import MOST_BYTES, brief, check_classes, check_keys
 from vit_jax.records import read_object
 
@@ -39,6 +39,7 @@ _FILTERS = {
 _ANY = {"do_resize": True, "do_rescale": True, "do_normalize": True, "rescale_factor": 1 / 255,
         "image_mean": [0.5] * 3, "image_std": [0.5] * 3, "do_center_crop": False,
         "crop_size": {"height": 224, "width": 224}}  # fmt: skip
+_IMAGENET = {"image_mean": list(IMAGENET.mean), "image_std": list(IMAGENET.std)}  # type: ignore
 _PROCESSORS: dict[str, dict[str, Any]] = {
     "ViT": _ANY | {"resample": 2, "size": {"height": 224, "width": 224}},
     "DeiT": _ANY | {"resample": 3, "size": {"height": 256, "width": 256}, "do_center_crop": True},
@@ -47,9 +48,21 @@ _PROCESSORS: dict[str, dict[str, Any]] = {
         "image_mean": [0.48145466, 0.4578275, 0.40821073],
         "image_std": [0.26862954, 0.26130258, 0.27577711],
     },
+    "Siglip": _ANY | {"resample": 3, "size": {"height": 224, "width": 224}},
+    "ConvNext": _ANY | _IMAGENET | {
+        "resample": 3, "size": {"shortest_edge": 384}, "crop_pct": 224 / 256,
+    },
+    "EfficientNet": _ANY | _IMAGENET | {
+        "resample": 3, "size": {"height": 346, "width": 346},
+        "crop_size": {"height": 289, "width": 289}, "include_top": True,
+    },
 }  # fmt: skip
+_PROCESSORS["CLIP"] = _PROCESSORS["Bit"]
+WHOLE_FROM = 384  # short side from which ConvNext's processor crops nothing
 _SIDES = ("height", "width")
-_OF_MODEL = {"vit": "ViT", "deit": "DeiT", "dinov2": "Bit", "dinov2_with_registers": "Bit"}
+_OF_MODEL = {
+    "vit": "ViT", "vit_mae": "ViT", "deit": "DeiT", "dinov2": "Bit", "dinov2_with_registers": "Bit",
+}  # fmt: skip
 
 # The preprocessing of the published models, by their processor.
 _CROPPED = DataConfig(IMAGENET.mean, IMAGENET.std, "bicubic", crop=0.875, floor=True)
@@ -58,54 +71,92 @@ _PUBLISHED = {
 }  # fmt: skip
 
 
-def preprocessing(
-    folder: Path, model: str, image_size: tuple[int, int]
-) -> tuple[DataConfig, tuple[str, ...]]:
+def preprocessing(folder: Path, model: str, image_size: tuple[int, int]) -> Images:
     """The settings in `preprocessor_config.json`, and the names of fields that are guessed. Without
     the file, all are guessed: those of the published models.
 
-    Raises UserError if the file is no JSON, or has settings with no counterpart here.
+    Raises Unshown if they have no counterpart here; UserError if the file is no JSON, or if a value
+    has another type than its key.
     """
     path, kind = folder / "preprocessor_config.json", _OF_MODEL[model]
     if not path.is_file():
-        return _PUBLISHED[kind], SHOWN_BY
+        data = _PUBLISHED[kind]
+        if model == "vit_mae":
+            data = dataclasses.replace(data, mean=IMAGENET.mean, std=IMAGENET.std)
+        return data, SHOWN_BY
     stated = read_object(path, most=MOST_BYTES)
     check_keys(path, stated)
     name = stated.get("image_processor_type") or stated.get("feature_extractor_type") or kind
-    match = re.fullmatch(r"(ViT|DeiT|Bit)(ImageProcessor(Fast|Pil)?|FeatureExtractor)?", name)
+    match = re.fullmatch(
+        rf"({'|'.join(_PROCESSORS)})(ImageProcessor(Fast|Pil)?|FeatureExtractor)?", name
+    )
+    refusal = ""
     if match is None:
-        raise UserError(
-            f"{path}: {printable(name)[:80]} is no processor of {', '.join(_PROCESSORS)}"
-        )
-    defaults = _PROCESSORS[match[1]]
+        refusal = f"{path}: {printable(name)[:80]} is no processor of {', '.join(_PROCESSORS)}"
+    defaults = _PROCESSORS[match[1] if match else kind]
     settings = defaults | {key: value for key, value in stated.items() if value is not None}
+    data, fits = _shown(settings, defaults, stated, image_size)
+    if not fits and not refusal:  # sizes that vary with the image, a border, another filter
+        keys = ("do_resize", "size", "resample", "do_center_crop", "crop_size")
+        wrong = ", ".join(f"{key} {brief(settings[key])}" for key in keys)
+        refusal = f"{path}: {wrong} together have no counterpart here"
+    if refusal:
+        unknown = {"mean", "std"} - {key.removeprefix("image_") for key in stated}
+        raise Unshown(refusal, (data, tuple(sorted(unknown)) if match is None else ()))
+    return data, ()
+
+
+def _shown(
+    settings: dict[str, Any], defaults: dict[str, Any], stated: dict[str, Any],
+    image_size: tuple[int, int],
+) -> tuple[DataConfig, bool]:  # fmt: skip
+    """How a processor shows images, and whether its resizing and its crop can be done here."""
     size, crop = (
         x if isinstance(x := settings[key], dict) else dict.fromkeys(defaults[key], x)
         for key in ("size", "crop_size")
     )
+    cropped, known = settings["do_center_crop"], True
+    if "crop_pct" in defaults:  # ConvNext's, which crops by itself
+        side = size.get("shortest_edge", 0)
+        crop, known = dict.fromkeys(_SIDES, side), not cropped and "shortest_edge" in size
+        if cropped := side < WHOLE_FROM:
+            size = {"shortest_edge": int(side / settings["crop_pct"])}
+        else:
+            size = crop
     short = set(size) == {"shortest_edge"}
     resized = [size.get("shortest_edge" if short else side, 0) for side in _SIDES]
-    sides = [crop.get(side, 0) for side in _SIDES] if settings["do_center_crop"] else resized
+    sides = [crop.get(side, 0) for side in _SIDES] if cropped else resized
+    mean, std = _normalised(settings)
+    if not settings["do_resize"]:  # images have their size already, or more, which is cut off
+        own = stated.get("crop_size" if cropped else "size") is not None
+        written = "decode|central_crop(floor=True)" if cropped else "decode"
+        data = DataConfig(mean, std, crop=1.0, squash=not cropped, floor=True, written=written)
+        return data, known and own and sides == list(image_size) and not settings.get("do_pad")
     part = crop_of(sides[0], resized[0]) if 0 < sides[0] <= resized[0] else math.inf
     fits = [
-        settings["do_resize"], settings["resample"] in _FILTERS, short or set(size) == set(_SIDES),
-        settings["do_center_crop"] or not short,
+        known, settings["resample"] in _FILTERS, short or set(size) == set(_SIDES),
+        cropped or not short, not settings.get("do_pad"),
         [math.floor(side / part) for side in sides] == resized,
     ]  # fmt: skip
-    if not all(fits):  # sizes that vary with the image, a border, another filter
-        keys = ("do_resize", "size", "resample", "do_center_crop", "crop_size")
-        wrong = ", ".join(f"{key} {brief(settings[key])}" for key in keys)
-        raise UserError(f"{path}: {wrong} together have no counterpart here")
-    factor = 255 * settings["rescale_factor"] if settings["do_rescale"] else 255
-    mean_and_std = (settings["image_mean"], settings["image_std"])
-    normalised = mean_and_std if settings["do_normalize"] else (0.0, 1.0)
-    with np.errstate(all="ignore"):  # `check_data` refuses what is no number
-        mean, std = ((np.asarray(values) / factor).tolist() for values in normalised)
-    data = DataConfig(
+    if not all(fits):
+        return DataConfig(mean, std), False
+    return DataConfig(
         mean, std, _FILTERS[settings["resample"]], part, squash=not short, floor=True,
         image_size=None if sides == list(image_size) else (sides[0], sides[1]),
-    )  # fmt: skip
-    return data, ()
+    ), True  # fmt: skip
+
+
+def _normalised(settings: dict[str, Any]) -> tuple[Any, Any]:
+    """Mean and standard deviation of pixels in 0 … 1 that give a processor's values."""
+    factor = 255 * settings["rescale_factor"] if settings["do_rescale"] else 255
+    mean, std = (np.asarray(settings[f"image_{key}"], float) for key in ("mean", "std"))
+    divisor = std if settings.get("include_top") else 1.0  # EfficientNet's divides once more
+    if not settings["do_normalize"]:
+        mean, std = np.zeros(()), np.ones(())
+    if settings.get("rescale_offset") and settings["do_rescale"]:
+        mean = mean + 1
+    with np.errstate(all="ignore"):  # `check_data` refuses what is no number
+        return (mean / factor).tolist(), (std * divisor / factor).tolist()
 
 
 def classes_of(path: Path, config: dict[str, Any], count: int) -> list[str] | None:
@@ -197,6 +248,8 @@ def preprocessor_json(
     if kind == "Bit":
         resizing = {"size": {"shortest_edge": max(resized)}}
     resizing |= {"do_center_crop": kind != "ViT"}
+    if data.written in ("decode", "decode|central_crop(floor=True)"):  # read from such a file
+        resizing |= {"do_resize": False}
     resizing |= {"crop_size": dict(zip(_SIDES, size, strict=True))} if kind != "ViT" else {}
     numbers = {name: number for number, name in _FILTERS.items()}
     return {

@@ -10,13 +10,14 @@ from typing import Any
 
 import numpy as np
 
-from vit_jax.errors import printable
+from vit_jax.errors import UserError, printable
 from vit_jax.models.configs import ViTConfig
 from vit_jax.models.data_config import DataConfig
 from vit_jax.models.family import Config
 from vit_jax.models.model import Model
-from vit_jax.pretrained.files import Tensors, write_safetensors
+from vit_jax.pretrained.files import write_safetensors
 from vit_jax.pretrained.rows import Row, Shape
+from vit_jax.pretrained.tensors import Tensors
 
 SHOWN = 12  # names in an error message
 LONGEST = 160  # characters of a name in an error message
@@ -33,6 +34,9 @@ class Description:
       classes: names of the outputs.
       dialect: how the file names its tensors; the layout's `rows` read it.
       guessed: fields of `data` that neither the file nor its layout states.
+      refusal: why images cannot be shown as the file states; empty if they can. A run with `init`
+        shows its own images, and does not need it.
+      notes: lines about choices that were made for the file.
       activation: how logits become predictions (a key of `ACTIVATIONS` in models/model.py).
     """
 
@@ -43,11 +47,31 @@ class Description:
     dialect: dict[str, Any] = dataclasses.field(default_factory=dict)
     guessed: tuple[str, ...] = ()
     activation: str = "softmax"
+    refusal: str = ""
+    notes: tuple[str, ...] = ()
 
 
 # Fields of DataConfig that may have to be guessed.
 SHOWN_BY = ("mean", "std", "interpolation", "crop")
+# What a file states of images: the settings, and the fields of them that are guessed.
+Images = tuple[DataConfig, tuple[str, ...]]
 Dialect = dict[str, Any]  # how one file of a layout names its tensors
+
+
+class Unshown(UserError):
+    """Images cannot be shown as a file states. `images` are the settings that are still known."""
+
+    def __init__(self, why: str, images: Images):
+        super().__init__(why)
+        self.images = images
+
+
+def or_refusal(stated: Callable[..., Images], *arguments: Any) -> tuple[Images, str]:
+    """What a file states of images, and why they cannot be shown so; an empty text if they can."""
+    try:
+        return stated(*arguments), ""
+    except Unshown as error:
+        return error.images, str(error)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,10 +79,10 @@ class Reader:
     """How files of a layout are read.
 
     Attributes:
-      recognises: whether a file's tensor names are those of this layout.
+      recognises: whether a file's tensor names are those of this layout. The names lack what all
+        of them begin with (`wrapped.py`).
       describe: the model of a file, from its tensors and the fields that are known from the user or
         from metadata. (For example, shapes do not state the number of heads.)
-      prefixes: texts that may begin every tensor name. They are tried in this order.
       ignored: patterns of tensor names that no model here uses, each with the reason.
       prepare: changes the opened tensors before they are described, for example to unstack layers.
       open: opens files of a container that only this layout has, and returns None for all other
@@ -67,7 +91,6 @@ class Reader:
 
     recognises: Callable[[Iterable[str]], bool]
     describe: Callable[[Tensors, dict[str, Any]], Description]
-    prefixes: tuple[str, ...] = ("",)
     ignored: dict[str, str] = dataclasses.field(default_factory=dict)
     prepare: Callable[[Tensors], Tensors] = lambda tensors: tensors
     open: Callable[[Path], Tensors | None] = lambda path: None

@@ -4,6 +4,7 @@ Every tensor is loaded, resized, adapted, re-initialised or unused: this is its 
 report states. Any other difference is an error.
 """
 
+import contextlib
 import dataclasses
 import math
 from collections.abc import Callable
@@ -30,41 +31,11 @@ from vit_jax.pretrained.download import fetch
 from vit_jax.pretrained.layout import some
 from vit_jax.pretrained.opened import Weights, listed_params
 from vit_jax.pretrained.own import EMA
+from vit_jax.pretrained.report import Report
 from vit_jax.pretrained.weights import open_weights
 
-MANY = 12  # more tensors with the same fate share one line of the report
-
-
-@dataclasses.dataclass(frozen=True)
-class Report:
-    """`fates`: parameter (or unused tensor of the file) -> `loaded`, `resized (…)`, `adapted (…)`,
-    `re-initialised (…)` or `unused (…)`. `warnings`: other things that a user should know."""
-
-    source: str
-    fates: dict[str, str]
-    warnings: list[str] = dataclasses.field(default_factory=list)
-
-    def counts(self) -> dict[str, int]:
-        """The number of tensors of each fate."""
-        counts: dict[str, int] = {}
-        for fate in self.fates.values():
-            counts[fate.split(" ")[0]] = counts.get(fate.split(" ")[0], 0) + 1
-        return counts
-
-    def lines(self) -> list[str]:
-        """A count of each fate, then the tensors that were not simply loaded, then warnings."""
-        head = ", ".join(f"{count} {fate}" for fate, count in self.counts().items())
-        by_fate: dict[str, list[str]] = {}
-        for path, fate in self.fates.items():
-            by_fate.setdefault(fate, []).append(path)
-        by_fate.pop("loaded", None)
-        lines = []
-        for fate, paths in by_fate.items():
-            if len(paths) > MANY:  # for example, the state of an optimiser beside the weights
-                lines.append(f"  {fate}: {len(paths)} tensors, such as {printable(paths[0])}")
-            else:
-                lines += [f"  {fate}: {printable(path)}" for path in paths]
-        return [head, *lines, *(f"  warning: {line}" for line in self.warnings)]
+# Fields that decide which tokens and norms there are around the pooling.
+POOLING = ("pool", "idle_class_token", "norm_after_pool")
 
 
 def load_pretrained(
@@ -272,7 +243,7 @@ def _check_sizes(weights: Weights, model: Model) -> None:
     body = {path for path in shapes if model.family.at_init(path) in (None, OWN)}
     body = {path for path in body if BACKBONE not in weights.dialect or path in weights.shapes}
     other = [f for f in ours if f not in model.family.of_run and ours[f] != theirs.get(f)]
-    if other and any(weights.shapes.get(path) != shapes[path] for path in body):
+    if set(other) - set(POOLING) and any(weights.shapes.get(path) != shapes[path] for path in body):
         sizes = ", ".join(f"{f} {theirs.get(f)} (the model here: {ours[f]})" for f in other)
         by_name = vars(create_model(weights.model.name).config)
         behind = f"{model.name.partition('_')[0]}_" if BACKBONE in weights.dialect else ""
@@ -285,6 +256,46 @@ def _check_sizes(weights: Weights, model: Model) -> None:
 def _fates(
     weights: Weights, model: Model, wanted: dict[str, Any], keep_head: bool
 ) -> dict[str, str]:
+    """What becomes of each tensor. Raises UserError if one has no explanation."""
+    fates, wrong = _judged(weights, model, wanted, keep_head)
+    if wrong and (pooled := _pooled_otherwise(weights, model, keep_head)):
+        raise UserError(pooled)
+    if wrong:
+        more = [f"  … and {len(wrong) - 24} more"] if len(wrong) > 24 else []
+        raise UserError(
+            f"{weights.path} ({weights.layout}, {weights.model.name}) does not fit the model: "
+            f"{len(wrong)} tensors have no explanation\n" + "\n".join(sorted(wrong)[:24] + more)
+        )
+    return fates
+
+
+def _pooled_otherwise(weights: Weights, model: Model, keep_head: bool) -> str:
+    """A line with the keys that make weights fit which pool otherwise than the model; an empty text
+    if these do not."""
+    theirs, ours = weights.model.config, model.config
+    if getattr(theirs, "pool", None) == getattr(ours, "pool", None) or not hasattr(ours, "pool"):
+        return ""
+    same = {field: getattr(theirs, field) for field in POOLING}
+    for keys in ({"idle_class_token": True}, same):
+        with contextlib.suppress(ValueError):
+            other = dataclasses.replace(model, config=dataclasses.replace(ours, **keys))
+            if not _judged(weights, other, listed_params(other), keep_head)[1]:
+                what = " ".join(
+                    f"--config.model.{key}={value}"
+                    for key, value in keys.items()
+                    if getattr(ours, key) != value
+                )
+                return (
+                    f"{weights.path} pools by {theirs.pool!r}, the model here by {ours.pool!r}: it "
+                    f"fits with {what}"
+                )
+    return ""
+
+
+def _judged(
+    weights: Weights, model: Model, wanted: dict[str, Any], keep_head: bool
+) -> tuple[dict[str, str], list[str]]:
+    """What becomes of each tensor, and lines on those without an explanation."""
     fates, wrong = {}, []
     for path, leaf in wanted.items():
         theirs, shape = weights.shapes.get(path), tuple(leaf.shape)
@@ -309,13 +320,7 @@ def _fates(
             fates[path] = "unused (another head)"
         elif path not in wanted:
             wrong.append(f"  {path} {list(theirs)}: only in the weights")
-    if wrong:
-        more = [f"  … and {len(wrong) - 24} more"] if len(wrong) > 24 else []
-        raise UserError(
-            f"{weights.path} ({weights.layout}, {weights.model.name}) does not fit the model: "
-            f"{len(wrong)} tensors have no explanation\n" + "\n".join(sorted(wrong)[:24] + more)
-        )
-    return fates
+    return fates, wrong
 
 
 def _shaped(weights: Weights, path: str, x: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:

@@ -11,8 +11,9 @@ from typing import Any
 
 from vit_jax.errors import UserError
 from vit_jax.models.configs import stride_of
-from vit_jax.pretrained.files import Tensors
+from vit_jax.pretrained.given import Unstated
 from vit_jax.pretrained.rows import Row, Shape, pattern_of
+from vit_jax.pretrained.tensors import Tensors
 
 BLOCK = "encoder/block{i:02d}"
 _UNIT = "backbone/stage{s}/unit{u:02d}/conv1/kernel"
@@ -129,7 +130,8 @@ def size_of(
     Args:
       prefixes: the possible numbers of prefix positions by name. The first that fits is returned.
       known: with `source_image_size` if the size is known, from metadata or from the user. Patches
-        need not tile it. Otherwise the image is a square of whole patches.
+        need not tile it. Otherwise the `image_size` of its `run` counts if it has as many patches.
+        Otherwise the image is a square of whole patches, or has the proportions of the run's.
 
     Raises UserError if nothing fits.
     """
@@ -145,11 +147,20 @@ def size_of(
             f"{has}, not for the {grid[0]} x {grid[1]} of images {height} x {width} "
             "(source_image_size is the size that the weights were trained at)"
         )
+    size = known.get("run", {}).get("image_size") or 0
+    rows, columns = (side // patch for side in ((size, size) if isinstance(size, int) else size))
+    for name, prefix in prefixes.items():
+        if positions - prefix == rows * columns:
+            return (rows * patch, columns * patch), name
     for name, prefix in prefixes.items():
         side = math.isqrt(positions - prefix)
         if side * side == positions - prefix:
             return (side * patch, side * patch), name
-    raise UserError(
-        f"{has}, which is no square: give source_image_size=(HEIGHT, WIDTH), the size that the "
-        "weights were trained at"
+    for name, prefix in prefixes.items():
+        down = math.isqrt((positions - prefix) * rows // max(columns, 1))
+        if down and down * (down * columns // rows) == positions - prefix:
+            return (down * patch, down * columns // rows * patch), name
+    raise Unstated(
+        f"{has}, which is no square, and not the size of the images that it was trained at",
+        "source_image_size",
     )

@@ -80,7 +80,7 @@ KINDS: tuple[tuple[str, Callable[[Any], Any], str], ...] = (
     ("a number, or one for each channel", lambda v: _each(_number, v), "mean image_mean"),
     ("a positive number, or one for each channel", lambda v: _each(_positive, v), "std image_std"),
     ("true or false", lambda v: isinstance(v, bool),
-     "qkv_bias do_resize do_center_crop do_rescale do_normalize"),
+     "qkv_bias do_resize do_center_crop do_rescale do_normalize do_pad rescale_offset include_top"),
     ("an object", lambda v: isinstance(v, dict), "id2label model_args pretrained_cfg"),
     ("a size", lambda v: _side(v) or _sides(v, 2), "image_size img_size"),
     ("channels, height and width", lambda v: _sides(v, 3), "input_size"),

@@ -7,20 +7,18 @@ and SwiGLU, have a mask token, and may number their blocks by chunk.
 import re
 from typing import Any
 
-from vit_jax.errors import UserError
 from vit_jax.models.configs import MixerConfig, ResNetConfig, ViTConfig
 from vit_jax.models.data_config import IMAGENET, DataConfig
 from vit_jax.models.family import Config
 from vit_jax.models.vit_names import DINOV2, SIZES
-from vit_jax.pretrained.files import Tensors
-from vit_jax.pretrained.layout import Description, Layout, Reader, Writer, refused_pool
+from vit_jax.pretrained.given import Unstated
+from vit_jax.pretrained.layout import Description, Layout, Reader, Writer, or_refusal, refused_pool
 from vit_jax.pretrained.rows import BATCHED, CONV, DENSE_OUT, POINTWISE, POSITIONS, Row, row
 from vit_jax.pretrained.rows import torch_dense as _dense
 from vit_jax.pretrained.rows import torch_norm as _norm
 from vit_jax.pretrained.shown import BLOCK, Shown, mixer_fields, resnet_fields, vit_fields
+from vit_jax.pretrained.tensors import Tensors
 from vit_jax.pretrained.timm_config import classes_of, config_json, preprocessing, said_by
-
-PREFIXES = ("", "module.", "model.", "visual.trunk.", "backbone.", "student.backbone.")
 
 # The number of heads by width, because shapes do not state it.
 HEADS = {width: heads for width, _, heads, _ in SIZES.values()}
@@ -130,22 +128,26 @@ def _dinov2_rows(config: Config, dialect: dict[str, Any]) -> list[Row]:
 
 def _heads_of(fields: dict[str, Any], known: dict[str, Any], what: str) -> int:
     """The number of heads, by the width. Raises UserError for an unknown width."""
-    if heads := known.get("num_heads"):
+    if heads := known.get("num_heads") or known.get("run", {}).get("num_heads"):
         return heads
     width, (giant, _, heads, _) = fields["hidden_size"], DINOV2["giant"]
     if width == giant and fields["mlp"] == "swiglu":  # other models of this width have others
         return heads
     if width not in HEADS:
-        raise UserError(
+        raise Unstated(
             f"{what} does not say how many heads its attention has, and {width} is no width of a "
-            "published model: say num_heads"
+            "published model",
+            "num_heads",
         )
     return HEADS[width]
 
 
 def _describe_timm(tensors: Tensors, known: dict[str, Any]) -> Description:
     config, shapes = tensors.config, tensors.shapes
-    known = said_by(config, known) | known
+    headless = "head.weight" not in shapes
+    widths = [shapes.get(f"blocks.0.mlp.fc{n}.weight", (0, 0)) for n in (1, 2)]
+    gated = len(widths[1]) == 2 and widths[0][0] == 2 * widths[1][1] > 0
+    known = said_by(config, known, headless, gated) | known
     family: type = ViTConfig
     if "stem.proj.weight" in shapes:
         fields = mixer_fields(Shown(tensors, MIXER, torch=True), known)
@@ -157,8 +159,24 @@ def _describe_timm(tensors: Tensors, known: dict[str, Any]) -> Description:
     else:
         stem_alone = "patch_embed.backbone.conv.weight" in shapes
         fields, default = _vit_fields(tensors, _vit_rows(stem_alone, norm="norm"), known)
-    data, guessed = preprocessing(config, default)
-    return Description(family, fields, data, classes_of(config), guessed=guessed)
+    (data, guessed), refusal = or_refusal(preprocessing, config, default)
+    return Description(
+        family, fields, data, classes_of(config), guessed=guessed, refusal=refusal,
+        notes=_note_on_pool(config, fields, known, headless),
+    )  # fmt: skip
+
+
+def _note_on_pool(
+    config: dict[str, Any], fields: dict[str, Any], known: dict[str, Any], headless: bool
+) -> tuple[str, ...]:
+    """A line if timm's `config.json` says that the output is not pooled."""
+    pool = (config.get("model_args") or {}).get("global_pool", config.get("global_pool"))
+    if pool != "" or not headless or "pool" in known or "pool" not in fields:
+        return ()
+    return (
+        f"timm's global_pool '' gives every token; the representation here is that of pool "
+        f"{fields['pool']!r}, and `out` has the tokens",
+    )
 
 
 def _vit_fields(
@@ -172,6 +190,8 @@ def _vit_fields(
     with_positions = {"class": cls + dist, "none": 0, "all": cls + dist + registers}
     fields = vit_fields(shown, known, with_positions)
     usual = "cls" if cls and "fc_norm.weight" not in shapes else "gap"
+    if usual == "cls" and not dist and known.get("run", {}).get("pool") == "gap":
+        usual = "gap"  # the class token is there, and idle
     pool = "map" if "attn_pool.latent" in shapes else known.get("pool", usual)
     clip = "norm_pre.weight" in shapes
     fields |= {
@@ -202,7 +222,9 @@ def _describe_dinov2(tensors: Tensors, known: dict[str, Any]) -> Description:
 
 
 def _is_dinov2(names) -> bool:
-    signs = ("mask_token", "register_tokens", "blocks.0.0.norm1.weight")
+    signs = ["register_tokens", "blocks.0.0.norm1.weight"]
+    if not any(name.startswith("decoder") for name in names):  # otherwise a MAE, with timm's names
+        signs.append("mask_token")
     return "patch_embed.proj.weight" in names and any(sign in names for sign in signs)
 
 
@@ -258,7 +280,7 @@ def _dinov2_refuses(config: Config) -> list[str]:
 
 
 TIMM = Layout(
-    "timm", _timm_rows, Reader(_is_timm, _describe_timm, PREFIXES),
+    "timm", _timm_rows, Reader(_is_timm, _describe_timm),
     Writer(
         ".safetensors", files={"config.json": config_json}, positions=_positions,
         assumes=_timm_assumes, refuses=_timm_refuses,
@@ -267,7 +289,7 @@ TIMM = Layout(
 DINOV2_HUB = Layout(
     "dinov2", _dinov2_rows,
     Reader(
-        _is_dinov2, _describe_dinov2, PREFIXES,
+        _is_dinov2, _describe_dinov2,
         ignored={r"mask_token": "the mask token of DINOv2's own training"},
     ),
     Writer(

@@ -6,13 +6,15 @@
 import re
 from typing import Any
 
+from vit_jax.data.ops import FILTERS
 from vit_jax.errors import UserError, printable
 from vit_jax.models.configs import MixerConfig, ResNetConfig
 from vit_jax.models.data_config import IMAGENET, DataConfig
 from vit_jax.models.family import Config
 from vit_jax.models.model import Model
 from vit_jax.models.registry import create_model, find_family, list_models
-from vit_jax.pretrained.layout import SHOWN_BY
+from vit_jax.pretrained.given import spelled
+from vit_jax.pretrained.layout import SHOWN_BY, Images, Unshown
 from vit_jax.pretrained.stated import brief
 
 ACTIVATIONS = {"gelu": "exact", "gelu_tanh": "tanh", "quick_gelu": "quick"}
@@ -36,9 +38,15 @@ _FIELDS_BY_NAME: tuple[tuple[str, dict[str, Any]], ...] = (
 _POST_NORM = r"vit_\w+_rpn_\d+"  # its tensors have the names and shapes of a pre-norm ViT
 
 
-def said_by(config: dict[str, Any], known: dict[str, Any]) -> dict[str, Any]:
+def said_by(
+    config: dict[str, Any], known: dict[str, Any], headless: bool = False, gated: bool = False
+) -> dict[str, Any]:
     """The fields that timm's `config.json` states and shapes do not: heads, activation, pooling,
     the image size. A pooling or activation that is in `known` is not read.
+
+    Args:
+      headless: whether the file has no head. Then `global_pool=''` is no pooling to follow.
+      gated: whether the MLPs are SwiGLUs, which state SiLU as their activation.
 
     Raises UserError for settings that no model here computes, because shapes do not show them.
     """
@@ -65,7 +73,7 @@ def said_by(config: dict[str, Any], known: dict[str, Any]) -> dict[str, Any]:
         pass
     stated |= {key: arguments[key] for key in ("num_heads",) if key in arguments}
     pool = arguments.get("global_pool", config.get("global_pool"))
-    if pool is not None and "pool" not in known:
+    if pool is not None and "pool" not in known and not (headless and not pool):
         if pool not in _POOLS:
             raise UserError(
                 f"timm's global_pool {brief(pool)}: no model here pools so; give one that does, "
@@ -73,9 +81,12 @@ def said_by(config: dict[str, Any], known: dict[str, Any]) -> dict[str, Any]:
             )
         stated["pool"] = _POOLS[pool]
     activation = arguments.get("act_layer")
-    if activation and "gelu" not in known:
+    if activation and "gelu" not in known and not (gated and activation in ("silu", "swish")):
         if activation not in ACTIVATIONS:
-            raise UserError(f"timm's act_layer {brief(activation)} has no counterpart here")
+            raise UserError(
+                f"timm's act_layer {brief(activation)} has no counterpart here; another one is "
+                f"computed with {spelled('gelu')}"
+            )
         stated["gelu"] = ACTIVATIONS[activation]
     return stated
 
@@ -91,28 +102,34 @@ def classes_of(config: dict[str, Any]) -> list[str] | None:
     return names if isinstance(names, list) else None
 
 
-def preprocessing(
-    config: dict[str, Any], default: DataConfig
-) -> tuple[DataConfig, tuple[str, ...]]:
+def preprocessing(config: dict[str, Any], default: DataConfig) -> Images:
     """The image settings in `pretrained_cfg`, and the names of fields that are guessed. Without a
     `pretrained_cfg`, all are guessed: `default`. A single one that is missing is timm's default.
 
-    Raises UserError for a mode of cropping that pads.
+    Raises Unshown for a mode of cropping that pads, and for an unknown filter.
     """
     stated = {key: value for key, value in _pretrained_cfg(config).items() if value is not None}
     if not stated:
         return default, SHOWN_BY
+    refusal = ""
     if (mode := stated.get("crop_mode", "center")) not in ("center", "squash"):
-        raise UserError(f"timm's crop_mode {brief(mode)} has no counterpart here")
-    how = stated.get("interpolation", "bicubic")
+        refusal = f"timm's crop_mode {brief(mode)} has no counterpart here"
+    how = stated.get("interpolation", "bicubic").lower()
     guessed = [field for field in ("mean", "std") if field not in stated]
     if how == "random":  # drawn for each training image: bilinear or bicubic
         how = "bicubic"
         guessed.append("interpolation")
-    return DataConfig(
-        stated.get("mean", IMAGENET.mean), stated.get("std", IMAGENET.std),
-        "area" if how == "box" else how, stated.get("crop_pct", 0.875), mode == "squash",
-    ), tuple(guessed)  # fmt: skip
+    how = "area" if how == "box" else how
+    if how not in FILTERS:
+        refusal = f"timm's interpolation {brief(how)} is none of {', '.join(FILTERS)}"
+        how = "bicubic"
+    data = DataConfig(
+        stated.get("mean", IMAGENET.mean), stated.get("std", IMAGENET.std), how,
+        stated.get("crop_pct", 0.875), mode == "squash",
+    )  # fmt: skip
+    if refusal:
+        raise Unshown(refusal, (data, tuple(guessed)))
+    return data, tuple(guessed)
 
 
 def config_json(model: Model, classes: list[str] | None, dialect: dict) -> dict[str, Any]:

@@ -5,9 +5,11 @@ model. Every tensor must belong to a parameter, or be ignored for a stated reaso
 read later, one parameter at a time.
 """
 
+import contextlib
 import dataclasses
 import functools
 import re
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,8 @@ from vit_jax.models.data_config import DataConfig
 from vit_jax.models.family import Config
 from vit_jax.models.model import Model
 from vit_jax.models.registry import make_config, name_of
-from vit_jax.pretrained.files import Tensors, open_tensors
+from vit_jax.pretrained.files import open_tensors
+from vit_jax.pretrained.given import Unstated, spelled
 from vit_jax.pretrained.layout import Description, Layout, Reader, some
 from vit_jax.pretrained.layouts import readers
 from vit_jax.pretrained.opened import (
@@ -39,6 +42,8 @@ from vit_jax.pretrained.stated import (
     check_metadata,
     check_resized,
 )  # fmt: skip
+from vit_jax.pretrained.tensors import Tensors
+from vit_jax.pretrained.wrapped import beside, found_in
 
 # Keys of `config.json` for sizes that also follow from tensors: key -> field.
 STATED_SIZES = {
@@ -47,10 +52,14 @@ STATED_SIZES = {
 }  # fmt: skip
 
 
-def open_weights(path: str | Path, **overrides: Any) -> Weights:
+def open_weights(
+    path: str | Path, *, run: Mapping[str, Any] | None = None, **overrides: Any
+) -> Weights:
     """Opens a file, a folder of Hugging Face or timm, or one of this package's own checkpoints.
 
     Args:
+      run: the fields of the model that the weights are for. They count where neither the file nor
+        `overrides` state the number of heads, the pooling, or the grid of the positions.
       overrides: values that the file does not state, or states wrongly: any field of the model's
         config (`num_heads`, `gelu`, …), `source_image_size` (the height and width of the training
         images), and the `mean` and `std` that normalise images.
@@ -73,7 +82,11 @@ def open_weights(path: str | Path, **overrides: Any) -> Weights:
         weights = open_own(path if own else path.parent, parts)
     else:
         part = path.name if inside else ""
-        weights = _open_file(path, _open(path.parent if inside else path, part), overrides)
+        tensors = _open(path.parent if inside else path, part)
+        try:
+            weights = _open_file(path, tensors, overrides, run or {})
+        except UserError as error:
+            raise _with_what_fits(error, path, tensors, overrides) from error
     model = weights.model
     if normalisation:
         data = dataclasses.replace(model.data_config, **normalisation)
@@ -82,14 +95,30 @@ def open_weights(path: str | Path, **overrides: Any) -> Weights:
     return dataclasses.replace(weights, model=model, guessed=guessed)
 
 
-def _open_file(path: Path, tensors: Tensors, overrides: dict[str, Any]) -> Weights:
+def _with_what_fits(
+    error: UserError, path: Path, tensors: Tensors, overrides: dict[str, Any]
+) -> UserError:
+    """The error, with the values of the file's own if it opens without the overrides."""
+    try:
+        config = _open_file(path, tensors, {}, {}).model.config if overrides else None
+    except UserError:
+        return error
+    theirs = {f: getattr(config, f) for f in overrides if hasattr(config, f)}
+    other = [f"model.{f}={value}" for f, value in theirs.items() if value != overrides[f]]
+    return UserError(f"{error}; {', '.join(other)} would fit") if other else error
+
+
+def _open_file(
+    path: Path, tensors: Tensors, overrides: dict[str, Any], run: Mapping[str, Any]
+) -> Weights:
     check_keys(path / "config.json", tensors.config)
     check_metadata(path, tensors.metadata)
-    layout, reader, prefix = _recognise(tensors)
+    layout, reader, prefix, others = _recognise(tensors)
     try:
         inside = reader.prepare(tensors.below(prefix))
-        described = reader.describe(inside, _known_fields(tensors.metadata) | overrides)
-        described = _with_metadata(described, tensors.metadata)
+        known = _known_fields(tensors.metadata) | overrides
+        described = reader.describe(inside, known | {"run": run})
+        described = _with_refusal(_with_metadata(described, tensors.metadata), run)
     except UserError as error:
         raise error if str(path) in str(error) else UserError(f"{path}: {error}") from error
     except SENSELESS as error:
@@ -99,6 +128,8 @@ def _open_file(path: Path, tensors: Tensors, overrides: dict[str, Any]) -> Weigh
         ) from error
     fields = [field.name for field in dataclasses.fields(described.family)]
     overrides = {field: value for field, value in overrides.items() if field in fields}
+    if _drops_class_token(described.fields, overrides):
+        overrides = overrides | {"idle_class_token": True}
     config = make_config(described.family, described.fields | overrides, str(path))
     check_config(path, config, described.family)
     _check_stated_sizes(tensors, config, overrides)
@@ -117,17 +148,15 @@ def _open_file(path: Path, tensors: Tensors, overrides: dict[str, Any]) -> Weigh
     )
     if unknown:
         raise UserError(f"{path}: {layout.name} files hold no {some(unknown)}")
-    unused = {n: f"outside of {prefix}" for n in tensors.shapes if not n.startswith(prefix)}
     consumed = {name: shape for item in bound for name, shape in item.theirs.items()}
-    ignored = {
-        name: why
-        for name in inside.shapes.keys() - consumed
-        for pattern, why in reader.ignored.items()
-        if re.fullmatch(pattern, name)
-    }
-    check_explained(f"{path} ({layout.name}) does", consumed, inside.shapes, ignored)
+    ignored, others_own = _unread(inside, consumed, reader)
+    why_not = ignored | others_own
+    check_explained(f"{path} ({layout.name}) does", consumed, inside.shapes, why_not)
+    outside = {n: f"outside of {prefix}" for n in tensors.shapes if not n.startswith(prefix)}
     inside.check_numbers(consumed)
     item_of = {ours: item for item in bound for ours in item.ours}
+    notes = (*tensors.notes, *_note_on_others(path, prefix, others), *described.notes)
+    notes += _note_on_grid(path, config, reader, inside, known, run)
 
     def read(ours: str) -> np.ndarray:
         item = item_of[ours]
@@ -138,9 +167,65 @@ def _open_file(path: Path, tensors: Tensors, overrides: dict[str, Any]) -> Weigh
     extras = {name: functools.partial(inside.read, name) for name in ignored}
     return Weights(
         path, layout.name, model, classes, {p: item.ours[p] for p, item in item_of.items()}, read,
-        unused | ignored, described.dialect | {"prefix_of_all": prefix}, extras, described.guessed,
-        tensors.notes,
+        tensors.beside | outside | why_not,
+        described.dialect | {"prefix_of_all": prefix}, extras, described.guessed, notes,
     )  # fmt: skip
+
+
+def _unread(
+    inside: Tensors, consumed: Iterable[str], reader: Reader
+) -> tuple[dict[str, str], dict[str, str]]:
+    """Names that are not read, each with the reason: parts that no model here uses, and what
+    belongs to something other than the model."""
+    consumed = set(consumed)
+    ignored = {
+        name: why
+        for name in inside.shapes
+        for pattern, why in reader.ignored.items()
+        if name not in consumed and re.fullmatch(pattern, name)
+    }
+    left = [name for name in inside.shapes if name not in consumed and name not in ignored]
+    return ignored, beside(left, consumed)
+
+
+def _drops_class_token(fields: dict[str, Any], overrides: dict[str, Any]) -> bool:
+    """Whether a pooling that is given does not read the class token that the file has."""
+    reads = ("cls", "cls_gap")
+    given = overrides.get("pool")
+    has = fields.get("pool") in reads or fields.get("idle_class_token")
+    return bool(given and has) and given not in reads and "idle_class_token" not in overrides
+
+
+def _note_on_others(path: Path, prefix: str, others: list[str]) -> tuple[str, ...]:
+    """A line that names the other models of a file, if there are any."""
+    if not others:
+        return ()
+    rest = ", ".join(f"{path}/{printable(other[:-1])}" for other in others)
+    taken = printable(prefix[:-1])
+    return (f"{path} holds several models; {taken} is taken (others: {rest})",)
+
+
+def _note_on_grid(
+    path: Path, config: Config, reader: Reader, inside: Tensors, known: dict[str, Any],
+    run: Mapping[str, Any],
+) -> tuple[str, ...]:  # fmt: skip
+    """A line if the run's images decided the grid of the positions."""
+    others = {field: value for field, value in run.items() if field != "image_size"}
+    if others == run or getattr(config, "posemb", "") != "learned":  # sines are for any grid
+        return ()
+    with contextlib.suppress(Unstated):
+        alone = reader.describe(inside, known | {"run": others}).fields.get(
+            "image_size", config.image_size
+        )
+        if alone == config.image_size:
+            return ()
+    if not hasattr(config, "grid") or "source_image_size" in known:
+        return ()
+    rows, columns = config.grid
+    return (
+        f"{path} does not state the grid of its positions, taken from the run's images: {rows} x "
+        f"{columns}; for another one, {spelled('source_image_size')}",
+    )
 
 
 def _open(path: Path, part: str) -> Tensors:
@@ -151,26 +236,24 @@ def _open(path: Path, part: str) -> Tensors:
     return open_tensors(path, part)
 
 
-def _recognise(tensors: Tensors) -> tuple[Layout, Reader, str]:
-    """The one layout that has these names, its reader, and the prefix of all names."""
-    fits = []
-    for layout, reader in readers():
-        below = ((prefix, tensors.below(prefix).shapes) for prefix in reader.prefixes)
-        prefixes = [prefix for prefix, names in below if names and reader.recognises(names)]
-        fits += [(layout, reader, prefix) for prefix in prefixes[:1]]
-    if not fits:
+def _recognise(tensors: Tensors) -> tuple[Layout, Reader, str, list[str]]:
+    """The one layout that has these names, its reader, the prefix of the model's names, and the
+    prefixes of other models beside it."""
+    known = {layout.name: (layout, reader) for layout, reader in readers()}
+    recognised = {name: reader.recognises for name, (_, reader) in known.items()}
+    prefix, layouts, others = found_in(tensors.shapes, recognised)
+    if not layouts:
         names = ", ".join(map(printable, sorted(tensors.shapes)[:4])) or "no tensors at all"
-        known = ", ".join(layout.name for layout, _ in readers())
         raise UserError(
-            f"{tensors.path} is of no known layout ({known}): it holds {names}"
+            f"{tensors.path} is of no known layout ({', '.join(known)}): it holds {names}"
             + (" …" if len(tensors.shapes) > 4 else "")
         )
-    if len(fits) > 1:
-        names = " and ".join(f"{layout.name} (under {prefix!r})" for layout, _, prefix in fits)
+    if len(layouts) > 1:
         raise UserError(
-            f"{tensors.path} is ambiguous: its names are those of {names}; keep the tensors of one"
+            f"{tensors.path} is ambiguous: its names under {prefix!r} are those of "
+            f"{' and '.join(layouts)}; keep the tensors of one"
         )
-    return fits[0]
+    return *known[layouts[0]], prefix, others
 
 
 def _known_fields(metadata: dict[str, Any]) -> dict[str, Any]:
@@ -182,13 +265,24 @@ def _known_fields(metadata: dict[str, Any]) -> dict[str, Any]:
     return fields | size
 
 
+def _with_refusal(described: Description, run: Mapping[str, Any]) -> Description:
+    """Raises UserError if images cannot be shown as the file states. A run shows its own: then a
+    note says that what the file states is unused."""
+    if described.refusal and not run:
+        raise UserError(described.refusal)
+    unused = f"{described.refusal}; unused, because the run's pipeline shows the images"
+    return dataclasses.replace(
+        described, notes=(*described.notes, *([unused] if described.refusal else []))
+    )
+
+
 def _with_metadata(described: Description, metadata: dict[str, Any]) -> Description:
     """The description with this package's metadata, which is exact and overrides the shapes."""
     if not metadata:
         return described
     fields = described.fields | metadata["fields"]
     return dataclasses.replace(
-        described, fields=fields, data=DataConfig(**metadata["data"]), guessed=(),
+        described, fields=fields, data=DataConfig(**metadata["data"]), guessed=(), refusal="",
         classes=metadata.get("classes") or described.classes,
         activation=metadata.get("activation", described.activation),
     )  # fmt: skip

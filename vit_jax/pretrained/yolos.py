@@ -13,12 +13,12 @@ from vit_jax.errors import UserError
 from vit_jax.models.data_config import IMAGENET, DataConfig
 from vit_jax.models.detector_configs import YolosConfig
 from vit_jax.models.family import BACKBONE, Config
-from vit_jax.pretrained.files import Tensors
-from vit_jax.pretrained.huggingface import vit_rows
-from vit_jax.pretrained.huggingface_config import ACTIVATIONS, classes_of
+from vit_jax.pretrained.huggingface import heads_and_gelu, vit_rows
+from vit_jax.pretrained.huggingface_config import classes_of
 from vit_jax.pretrained.layout import Description, Layout, Reader, Writer
 from vit_jax.pretrained.rows import BATCHED, Codec, Row, row, torch_dense
 from vit_jax.pretrained.shown import Shown, vit_fields
+from vit_jax.pretrained.tensors import Tensors
 
 PRE = "vit."
 POSITIONS = f"{PRE}embeddings.position_embeddings"
@@ -108,13 +108,13 @@ def _describe(tensors: Tensors, known: dict[str, Any]) -> Description:
     fields = vit_fields(shown, known, {})
     size = c.get("image_size")
     sides = (size, size) if isinstance(size, int) else tuple(size or ())
-    if len(sides) != 2 or c.get("hidden_act", "gelu") not in ACTIVATIONS:
-        raise UserError(f"{tensors.path}: its image_size or hidden_act has no counterpart here")
+    if len(sides) != 2:
+        raise UserError(f"{tensors.path}: its config.json has no image_size")
+    heads, gelu = heads_and_gelu(tensors, known)
     count = shown["head/kernel"][-1] - 1
     fields |= {
         "image_size": known.get("image_size", sides), "num_classes": count,
-        "num_heads": known.get("num_heads", c.get("num_attention_heads")),
-        "gelu": ACTIVATIONS[c.get("hidden_act", "gelu")],
+        "num_heads": heads, "gelu": gelu,
         "layernorm_eps": c.get("layer_norm_eps", 1e-12), "qkv_bias": c.get("qkv_bias", True),
         "num_queries": shapes[f"{PRE}embeddings.detection_tokens"][1],
         "mid_positions": f"{MID}.1" in shapes, "posemb_resize": "huggingface",

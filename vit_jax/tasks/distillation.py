@@ -14,6 +14,7 @@ from vit_jax import calls
 from vit_jax.data.source import Facts
 from vit_jax.errors import UserError
 from vit_jax.models import Model
+from vit_jax.pretrained.given import Unstated
 from vit_jax.pretrained.load import fetch_weights, load_pretrained
 from vit_jax.pretrained.weights import open_weights
 from vit_jax.tasks.classification import Classification
@@ -97,7 +98,12 @@ class Distillation(Classification):
         Raises UserError: there are no such weights, or they are of other classes or channels.
         """
         path, ours = fetch_weights(self.asked.teacher), self.model.config
-        teacher, params, report = load_pretrained(path, image_size=ours.image_size, say=None)
+        try:
+            teacher, params, report = load_pretrained(path, image_size=ours.image_size, say=None)
+        except Unstated as error:
+            raise UserError(
+                f"distill: {error}, of a teacher to vit convert, which writes a file that states it"
+            ) from error
         for line in report.warnings:
             say(f"teacher: {line}")
         if teacher.config.num_classes != ours.num_classes:

@@ -12,6 +12,7 @@ from vit_jax.config import flat
 from vit_jax.errors import UserError
 from vit_jax.models.registry import find_family
 from vit_jax.parallel.runtime import everyones, share, together
+from vit_jax.pretrained.given import given
 from vit_jax.pretrained.load import fetch_weights, fill, order_of
 from vit_jax.pretrained.opened import Weights
 from vit_jax.pretrained.weights import open_weights
@@ -26,10 +27,19 @@ def open_origin(config: ConfigDict, workdir: Path) -> Weights | None:
     checkpoint, which is there when the weights are gone; before, the weights."""
     if not isinstance(config, ConfigDict) or not config.init or config.resume:
         return None
-    find_family(config.model.name, imports=True)  # the user's word, which weights may then repeat
     if _last_step(workdir):
+        find_family(config.model.name, imports=True)  # the user's word, which the run repeats
         return open_weights(workdir)
-    return open_weights(fetch_weights(config.init), channels=None)
+    return _weights(config)
+
+
+def _weights(config: ConfigDict) -> Weights:
+    """Those of `init`. Where their file is silent, the run's fields say what they are."""
+    family = find_family(config.model.name, imports=True)[0]  # the user's word, as above
+    fields = given(config)
+    run = {k: v for k, v in fields.items() if k == "image_size" or k not in family.of_run}
+    size = run.pop("source_image_size", None)
+    return open_weights(fetch_weights(config.init), run=run, source_image_size=size)
 
 
 def _last_step(workdir: Path) -> str:
@@ -79,7 +89,7 @@ def first_state(run: Run, workdir: Path) -> Start:
         return dataclasses.replace(start, said=[*start.said, *moved])
     if not c.init:
         return Start(run.init_state(), ["from scratch"], "scratch")
-    weights = run.resolved.weights or open_weights(fetch_weights(c.init))
+    weights = run.resolved.weights or _weights(c)
     same, order = weights.classes == run.classes, order_of(weights.classes, run.classes)
     params, report = fill(
         weights, run.model, run.shardings["params"],
