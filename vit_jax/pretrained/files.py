@@ -1,5 +1,5 @@
-"""Containers of tensors: `.npz`, `.safetensors`, PyTorch's `.bin` and `.pth` (`torch_files.py`), and
-Flax's msgpack (`flax_files.py`). The last two are not written.
+"""Containers of tensors: `.npz`, `.safetensors`, and, which are not written, PyTorch's `.bin` and
+`.pth` (`torch_files.py`) and Flax's msgpack (`flax_files.py`).
 
 Opening a file reads names, shapes and metadata. Tensors are read one at a time, from memory-mapped
 files if the container allows it. Nothing in a file is ever executed.
