@@ -20,8 +20,8 @@ from tests.xla_flags import xla_flags
 
 ROOT = Path(__file__).parents[2]
 KEYS = {
-    "batch_size": 32, "total_steps": 40, "log_every_steps": 1, "eval_every_steps": 4,
-    "checkpoint.every_steps": 4, "model.name": "vit_mu_patch4_32", "model.image_size": 8,
+    "batch_size": 32, "total_steps": 600, "log_every_steps": 5, "eval_every_steps": 20,
+    "checkpoint.every_steps": 100, "model.name": "vit_mu_patch4_32", "model.image_size": 8,
     "model.num_layers": 1, "schedule.warmup_steps": 4, "data.eval.split": "val",
 }  # fmt: skip
 
@@ -150,14 +150,14 @@ def test_what_a_tracker_keeps_of_a_stopped_and_continued_run_is_every_row(tmp_pa
     place.mkdir()
     first = start(name, workdir, place)
     for line in first.stderr:
-        if line.startswith("step  6/40"):
+        if line.startswith("step  30/600"):
             os.killpg(first.pid, number)  # as a terminal does, to the tracker's processes too
             break
     rest = first.stderr.read()
     assert first.wait(300) == {signal.SIGTERM: 75, signal.SIGINT: 130}[number], rest
     assert "not taken" not in rest
     stopped = numbers(workdir)
-    assert 6 <= stopped[-1]["step"] < 40
+    assert 30 <= stopped[-1]["step"] < 600
     again = start(name, workdir, place)
     _, told = again.communicate(timeout=300)
     assert again.returncode == 0, told
