@@ -24,5 +24,5 @@ FURTHER: dict[str, type[ImageConfig]] = {
     r"axial_vit.*": AxialViTConfig,
     r"detr_resnet.*": DetrResNetConfig,
     r"detr_(vit|deit).*": DetrViTConfig,
-    r"yolos_(tiny|small|base|(vit|deit).*)": YolosConfig,
+    r"yolos(_(tiny|small|base|(vit|deit).*))?": YolosConfig,
 }
