@@ -167,3 +167,31 @@ def test_a_result_that_cannot_be_written_is_told_all_the_same(trained, capsys):
     assert "cannot write /no/such/folder/x.json" in said.err
     assert cli.main(["describe", "--config=digits.py", "--batch=/no/such/folder/x.png"]) == 2
     assert "cannot write the picture /no/such/folder/x.png" in capsys.readouterr().err
+
+
+def test_weights_of_any_layout_are_measured_on_a_labelled_set(trained, tmp_path, capsys):
+    """The digits of a run, as timm has them: the same numbers, of the data's own classes."""
+    assert cli.main(["evaluate", f"--workdir={trained}", "--json"]) == 0
+    expected = json.loads(capsys.readouterr().out)
+    assert cli.main(["convert", str(trained), str(tmp_path / "a.safetensors"), "--to=timm"]) == 0
+    heads = vit_jax.load_pretrained(trained, say=None)[0].config.num_heads
+    command = ["evaluate", f"--weights={tmp_path / 'a.safetensors'}", "--data=digits",
+               f"--config.model.num_heads={heads}"]  # fmt: skip
+    capsys.readouterr()
+    assert cli.main([*command, "--json"]) == 0
+    told = capsys.readouterr()
+    found = json.loads(told.out)
+    assert "classes matched by" in told.err
+    assert found["accuracy"] == expected["accuracy"]
+    assert found["loss"] == pytest.approx(expected["loss"], rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [[], ["--workdir=a", "--checkpoint=b"], ["--weights=x.npz"],
+     ["--weights=x.npz", "--data=digits", "--workdir=a"]],
+)  # fmt: skip
+def test_what_is_measured_is_named_once(arguments, capsys):
+    assert cli.main(["evaluate", *arguments]) == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert "--workdir" in line

@@ -1,9 +1,10 @@
-"""Measures a checkpoint on every example of a split.
+"""Measures a checkpoint, or weights of any layout, on every example of a split.
 
 vit evaluate --workdir=runs/digits
 vit evaluate --checkpoint=runs/digits/checkpoints/500 --data=folder:PATH --json
 vit evaluate --workdir=runs/digits --report=DIR
 vit evaluate --workdir=runs/b16 --tta=flip,crops
+vit evaluate --weights=hf://google/vit-base-patch16-224 --data=folder:PHOTOS --split=val
 vit evaluate --workdir=runs/b16 --config.evaluators="fewshot('folder:PATH')|knn('folder:PATH')"
 """
 
@@ -20,19 +21,18 @@ from vit_jax import recipe
 from vit_jax.commands.arguments import JOB, JSON, Options, join_job
 from vit_jax.commands.output import say, tell
 from vit_jax.config import base
-from vit_jax.errors import UserError, printable_lines
+from vit_jax.errors import UserError, printable, printable_lines
 from vit_jax.parallel import runtime
 from vit_jax.user_code import FLAG, only, signed
 
-ONE_OF: Options = {
+PARTS_OF_A_RUN = ("trained", "ema")
+OPTIONS: Options = {
     "--workdir": dict(help="a run's folder: its last checkpoint"),
     "--checkpoint": dict(help="one checkpoint, such as DIR/checkpoints/500"),
-}
-OPTIONS: Options = {
     "--data": dict(metavar="SOURCE", help="another source, such as folder:PATH"),
     "--split": dict(help="another split"),
-    "--weights": dict(choices=("trained", "ema"), default="trained",
-                      help="those that are trained, or their moving average"),
+    "--weights": dict(default="trained", metavar="WEIGHTS", help="of a run: trained (default) or "
+                      "ema, their moving average; or weights of any layout, measured on --data"),
     "--tta": dict(metavar="VIEWS", help="average the probabilities over views of each image: flip "
                   "(and its mirror image), crops (and the four corners), or flip,crops"),
     "--report": dict(metavar="DIR", help="confusion matrix and worst mistakes, as tables and "
@@ -45,9 +45,29 @@ OPTIONS: Options = {
 
 def run(options: argparse.Namespace) -> int:
     """Does it; returns the exit code."""
+    _check(options)
     join_job(options, base().heartbeat_timeout, saves=False)
+    if options.weights not in PARTS_OF_A_RUN:
+        from vit_jax.commands.foreign import measured_weights
+
+        return _told(options, measured_weights(options))
     with opened(options) as (checkpoint, about):
         return _told(options, measured(options, checkpoint, about))
+
+
+def _check(options: argparse.Namespace) -> None:
+    """Raises UserError where it is not said what is measured."""
+    named = (options.workdir is not None) + (options.checkpoint is not None)
+    if options.weights in PARTS_OF_A_RUN and named != 1:
+        raise UserError(
+            "name what is measured: --workdir=DIR or --checkpoint=DIR/checkpoints/STEP, or "
+            "--weights=WEIGHTS with --data=SOURCE"
+        )
+    if options.weights not in PARTS_OF_A_RUN and (named or not options.data):
+        raise UserError(
+            f"--weights={printable(options.weights)} is measured on --data=SOURCE, without "
+            "--workdir and --checkpoint; of a run it is trained or ema"
+        )
 
 
 @contextlib.contextmanager
@@ -91,7 +111,6 @@ class Measured:
 def measured(options: argparse.Namespace, checkpoint: Path, about: dict[str, Any]) -> Measured:
     """Measures what was asked for."""
     from vit_jax.checkpoint import manager, steps
-    from vit_jax.training.evaluation import measure_one, measure_views
     from vit_jax.training.resolve import of_trained
     from vit_jax.training.run import run_of
 
@@ -109,11 +128,21 @@ def measured(options: argparse.Namespace, checkpoint: Path, about: dict[str, Any
         raise UserError("the run has no evaluation split: give --split")
     run = runtime.together(lambda: run_of(config, named, data=of_trained(about["classes"])))
     params = _weights(run, checkpoint, stored, options.weights)
+    return judge(options, checkpoint, run, params, {"step": steps.number(checkpoint.name)})
+
+
+def judge(
+    options: argparse.Namespace, path: Path, run: Any, params: Any, more: dict[str, Any]
+) -> Measured:
+    """Measures the weights of a path with every evaluator of a run. `more` stands in the result."""
+    from vit_jax.training.evaluation import measure_one, measure_views
+
+    config = run.config
 
     def told(metrics: dict[str, float], of: str = "") -> str:
         return f"{run.task.in_words(metrics)}  ({metrics['examples']} examples{of})"
 
-    result: dict[str, Any] = {"checkpoint": str(checkpoint), "step": steps.number(checkpoint.name)}
+    result: dict[str, Any] = {"checkpoint": str(path), **more}
     lines, of_split = [], None
     for one in run.evaluators:
         of = ""
@@ -126,12 +155,12 @@ def measured(options: argparse.Namespace, checkpoint: Path, about: dict[str, Any
         if one.name == config.data.eval.split:
             result |= {"split": one.name, **found}
             of = f" of {config.data.eval.source} {one.name}{of}"
-            lines.append(f"{checkpoint}: {told(found, of)}")
+            lines.append(f"{path}: {told(found, of)}")
             of_split = rows
         else:
             result |= {f"{one.name}/{key}": value for key, value in found.items()}
             lines.append(f"{one.name}: {told(found, of)}")
-    return Measured(checkpoint, run, params, result, lines, of_split)
+    return Measured(path, run, params, result, lines, of_split)
 
 
 def _told(options: argparse.Namespace, found: Measured) -> int:
