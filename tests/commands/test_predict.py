@@ -10,11 +10,14 @@ import sys
 import jax
 import numpy as np
 import pytest
+from PIL import Image
 
 import vit_jax
 from tests.made_images import encoded, smooth
 from vit_jax import cli
+from vit_jax.errors import UserError
 from vit_jax.models.data_config import DataConfig
+from vit_jax.pretrained.save import save_pretrained
 from vit_jax.pretrained.weights import open_weights
 
 NAMES = ["roof", "tree, tall", "water"]
@@ -322,3 +325,33 @@ def test_operations_that_a_file_names_run_only_where_the_user_trusts_it(
     assert (tmp_path / "sang").exists()
     assert trusted == table_of(vit, "plain.npz", upside_down, tmp_path, "--top=3")
     assert trusted != table_of(vit, "plain.npz", photo, tmp_path, "--top=3")
+
+
+@pytest.mark.parametrize(("channels", "suffix"), [(6, ".npy"), (4, ".png")])
+def test_images_of_more_channels_are_predicted_as_training_reads_them(channels, suffix, tmp_path):
+    model = vit_jax.create_model(
+        "vit_mu_patch4_8", image_size=8, channels=channels, num_classes=3, hidden_size=8,
+        num_heads=2, num_layers=1, mlp_dim=8,
+    )  # fmt: skip
+    rng = np.random.default_rng(0)
+    params = jax.tree.map(
+        lambda leaf: rng.standard_normal(leaf.shape).astype(np.float32), model.abstract_params
+    )
+    save_pretrained(model, params, tmp_path / "weights", to="orbax")
+    pixels = rng.integers(0, 256, (2, 8, 8, channels), dtype=np.uint8)
+    files = [tmp_path / f"{number}{suffix}" for number in range(2)]
+    for file, one in zip(files, pixels, strict=True):
+        if suffix == ".npy":
+            np.save(file, one)
+        else:
+            Image.fromarray(one).save(file)
+    found = vit_jax.predict(tmp_path / "weights", files, top=3)
+    model, params, _ = vit_jax.load_pretrained(tmp_path / "weights", say=None)
+    logits, _ = model.apply(params, model.prepare(list(pixels)))
+    for row, image in zip(np.asarray(jax.nn.softmax(logits)), found, strict=True):
+        assert [one.number for one in image] == np.argsort(-row).tolist()
+        assert [one.value for one in image] == pytest.approx(np.sort(row)[::-1], abs=2e-6)
+    wrong = tmp_path / "grey.npy"
+    np.save(wrong, pixels[0, ..., :1])
+    with pytest.raises(UserError, match=str(channels)):
+        vit_jax.predict(tmp_path / "weights", [wrong])

@@ -41,8 +41,6 @@ def weights_of(
     with only(None, trust_files=options.trust_code):
         weights = opened(options)
     c = weights.model.config
-    if c.channels not in (1, 3):
-        raise UserError(f"{weights.path} takes {c.channels} channels: image files have 1 or 3")
     model = as_shown(weights)
     check(weights.path, model)
     size = model.config.image_size
