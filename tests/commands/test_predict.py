@@ -355,3 +355,31 @@ def test_images_of_more_channels_are_predicted_as_training_reads_them(channels, 
     np.save(wrong, pixels[0, ..., :1])
     with pytest.raises(UserError, match=str(channels)):
         vit_jax.predict(tmp_path / "weights", [wrong])
+
+
+def test_predictions_as_json_and_features_are_the_models_own(tmp_path, capsys):
+    model = vit_jax.create_model("vit_mu_patch4_8", image_size=8, num_classes=3, hidden_size=8,
+                                 num_heads=2, num_layers=1, mlp_dim=8)  # fmt: skip
+    rng = np.random.default_rng(0)
+    params = jax.tree.map(
+        lambda leaf: rng.standard_normal(leaf.shape).astype(np.float32), model.abstract_params
+    )
+    save_pretrained(model, params, tmp_path / "weights", to="orbax")
+    files = [str(tmp_path / f"{number}.png") for number in range(3)]
+    for file in files:
+        Image.fromarray(rng.integers(0, 256, (8, 8, 3), dtype=np.uint8)).save(file)
+    command = ["predict", str(tmp_path / "weights"), *files, "--batch-size=2"]
+    assert cli.main([*command, "--json", "--top=2"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    found = vit_jax.predict(tmp_path / "weights", files, top=2)
+    assert [one["image"] for one in told] == files
+    assert [one["predictions"] for one in told] == [[p._asdict() for p in row] for row in found]
+    assert cli.main([*command, f"--features={tmp_path}/features.npz"]) == 0
+    arrays = np.load(tmp_path / "features.npz")
+    model, params, _ = vit_jax.load_pretrained(tmp_path / "weights", say=None)
+    _, out = model.apply(params, model.prepare(files))
+    np.testing.assert_allclose(arrays["features"], out["pre_logits"], atol=1e-5)
+    assert arrays["images"].tolist() == files
+    capsys.readouterr()
+    assert cli.main([*command, "--json", f"--features={tmp_path}/a.npz"]) == 2
+    assert "name one of them" in capsys.readouterr().err

@@ -25,7 +25,7 @@ def tell(value: Any, text: str, to: str | None, indent: int | None = 1) -> None:
 
 def check_files(options: argparse.Namespace) -> None:
     """Raises UserError if an option names no possible file, before the work begins."""
-    for name in ("json", "csv", "output", "arrays"):
+    for name in ("json", "csv", "output", "arrays", "features"):
         text = getattr(options, name, None)
         if text is None or text == "-":
             continue

@@ -4,6 +4,7 @@ vit predict runs/pets cat.jpg dog.png
 vit predict hf://google/vit-base-patch16-224 photos/ --top=3 --output=predictions.csv
 vit predict runs/scenes photos/ --threshold=0.5
 vit predict runs/cells photos/ --output=boxes.csv --pictures=found
+vit predict hf://facebook/dinov2-small photos/ --features=features.npz
 
 Images are prepared as those that the weights were evaluated on (`vit inspect` shows how). A folder
 means every image in it, at any depth. Damaged images are named and skipped.
@@ -17,12 +18,15 @@ regression.
 """
 
 import argparse
+import itertools
+from pathlib import Path
 from typing import Any
 
 from vit_jax.commands import classes, found, shown
-from vit_jax.commands.arguments import SOURCE, Options
-from vit_jax.commands.output import check_files
-from vit_jax.errors import UserError
+from vit_jax.commands.arguments import JSON, SOURCE, Options
+from vit_jax.commands.output import check_files, tell
+from vit_jax.errors import UserError, printable
+from vit_jax.files import whole
 from vit_jax.user_code import FLAG
 
 # What is done with the images, by what the weights have learned.
@@ -35,6 +39,9 @@ OPTIONS: Options = SOURCE | {
                         "whose probability is P or more; of a detector: boxes of this score"),
     "--pictures": dict(metavar="DIR", help="of a detector: write each image with its boxes"),
     "--output": dict(metavar="CSV", help="write the predictions to a file"),
+    "--features": dict(metavar="FILE.npz", help="write, in the place of predictions, what the head "
+                       "reads of each image: features [images, width], and images"),
+    **JSON,
     "--batch-size": dict(type=int, default=32, help="images at a time (32)"),
     FLAG: dict(action="store_true", help="run the operations that the weights' pipeline names by "
                "import path, such as my_ops:crop; without it such weights are refused"),
@@ -44,10 +51,44 @@ OPTIONS: Options = SOURCE | {
 def run(options: argparse.Namespace) -> int:
     """Does it; returns the exit code."""
     check_numbers(options)
+    if sum(map(bool, (options.output, options.json, options.features))) > 1:
+        raise UserError("--output, --json and --features: name one of them")
     paths = shown.files(options.images)
     check_files(options)
+    if options.features:
+        return _write_features(options, shown.weights_of(options), paths)
     of_task, weights = opened(options)
-    return of_task.write(options, weights, paths)
+    if not options.json:
+        return of_task.write(options, weights, paths)
+    found = [
+        {"image": str(path), "predictions": [one._asdict() for one in row]}
+        for path, row in of_task.predicted(options, weights, paths)
+    ]
+    tell(found, f"{len(found)} images: {printable(options.json)}", options.json)
+    return 0
+
+
+def _write_features(options: argparse.Namespace, weights: shown.Shown, paths: list[Path]) -> int:
+    """Writes what the head reads of each image, also of weights without a head."""
+    import jax
+    import numpy as np
+
+    model, batch_size = weights.model, min(options.batch_size, len(paths))
+
+    @jax.jit
+    def features(params: Any, pixels: Any) -> Any:
+        return model.apply(params, model.data_config.normalise(pixels))[1]["pre_logits"]
+
+    readable, names, rows = shown.images(weights, paths), [], []
+    with whole(Path(options.features)) as part, part.open("wb") as file:
+        while chunk := list(itertools.islice(readable, batch_size)):
+            batch = np.zeros((batch_size, *weights.shape), np.uint8)
+            batch[: len(chunk)] = [image for _, image in chunk]
+            rows.append(np.asarray(features(weights.params, batch), np.float32)[: len(chunk)])
+            names += [str(path) for path, _ in chunk]
+        np.savez(file, features=np.concatenate(rows), images=np.array(names))
+    print(f"{len(names)} images, {rows[0].shape[-1]} features: {printable(options.features)}")
+    return 0
 
 
 def check_numbers(options: argparse.Namespace) -> None:
