@@ -422,11 +422,11 @@ def test_predict_refuses_what_it_cannot_do_before_it_reads_weights(vit, weights,
 
 
 def test_weights_without_a_head_or_of_other_channels_predict_nothing(vit, model, photos, tmp_path):
-    for name, fields in {"headless": {"num_classes": 0}, "deep": {"channels": 4}}.items():
+    for name, fields in {"headless": {"num_classes": 0}, "deep": {"channels": 6}}.items():
         other = vit_jax.create_model("vit_mu_patch4_24", **fields)
         vit_jax.save_pretrained(other, other.init(), tmp_path / f"{name}.npz", "google")
     assert "has no head" in refused(vit, "predict", tmp_path / "headless.npz", photos)
-    assert "takes 4 channels" in refused(vit, "predict", tmp_path / "deep.npz", photos)
+    assert "6 channels" in refused(vit, "predict", tmp_path / "deep.npz", photos / "a.jpg")
 
 
 @pytest.mark.parametrize("to", ["timm", "orbax"])

@@ -46,13 +46,15 @@ def run(options: argparse.Namespace) -> int:
     """Does it; returns the exit code."""
     if options.examples < 1:
         raise UserError("--examples is at least 1")
-    paths = shown.files(options.images)
+    paths, notes = shown.files(options.images)
     if len(paths) > MOST:
         raise UserError(f"{len(paths)} images: a page shows {MOST} at most")
     check_files(options)
     weights = shown.weights_of(options)
     wanted = _class(options.of_class, weights)
     source = _source(options)
+    for line in notes:
+        say(line)
 
     import numpy as np
 

@@ -24,7 +24,7 @@ from typing import Any
 
 from vit_jax.commands import classes, found, shown
 from vit_jax.commands.arguments import JSON, SOURCE, Options
-from vit_jax.commands.output import check_files, tell
+from vit_jax.commands.output import check_files, say, tell
 from vit_jax.errors import UserError, printable
 from vit_jax.files import whole
 from vit_jax.user_code import FLAG
@@ -53,11 +53,16 @@ def run(options: argparse.Namespace) -> int:
     check_numbers(options)
     if sum(map(bool, (options.output, options.json, options.features))) > 1:
         raise UserError("--output, --json and --features: name one of them")
-    paths = shown.files(options.images)
+    paths, notes = shown.files(options.images)
     check_files(options)
     if options.features:
-        return _write_features(options, shown.weights_of(options), paths)
-    of_task, weights = opened(options)
+        of_task, weights = None, shown.weights_of(options)
+    else:
+        of_task, weights = opened(options)
+    for line in notes:
+        say(line)
+    if of_task is None:
+        return _write_features(options, weights, paths)
     if not options.json:
         return of_task.write(options, weights, paths)
     found = [

@@ -58,8 +58,8 @@ def weights_of(
     return Shown(weights.path, model, params, prepare, names)
 
 
-def files(given: list[str]) -> list[Path]:
-    """The files, and what folders hold of images. What a folder leaves out is said.
+def files(given: list[str]) -> tuple[list[Path], list[str]]:
+    """The files, and what folders hold of images; and a line on what each folder leaves out.
 
     Raises UserError where there are none."""
     from vit_jax.data.formats import NAMES
@@ -85,9 +85,7 @@ def files(given: list[str]) -> list[Path]:
     if not found:
         why = "; ".join(notes) or f"{NAMES} are read"
         raise UserError(f"no images in {', '.join(map(printable, given))}: {why}")
-    for line in notes:
-        print(line, file=sys.stderr)
-    return found
+    return found, notes
 
 
 def images(shown: Shown, given: Sequence[Any]) -> Iterator[tuple[Any, Any]]:
