@@ -44,6 +44,8 @@ NOISE = {
     "detection": "coco",
 }
 
+DRAWN = 256  # examples of noise whose entries are drawn; more of them repeat these
+
 Say = Callable[[str], None]
 
 
@@ -209,8 +211,9 @@ def synthetic_batch(run: Run) -> dict[str, jax.Array]:
     rng = np.random.default_rng(0)
     like = run.abstract_batch(run.config.batch_size)
     entries = run.task.entries(run.resolved.data.facts)
-    rows = [entries.noise(rng) for _ in range(run.config.batch_size)]
-    made = {name: np.stack([row[name] for row in rows]) for name in entries.filler}
+    rows = [entries.noise(rng) for _ in range(min(run.config.batch_size, DRAWN))]
+    again = np.arange(run.config.batch_size) % len(rows)
+    made = {name: np.stack([row[name] for row in rows])[again] for name in entries.filler}
     made["image"] = rng.integers(256, size=like["image"].shape, dtype=np.uint8)
     for name in like.keys() - made.keys():  # `id` and `damaged`, which the loss does not read
         made[name] = np.full(like[name].shape, -1, like[name].dtype)

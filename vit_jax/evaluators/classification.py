@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterable
 import jax
 import jax.numpy as jnp
 import numpy as np
-import scipy.special
 from jaxtyping import Array
 
 from vit_jax.data.source import NO_LABEL
@@ -118,11 +117,13 @@ def mean_of_views(views: Iterable[Rows]) -> Rows:
     """The rows of examples from the mean of their probabilities in several views, each of which has
     `label`, `index` and the logits `scores`. The probabilities are those of a softmax, or of a
     sigmoid if examples have several labels."""
+    from scipy.special import expit, softmax
+
     total, count, rows = np.zeros(()), 0, Rows()
     for rows in views:
         logits = rows["scores"].astype(np.float64)
         several = rows["label"].ndim == 2
-        shares = scipy.special.expit(logits) if several else scipy.special.softmax(logits, axis=-1)
+        shares = expit(logits) if several else softmax(logits, axis=-1)
         total, count = total + shares, count + 1
     return of_probabilities(rows["label"], total / count) | {"index": rows["index"]}
 
