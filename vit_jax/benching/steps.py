@@ -98,7 +98,7 @@ def plain_run(name: str, batch_size: int, classes: int, devices: Any = None, **f
     c = base(name, family.task)
     c.batch_size, c.total_steps = batch_size, 1_000_000
     c.model.update(fields)
-    c.model.update({field: 0.0 for field in c.model if field.endswith("dropout")})
+    c.model.update({field: 0.0 for field in family.fields if field.endswith("dropout")})
     size = c.model.image_size or name.rpartition("_")[2]
     c.data.train.source = NOISE[family.task].format(batch_size, classes, size)
     c.data.train.pipeline, c.data.eval.split = "decode", ""
