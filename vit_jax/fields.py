@@ -1,6 +1,6 @@
 """What one value of a config is: its default, its meaning, and what it may hold.
 
-A key of a run (`config.py`) and a field of a family of models (`models/configs.py`) are both
+A key of a run (`keys.py`) and a field of a family of models (`models/configs.py`) are both
 written once, as a row. The tree of keys, `vit describe`, `--help` and every refusal of a wrong
 value are made from these rows. Nothing here imports JAX, because launchers read configs too.
 """

@@ -21,7 +21,6 @@ from ml_collections import ConfigDict
 
 from vit_jax.config import (
     DURATIONS,
-    OF_TASK,
     OTHERS,
     READ_BY,
     ROWS,
@@ -33,6 +32,7 @@ from vit_jax.config import (
 )
 from vit_jax.errors import UserError, nearest
 from vit_jax.fields import Key
+from vit_jax.keys import OF_TASK
 
 _TRUE, _FALSE = ("true", "yes", "1"), ("false", "no", "0")
 

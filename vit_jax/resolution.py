@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING
 from ml_collections import ConfigDict
 
 from vit_jax.config import (
-    AUTO,
     COUNTS,
     DURATIONS,
     FREE_ON_RESUME,
@@ -27,6 +26,7 @@ from vit_jax.config import (
     set_by_user,
 )
 from vit_jax.errors import UserError
+from vit_jax.keys import AUTO
 from vit_jax.sizes import divides, mesh_sizes, microbatches
 
 if TYPE_CHECKING:  # launchers import this module, and know no data

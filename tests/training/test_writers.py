@@ -14,8 +14,9 @@ import vit_jax
 from tests.digits_run import StopsAt, rows, tiny_config
 from tests.parallel.jobs import Job
 from vit_jax import cli
-from vit_jax.config import WRITERS, config_hash, flat
+from vit_jax.config import config_hash, flat
 from vit_jax.errors import RESTART, Stopped, UserError
+from vit_jax.keys import WRITERS
 from vit_jax.training.trackers import TRACKERS, Tracked
 from vit_jax.training.writers import InBackground
 

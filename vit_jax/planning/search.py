@@ -11,8 +11,9 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from vit_jax.config import AUTO, changed
+from vit_jax.config import changed
 from vit_jax.errors import UserError
+from vit_jax.keys import AUTO
 from vit_jax.parallel.mesh import make_mesh
 from vit_jax.planning import analytic
 from vit_jax.planning.plan import GIB, Plan, by_formula, make_plan

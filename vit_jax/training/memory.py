@@ -7,8 +7,8 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
-from vit_jax.config import AUTO
 from vit_jax.errors import UserError
+from vit_jax.keys import AUTO
 from vit_jax.parallel.runtime import everyones
 from vit_jax.sizes import microbatches
 from vit_jax.training.run import Run

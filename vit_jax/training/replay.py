@@ -11,8 +11,8 @@ from ml_collections import ConfigDict
 from vit_jax.checkpoint import manager
 from vit_jax.checkpoint.steps import steps
 from vit_jax.checkpoint.tree import flatten
-from vit_jax.config import AUTO
 from vit_jax.errors import UserError
+from vit_jax.keys import AUTO
 from vit_jax.records import COUNT, read_object
 from vit_jax.training.run import run_of
 from vit_jax.training.same_run import check_same_run
