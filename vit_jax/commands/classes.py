@@ -1,13 +1,12 @@
 """What `vit predict` does with a classifier: the classes of each image, best first."""
 
 import argparse
-import itertools
 import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from vit_jax.commands.shown import Shown, images, name_of
+from vit_jax.commands.shown import Shown, batches, images, name_of, no_numbers
 from vit_jax.errors import UserError, printable
 from vit_jax.files import whole
 from vit_jax.pages import as_csv
@@ -76,7 +75,6 @@ def predicted(
     """
     import jax
     import jax.numpy as jnp
-    import numpy as np
 
     from vit_jax.models.model import ACTIVATIONS
 
@@ -94,17 +92,11 @@ def predicted(
             return finite, values, jnp.broadcast_to(jnp.arange(count), values.shape)
         return finite, *jax.lax.top_k(values, count)
 
-    readable = images(weights, given)
-    while chunk := list(itertools.islice(readable, batch_size)):
-        batch = np.zeros((batch_size, *weights.shape), np.uint8)
-        batch[: len(chunk)] = [image for _, image in chunk]
-        finite, values, classes = jax.device_get(predict(weights.params, batch))
+    for chunk, pixels in batches(images(weights, given), batch_size):
+        finite, values, classes = jax.device_get(predict(weights.params, pixels))
         for i, (path, _) in enumerate(chunk):
             if not finite[i]:
-                raise UserError(
-                    f"{name_of(path)}: the logits are NaN or infinite; the weights are damaged, "
-                    "or of another model than the one that they are taken for (vit inspect)"
-                )
+                raise no_numbers(name_of(path))
             # Probabilities are compared as they are written.
             of_image = [x if activation == "none" else round(x, 6) for x in values[i].tolist()]
             both = zip(classes[i].tolist(), of_image, strict=True)

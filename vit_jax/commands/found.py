@@ -1,14 +1,13 @@
 """What `vit predict` does with a detector: a row for each box, and pictures of them."""
 
 import argparse
-import itertools
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from vit_jax.commands.shown import Shown, examples, name_of
-from vit_jax.errors import UserError, cannot_write, printable
+from vit_jax.commands.shown import Shown, batches, examples, name_of, no_numbers
+from vit_jax.errors import cannot_write, printable
 from vit_jax.files import read_bytes, whole
 from vit_jax.pages import as_csv
 
@@ -95,7 +94,6 @@ def predicted(
     from vit_jax.tasks.detection import edges
 
     model, batch_size, least = weights.model, min(options.batch_size, len(given)), _least(options)
-    of_batch = (batch_size, *weights.shape)
 
     @jax.jit
     def predict(params, pixels, content):
@@ -106,19 +104,13 @@ def predicted(
         return finite, shares.max(axis=-1), shares.argmax(axis=-1), edges(out["boxes"])
 
     readable = examples(weights, given)
-    while chunk := list(itertools.islice(readable, batch_size)):
-        pixels, content = np.zeros(of_batch, np.uint8), np.ones((batch_size, 2))
-        for i, (_, _, example) in enumerate(chunk):
-            pixels[i], content[i] = example["image"], example["objects"].content
-        finite, scores, classes, boxes = jax.device_get(
-            predict(weights.params, pixels, content.astype(np.float32))
-        )
+    for chunk, pixels in batches(readable, batch_size, lambda one: one[-1]["image"]):
+        content = np.ones((batch_size, 2), np.float32)
+        content[: len(chunk)] = [example["objects"].content for _, _, example in chunk]
+        finite, scores, classes, boxes = jax.device_get(predict(weights.params, pixels, content))
         for i, (path, (height, width), example) in enumerate(chunk):
             if not finite[i]:
-                raise UserError(
-                    f"{name_of(path)}: the logits are NaN or infinite; the weights are damaged, "
-                    "or of another model than the one that they are taken for (vit inspect)"
-                )
+                raise no_numbers(name_of(path))
             left, top_edge, right, bottom = example["objects"].window
             start, sides = [left, top_edge] * 2, np.array([right - left, bottom - top_edge] * 2)
             of_image = np.clip(start + boxes[i] * sides, 0, [width, height, width, height])
@@ -135,11 +127,8 @@ def _drawn(
     found: Iterator[tuple[Path, list[Found]]], folder: Path, channels: int, levels: Any
 ) -> Iterator[tuple[Path, list[Found]]]:
     """Also writes each image with its boxes into a folder, as PNG."""
-    import cv2
-    import numpy as np
-
     from vit_jax.data.decode import decode
-    from vit_jax.look.pictures import as_rgb
+    from vit_jax.look.pictures import as_rgb, framed, png
     from vit_jax.tasks.detection import COLOURS
 
     try:
@@ -147,12 +136,9 @@ def _drawn(
     except OSError as error:
         raise cannot_write(folder, error) from error
     for number, (path, boxes) in enumerate(found):
-        image = np.array(as_rgb(decode(read_bytes(path), channels, levels)[None])[0])
-        thick = max(1, round(max(image.shape) / 300))
+        image = as_rgb(decode(read_bytes(path), channels, levels))
         for one in boxes:
-            x1, y1, x2, y2 = map(round, one.box)
-            cv2.rectangle(image, (x1, y1), (x2, y2), COLOURS[one.number % len(COLOURS)], thick)
-        _, encoded = cv2.imencode(".png", image[..., ::-1])
+            image = framed(image, one.box, COLOURS[one.number % len(COLOURS)])
         with whole(folder / f"{number:04d}-{path.stem}.png") as part:
-            part.write_bytes(encoded.tobytes())
+            part.write_bytes(png(image))
         yield path, boxes

@@ -64,14 +64,12 @@ def run(options: argparse.Namespace) -> int:
     photographs = list(_photographs(weights, paths))
     pixels = np.stack([one.pixels for one in photographs])
     content = np.stack([one.content for one in photographs])
-    detects = hasattr(weights.model.config, "num_queries")
     classes = None if wanted is None else np.full(len(pixels), wanted)
-    seen = look.see(weights.model, weights.params, pixels, classes, content if detects else None)
+    seen = look.see(
+        weights.model, weights.params, pixels, classes, content if weights.detects else None
+    )
     if not np.isfinite(seen.logits).all():
-        raise UserError(
-            f"{printable(weights.path)}: the logits are NaN or infinite; the weights are damaged, "
-            "or of another model than the one that they are taken for (vit inspect)"
-        )
+        raise shown.no_numbers(printable(weights.path))
     size = weights.model.config.image_size
     own = seen.attention is not None and seen.attention.shape[-1] == seen.attention.shape[-2]
     far = look.distance(seen, size) if own else None
@@ -105,7 +103,7 @@ def _class(name: str | None, weights: shown.Shown) -> int | None:
     """The number of the class that is asked for. Raises UserError where there is none."""
     if name is None:
         return None
-    if hasattr(weights.model.config, "num_queries"):
+    if weights.detects:
         raise UserError("--class is of classifiers; of a detector each box is shown")
     if name in weights.names:
         return weights.names.index(name)
@@ -130,7 +128,7 @@ def _photographs(weights: shown.Shown, paths: list[Path]) -> Any:
 
     from vit_jax.look.page import Photograph
 
-    if hasattr(weights.model.config, "num_queries"):
+    if weights.detects:
         for path, _, example in shown.examples(weights, paths):
             content = np.asarray(example["objects"].content, np.float32)
             yield Photograph(path.name, example["image"], content)

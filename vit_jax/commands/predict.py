@@ -18,7 +18,6 @@ regression.
 """
 
 import argparse
-import itertools
 from pathlib import Path
 from typing import Any
 
@@ -84,12 +83,10 @@ def _write_features(options: argparse.Namespace, weights: shown.Shown, paths: li
     def features(params: Any, pixels: Any) -> Any:
         return model.apply(params, model.data_config.normalise(pixels))[1]["pre_logits"]
 
-    readable, names, rows = shown.images(weights, paths), [], []
+    names, rows = [], []
     with whole(Path(options.features)) as part, part.open("wb") as file:
-        while chunk := list(itertools.islice(readable, batch_size)):
-            batch = np.zeros((batch_size, *weights.shape), np.uint8)
-            batch[: len(chunk)] = [image for _, image in chunk]
-            rows.append(np.asarray(features(weights.params, batch), np.float32)[: len(chunk)])
+        for chunk, pixels in shown.batches(shown.images(weights, paths), batch_size):
+            rows.append(np.asarray(features(weights.params, pixels), np.float32)[: len(chunk)])
             names += [str(path) for path, _ in chunk]
         np.savez(file, features=np.concatenate(rows), images=np.array(names))
     print(f"{len(names)} images, {rows[0].shape[-1]} features: {printable(options.features)}")

@@ -2,8 +2,9 @@
 
 import argparse
 import dataclasses
+import itertools
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,11 @@ class Shown:
     params: Any
     prepare: Any  # a pipeline of one image
     names: list[str]  # of the outputs; a number where the weights name none
+
+    @property
+    def detects(self) -> bool:
+        """Whether the model finds boxes."""
+        return hasattr(self.model.config, "num_queries")
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -96,6 +102,29 @@ def images(shown: Shown, given: Sequence[Any]) -> Iterator[tuple[Any, Any]]:
         shown.prepare.open(data, levels), None
     )):  # fmt: skip
         yield path, _fitting(shown, path, image)
+
+
+def batches(
+    readable: Iterable[tuple], size: int, image_of: Callable[[tuple], Any] = lambda one: one[-1]
+) -> Iterator[tuple[list[tuple], Any]]:
+    """What `images` or `examples` gives, `size` at a time, and its images as one array. The array
+    always has that size, so that one compiled function serves: zeros fill up the last one."""
+    import numpy as np
+
+    readable = iter(readable)
+    while chunk := list(itertools.islice(readable, size)):
+        images = list(map(image_of, chunk))
+        pixels = np.zeros((size, *images[0].shape), np.uint8)
+        pixels[: len(images)] = images
+        yield chunk, pixels
+
+
+def no_numbers(name: str) -> UserError:
+    """The error for logits that are NaN or infinite, of an image or of weights."""
+    return UserError(
+        f"{name}: the logits are NaN or infinite; the weights are damaged, or of another model "
+        "than the one that they are taken for (vit inspect)"
+    )
 
 
 def examples(shown: Shown, given: Sequence[Any]) -> Iterator[tuple[Any, tuple[int, int], Any]]:

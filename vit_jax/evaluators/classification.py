@@ -76,10 +76,26 @@ def metrics(rows: Rows) -> dict[str, float]:
 def calibration_error(confidence: np.ndarray, correct: np.ndarray) -> float:
     """Expected calibration error (arXiv 1706.04599, eq. 3) over `BINS` bins of equal width. A
     bin does not include its lower end."""
-    confidence = np.nan_to_num(confidence.astype(np.float64))  # if logits are NaN
-    bins = np.clip(np.ceil(confidence * BINS) - 1, 0, BINS - 1).astype(int)
+    confidence, bins = _binned(confidence)
     gap = np.bincount(bins, correct, BINS) - np.bincount(bins, confidence, BINS)
     return float(np.abs(gap).sum() / len(correct))
+
+
+def by_confidence(rows: Rows) -> list[tuple[float, float]]:
+    """(Mean confidence, accuracy) of the examples in each bin of `calibration_error` that has some,
+    by ascending confidence."""
+    right = rows["ahead"] < 1
+    confidence, bins = _binned(rows["confidence"])
+    return [
+        (float(confidence[bins == one].mean()), float(right[bins == one].mean()))
+        for one in np.unique(bins)
+    ]
+
+
+def _binned(confidence: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Confidences as float64, and the number of each one's bin."""
+    confidence = np.nan_to_num(confidence.astype(np.float64))  # if logits are NaN
+    return confidence, np.clip(np.ceil(confidence * BINS) - 1, 0, BINS - 1).astype(int)
 
 
 def mean_average_precision(scores: np.ndarray, labels: np.ndarray) -> float:

@@ -8,7 +8,7 @@ import numpy as np
 from vit_jax import pages
 from vit_jax.data.decode import DamagedImage
 from vit_jax.evaluators import detection
-from vit_jax.evaluators.classification import BINS, Confusion, Rows
+from vit_jax.evaluators.classification import Confusion, Rows, by_confidence
 from vit_jax.look import pictures
 from vit_jax.look.attention import read, rollout
 from vit_jax.look.seen import see
@@ -16,7 +16,6 @@ from vit_jax.look.seen import see
 WORST = 12  # examples
 MOST = 40  # classes of a confusion matrix with a row for each; of more, its largest cells
 SIDE = 160  # pixels of an example's picture, at least
-FOUND, TRUE = (230, 159, 0), (86, 180, 233)  # colours of frames
 
 
 def classes(run: Any, params: Any, rows: Rows) -> Iterable[str]:
@@ -25,10 +24,9 @@ def classes(run: Any, params: Any, rows: Rows) -> Iterable[str]:
     if rows["label"].ndim > 1:
         yield pages.paragraph("Examples have several labels: no class is taken for another.")
         return
-    right = rows["ahead"] < 1
     yield pages.heading("Calibration")
     yield pages.curves(
-        {"accuracy": _calibration(rows["confidence"], right), "calibrated": [(0, 0), (1, 1)]},
+        {"accuracy": by_confidence(rows), "calibrated": [(0, 0), (1, 1)]},
         "confidence",
     )
     confusion = Confusion.of(rows, len(names))
@@ -37,13 +35,15 @@ def classes(run: Any, params: Any, rows: Rows) -> Iterable[str]:
     yield _matrix(confusion.counts, names)
     yield pages.heading("Classes")
     counts = confusion.counts
+    of_class, right = counts.sum(axis=1), counts.diagonal()
+    worst_first = np.argsort(right / np.maximum(of_class, 1), kind="stable")
     table = [
-        (names[i], int(of), _share(counts[i, i], of), _share(counts[i, i], counts[:, i].sum()))
-        for i, of in enumerate(counts.sum(axis=1))
-    ]
-    table.sort(key=lambda row: row[2])
+        (names[i], int(of_class[i]), _share(right[i], of_class[i]),
+         _share(right[i], counts[:, i].sum()))
+        for i in worst_first if of_class[i]
+    ]  # fmt: skip
     head = ("class", "examples", "accuracy", "precision")
-    yield pages.details(f"{len(names)} classes, the worst first", pages.table([head, *table]))
+    yield pages.details(f"{len(table)} classes, the worst first", pages.table([head, *table]))
     worst = confusion.mistakes[:WORST]
     yield pages.heading("Mistakes, the surest first")
     titles = [
@@ -74,25 +74,15 @@ def objects(run: Any, params: Any, rows: Rows) -> Iterable[str]:
         if image is None:
             continue
         for box in rows["true_boxes"][i][rows["true_class"][i] >= 0]:
-            image = pictures.framed(image, box, TRUE)
+            image = pictures.framed(image, box, pictures.BLUE)
         for box in rows["boxes"][i][rows["scores"][i] >= 0.5]:
-            image = pictures.framed(image, box, FOUND)
+            image = pictures.framed(image, box, pictures.ORANGE)
         caption = f"{source.describe(int(rows['index'][i])).rpartition('/')[2]}: {wrong[i]} errors"
         parts.append(pages.figure(pages.picture(pictures.jpeg(image), kind="smooth"), caption))
     yield pages.tiles(parts, 3, 220)
 
 
 SECTIONS = {"classification": classes, "detection": objects}  # by the name of the task
-
-
-def _calibration(confidence: np.ndarray, right: np.ndarray) -> list[tuple[float, float]]:
-    """(mean confidence, accuracy) of the examples in each of `BINS` intervals of confidence."""
-    confidence = np.nan_to_num(confidence.astype(np.float64))
-    bins = np.clip(np.ceil(confidence * BINS) - 1, 0, BINS - 1).astype(int)
-    return [
-        (float(confidence[bins == b].mean()), float(right[bins == b].mean()))
-        for b in np.unique(bins)
-    ]
 
 
 def _largest(counts: np.ndarray, names: list[str]) -> list[tuple[object, ...]]:

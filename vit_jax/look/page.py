@@ -84,7 +84,7 @@ def _boxes(
 ) -> Iterable[str]:  # fmt: skip
     """The surest boxes, each with where its query looks."""
     assert seen.boxes is not None
-    shares = np.asarray(ACTIVATIONS["softmax"](seen.logits[number]))[:, :-1]
+    shares = _shares(seen, number)
     best = [int(q) for q in np.argsort(-shares.max(axis=1), kind="stable")[:TOP]]
     photo = _enlarged(photograph.pixels)
     down, across = photograph.content * photo.shape[:2]
@@ -97,11 +97,16 @@ def _boxes(
         x, y, width, height = seen.boxes[number, query]
         edges = np.array([x - width / 2, y - height / 2, x + width / 2, y + height / 2])
         edges = edges * [across, down, across, down]
-        picture = pictures.framed(pictures.lit(photo, looks[query]), edges, (230, 159, 0))
+        picture = pictures.framed(pictures.lit(photo, looks[query]), edges, pictures.ORANGE)
         shown.append(pages.figure(_photo(picture), f"{names[label]} {score:.0%}"))
     yield pages.tiles(shown, 3, 200)
     if len(shown) == 1:
         yield pages.paragraph(f"No box has a score of {LEAST:.0%} or more.")
+
+
+def _shares(seen: Seen, number: int) -> np.ndarray:
+    """The probability of each class for each query of an image [queries, classes]."""
+    return np.asarray(ACTIVATIONS["softmax"](seen.logits[number]))[:, :-1]
 
 
 def _heads(model: Model, photograph: Photograph, seen: Seen, number: int) -> Iterable[str]:
@@ -110,7 +115,7 @@ def _heads(model: Model, photograph: Photograph, seen: Seen, number: int) -> Ite
     if seen.attention is None:
         return
     patches = slice(seen.prefix, seen.prefix + seen.grid[0] * seen.grid[1])
-    background = pictures.jpeg(_rgb(photograph.pixels))
+    background = pictures.jpeg(pictures.as_rgb(photograph.pixels))
     address = pages.data_address(background)
     style = f".of{number} {{ background: url({address}) 0 0 / 100% 100% }}"
     layers, heads = seen.attention.shape[0], seen.attention.shape[2]
@@ -122,7 +127,7 @@ def _heads(model: Model, photograph: Photograph, seen: Seen, number: int) -> Ite
                 row = read(model, weights, seen)[0]
             else:
                 queries = weights[0, -seen.boxes.shape[1] :]
-                surest = int(seen.logits[number, :, :-1].max(axis=-1).argmax())
+                surest = int(_shares(seen, number).max(axis=-1).argmax())
                 row = queries[surest, patches].reshape(seen.grid)
             title = f"layer {layer + 1}, head {head + 1}"
             maps.append(pages.picture(pictures.png(pictures.shade(row)), title, f"of{number}"))
@@ -154,7 +159,7 @@ def of_weights(
         parts.append(pages.picture(pictures.png(sheet), "a tile for each position"))
     if components is not None:
         parts.append(pages.heading("Principal components of the first filters"))
-        first = _rgb(components[: 4 * 7])
+        first = pictures.as_rgb(components[: 4 * 7])
         tiles = np.stack([pictures.spread(one) for one in first])
         sheet = pictures.enlarged(pictures.mosaic(tiles, 14), 160)
         parts.append(pages.picture(pictures.png(sheet), "the largest first"))
@@ -176,12 +181,9 @@ def of_neighbours(
     return parts
 
 
-def _rgb(pixels: np.ndarray) -> np.ndarray:
-    return pictures.as_rgb(pixels)
-
-
 def _enlarged(pixels: np.ndarray) -> np.ndarray:
-    return pictures.enlarged(_rgb(pixels), SIDE) if min(pixels.shape[:2]) < SIDE else _rgb(pixels)
+    """As RGB, with a short side of `SIDE` pixels at least."""
+    return pictures.enlarged(pictures.as_rgb(pixels), SIDE)
 
 
 def _photo(pixels: np.ndarray) -> str:

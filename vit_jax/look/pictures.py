@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import cv2
 import numpy as np
 
+ORANGE, BLUE = (230, 159, 0), (86, 180, 233)  # of frames; told apart by the colour-blind
 DIMMED = 0.3  # of the light of a pixel where a map is 0
 
 
@@ -55,8 +56,8 @@ def enlarged(pixels: np.ndarray, least: int) -> np.ndarray:
 def framed(photograph: np.ndarray, box: Sequence[float], colour: Sequence[int]) -> np.ndarray:
     """With a frame at x1, y1, x2, y2, in pixels."""
     x1, y1, x2, y2 = (round(edge) for edge in box)
-    thick = max(1, round(max(photograph.shape) / 160))
-    found = np.ascontiguousarray(photograph)
+    thick = max(1, round(max(photograph.shape) / 300))
+    found = np.array(photograph)  # a copy, because OpenCV draws in place
     return cv2.rectangle(found, (x1, y1), (x2, y2), tuple(map(int, colour)), thick)
 
 
