@@ -68,6 +68,26 @@ def test_prepared_images_are_what_a_model_takes(run):
 
 
 @pytest.mark.parametrize(
+    ("mode", "suffix"),
+    [("1", "png"), ("L", "png"), ("LA", "png"), ("P", "png"), ("RGB", "png"), ("RGBA", "png"),
+     ("I;16", "png"), ("RGB", "jpg"), ("CMYK", "jpg"), ("RGB", "tif")],
+)  # fmt: skip
+def test_an_image_of_pillow_is_what_its_file_is(mode, suffix, run, tmp_path):
+    model, _, _ = vit_jax.load_pretrained(run / "run", say=None)
+    pixels = np.random.default_rng(0).integers(0, 256, (12, 20, 3), dtype=np.uint8)
+    if mode == "I;16":
+        image = Image.fromarray(pixels[..., 0].astype(np.uint16) * 200)
+    else:
+        image = Image.fromarray(pixels).convert(mode)
+    file = tmp_path / f"a.{suffix}"
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned by a quarter
+    image.save(file, exif=exif)
+    opened = Image.open(file)
+    np.testing.assert_allclose(model.prepare([opened]), model.prepare([file]), atol=2 / 255)
+
+
+@pytest.mark.parametrize(
     ("image", "said"),
     [
         (np.zeros((8, 8, 1), np.float32), r"not float32 \[8, 8, 1\]: scale it"),

@@ -39,7 +39,7 @@ def predict(
       UserError: there are no weights, or an image cannot be read.
     """
     from vit_jax.commands import predict as command
-    from vit_jax.data.decode import as_array
+    from vit_jax.data.decode import as_given
 
     options = argparse.Namespace(
         weights=str(weights), layout=None, trust_code=trust_code, top=top, threshold=threshold,
@@ -49,7 +49,7 @@ def predict(
     command.check_numbers(options)
     of_task, opened = command.opened(options)
     given = [Path(one) if isinstance(one, str) else one for one in images]
-    read = [one if isinstance(one, Path) else as_array(one) for one in given]
+    read = [one if isinstance(one, Path) else as_given(one) for one in given]
     found = [row for _, row in of_task.predicted(options, opened, read)] if read else []
     if len(found) < len(read):
         raise UserError(f"{len(read) - len(found)} of {len(read)} images cannot be read")

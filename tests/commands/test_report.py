@@ -11,7 +11,7 @@ import vit_jax
 from tests.digits_run import rows, tiny_config
 from vit_jax import cli
 from vit_jax.evaluators import detection
-from vit_jax.look import judged
+from vit_jax.evaluators.classification import by_confidence
 
 ONE = jax.devices()[:1]
 
@@ -37,11 +37,15 @@ def test_the_page_has_what_the_run_wrote_and_what_its_checkpoint_does(trained, t
     assert f"<td>accuracy</td><td>{result['accuracy']:.4g}</td>" in page
     last = [row for row in rows(trained) if "eval/val/accuracy" in row][-1]
     assert f"accuracy {last['eval/val/accuracy']:.2%}" in page  # measured again
-    for heading in ("Time", "loss", "Evaluations", "Calibration", "Mistakes, the surest first",
+    for heading in ("Time", "Loss", "Evaluations", "Calibration", "Mistakes, the surest first",
                     "Data", "Settings that differ from the defaults"):  # fmt: skip
         assert f"<h2>{heading}</h2>" in page
     wrong = round((1 - last["eval/val/accuracy"]) * last["eval/val/examples"])
     assert len(re.findall(r"<figcaption>\S+, taken for \S+ \(\d+%\)", page)) == min(wrong, 12)
+    shown = [float(share) for share in re.findall(r"<td>\d+</td><td>([\d.]+)%</td><td>", page)]
+    assert len(shown) == 10
+    assert shown == sorted(shown)  # the worst class first
+    assert "━ val/loss" in page
     assert "<td>batch_size</td><td>" in page
     assert "http" not in page.replace("http://www.w3.org/2000/svg", "")
     assert "<script" not in page
@@ -51,7 +55,7 @@ def test_without_evaluation_nothing_of_the_data_is_read(trained, tmp_path, capsy
     code, file = report(trained, tmp_path, "--no-evaluation")
     page = file.read_text(encoding="utf-8")
     assert code == 0
-    assert "<h2>loss</h2>" in page
+    assert "<h2>Loss</h2>" in page
     assert "<h2>Calibration</h2>" not in page
 
 
@@ -60,7 +64,7 @@ def test_what_cannot_be_evaluated_is_said_and_the_rest_is_shown(trained, tmp_pat
     page = file.read_text(encoding="utf-8")
     assert code == 0
     assert "Not evaluated: " in page
-    assert "<h2>loss</h2>" in page
+    assert "<h2>Loss</h2>" in page
 
 
 @pytest.mark.parametrize(
@@ -81,7 +85,7 @@ def test_what_is_wrong_is_one_line(run, output, said, trained, tmp_path, capsys)
 def test_calibration_is_the_accuracy_of_each_interval_of_confidence():
     rng = np.random.default_rng(0)
     confidence, right = rng.uniform(size=200), rng.random(200) < 0.5
-    found = judged._calibration(confidence, right)
+    found = by_confidence({"confidence": confidence, "ahead": np.where(right, 0, 1)})
     for number in range(15):
         inside = (confidence > number / 15) & (confidence <= (number + 1) / 15)
         assert found[number] == pytest.approx((confidence[inside].mean(), right[inside].mean()))

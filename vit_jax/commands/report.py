@@ -35,7 +35,7 @@ OPTIONS: Options = {
 
 SAMPLES = 24  # augmented images
 # Curves beside those of evaluations.
-CURVES = ("loss", "learning_rate", "grad_norm")
+CURVES = ("learning_rate", "grad_norm")
 FIGURES = {
     "steps": "steps", "examples_seen": "examples", "train_seconds": "seconds of training",
     "images_per_second": "images a second", "num_params": "parameters",
@@ -74,20 +74,21 @@ def _result(folder: Path) -> Iterable[str]:
 
 
 def _curves(rows: list[dict[str, Any]]) -> Iterable[str]:
-    """A chart for the loss and its like, and for each metric of evaluations in [0, 1] together."""
+    """A chart for the losses, one for each of `CURVES`, and one for all metrics of evaluations that
+    lie in [0, 1]."""
     known = dict.fromkeys(key for row in rows for key, value in row.items() if is_number(value))
     lines = {key: [(float(row["step"]), row[key]) for row in rows if key in row] for key in known}
-    for key in CURVES:
-        if len(lines.get(key, ())) > 1:
-            yield pages.heading(key.replace("_", " "))
-            yield pages.curves({key: lines[key]}, "step")
-    evaluated = {
-        key.removeprefix("eval/"): line for key, line in lines.items()
-        if key.startswith("eval/") and all(0 <= y <= 1 for _, y in line) and any(y for _, y in line)
-    }  # fmt: skip
-    if evaluated:
-        yield pages.heading("Evaluations")
-        yield pages.curves(evaluated, "step")
+    charts: dict[str, list[str]] = {"loss": [], **{key: [key] for key in CURVES}, "evaluations": []}
+    for key, line in lines.items():
+        if key == "loss" or (key.startswith("eval/") and key.endswith("/loss")):
+            charts["loss"].append(key)
+        elif key.startswith("eval/") and any(y for _, y in line):
+            charts["evaluations"] += [key] if all(0 <= y <= 1 for _, y in line) else []
+    for title, chosen in charts.items():
+        shown = {key.removeprefix("eval/"): lines[key] for key in chosen if key in lines}
+        if any(len(line) > 1 for line in shown.values()):
+            yield pages.heading(title.replace("_", " ").capitalize())
+            yield pages.curves(shown, "step")
 
 
 def _evaluation(options: argparse.Namespace, folder: Path) -> Iterable[str]:

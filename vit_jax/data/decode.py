@@ -9,23 +9,26 @@ range that a pipeline states (`levels.py`).
 
 import contextlib
 import dataclasses
+import io
 from typing import Any
 
 import numpy as np
 import simplejpeg
 from jaxtyping import UInt8
-from PIL import Image
+from PIL import Image, ImageOps
 
 from vit_jax.data.levels import DamagedImage, Levels, eight_bits
 from vit_jax.data.stored import ORIENTATION, Values, check_size, stored
 from vit_jax.errors import UserError
 
 __all__ = [
-    "ORIENTATION", "DamagedImage", "EncodedJpeg", "Pixels", "as_array", "decode", "encoded",
+    "ORIENTATION", "DamagedImage", "EncodedJpeg", "Pixels", "as_given", "decode", "encoded",
     "values_of",
 ]  # fmt: skip
 
 JPEG = b"\xff\xd8\xff"  # first bytes of a JPEG
+
+PNG_MODES = ("1", "L", "LA", "I;16", "P", "RGB", "RGBA")  # of Pillow, which a PNG holds as they are
 
 Pixels = UInt8[np.ndarray, "height width channels"]
 
@@ -55,9 +58,20 @@ def values_of(image: bytes | np.ndarray, channels: int) -> Values:
     return decode(image, channels) if image[:3] == JPEG else stored(image, channels, deep=True)
 
 
-def as_array(image: Any) -> Values:
-    """An image of Pillow, or an array, as values [H, W, channels] of 8 or 16 bits. Raises UserError
-    for what is none."""
+def as_given(image: Any) -> bytes | np.ndarray:
+    """An image of a caller in the form that a source has it: an array as it is, with an axis of
+    channels; an image of Pillow as the bytes of a PNG, so that its mode, its alpha and its EXIF
+    orientation are treated as those of a file.
+
+    Raises UserError for what is no image.
+    """
+    if isinstance(image, Image.Image):
+        image.load()  # which turns a TIFF by itself
+        image = ImageOps.exif_transpose(image)
+        image = image if image.mode in PNG_MODES else image.convert("RGB")
+        file = io.BytesIO()
+        image.save(file, "PNG", compress_level=1)
+        return file.getvalue()
     pixels = np.asarray(image)
     pixels = pixels[..., None] if pixels.ndim == 2 else pixels
     if pixels.ndim != 3 or pixels.dtype not in (np.uint8, np.uint16):

@@ -144,7 +144,7 @@ class Model:
         Raises:
           UserError: what is no image, or a file that cannot be read.
         """
-        from vit_jax.data.decode import as_array
+        from vit_jax.data.decode import as_given
         from vit_jax.data.levels import DamagedImage
         from vit_jax.data.ops import parse
 
@@ -153,7 +153,7 @@ class Model:
         prepared = []
         for image in images:
             is_path = isinstance(image, str | os.PathLike)
-            given = read_bytes(image) if is_path else as_array(image)
+            given = read_bytes(image) if is_path else as_given(image)
             try:
                 prepared.append(pipeline(pipeline.open(given, c.channels), None))
             except DamagedImage as error:
