@@ -6,6 +6,8 @@ import os
 import shutil
 import tempfile
 
+import pytest
+
 from tests.xla_flags import xla_flags
 
 os.environ["NPROC"] = "24"  # as `vit` does: see give_virtual_devices_threads in vit_jax/process.py
@@ -22,3 +24,17 @@ atexit.register(shutil.rmtree, os.environ["XDG_STATE_HOME"], ignore_errors=True)
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {xla_flags(8)}"
 # Traced programs are many small objects, and looking through all of them took 7% of the time.
 gc.set_threshold(100_000, 20, 50)
+
+
+@pytest.fixture
+def vit(capsys):
+    """Runs a command in this process: (exit code, stdout, stderr)."""
+
+    def vit(*arguments):
+        from vit_jax import cli  # after the environment is set
+
+        code = cli.main([str(argument) for argument in arguments])
+        said = capsys.readouterr()
+        return code, said.out, said.err
+
+    return vit

@@ -14,6 +14,7 @@ from PIL import Image
 
 import vit_jax
 from tests.made_images import encoded, smooth
+from tests.refusals import refused
 from vit_jax import cli
 from vit_jax.errors import UserError
 from vit_jax.models.data_config import DataConfig
@@ -35,27 +36,6 @@ def made(num_classes=3, **fields):
         return (centre + 0.3 * rng.standard_normal(leaf.shape)).astype(np.float32)
 
     return model, jax.tree_util.tree_map_with_path(draw, model.abstract_params)
-
-
-@pytest.fixture
-def vit(capsys):
-    """Runs a command in this process: (exit code, stdout, stderr)."""
-
-    def vit(*arguments):
-        code = cli.main([str(argument) for argument in arguments])
-        said = capsys.readouterr()
-        return code, said.out, said.err
-
-    return vit
-
-
-def refused(vit, *arguments) -> str:
-    """The one line of a refusal with exit code 2."""
-    code, out, line = vit(*arguments)
-    assert (code, out) == (2, ""), (out, line)
-    assert line.startswith("vit: error: ")
-    assert len(line.splitlines()) == 1
-    return line
 
 
 @pytest.fixture(scope="module")

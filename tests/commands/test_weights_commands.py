@@ -15,7 +15,7 @@ from sklearn.datasets import load_digits
 import vit_jax
 from tests.digits_run import tiny_config
 from tests.made_images import encoded, smooth
-from vit_jax import cli
+from tests.refusals import refused
 from vit_jax.models.registry import name_of
 from vit_jax.pretrained.weights import open_weights
 
@@ -50,27 +50,6 @@ def work(tmp_path_factory):
     config = tiny_config(optimizer__lr=1e-2, total_steps=40)
     vit_jax.train(config, folder, devices=jax.devices()[:1], quiet=True)
     return folder
-
-
-@pytest.fixture
-def vit(capsys):
-    """Runs a command in this process: (exit code, stdout, stderr)."""
-
-    def vit(*arguments):
-        code = cli.main([str(argument) for argument in arguments])
-        said = capsys.readouterr()
-        return code, said.out, said.err
-
-    return vit
-
-
-def refused(vit, *arguments) -> str:
-    """The one line of a refusal with exit code 2."""
-    code, out, line = vit(*arguments)
-    assert (code, out) == (2, ""), line
-    assert line.startswith("vit: error: ")
-    assert len(line.splitlines()) == 1
-    return line
 
 
 # -- inspect ---------------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ import tiny_models as tiny
 
 import vit_jax
 from tests.digits_run import tiny_config
-from vit_jax import cli
+from tests.refusals import refused
 from vit_jax.errors import UserError
 from vit_jax.exporting.export import accepted, compared
 from vit_jax.exporting.function import Function
@@ -23,27 +23,6 @@ LACKS_ONNX = importlib.util.find_spec("jax2onnx") is None
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory):
     return tiny.saved(tmp_path_factory.mktemp("weights"), "mixer")[0]
-
-
-@pytest.fixture
-def vit(capsys):
-    """Runs a command in this process: (exit code, stdout, stderr)."""
-
-    def vit(*arguments):
-        code = cli.main([str(argument) for argument in arguments])
-        said = capsys.readouterr()
-        return code, said.out, said.err
-
-    return vit
-
-
-def refused(vit, *arguments) -> str:
-    """The one line of a refusal with exit code 2."""
-    code, out, line = vit("export", *arguments)
-    assert (code, out) == (2, ""), (out, line)
-    assert line.startswith("vit: error: ")
-    assert len(line.splitlines()) == 1, line
-    return line
 
 
 def test_a_run_is_exported_with_the_names_of_its_classes(vit, tmp_path):
@@ -85,7 +64,7 @@ def test_only_an_export_is_replaced_and_only_when_asked(vit, weights, tmp_path):
     assert vit("export", weights, out, "--to=stablehlo", "--raw", "--overwrite")[0] == 0
     assert (out / "about.json").read_text() != first
     (out / "notes.txt").write_text("mine")
-    assert "is no export" in refused(vit, weights, out, "--to=stablehlo", "--overwrite")
+    assert "is no export" in refused(vit, "export", weights, out, "--to=stablehlo", "--overwrite")
     (tmp_path / "file").write_text("mine")
     assert "is no export" in refused(
         vit, weights, tmp_path / "file", "--to=stablehlo", "--overwrite"
@@ -112,7 +91,7 @@ def test_only_an_export_is_replaced_and_only_when_asked(vit, weights, tmp_path):
 def test_what_cannot_be_is_said_before_weights_are_looked_for(
     vit, tmp_path, arguments, says, in_folder
 ):
-    assert says in refused(vit, "no weights at all", *arguments)
+    assert says in refused(vit, "export", "no weights at all", *arguments)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -126,15 +105,15 @@ def in_folder(tmp_path):
 
 @pytest.mark.skipif(not LACKS_ONNX, reason="jax2onnx is installed here")
 def test_a_missing_package_is_one_line_with_its_remedy(vit, tmp_path):
-    line = refused(vit, "no weights at all", tmp_path / "x.onnx", "--to=onnx")
+    line = refused(vit, "export", "no weights at all", tmp_path / "x.onnx", "--to=onnx")
     assert line == "vit: error: --to=onnx needs jax2onnx: pip install 'vit_jax[onnx]'\n"
 
 
 def test_sizes_that_the_weights_cannot_have_are_refused(vit, weights, tmp_path):
     vit_weights, _, _ = tiny.saved(tmp_path)
-    line = refused(vit, vit_weights, tmp_path / "out", "--to=stablehlo", "--sizes=32,40")
+    line = refused(vit, "export", vit_weights, tmp_path / "out", "--to=stablehlo", "--sizes=32,40")
     assert "(40, 40) is not divisible by patch_size 16; (32, 32) or (48, 48) would work" in line
-    line = refused(vit, weights, tmp_path / "out", "--to=stablehlo", "--sizes=64")
+    line = refused(vit, "export", weights, tmp_path / "out", "--to=stablehlo", "--sizes=64")
     assert "mixer_b16_224 computes images of 32 x 32 alone, not of 64 x 64" in line
     assert not (tmp_path / "out").exists()
 
@@ -143,7 +122,7 @@ def test_weights_whose_outputs_are_no_numbers_leave_nothing(vit, tmp_path):
     model, params = tiny.made(*tiny.FAMILIES["mixer"])
     params["head"]["kernel"][:] = 3e38  # finite, and their products are not
     vit_jax.save_pretrained(model, params, tmp_path / "weights", "orbax")
-    line = refused(vit, tmp_path / "weights", tmp_path / "out", "--to=stablehlo")
+    line = refused(vit, "export", tmp_path / "weights", tmp_path / "out", "--to=stablehlo")
     assert "NaN or infinite" in line
     assert [path.name for path in tmp_path.iterdir()] == ["weights"]
 

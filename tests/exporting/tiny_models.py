@@ -1,6 +1,9 @@
 """A tiny model of each family, saved as weights."""
 
 import dataclasses
+import subprocess
+import sys
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -98,3 +101,14 @@ def computed(model: Model, params, pixels: np.ndarray, **more) -> dict[str, np.n
     if model.activation == "sigmoid" or model.config.num_classes == 1:
         shares = several
     return {"probabilities": shares, "logits": logits, "values": logits}
+
+
+def ran_without(package: str, code: str, folder: Path) -> str:
+    """What a program prints, in a process of its own that cannot import a package."""
+    ended = subprocess.run(
+        [sys.executable, "-I", "-c", f"import sys\nsys.modules[{package!r}] = None\n{code}"],
+        cwd=folder, capture_output=True, text=True, timeout=120, check=False, encoding="utf-8",
+        env={"PYTHONIOENCODING": "utf-8"},
+    )  # fmt: skip
+    assert ended.returncode == 0, ended.stderr
+    return ended.stdout.strip()
