@@ -59,7 +59,7 @@ def test_only_an_export_is_replaced_and_only_when_asked(vit, weights, tmp_path):
     assert vit("export", weights, out, "--to=stablehlo")[0] == 0
     first = (out / "about.json").read_text()
     assert "there already: name another, or give --overwrite" in refused(
-        vit, weights, out, "--to=stablehlo"
+        vit, "export", weights, out, "--to=stablehlo"
     )
     assert vit("export", weights, out, "--to=stablehlo", "--raw", "--overwrite")[0] == 0
     assert (out / "about.json").read_text() != first
@@ -67,7 +67,7 @@ def test_only_an_export_is_replaced_and_only_when_asked(vit, weights, tmp_path):
     assert "is no export" in refused(vit, "export", weights, out, "--to=stablehlo", "--overwrite")
     (tmp_path / "file").write_text("mine")
     assert "is no export" in refused(
-        vit, weights, tmp_path / "file", "--to=stablehlo", "--overwrite"
+        vit, "export", weights, tmp_path / "file", "--to=stablehlo", "--overwrite"
     )
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "out"]
 
