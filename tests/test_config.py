@@ -1,8 +1,10 @@
 """The tree of keys, what one says about it, and which keys the chosen components read."""
 
 import dataclasses
+import re
 
 import pytest
+from hypothesis import HealthCheck, given, settings, strategies
 from ml_collections import ConfigDict
 
 from vit_jax import config, recipe
@@ -71,6 +73,17 @@ def test_every_field_of_a_family_is_a_key_where_its_name_is_given(family):
         c = base(name)
         assert fields <= set(keys(c)) == {key for key, _ in leaves(c)} | {"optimizer.kwargs"}
     assert (family.config in CONFIGS) != (family.config in FURTHER.values())
+
+
+@pytest.mark.parametrize("family", BUILT_IN, ids=lambda family: family.name)
+@given(data=strategies.data())
+@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+def test_every_name_that_a_family_takes_brings_its_own_keys_and_no_others(family, data):
+    """Also names that are not listed, such as `resnet14w32_gn`."""
+    names = data.draw(strategies.sampled_from(family.names))
+    name = data.draw(strategies.from_regex(names.pattern, fullmatch=True))
+    found = [config for form, config in FURTHER.items() if re.fullmatch(form, name)]
+    assert found == ([] if family.config in CONFIGS else [family.config])
 
 
 def test_the_tree_is_locked():

@@ -17,7 +17,7 @@ from vit_jax.models.detector_configs import DetrResNetConfig, DetrViTConfig, Yol
 CONFIGS = (ViTConfig, MixerConfig, ResNetConfig)
 # Those whose further fields are keys where `model.name` names them: a pattern of their names.
 FURTHER: dict[str, type[ImageConfig]] = {
-    r"resnetv1|resnet\d+_gn": ResNetV1Config,
+    r"resnetv1|resnet\d+(w\d+)?_gn": ResNetV1Config,
     r"nonlocal(_.*)?": NonLocalConfig,
     r"sasa(_.*)?": SasaConfig,
     r"axial_resnet.*": AxialResNetConfig,
