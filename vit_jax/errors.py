@@ -30,6 +30,14 @@ class Stopped(Exception):
         self.code = code
 
 
+def not_finite(what: str) -> UserError:
+    """The error for outputs of a model that are NaN or infinite; `what` names them."""
+    return UserError(
+        f"{what} are NaN or infinite; the weights are damaged, or of another model than the one "
+        "that they are taken for (vit inspect)"
+    )
+
+
 def cannot_write(path: Path, error: Exception) -> UserError:
     """The one line for a disk that is full, read-only or too small, or a place that takes none."""
     full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)

@@ -6,8 +6,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from vit_jax.commands.shown import Shown, batches, images, name_of, no_numbers
-from vit_jax.errors import UserError, printable
+from vit_jax.commands.shown import Shown, batches, images, name_of
+from vit_jax.errors import UserError, not_finite, printable
 from vit_jax.files import whole
 from vit_jax.pages import as_csv
 
@@ -96,7 +96,7 @@ def predicted(
         finite, values, classes = jax.device_get(predict(weights.params, pixels))
         for i, (path, _) in enumerate(chunk):
             if not finite[i]:
-                raise no_numbers(name_of(path))
+                raise not_finite(f"{name_of(path)}: the logits")
             # Probabilities are compared as they are written.
             of_image = [x if activation == "none" else round(x, 6) for x in values[i].tolist()]
             both = zip(classes[i].tolist(), of_image, strict=True)

@@ -6,8 +6,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from vit_jax.commands.shown import Shown, batches, examples, name_of, no_numbers
-from vit_jax.errors import cannot_write, printable
+from vit_jax.commands.shown import Shown, batches, examples, name_of
+from vit_jax.errors import cannot_write, not_finite, printable
 from vit_jax.files import read_bytes, whole
 from vit_jax.pages import as_csv
 
@@ -110,7 +110,7 @@ def predicted(
         finite, scores, classes, boxes = jax.device_get(predict(weights.params, pixels, content))
         for i, (path, (height, width), example) in enumerate(chunk):
             if not finite[i]:
-                raise no_numbers(name_of(path))
+                raise not_finite(f"{name_of(path)}: the logits")
             left, top_edge, right, bottom = example["objects"].window
             start, sides = [left, top_edge] * 2, np.array([right - left, bottom - top_edge] * 2)
             of_image = np.clip(start + boxes[i] * sides, 0, [width, height, width, height])

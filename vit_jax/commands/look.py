@@ -20,7 +20,7 @@ from typing import Any
 from vit_jax.commands import shown
 from vit_jax.commands.arguments import SOURCE, Options
 from vit_jax.commands.output import check_files, say
-from vit_jax.errors import UserError, nearest, printable
+from vit_jax.errors import UserError, nearest, not_finite, printable
 from vit_jax.files import whole, write_text
 from vit_jax.user_code import FLAG
 
@@ -69,7 +69,7 @@ def run(options: argparse.Namespace) -> int:
         weights.model, weights.params, pixels, classes, content if weights.detects else None
     )
     if not np.isfinite(seen.logits).all():
-        raise shown.no_numbers(printable(weights.path))
+        raise not_finite(f"{printable(weights.path)}: the logits")
     size = weights.model.config.image_size
     own = seen.attention is not None and seen.attention.shape[-1] == seen.attention.shape[-2]
     far = look.distance(seen, size) if own else None

@@ -119,14 +119,6 @@ def batches(
         yield chunk, pixels
 
 
-def no_numbers(name: str) -> UserError:
-    """The error for logits that are NaN or infinite, of an image or of weights."""
-    return UserError(
-        f"{name}: the logits are NaN or infinite; the weights are damaged, or of another model "
-        "than the one that they are taken for (vit inspect)"
-    )
-
-
 def examples(shown: Shown, given: Sequence[Any]) -> Iterator[tuple[Any, tuple[int, int], Any]]:
     """As `images`, for a detector: the file's own (height, width), and the example, whose `objects`
     are none, but say where in the file's image the shown one lies."""

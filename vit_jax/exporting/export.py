@@ -17,7 +17,7 @@ import jax
 import numpy as np
 
 import vit_jax
-from vit_jax.errors import UserError, cannot_write, nearest, printable
+from vit_jax.errors import UserError, cannot_write, nearest, not_finite, printable
 from vit_jax.exporting import onnx, stablehlo
 from vit_jax.exporting.function import Function, functions, predicted
 from vit_jax.files import whole, write_json
@@ -229,10 +229,7 @@ def compared(
             wanted = jax.device_get(ours(own, *inputs))
             found = jax.device_get(theirs(*inputs))
             if not all(np.isfinite(x).all() for x in wanted.values()):
-                raise UserError(
-                    "the outputs of the model are NaN or infinite; the weights are damaged, or of "
-                    "another model than the one that they are taken for (vit inspect)"
-                )
+                raise not_finite("the outputs of the model")
             if wanted.keys() != found.keys():
                 raise UserError(f"read back: outputs {[*found]}, expected {[*wanted]}")
             for name, expected in wanted.items():
