@@ -36,12 +36,12 @@ def run():
 def batch():
     rng = np.random.default_rng(0)
     images = rng.normal(size=(BATCH, 32, 32, 3)).astype(np.float32)
-    return images, np.arange(BATCH, dtype=np.int32) % 5
+    return {"image": images, "label": np.arange(BATCH, dtype=np.int32) % 5}
 
 
 @pytest.mark.parametrize("name", peer_sides.PEERS)
 def test_a_peer_learns_its_batch_by_heart(run, batch, name):
-    work = peer_sides.PEERS[name]("step", run, *batch)
+    work = peer_sides.PEERS[name]("step", run, batch)
     losses = []
     for _ in range(100):
         loss = work.start()
@@ -53,21 +53,21 @@ def test_a_peer_learns_its_batch_by_heart(run, batch, name):
 
 @pytest.mark.parametrize("name", peer_sides.PEERS)
 def test_a_forward_pass_gives_every_image_its_logits(run, batch, name):
-    work = peer_sides.PEERS[name]("forward", run, *batch)
+    work = peer_sides.PEERS[name]("forward", run, batch)
     logits = np.asarray(work.start())
     assert logits.shape == (BATCH, 5)
     assert np.isfinite(logits).all()
 
 
 def test_a_peer_of_another_size_is_left_out(run, batch):
-    class Half:
+    class Part:
         name = run.model.name
         config = run.model.config
-        num_params = run.model.num_params // 2
+        abstract_params = dict(list(run.model.abstract_params.items())[:1])
 
     class Other:
-        config, model = run.config, Half
+        config, model = run.config, Part
 
     for peer in peer_sides.PEERS.values():
         with pytest.raises(steps.NotMeasured, match="not the same model"):
-            peer("forward", Other, *batch)
+            peer("forward", Other, batch)
