@@ -18,6 +18,7 @@ source with boxes, such as coco:FOLDER or voc:FOLDER.
 
 from vit_jax.config import base
 from vit_jax.errors import UserError
+from vit_jax.models.detector_configs import NEVER_TRAINED
 
 PAPERS = {
     "r50": "detr_resnet50", "r50_dc5": "detr_resnet50_dc5", "r101": "detr_resnet101",
@@ -61,7 +62,7 @@ def papers(name: str, data: str):
     c.optimizer.name = "adamw"
     c.optimizer.lr = 1e-4
     c.detection.backbone_rate = 0.1
-    c.optimizer.freeze = "backbone/backbone/(root|stage1|.*norm).*"
+    c.optimizer.freeze = NEVER_TRAINED
     c.optimizer.weight_decay = 1e-4
     c.optimizer.clip_norm = 0.1
     c.schedule.name = "drop"

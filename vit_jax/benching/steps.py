@@ -22,6 +22,7 @@ from vit_jax.benching import machine
 from vit_jax.benching.timing import Row, alternate, compare, in_a_row, summary
 from vit_jax.config import base, flat
 from vit_jax.errors import UserError, nearest
+from vit_jax.models.detector_configs import NEVER_TRAINED
 from vit_jax.models.registry import find_family
 from vit_jax.parallel.chips import peak_flops
 from vit_jax.sizes import microbatches
@@ -93,7 +94,7 @@ def find_peers(text: str) -> dict[str, Peer]:
 def plain_run(name: str, batch_size: int, classes: int, devices: Any = None, **fields: Any) -> Run:
     """A run on noise with AdamW at a constant rate, without clipping, mixup or dropout, because the
     peers can do the same. `fields` are fields of the model. A detector's batches have the shapes of
-    COCO's."""
+    COCO's, and what a DETR never trains is frozen, as in the peers."""
     family = find_family(name)[0]
     c = base(name, family.task)
     c.batch_size, c.total_steps = batch_size, 1_000_000
@@ -103,6 +104,8 @@ def plain_run(name: str, batch_size: int, classes: int, devices: Any = None, **f
     c.data.train.source = NOISE[family.task].format(batch_size, classes, size)
     c.data.train.pipeline, c.data.eval.split = "decode", ""
     c.optimizer.weight_decay, c.schedule.name = 1e-4, "constant"
+    if c.model.get("norm") == "frozen":
+        c.optimizer.freeze = NEVER_TRAINED
     return run_of(c, devices=devices or jax.devices()[:1], data=known)
 
 

@@ -7,6 +7,9 @@ import dataclasses
 from vit_jax.fields import COUNT, NATURAL, RATE, field, one_of
 from vit_jax.models.configs import ResNetV1Config, ViTConfig, stride_of
 
+# What a DETR on a ResNet never trains, as pattern for `optimizer.freeze` (arXiv 2005.12872, A.4).
+NEVER_TRAINED = "backbone/backbone/(root|stage1|.*norm).*"
+
 LEARNED = 50  # rows and columns that have learned positions in a DETR
 
 
