@@ -68,3 +68,19 @@ def test_the_backward_pass_costs_two_forward_passes():
     traced = 2 * macs(jax.make_jaxpr(gradient)(model.abstract_params, image))
     embed = model.config.grid[0] * model.config.grid[1] * 4 * 4 * 3 * 8
     assert 6 * model.macs == traced + 2 * embed
+
+
+# 10^9, as the papers' tables give them: arXiv 2005.12872, table 1, and YOLOS's table of models.
+# They are means over COCO's images, whose shorter sides were made 800 pixels. The size of such an
+# image is not stated, so one size here has to give all of them.
+DETECTORS = {
+    "detr_resnet50": 86, "detr_resnet50_dc5": 187, "detr_resnet101": 152, "detr_resnet101_dc5": 253,
+    "yolos_small": 200.2, "yolos_base": 537,
+}  # fmt: skip
+
+
+def test_one_size_of_image_gives_the_published_numbers_of_every_detector():
+    sizes = {"detr": (800, 1128), "yolos": (800, 1120)}  # whole patches of 16
+    for name, published in DETECTORS.items():
+        model = create_model(name, image_size=sizes[name.partition("_")[0]])
+        assert model.macs / 1e9 == pytest.approx(published, rel=0.02), name
