@@ -163,7 +163,7 @@ def test_a_config_without_heads_or_with_another_activation_is_refused(tmp_path):
     config = json.loads((tmp_path / "config.json").read_text())
     del config["num_attention_heads"]
     (tmp_path / "config.json").write_text(json.dumps(config))
-    with pytest.raises(UserError, match="has no num_attention_heads: say --config.model.num_heads=N"):
+    with pytest.raises(UserError, match="has no num_attention_heads: say"):
         open_weights(tmp_path)
     assert open_weights(tmp_path, num_heads=4).model.config.num_heads == 4
     (tmp_path / "config.json").write_text(json.dumps(config | {"hidden_act": "relu"}))

@@ -210,6 +210,23 @@ def test_boxes_are_predicted_as_a_table_as_cocos_results_and_as_pictures(trained
     x, y, width, height = results[0]["bbox"]
     np.testing.assert_allclose([x, y, x + width, y + height], first, atol=0.02)
     assert Image.open(tmp_path / "seen/0000-0.png").size == (64, 96)
+    annotations = {
+        "images": [{"id": 900 + n, "file_name": f"val/{n}.png"} for n in range(3)],
+        "categories": [{"id": 7 * n + 3, "name": name} for n, name in enumerate(source.classes)],
+    }
+    (tmp_path / "known.json").write_text(json.dumps(annotations))
+    options += [f"--coco={tmp_path}/known.json"]
+    assert cli.main([*command, *options]) == 0
+    again = json.loads((tmp_path / "boxes.json").read_text())
+    for one, numbered in zip(results, again, strict=True):
+        assert numbered["image_id"] == 900 + one["image_id"]
+        assert numbered["category_id"] == 7 * one["category_id"] + 3
+    annotations["categories"].pop()
+    (tmp_path / "known.json").write_text(json.dumps(annotations))
+    assert cli.main([*command, *options]) == 2
+    assert "known.json does not list 1 of the 10 classes, such as 9" in capsys.readouterr().err
+    assert cli.main([*command, options[-1]]) == 2
+    assert "name that file, too" in capsys.readouterr().err
     assert cli.main([*command, "--threshold=0.999"]) == 0
     assert "0.png: no box at or above" in capsys.readouterr().out
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from vit_jax.commands.shown import Shown, batches, examples, name_of
-from vit_jax.errors import cannot_write, not_finite, printable
+from vit_jax.errors import UserError, cannot_write, not_finite, printable
 from vit_jax.files import read_bytes, whole
 from vit_jax.pages import as_csv
 
@@ -26,12 +26,15 @@ class Found(NamedTuple):
 
 
 def check(options: argparse.Namespace, model: Any) -> None:
-    """All options are for boxes."""
+    """Raises UserError for options that do not fit each other."""
+    if options.coco and not (options.output or "").endswith(".json"):
+        raise UserError("--coco numbers the results of --output=FILE.json: name that file, too")
 
 
 def write(options: argparse.Namespace, weights: Shown, paths: list[Path]) -> int:
     """Prints the boxes, or writes them: as COCO's results to a .json, as a table elsewhere. With
     --pictures, also each image with its boxes. Returns the exit code."""
+    numbered = _numbers(options, weights, paths)
     found, least = predicted(options, weights, paths), _least(options)
     if options.pictures:
         channels, levels = weights.model.config.channels, weights.prepare.levels
@@ -48,7 +51,8 @@ def write(options: argparse.Namespace, weights: Shown, paths: list[Path]) -> int
         part.open("w", encoding="utf-8", errors="backslashreplace") as file,
     ):
         images = list(found)
-        file.write((_as_coco if options.output.endswith(".json") else _as_table)(images))
+        as_json = options.output.endswith(".json")
+        file.write(_as_coco(images, *numbered) if as_json else _as_table(images))
     count = sum(len(boxes) for _, boxes in images)
     print(f"boxes: {count}, images: {len(images)}; {printable(options.output)}")
     return 0
@@ -68,16 +72,41 @@ def _as_table(images: list[tuple[Path, list[Found]]]) -> str:
     return as_csv([HEAD, *rows])
 
 
-def _as_coco(images: list[tuple[Path, list[Found]]]) -> str:
-    """COCO's results. An image is named by its file's number, if its name is one. A category is the
-    number of its class, from 0."""
+def _numbers(options: argparse.Namespace, weights: Shown, paths: list[Path]) -> tuple[Any, Any]:
+    """The ids of the images, by name of file, and of the classes, by name, in COCO's results.
+
+    Those of --coco, which has to know them all. Without it an image has the number that its file is
+    named by, or that name, and a class its number, from 0.
+    """
+    if not options.coco:
+        named = {path.name: int(path.stem) for path in paths if path.stem.isdecimal()}
+        ids = {path.name: named.get(path.name, path.name) for path in paths}
+        return ids, {name: number for number, name in enumerate(weights.names)}
+    from vit_jax.data.annotated import coco_numbers
+
+    images, categories = coco_numbers(file := Path(options.coco))
+    for what, known, given in (
+        ("images", images, [path.name for path in paths]), ("classes", categories, weights.names),
+    ):  # fmt: skip
+        if missing := [name for name in given if name not in known]:
+            raise UserError(
+                f"{printable(file)} does not list {len(missing)} of the {len(given)} {what}, such "
+                f"as {printable(missing[0])}"
+            )
+    return images, categories
+
+
+def _as_coco(
+    images: list[tuple[Path, list[Found]]], numbers: dict[str, Any], categories: dict[str, Any]
+) -> str:
+    """COCO's results."""
     results = [
         {
-            "image_id": int(path.stem) if path.stem.isdecimal() else path.name,
-            "category_id": number, "score": round(score, 6),
+            "image_id": numbers[path.name], "category_id": categories[name],
+            "score": round(score, 6),
             "bbox": [round(n, 2) for n in (x1, y1, x2 - x1, y2 - y1)],
         }
-        for path, boxes in images for _, score, (x1, y1, x2, y2), number in boxes
+        for path, boxes in images for name, score, (x1, y1, x2, y2), _ in boxes
     ]  # fmt: skip
     return json.dumps(results, indent=1) + "\n"
 

@@ -10,7 +10,8 @@ Images are prepared as those that the weights were evaluated on (`vit inspect` s
 means every image in it, at any depth. Damaged images are named and skipped.
 
 A detector shows the boxes whose score is --threshold (0.5) or more, in pixels of each image, and
---pictures=DIR draws them. --output=FILE.json is in the format of COCO's results.
+--pictures=DIR draws them. --output=FILE.json is in the format of COCO's results. Its images and
+classes have the ids of --coco=instances_val2017.json.
 
 The loss of a classifier decides what is shown: the share of each class (softmax), the probability
 of each class by itself (sigmoid: several labels, or a single output), or the values of a
@@ -37,6 +38,8 @@ OPTIONS: Options = SOURCE | {
     "--threshold": dict(type=float, metavar="P", help="of weights for several labels: every class "
                         "whose probability is P or more; of a detector: boxes of this score"),
     "--pictures": dict(metavar="DIR", help="of a detector: write each image with its boxes"),
+    "--coco": dict(metavar="FILE.json", help="of a detector: annotations whose ids of images and "
+                   "classes stand in --output=FILE.json"),
     "--output": dict(metavar="CSV", help="write the predictions to a file"),
     "--features": dict(metavar="FILE.npz", help="write, in the place of predictions, what the head "
                        "reads of each image: features [images, width], and images"),

@@ -120,6 +120,18 @@ def coco(rest: str, split: str, classes: list[str] | None) -> Annotated:
     return Annotated(title, where, images, names, Survey(title, "xywh", counted=counted))
 
 
+def coco_numbers(file: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The ids that a file of COCO's annotations gives to the images, by name of file, and to the
+    classes, by name."""
+    try:
+        record = object_in(read_bytes(file, MOST_JSON))
+        images = {Path(str(one["file_name"])).name: one["id"] for one in record["images"]}
+        return images, {str(one["name"]): one["id"] for one in record["categories"]}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        what = f"no {error}" if isinstance(error, KeyError) else reason(error)
+        raise UserError(f"{printable(file)} holds no annotations of COCO: {what}") from error
+
+
 def _coco_images(record: dict[str, Any]) -> tuple[list[str], list[Annotation], Counter[str]]:
     """Names of the classes in the order of their ids, the images in the file's order, and what was
     found on the way."""
