@@ -82,6 +82,22 @@ def test_the_loss_is_the_papers(seed):
         assert float(ours[name]) == pytest.approx(expected, rel=2e-5), name
 
 
+def test_the_mean_over_microbatches_is_the_loss_of_the_whole_batch():
+    whole = made(5, batch=4)
+    expected = loss_of(*whole)
+    real = whole[2] >= 0
+    assert len({int(n) for n in real.sum(axis=1)}) > 1  # images of different numbers of objects
+    objects = np.float32(real.sum() / 4)
+    for size in (1, 2):
+        parts = [
+            set_loss(*(part[i : i + size] for part in whole), WEIGHTS, objects)
+            for i in range(0, 4, size)
+        ]
+        for name in expected:
+            mean = np.mean([float(part[name]) for part in parts])
+            assert mean == pytest.approx(expected[name], rel=2e-5), (size, name)
+
+
 def test_without_objects_only_the_class_counts():
     logits, boxes, label, wanted = made(0)
     ours = set_loss(logits, boxes, np.full_like(label, -1), wanted, WEIGHTS)

@@ -165,9 +165,9 @@ def test_its_step_is_measured_its_rates_are_searched_and_it_is_launched(tmp_path
 
 @pytest.mark.long
 def test_losses_of_three_steps_agree_on_every_mesh():
-    def losses(mesh, devices):
+    def losses(mesh, devices, microbatch=16):
         c = config(mesh__data=mesh[0], mesh__fsdp=mesh[1], mesh__tensor=mesh[2],
-                   mesh__min_shard_size=64, microbatch=16)  # fmt: skip
+                   mesh__min_shard_size=64, microbatch=microbatch)  # fmt: skip
         run = run_of(c, devices=jax.devices()[:devices])
         step, state = run.compile_train_step(), run.init_state()
         found, batches = [], run.train_batches(0, 3)
@@ -180,6 +180,7 @@ def test_losses_of_three_steps_agree_on_every_mesh():
     reference = losses((1, 1, 1), 1)
     for mesh in ((8, 1, 1), (1, 8, 1), (2, 2, 2)):
         np.testing.assert_allclose(losses(mesh, 8), reference, rtol=2e-6, err_msg=str(mesh))
+    np.testing.assert_allclose(losses((1, 1, 1), 1, microbatch=4), reference, rtol=2e-6)
 
 
 def test_boxes_are_predicted_as_a_table_as_cocos_results_and_as_pictures(trained, tmp_path, capsys):

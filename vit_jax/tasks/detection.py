@@ -139,26 +139,40 @@ def set_loss(
     classes: Int[Array, "batch objects"],
     wanted: Float[Array, "batch objects 4"],
     weights: Weights,
+    objects: Float[Array, ""] | None = None,
 ) -> dict[str, Array]:
     """`class`, `l1` and `giou` of one layer (section 3.1), with their weights. Boxes are centres
     and sides. All means are over the whole batch, whichever devices it lies on: of the
-    cross-entropy by weight, of the boxes over the number of objects."""
+    cross-entropy by weight, of the boxes over the number of objects.
+
+    objects: objects of an image, as the mean over the step's batch, if this is one of its
+    microbatches. The means of all of them then have the mean of the whole batch.
+    """
     query = jax.vmap(functools.partial(matching, weights=weights))(logits, boxes, classes, wanted)
     real: Bool[Array, "batch objects"] = classes >= 0
-    count = jnp.maximum(real.sum(), 1)
+    if objects is None:
+        objects = real.sum() / len(real)
+    count = len(real) * objects
     empty = logits.shape[-1] - 1
     batch = jnp.arange(len(logits))[:, None]
     told = jnp.full(logits.shape[:2], empty).at[batch, query].set(jnp.where(real, classes, empty))
     nll = -jnp.take_along_axis(jax.nn.log_softmax(logits), told[..., None], axis=-1)[..., 0]
     share = jnp.where(told == empty, weights.empty, 1.0)
+    total = count + weights.empty * (logits.shape[0] * logits.shape[1] - count)
+    count = jnp.where(count > 0, count, 1)
     found = boxes[batch, query]
     l1 = jnp.abs(found - wanted).sum(axis=-1)
     overlap = giou(edges(found), edges(wanted))
     return {
-        "class": (share * nll).sum() / share.sum(),
+        "class": (share * nll).sum() / total,
         "l1": weights.l1 * jnp.where(real, l1, 0.0).sum() / count,
         "giou": weights.giou * jnp.where(real, 1 - overlap, 0.0).sum() / count,
     }
+
+
+def _targets(batch: Batch) -> Int[Array, "batch objects"]:
+    """The classes of the objects that are to be found. A crowd is none."""
+    return jnp.where(batch["crowd"], PADDING, batch["class"])
 
 
 class Detect(Task):
@@ -200,6 +214,11 @@ class Detect(Task):
     def entries(self, facts: Facts) -> Entries:
         return ObjectRows(facts.max_objects)
 
+    def prepared(self, batch: Batch, key: Array) -> Batch:
+        """With `objects` of an image, as the mean over the batch, in every row."""
+        real = (_targets(batch) >= 0).sum(dtype=jnp.float32)
+        return batch | {"objects": jnp.full(len(batch["class"]), real / len(batch["class"]))}
+
     def _applied(self, params: Any, batch: Batch, **how: Any) -> dict[str, Array]:
         images = self.model.data_config.normalise(batch["image"])
         return self.model.apply(params, images, content=batch["content"], **how)[1]
@@ -208,11 +227,11 @@ class Detect(Task):
         self, params: Any, batch: Batch, key: Array, *, gather: Any = None, held: Any = None
     ) -> tuple[Array, dict[str, Array]]:
         out = self._applied(params, batch, train=True, key=key, gather=gather)
-        classes = jnp.where(batch["crowd"], PADDING, batch["class"])
+        classes, objects = _targets(batch), jnp.max(batch["objects"])  # the same in every row
         layers = slice(None) if self.config.detection.auxiliary else slice(-1, None)
         parts = jax.vmap(
             lambda logits, boxes: set_loss(
-                logits, boxes, classes, centred(batch["boxes"]), self.weights
+                logits, boxes, classes, centred(batch["boxes"]), self.weights, objects
             )
         )(out["layers_logits"][layers], out["layers_boxes"][layers])
         total = jnp.stack(list(parts.values())).sum()
