@@ -78,17 +78,19 @@ def _activations(run: Run, model: Model) -> Activations:
         plain: Any = dataclasses.replace(model.config, attention="xla")
         model = dataclasses.replace(model, config=plain)
     config = changed(run.config, {"mixup": 0.0, "cutmix": 0.0, "distill": None})
-    loss = make_loss(find_task(config)(config, model, run.task.facts))
+    task = find_task(config)(config, model, run.task.facts)
+    loss, key = make_loss(task), jax.random.key(0)
     params = run.abstract_state["params"]
     trained = jax.eval_shape(lambda p: trainable(p, config.optimizer.freeze), params)
     batch = {
         name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)
         for name, leaf in entries_of(run.abstract_batch(TRACED)).items()
     }
+    batch = jax.eval_shape(task.prepared, batch, key)
 
     def kept(trained, params, batch):
         def total(t):
-            return loss(t, params, None, batch, jax.random.key(0))[0]
+            return loss(t, params, None, batch, key)[0]
 
         return jax.vjp(total, trained)[1]
 

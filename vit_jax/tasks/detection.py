@@ -13,7 +13,6 @@ import cv2
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from jaxtyping import Array, Bool, Float, Int
 from ml_collections import ConfigDict
 
@@ -23,6 +22,7 @@ from vit_jax.errors import UserError
 from vit_jax.evaluators.detection import Detection
 from vit_jax.models import Model
 from vit_jax.models.family import BACKBONE
+from vit_jax.tasks.assignment import assign
 from vit_jax.tasks.task import Batch, Entries, Task
 
 # Of frames around objects, by class: a palette for the colour-blind (Okabe and Ito).
@@ -121,16 +121,14 @@ def matching(
     weights: Weights,
 ) -> Int[Array, " objects"]:
     """The query of each object of one image, at the least sum of costs. `boxes` and `wanted` are
-    centres and sides; an object whose class is below 0 is none, and costs nothing."""
-    shares = jax.nn.softmax(logits)[:, jnp.maximum(classes, 0)]
-    l1 = jnp.abs(boxes[:, None] - wanted).sum(axis=-1)
-    overlap = giou(edges(boxes)[:, None], edges(wanted))
+    centres and sides. An object whose class is below 0 is none, and has the query -1."""
+    shares = jax.nn.softmax(logits).T[jnp.maximum(classes, 0)]
+    l1 = jnp.abs(wanted[:, None] - boxes).sum(axis=-1)
+    overlap = giou(edges(wanted)[:, None], edges(boxes))
     cost = weights.l1 * l1 - weights.giou * overlap - shares
-    cost = jnp.where(classes >= 0, cost, 0.0)
     # A NaN would have the algorithm run for ever. The loss tells of it.
     cost = jax.lax.stop_gradient(jnp.nan_to_num(cost, nan=1e6, posinf=1e6, neginf=-1e6))
-    query, target = optax.assignment.hungarian_algorithm(cost)
-    return jnp.zeros(len(classes), jnp.int32).at[target].set(query.astype(jnp.int32))
+    return assign(cost, classes >= 0)
 
 
 def set_loss(
@@ -155,7 +153,8 @@ def set_loss(
     count = len(real) * objects
     empty = logits.shape[-1] - 1
     batch = jnp.arange(len(logits))[:, None]
-    told = jnp.full(logits.shape[:2], empty).at[batch, query].set(jnp.where(real, classes, empty))
+    place = jnp.where(real, query, logits.shape[1])  # outside, where nothing is set
+    told = jnp.full(logits.shape[:2], empty).at[batch, place].set(classes, mode="drop")
     nll = -jnp.take_along_axis(jax.nn.log_softmax(logits), told[..., None], axis=-1)[..., 0]
     share = jnp.where(told == empty, weights.empty, 1.0)
     total = count + weights.empty * (logits.shape[0] * logits.shape[1] - count)
