@@ -3,6 +3,7 @@
 import sys
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 
@@ -15,6 +16,7 @@ import peer_sides
 
 from vit_jax.benching import steps
 from vit_jax.config import base
+from vit_jax.training.groups import trainable
 from vit_jax.training.resolve import known
 from vit_jax.training.run import run_of
 
@@ -71,3 +73,12 @@ def test_a_peer_of_another_size_is_left_out(run, batch):
     for peer in peer_sides.PEERS.values():
         with pytest.raises(steps.NotMeasured, match="not the same model"):
             peer("forward", Other, batch)
+
+
+def test_a_measured_detector_trains_as_many_parameters_as_transformers_does():
+    run = steps.plain_run("detr_resnet50", 1, 91, image_size=(64, 96))
+    theirs = peer_sides.huggingface_detr(run)
+    trained = trainable(run.model.abstract_params, run.config.optimizer.freeze)
+    assert sum(leaf.size for leaf in jax.tree.leaves(trained)) == sum(
+        one.numel() for one in theirs.parameters() if one.requires_grad
+    )

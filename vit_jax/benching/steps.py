@@ -95,7 +95,7 @@ def plain_run(name: str, batch_size: int, classes: int, devices: Any = None, **f
     """A run on noise with AdamW at a constant rate, without clipping, mixup or dropout, because the
     peers can do the same. `fields` are fields of the model. A detector's batches have the shapes of
     COCO's, and what a DETR never trains is frozen, as in the peers."""
-    family = find_family(name)[0]
+    family, preset, _ = find_family(name)
     c = base(name, family.task)
     c.batch_size, c.total_steps = batch_size, 1_000_000
     c.model.update(fields)
@@ -104,7 +104,7 @@ def plain_run(name: str, batch_size: int, classes: int, devices: Any = None, **f
     c.data.train.source = NOISE[family.task].format(batch_size, classes, size)
     c.data.train.pipeline, c.data.eval.split = "decode", ""
     c.optimizer.weight_decay, c.schedule.name = 1e-4, "constant"
-    if c.model.get("norm") == "frozen":
+    if preset.get("norm") == "frozen":
         c.optimizer.freeze = NEVER_TRAINED
     return run_of(c, devices=devices or jax.devices()[:1], data=known)
 
