@@ -129,14 +129,18 @@ def huggingface_logits(model: Any, pixels: Any) -> Any:
 
 
 def huggingface_detr(run: Run) -> Any:
-    """Transformers' DetrForObjectDetection on timm's ResNet, with auxiliary losses."""
+    """Transformers' DetrForObjectDetection on timm's ResNet, with auxiliary losses.
+
+    Transformers 5 means to freeze the root and the first stage, as the paper does, but looks for
+    "resnet" in the name of timm's wrapper, and freezes nothing. They are frozen here.
+    """
     from transformers import DetrConfig, DetrForObjectDetection
 
     c = run.model.config
     backbone = {(3, 4, 6, 3): "resnet50", (3, 4, 23, 3): "resnet101"}.get(c.resnet_layers)
     if backbone is None or c.queries != "learned" or c.detector_norm != "post":
         raise NotMeasured("Transformers has no such detector")
-    return DetrForObjectDetection(
+    model = DetrForObjectDetection(
         DetrConfig(
             use_timm_backbone=True, backbone=backbone, use_pretrained_backbone=False,
             dilation=c.dilated, num_queries=c.num_queries, d_model=c.detector_width,
@@ -146,6 +150,9 @@ def huggingface_detr(run: Run) -> Any:
             dropout=0.0, attention_dropout=0.0, num_labels=c.num_classes, auxiliary_loss=True,
         )
     )  # fmt: skip
+    for name, parameter in model.model.backbone.named_parameters():
+        parameter.requires_grad_(re.search(r"layer[234]", name) is not None)
+    return model
 
 
 def huggingface_boxes(model: Any, pixels: Any) -> Any:
