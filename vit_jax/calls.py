@@ -1,4 +1,5 @@
-"""The one grammar of small languages in a config: `a|b(0.5)|my_package.my_module:c(k=10)`.
+"""The grammar of small languages in a config: `a|b(0.5)|my_package.my_module:c(k=10)`, and the
+options of a source, `NAME?KEY=VALUE&KEY=VALUE`.
 
 Pipelines, evaluators, distillation and ranges of a sweep are calls, in Python's syntax, whose
 arguments are literals.
@@ -7,10 +8,11 @@ arguments are literals.
 import ast
 import inspect
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
+from urllib.parse import unquote
 
-from vit_jax.errors import UserError, nearest
+from vit_jax.errors import UserError, nearest, printable
 
 
 def split(text: str, separator: str = "|") -> Iterator[str]:
@@ -77,3 +79,39 @@ def _literal(node: ast.expr) -> Any:
     except ValueError:
         told = ast.unparse(node)
         raise ValueError(f"{told} is no text in quotes, number or list of them") from None
+
+
+def options_apart(text: str) -> tuple[str, str]:
+    """`NAME` and `KEY=VALUE&…` of `NAME?KEY=VALUE&…`. A `?` that no `KEY=` follows belongs to the
+    name, which may be a path.
+
+    >>> options_apart("what?/t.csv?label=kind")
+    ('what?/t.csv', 'label=kind')
+    """
+    name, *options = re.split(r"\?(?=\w+=)", text, maxsplit=1)
+    return name, "".join(options)
+
+
+def queried(spec: str, keys: Sequence[str]) -> tuple[str, dict[str, str]]:
+    """The two parts of `NAME?KEY=VALUE&…`. In a value, `%26` stands for `&` and `%25` for `%`.
+
+    Raises UserError: a key is none of `keys`, or stands twice.
+    """
+    name, text = options_apart(spec)
+    options: dict[str, str] = {}
+    for pair in text.split("&") if text else ():
+        key, _, value = pair.partition("=")
+        if key not in keys:
+            usual = [f"{key}=" for key in keys]
+            some = " or ".join(filter(None, (", ".join(usual[:-1]), usual[-1])))
+            stand = "stand" if usual[1:] else "stands"
+            raise UserError(f"{printable(spec)}: after ? {stand} {some}, not {printable(key)}=")
+        if key in options:
+            raise UserError(f"{printable(spec)}: {key}= stands there twice")
+        options[key] = unquote(value)
+    return name, options
+
+
+def and_queried(spec: str, key: str, value: object) -> str:
+    """The name of a source with one more option."""
+    return f"{spec}{'&' if options_apart(spec)[1] else '?'}{key}={value}"

@@ -10,9 +10,11 @@ import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
+from urllib.parse import unquote
 
 from ml_collections import ConfigDict
 
+from vit_jax.calls import options_apart
 from vit_jax.config import (
     COUNTS,
     DURATIONS,
@@ -166,14 +168,21 @@ def _absolute(source: str) -> str:
 
 def with_paths(source: str, change: Callable[[str], str]) -> str:
     """Applies `change` to the path of `folder:PATH`, `csv:FILE` or `hf:/FOLDER`, or to each path of
-    a mixture."""
+    a mixture; also to an absolute `root=` of a table's images. A relative one begins at the
+    table."""
 
     def changed(part: str) -> str:
         match = re.fullmatch(r"((?:[0-9.eE-]+\*)?(folder|csv|hf):)(.*)", part, re.DOTALL)
         if not match or (match[2] == "hf" and not match[3].startswith(("/", "~", "."))):
             return part
-        path, *query = match[3].split("?", 1) if match[2] == "hf" else [match[3]]
-        return "?".join([match[1] + change(path), *query])
+        path, options = options_apart(match[3])
+        if match[2] == "csv":
+            options = re.sub(r"(?<![^&])root=([/~][^&]*)", changed_root, options)
+        return f"{match[1]}{change(path)}{'?' if options else ''}{options}"
+
+    def changed_root(match: re.Match[str]) -> str:
+        path = change(unquote(match[1])).replace("%", "%25").replace("&", "%26")
+        return f"root={path}"
 
     return " + ".join(changed(part) for part in source.split(" + "))
 

@@ -4,6 +4,7 @@ The headers of a tar are read once. After that an image is read where it lies in
 is extracted and any order costs the same. The index takes about 60 bytes per image.
 """
 
+import csv
 import functools
 import lzma
 import os
@@ -21,6 +22,7 @@ import numpy as np
 
 from vit_jax.data.files import Names
 from vit_jax.data.formats import HEAD, format_of, named_as_image
+from vit_jax.data.layout import kaggle_images
 from vit_jax.data.source import Source
 from vit_jax.data.splits import NoSplit, choose, name_hashes
 from vit_jax.data.walking import images_below, left_out_as_named, left_out_text, with_progress
@@ -39,6 +41,7 @@ RELEASES = {
     "imagenet21k": (("train", "val"), "21k"),
 }
 DEVKIT = "ILSVRC2012_devkit_t12"
+KAGGLE = "LOC_val_solution.csv"  # what Kaggle gives instead of the development kit
 HELD_OUT = 102_400  # images of ImageNet-21k in `val`; one in a hundred if that is fewer
 MOST_TEXT = 2**26  # bytes of a list of synsets, or of a file of the development kit
 
@@ -102,7 +105,8 @@ class Archive(Source):
                 "the tars of ImageNet"
             )
         split = choose(f"{kind}:{printable(rest)}", split, splits, not classes)
-        changed = tuple((path.name, path.stat().st_mtime_ns) for path in [root, *_inside(root)])
+        places = [root, *_inside(root), *_inside(kaggle_images(root) or root)]
+        changed = tuple((path.name, path.stat().st_mtime_ns) for path in places)
         indexes = _indexes(kind, root, changed)
         index = self._index = indexes.get(split, indexes["train"])
         self.classes = classes or label_map(labels or own_labels, indexes["train"].synsets)
@@ -170,26 +174,33 @@ def _indexes(kind: str, root: Path, changed: object) -> dict[str, Index]:
     ImageNet-21k has no split of its own: n########.tar or n########/, or a tar of those. ILSVRC2012
     has `ILSVRC2012_img_train.tar`, or n########.tar or n########/ in `train/` or in the root;
     `ILSVRC2012_img_val.tar` or `val/` with `ILSVRC2012_devkit_t12.tar.gz` (which states the class
-    of each validation image), or `val/n########/`.
+    of each validation image), or `val/n########/`. Kaggle has `train/n########/` and `val/` in
+    `ILSVRC/Data/CLS-LOC`, and the classes of `val/` in `LOC_val_solution.csv`.
 
     Raises UserError: a part is missing or damaged.
     """
     if kind == "imagenet21k":
         return {"train": Index(root, synset_places(root), synset_in)}
-    train = _first(root, "ILSVRC2012_img_train.tar", "train") or root
-    val = _first(root, "ILSVRC2012_img_val.tar", "val", "validation")
+    images = kaggle_images(root) or root
+    train = _first(images, "ILSVRC2012_img_train.tar", "train") or root
+    val = _first(images, "ILSVRC2012_img_val.tar", "val", "validation")
     if val is None:
-        raise UserError(f"{root} has neither ILSVRC2012_img_val.tar nor val/, the validation split")
-    truth: list[str] = []
+        raise UserError(
+            f"{images} has neither ILSVRC2012_img_val.tar nor val/, the validation split"
+        )
+    truth: dict[int, str] = {}
 
     def synset_of(name: str) -> str | None:
         number = VALIDATION.search(name)
         if number is None or synset_in(name):
             return synset_in(name)
-        truth.extend([] if truth else _validation_synsets(root))
-        if not 1 <= int(number[1]) <= len(truth):
-            raise UserError(f"{name}: {DEVKIT} tells of {len(truth):,} validation images")
-        return truth[int(number[1]) - 1]
+        truth.update({} if truth else _validation_synsets(root))
+        if int(number[1]) not in truth:
+            raise UserError(
+                f"{printable(name)}: its class is not stated; the list has {len(truth):,} "
+                "validation images"
+            )
+        return truth[int(number[1])]
 
     # The smaller one first, so that a missing part is noticed early.
     validation = Index(val, [val], synset_of)
@@ -295,23 +306,52 @@ def _members(place: Path, file: IO[bytes], outer: str, left_out: Counter[str]) -
             raise tarfile.ReadError("its end is missing")
 
 
-def _validation_synsets(root: Path) -> list[str]:
-    """The synset of each validation image, in the order of their numbers. The development kit lists
-    an ILSVRC2012_ID for each image; a MATLAB file gives the synset of each ID."""
+def _validation_synsets(root: Path) -> dict[int, str]:
+    """The synset of each validation image by its number. The development kit lists an
+    ILSVRC2012_ID for each image; a MATLAB file gives the synset of each ID. Kaggle's table, which
+    may lie above the images, names the synset before each box."""
     from scipy.io import loadmat
 
     try:
         truth = _devkit(root, "ILSVRC2012_validation_ground_truth.txt").read().split()
         synsets = loadmat(_devkit(root, "meta.mat"), squeeze_me=True)["synsets"]
         synset_of = {int(s["ILSVRC2012_ID"]): str(s["WNID"]) for s in np.atleast_1d(synsets)}
-        return [synset_of[int(number)] for number in truth]
+        return {place: synset_of[int(number)] for place, number in enumerate(truth, 1)}
     except FileNotFoundError as error:
+        above = root.absolute().parents[:3] if kaggle_images(root) else ()
+        tables = [folder / KAGGLE for folder in (root, *above) if (folder / KAGGLE).is_file()]
+        if tables:
+            return _kaggle_synsets(tables[0])
         raise UserError(
-            f"{root} has no {DEVKIT}.tar.gz, which says what the validation images show "
-            "(or give val/n########/)"
+            f"{root} has no {DEVKIT}.tar.gz and no {KAGGLE}: either says what the validation "
+            "images show (or give val/n########/)"
         ) from error
     except (tarfile.TarError, EOFError, KeyError, ValueError, OSError) as error:
         raise UserError(f"{root / DEVKIT}.tar.gz cannot be read ({error})") from error
+
+
+def _kaggle_synsets(file: Path) -> dict[int, str]:
+    """The synset of each validation image by its number: lines such as
+    `ILSVRC2012_val_00048981,n03995372 85 1 499 272`.
+
+    Raises UserError: a line is another one.
+    """
+    synsets: dict[int, str] = {}
+    try:
+        lines = read_bytes(file, MOST_TEXT).decode().splitlines()
+        for number, cells in enumerate(csv.reader(lines), 1):
+            image = VALIDATION.search(cells[0]) if len(cells) == 2 else None
+            synset = synset_in(cells[1]) if image else None
+            if not cells or (number == 1 and image is None):  # the names of the columns
+                continue
+            if image is None or synset is None:
+                raise UserError(
+                    f"{printable(file)}, line {number} is not ILSVRC2012_val_########,n######## …"
+                )
+            synsets[int(image[1])] = synset
+    except (OSError, ValueError, csv.Error) as error:
+        raise UserError(f"{printable(file)} cannot be read ({error})") from error
+    return synsets
 
 
 def _devkit(root: Path, name: str) -> IO[bytes]:

@@ -1,29 +1,36 @@
-"""Images that are files on disk: folders of classes, and tables of file names."""
+"""Images that are files on disk, and folders of their classes. `tables.py` has tables of them."""
 
-import contextlib
-import csv
 import hashlib
-import math
 import os
 from array import array
-from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator
+from collections import Counter
+from collections.abc import Iterable
+from fractions import Fraction
 from io import BytesIO
 from pathlib import Path
-from typing import Any, NamedTuple, TextIO
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from vit_jax.calls import queried
 from vit_jax.data import formats
-from vit_jax.data.layout import layout, refuse_crossed, refuse_no_classes
+from vit_jax.data.layout import (
+    layout,
+    refuse_crossed,
+    refuse_flat,
+    refuse_kaggle,
+    refuse_no_classes,
+)
 from vit_jax.data.source import Source
 from vit_jax.data.splits import (
     NoSplit,
-    choose,
+    Part,
     held_out,
     in_order,
     meaning,
+    part_of,
     passed_over,
+    share_of,
     too_few,
 )
 from vit_jax.data.stored import numpy_header
@@ -32,7 +39,6 @@ from vit_jax.errors import UserError, printable
 from vit_jax.files import read_bytes
 
 NUMPY_HEADER = 2**14  # bytes, more than a header of NumPy has
-LONGEST_LINE = 2**20  # characters in a table
 MOST_NOTES = 3  # classes that get a line of their own for the files they leave out
 
 
@@ -98,10 +104,11 @@ class Files(Source):
 
 class Folder(Files):
     """`PATH/SPLIT/CLASS/*`; or `PATH/CLASS/*`, of which a tenth of each class is held out as `val`
-    by a hash of its name. Classes are the sorted names of the folders."""
+    by a hash of its name. `?val=SHARE` holds out another share, also of the split of training.
+    Classes are the sorted names of the folders."""
 
     def __init__(self, rest: str, split: str, classes: list[str] | None):
-        root, split, named, trains, notes = _place(rest, split, training=classes is None)
+        root, part, share, trains, notes = _place(rest, split, training=classes is None)
         shown, inside = printable(root), folders_in(root)
         refuse_no_classes(root, inside)
         classes = inside if classes is None else list(classes)
@@ -122,9 +129,9 @@ class Folder(Files):
             if not images:
                 empty.append(name)
             paths = [f"{name}/{image}" for image in images]
-            if not named:
-                val = held_out(paths)
-                paths = [path for path in paths if (path in val) == (split == "val")]
+            if part.held is not None:
+                val = held_out(paths, share)
+                paths = [path for path in paths if (path in val) == part.held]
                 elsewhere += len(images) - len(paths)
             names.extend(paths)
             labels.append(np.full(len(paths), number[name], np.int32))
@@ -132,7 +139,7 @@ class Folder(Files):
         if not len(names) and elsewhere:
             raise NoSplit(
                 f"{shown} has {elsewhere} images, of which the hash of their names puts none in "
-                f"{split!r}: make the folders train/CLASS and val/CLASS, or leave evaluation "
+                f"{part.name!r}: make the folders train/CLASS and val/CLASS, or leave evaluation "
                 "out with --config.data.eval.split="
             )
         if not len(names):
@@ -159,7 +166,7 @@ class Folder(Files):
             ]
         if beside := files_in(root):
             notes.append(f"{shown}, beside the folders of classes: {left_out_text(beside)}")
-        if not named and split == "val":
+        if part.held:
             remedy = "choose more yourself, as the folders train/CLASS and val/CLASS"
             notes += too_few(shown, len(names), remedy)
         self.notes = tuple(notes)
@@ -169,172 +176,56 @@ def _and_more(names: list[str]) -> str:
     return f" and {len(names) - 1} more" if len(names) > 1 else ""
 
 
-def _place(rest: str, split: str, training: bool) -> tuple[Path, str, bool, bool, list[str]]:
-    """Finds a split in a folder: the folder with its classes; the split's name; whether the folder
-    has that name (otherwise it is the root, and a hash makes the splits); whether the split is for
-    training; and notes.
+class _Place(NamedTuple):
+    """Where a split of a folder is: the folder that holds its classes, the part of it, the share
+    that is held out, whether the split is for training, and notes."""
+
+    root: Path
+    part: Part
+    share: Fraction | None
+    trains: bool
+    notes: list[str]
+
+
+def _place(rest: str, split: str, training: bool) -> _Place:
+    """Finds a split in a folder.
 
     Raises UserError: there is no such folder or split, or its layout is another one."""
-    top, shown = Path(rest).expanduser(), f"folder:{printable(rest)}"
-    if not rest or not top.is_dir():
+    name, query = queried(f"folder:{rest}", ("val",))
+    shown, share = printable(name), share_of(f"folder:{rest}", query)
+    name = name.removeprefix("folder:")
+    top = Path(name).expanduser()
+    if not name or not top.is_dir():
+        options = "; an option is written as ?val=0.1" if "?" in name else ""
         raise UserError(
             f"{shown}: there is no folder {printable(top.absolute())}; it should hold "
-            "SPLIT/CLASS/*.jpg or CLASS/*.jpg"
+            f"SPLIT/CLASS/*.jpg or CLASS/*.jpg{options}"
         )
     splits, others = layout(top)
     if not splits and (meaning(split) or split not in others):
+        refuse_kaggle(top)
         refuse_crossed(top, others)
-        chosen = choose(f"{shown} (CLASS/* without splits)", split, ("train", "val"), training)
-        return top, chosen, False, chosen == "train", []
+        part = part_of(f"{shown} (CLASS/* without splits)", split, None, training, share)
+        return _Place(top, part, share, part.name == "train", [])
     existing = splits if meaning(split) else [*splits, *others]
-    chosen = choose(shown, split, existing, training)
-    trains = (meaning(chosen) or ("train" if training else "val")) == "train"
-    notes = passed_over(printable(top), chosen, splits)
+    try:
+        part = part_of(shown, split, existing, training, share)
+    except NoSplit:
+        refuse_flat(top, split, others)
+        raise
+    trains = not part.held and (meaning(part.name) or ("train" if training else "val")) == "train"
+    notes = passed_over(printable(top), part.name, splits)
     if splits and trains and others:
         some = ", ".join(map(printable, others[:3])) + (" …" if others[3:] else "")
         notes.append(f"{printable(top)}: by their names no splits, and not read: {some}")
-    return top / chosen, chosen, True, trains, notes
+    return _Place(top / str(part.of), part, share, trains, notes)
 
 
 def folder_splits(rest: str) -> list[str]:
-    """The splits of a folder: its folders that are named like splits, else `train` and `val`, which
-    a hash makes."""
-    root = Path(rest).expanduser()
-    return (layout(root)[0] if root.is_dir() else []) or ["train", "val"]
-
-
-class Table(Files):
-    """`csv:FILE` with the columns `image` (a path, relative to the table's folder), `label` (a
-    class, or several separated by `;`) and perhaps `split`. Without it, a tenth of each class is
-    held out as `val`. Classes are the sorted names; if all are numbers, in the order of numbers."""
-
-    def __init__(self, rest: str, split: str, classes: list[str] | None):
-        file = Path(rest).expanduser()
-        every, splits = _read(rest)
-        notes: list[str] = []
-        if splits is None:
-            chosen = choose(f"{file} (no column split)", split, ("train", "val"), classes is None)
-            val = _held_out(every)
-            rows = [row for row in every if (row.image in val) == (chosen == "val")]
-            if not rows:
-                raise NoSplit(
-                    f"{file} has {len(every)} rows, of which the hash of their names puts none in "
-                    f"{chosen!r}: add a column split, or leave evaluation out with "
-                    "--config.data.eval.split="
-                )
-            if chosen == "val":
-                notes += too_few(str(file), len(rows), "choose them yourself in a column split")
-        else:
-            chosen = choose(str(file), split, splits, classes is None)
-            rows = [row for row in every if row.split == chosen]
-            notes += passed_over(str(file), chosen, splits)
-        if classes is None:
-            of_rows = {name for row in rows for name in row.classes}
-            numbers = all(name.isdecimal() for name in of_rows)
-            classes = sorted(of_rows, key=(lambda name: (int(name), name)) if numbers else None)
-        number = {name: label for label, name in enumerate(classes)}
-        names, widest = Names(), max(len(row.classes) for row in every)
-        names.extend(row.image for row in rows)
-        labels = np.full((len(rows), widest), -1, np.int32)
-        for place, row in enumerate(rows):
-            if unknown := [name for name in row.classes if name not in number]:
-                raise UserError(
-                    f"{file}: {printable(row.image)} has the class {unknown[0]!r}, which training "
-                    "does not know"
-                )
-            labels[place, : len(row.classes)] = [number[name] for name in row.classes]
-        super().__init__(file.parent, names, labels if widest > 1 else labels[:, 0], classes)
-        self.notes = tuple(notes)
-
-
-class Row(NamedTuple):
-    """A line of a table."""
-
-    image: str
-    classes: list[str]
-    split: str | None
-    line: int
-
-
-def table_splits(rest: str) -> list[str]:
-    """The splits of a table: the values of its column, or `train` and `val` without one."""
-    _, splits = _read(rest)
-    return ["train", "val"] if splits is None else splits
-
-
-def _read(rest: str) -> tuple[list[Row], list[str] | None]:
-    """All rows of a table, and its splits if it has a column of them.
-
-    Raises UserError: the file is not a table, or a row cannot be used, whatever its split is.
-    """
-    file = Path(rest).expanduser()
-    if not file.is_file():
-        raise UserError(
-            f"csv:{printable(rest)}: there is no file {printable(file.absolute())}; it should have "
-            "the columns image, label and, if there are splits, split"
-        )
-    try:
-        with file.open(newline="", encoding="utf-8-sig") as lines:
-            table = csv.DictReader(_bounded(lines, file))
-            columns = table.fieldnames or []
-            if missing := sorted({"image", "label"} - set(columns)):
-                raise UserError(
-                    f"{file} has no column {missing[0]!r}: it has "
-                    f"{', '.join(map(printable, columns or ['none']))}"
-                )
-            rows = [_row(row, file, table.line_num) for row in table]
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f"{file} is no table of comma-separated values: {error}") from error
-    except OSError as error:
-        raise UserError(f"cannot read {file}: {error.strerror}") from error
-    if not rows:
-        raise NoSplit(f"{file} has no rows, and so no split")
-    blank = [row.line for row in rows if not row.classes]
-    if blank and all(len(row.classes) < 2 for row in rows):
-        more = f" (as {len(blank) - 1:,} more have)" if blank[1:] else ""
-        raise UserError(
-            f"{file}, line {blank[0]} has no label{more}, and every other row has exactly one: "
-            "label it or take it out"
-        )
-    return rows, in_order({str(row.split) for row in rows}) if "split" in columns else None
-
-
-def _bounded(lines: TextIO, file: Path) -> Iterator[str]:
-    """The lines of a text file. Raises UserError at a line of more than `LONGEST_LINE` characters,
-    so that a file without line breaks does not fill the memory."""
-    number = 0
-    while line := lines.readline(LONGEST_LINE):
-        number += 1
-        if len(line) == LONGEST_LINE:
-            raise UserError(
-                f"{file}, line {number} has more than {LONGEST_LINE:,} characters: it is no table "
-                "of comma-separated values"
-            )
-        yield line
-
-
-def _held_out(rows: list[Row]) -> set[str]:
-    """The images in `val`: a tenth of each class. An image's class is its first label."""
-    class_of = {row.image: row.classes[:1] for row in reversed(rows)}  # of its first row
-    of_class = defaultdict[str, list[str]](list)
-    for image, name in class_of.items():
-        of_class["".join(name)].append(image)
-    return set().union(*map(held_out, of_class.values()))
-
-
-def _row(row: dict[str, Any], file: Path, line: int) -> Row:
-    """Raises UserError: the row lacks a column or has more, its image is not a file name, or its
-    label is a number but not a finite one."""
-    for column, value in row.items():
-        if column is None or value is None or (column in ("image", "split") and not value.strip()):
-            problem = "more columns than the first line" if column is None else f"no {column}"
-            raise UserError(f"{file}, line {line} has {problem}")
-    if "\0" in row["image"]:
-        raise UserError(f"{file}, line {line}: {printable(row['image'])!r} is no file's name")
-    classes = [name.strip() for name in row["label"].split(";") if name.strip()]
-    for name in classes:
-        with contextlib.suppress(ValueError):  # it is no number
-            if not math.isfinite(float(name)):
-                raise UserError(f"{file}, line {line}: the label {name!r} is no class")
-    split = row.get("split")
-    return Row(row["image"], classes, split and split.strip(), line)
+    """The splits of a folder: its folders that are named like splits, and `val` with `?val=SHARE`;
+    else `train` and `val`, which a hash makes."""
+    name, query = queried(f"folder:{rest}", ("val",))
+    root = Path(name.removeprefix("folder:")).expanduser()
+    found = layout(root)[0] if root.is_dir() else []
+    made = ["val"] if "val" in query and "val" not in found else []
+    return in_order([*found, *made]) if found else ["train", "val"]

@@ -9,8 +9,9 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+from vit_jax.calls import and_queried, queried
 from vit_jax.data import box_formats
-from vit_jax.data.source import MAX_LABELS, Source, and_queried, queried
+from vit_jax.data.source import MAX_LABELS, Source
 from vit_jax.data.splits import choose, in_order
 from vit_jax.data.stored import stored_size
 from vit_jax.data.walking import with_progress

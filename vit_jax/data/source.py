@@ -1,13 +1,10 @@
 """What every source of examples has."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterable
 from typing import Any
-from urllib.parse import parse_qsl
 
 import numpy as np
-
-from vit_jax.errors import UserError
 
 PADDING = -1  # label of an empty row, which fills up a batch
 NO_LABEL = -2  # fills up the labels of an example that has fewer than others
@@ -103,18 +100,12 @@ class Subset(Source):
         return cls(source, np.array(chosen))
 
 
-def queried(spec: str, keys: Sequence[str]) -> tuple[str, dict[str, str]]:
-    """The two parts of `NAME?KEY=VALUE&…`. Raises UserError: a key is none of `keys`."""
-    name, _, text = spec.partition("?")
-    query = dict(parse_qsl(text, keep_blank_values=True))
-    if unknown := sorted(set(query) - set(keys)):
-        usual = [f"{key}=" for key in keys]
-        raise UserError(
-            f"{spec}: after ? stand {', '.join(usual[:-1])} or {usual[-1]}, not {unknown[0]}="
-        )
-    return name, query
+def class_order(names: Iterable[str]) -> list[str]:
+    """The classes by name; in the order of numbers if all are numbers.
 
-
-def and_queried(spec: str, key: str, value: object) -> str:
-    """The name of a source with one more key in its query."""
-    return f"{spec}{'&' if '?' in spec else '?'}{key}={value}"
+    >>> class_order({"10", "9"})
+    ['9', '10']
+    """
+    found = set(names)
+    numbers = all(name.isdecimal() for name in found)
+    return sorted(found, key=(lambda name: (int(name), name)) if numbers else None)

@@ -7,6 +7,7 @@ Names are `digits`, `folder:PATH`, `csv:FILE`, `tfds:NAME`, `hf:NAME`, `syntheti
 `hugging_face.py`, `annotated.py` and `scenes.py`.
 """
 
+import contextlib
 import functools
 import hashlib
 import math
@@ -16,10 +17,10 @@ from typing import Any
 
 import numpy as np
 
-from vit_jax.data import annotated, archives, files, hugging_face, memory, scenes, tfds
+from vit_jax.data import annotated, archives, files, hugging_face, memory, scenes, tables, tfds
 from vit_jax.data.decode import DamagedImage
-from vit_jax.data.source import Facts, Source
-from vit_jax.data.splits import choose
+from vit_jax.data.source import Facts, Source, class_order
+from vit_jax.data.splits import NoSplit, choose
 from vit_jax.errors import UserError, nearest
 from vit_jax.user_code import imported
 
@@ -45,7 +46,7 @@ def open_source(spec: str, split: str, classes: list[str] | None = None, **optio
 
     Args:
       spec: the source's name, or a mixture of several: `[WEIGHT*]SOURCE + [WEIGHT*]SOURCE …`.
-      split: `train`, `val`, …
+      split: `train`, `val`, …; or several together, `train+val`.
       classes: the class names that labels refer to, if they are known already (those of the
         training split); another class is refused.
       options: those of the source's class, such as `labels` of `archives.Archive`.
@@ -57,6 +58,9 @@ def open_source(spec: str, split: str, classes: list[str] | None = None, **optio
     if len(parts) > 1:
         opened = [open_source(part, split) for _, part in parts]
         source: Source = Mixture(spec, opened, [weight for weight, _ in parts], classes)
+    elif kind in KINDS and kind != "tfds" and len(splits := _several(spec, split)) > 1:
+        opened = [open_source(spec, each, classes, **options) for each in splits]
+        source = Mixture(f"{spec} {split}", opened, [None] * len(opened), classes, ordered=True)
     elif kind in KINDS:
         source = KINDS[kind][0](rest, split, classes, **options)
     elif "." in kind:
@@ -70,6 +74,26 @@ def open_source(spec: str, split: str, classes: list[str] | None = None, **optio
             f"({len(classes)})"
         )
     return source
+
+
+def _several(spec: str, split: str) -> list[str]:
+    """The splits of `train+val`; of another text, or a split of exactly this name, itself.
+
+    Raises UserError: two of them are the same.
+    """
+    parts = [part.strip() for part in split.split("+")]
+    if not parts[1:]:
+        return [split]
+    existing = split_names(spec)
+    if split in existing:
+        return [split]
+    chosen = [part for part in parts]
+    for place, part in enumerate(parts):
+        with contextlib.suppress(NoSplit):  # it is refused where it is opened, or has another name
+            chosen[place] = choose(spec, part, existing)
+    if doubled := [part for part in chosen if chosen.count(part) > 1]:
+        raise UserError(f"{spec}: the split {split!r} has {doubled[0]!r} twice")
+    return parts
 
 
 def split_names(spec: str) -> list[str]:
@@ -88,8 +112,10 @@ def facts(spec: str, split: str) -> Facts:
     kind, _, rest = name.partition(":")
     if name in KNOWN and not (kind == "tfds" and tfds.prepared_folder(rest)):
         num_classes, counts = KNOWN[name]
-        base, bracket, part = split.partition("[")
-        count = _part_of(counts[choose(spec, base, counts)], bracket + part)
+        count = 0
+        for each in split.split("+"):
+            base, bracket, part = each.strip().partition("[")
+            count += _part_of(counts[choose(spec, base, counts)], bracket + part)
         return Facts(count, num_classes, max_objects=KNOWN_OBJECTS.get(name, 0))
     return Facts.of(open_source(spec, split))
 
@@ -109,15 +135,18 @@ def _part_of(count: int, part: str) -> int:
 
 
 class Mixture(Source):
-    """Several sources, one after the other. Their classes are one list, joined by name.
+    """Several sources, one after the other. Their classes are one list, joined by name; `ordered`
+    says that names which not all of them have are sorted, as those of a source are.
 
     With weights, training draws from each source by its share (`weights` sums to 1), and an epoch
-    is as long as all sources together. Without weights, all examples are equally likely.
+    is as long as all sources together. Without weights, all examples are equally likely. Sources
+    with boxes are taken only if they are splits of one, with the same classes.
     """
 
     def __init__(self, spec: str, sources: list[Source], weights: list[float | None],
-                 classes: list[str] | None):  # fmt: skip
-        if any(source.max_objects for source in sources):
+                 classes: list[str] | None, ordered: bool = False):  # fmt: skip
+        self.max_objects = max(source.max_objects for source in sources)
+        if self.max_objects and not ordered:
             raise UserError(f"{spec}: sources with boxes are not mixed")
         stated = [weight for weight in weights if weight is not None]
         if stated and len(stated) < len(weights):
@@ -129,6 +158,10 @@ class Mixture(Source):
         self.weights = [weight / sum(stated) for weight in stated]
         self.ends = np.cumsum([len(source) for source in sources])
         every = list(dict.fromkeys(name for source in sources for name in source.classes))
+        if ordered and any(source.classes != every for source in sources):
+            if self.max_objects:
+                raise UserError(f"{spec}: its splits have other classes: they are not joined")
+            every = class_order(every)
         self.classes = list(classes or every)
         number = {name: label for label, name in enumerate(self.classes)}
         if extra := [name for name in every if name not in number]:
@@ -151,6 +184,8 @@ class Mixture(Source):
     def __getitem__(self, index: int) -> dict[str, Any]:
         which, inside = self._find(index)
         example, numbers = self.sources[which][inside], self._labels[which]
+        if self.max_objects:
+            return example
         label = example["label"]
         several = isinstance(label, Sequence | np.ndarray)
         return example | {"label": [numbers[n] for n in label] if several else numbers[label]}
@@ -225,7 +260,7 @@ TRAIN_VAL = ("train", "val")
 KINDS: dict[str, tuple[Callable[..., Source], Splits]] = {
     "digits": (memory.digits, TRAIN_VAL),
     "folder": (files.Folder, files.folder_splits),
-    "csv": (files.Table, files.table_splits),
+    "csv": (tables.Table, tables.table_splits),
     "synthetic": (memory.Synthetic, TRAIN_VAL),
     "tfds": (tfds.open_split, tfds.splits),
     "hf": (hugging_face.open_split, hugging_face.splits),

@@ -2,8 +2,10 @@
 
 import os
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from fractions import Fraction
 from hashlib import blake2b
+from typing import NamedTuple
 
 import numpy as np
 
@@ -17,6 +19,7 @@ ALIASES = {
 }
 _MEANING = {alias: split for split, aliases in ALIASES.items() for alias in aliases}
 ENOUGH = 100  # held-out images; with fewer, a note warns that they choose checkpoints by chance
+SHARE = Fraction(1, 10)  # of each class that is held out as `val`, unless `?val=` says otherwise
 _LISTED = 50
 
 
@@ -89,14 +92,69 @@ def passed_over(what: str, split: str, names: Iterable[str]) -> list[str]:
     return [f"{what}: {split!r} is read, {_listed(same)} is not"] if same else []
 
 
-def held_out(names: Sequence[str]) -> set[str]:
+def share_of(spec: str, query: Mapping[str, str]) -> Fraction | None:
+    """The share that `?val=SHARE` holds out; None without it.
+
+    Raises UserError: it is not between 0 and 1.
+    """
+    text = query.get("val")
+    if text is None:
+        return None
+    try:
+        share = float(text)
+    except ValueError:
+        share = 0.0
+    if not 0 < share < 1:
+        raise UserError(
+            f"{printable(spec)}: val={printable(text)} is the share of each class to hold out: a "
+            "number between 0 and 1, such as val=0.1"
+        )
+    return Fraction(repr(share))
+
+
+class Part(NamedTuple):
+    """What a split consists of: the split `of` the source (None: all of it), of which `held` takes
+    what is held out, or the rest; None takes all."""
+
+    name: str
+    of: str | None
+    held: bool | None
+
+
+def part_of(what: str, split: str, existing: Sequence[str] | None, training: bool,
+            share: Fraction | None) -> Part:  # fmt: skip
+    """The part of a source that a split means.
+
+    Args:
+      what, split, training: as for `choose`.
+      existing: the splits that the source has; None if it has none, so that a hash makes them.
+      share: what `?val=` says. Then `val` is held out of the split of training.
+
+    Raises UserError as `choose` does, and if there is a split of evaluation already.
+    """
+    if existing is None:
+        name = choose(what, split, ("train", "val"), training)
+        return Part(name, None, name == "val")
+    if share is None:
+        name = choose(what, split, existing, training)
+        return Part(name, name, None)
+    if val := [name for name in existing if meaning(name) == "val"]:
+        raise UserError(f"{what} has the split {printable(val[0])!r} already: leave ?val= out")
+    name = choose(what, split, [*existing, "val"], training)
+    if name != "val" and meaning(name) != "train":
+        return Part(name, name, None)
+    whole = choose(what, "train", existing, training=True)
+    return Part(name, whole if name == "val" else name, name == "val")
+
+
+def held_out(names: Sequence[str], share: Fraction | None = None) -> set[str]:
     """The images of a class that belong to `val` if nothing else decides it: a tenth of the
-    distinct names, those with the smallest hashes, and at least one of two or more.
+    distinct names, or another share, those with the smallest hashes; at least one of two or more.
 
     It depends on the set of names alone, and every class has some."""
     distinct = sorted(set(names))
     hashes = np.array([zlib.crc32(os.fsencode(name)) for name in distinct], np.uint32)
-    count = max(1, len(distinct) // 10) if len(distinct) > 1 else 0
+    count = max(1, int(len(distinct) * (share or SHARE))) if len(distinct) > 1 else 0
     return {distinct[place] for place in np.argsort(hashes, kind="stable")[:count]}
 
 

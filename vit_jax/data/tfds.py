@@ -13,9 +13,10 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from vit_jax.calls import and_queried, queried
 from vit_jax.data import box_formats
 from vit_jax.data.prepared import BrokenSet, check_shards, open_builder, reason
-from vit_jax.data.source import MAX_LABELS, Source, and_queried, queried
+from vit_jax.data.source import MAX_LABELS, Source
 from vit_jax.data.splits import choose, in_order
 from vit_jax.data.stored import stored_size
 from vit_jax.data.walking import with_progress
@@ -76,10 +77,12 @@ class Tfds(Source):
                 f"{spec}: its files are {kind}: `vit data prepare {spec.partition('?')[0]}` makes "
                 "array_record of them"
             )
-        base, bracket, part = split.partition("[")
-        if "+" not in split:
-            lacks = f"{spec}, split {split!r}"
-            split = choose(spec, base, splits, training, lacks) + bracket + part
+        lacks = f"{spec}, split {split!r}"
+        parts = [part.partition("[") for part in split.split("+")]
+        split = "+".join(
+            base.replace(base.strip(), choose(spec, base.strip(), splits, training, lacks))
+            + bracket + part for base, bracket, part in parts
+        )  # fmt: skip
         named = re.findall(r"[\w.]+", split)
         check_shards(spec, [of for name, of in splits.items() if name in named])
         encoded = isinstance(features["image"], tfds.features.Image)
