@@ -5,8 +5,8 @@
 
 MODEL: as the weights have it (`vit inspect` tells): a letter and a patch size such as b16, a hybrid
 such as r50_b16, mixer_b16, bit_50x1, or a name of `list_models`.
-DATASET: cifar10, cifar100, imagenet2012, oxford_iiit_pet, oxford_flowers102, or folder:PATH
-with PATH/train/CLASS/* and PATH/val/CLASS/*, trained as long as the two small ones.
+DATASET: cifar10, cifar100, imagenet2012, oxford_iiit_pet, oxford_flowers102; or folder:PATH with
+PATH/train/CLASS/* and PATH/val/CLASS/*, or csv:FILE, trained as long as the two small ones.
 init: a file, a folder, a work folder, an address or a name of `list_pretrained`. What the weights
 decide of the arithmetic, and how images are shown, comes with them.
 
@@ -32,14 +32,18 @@ DATASETS = {
     "oxford_iiit_pet": (500, 100, 0.01, "train", "test"),
     "oxford_flowers102": (500, 100, 0.01, "train", "test"),
     "folder": (500, 100, 0.01, "train", "val"),
+    "csv": (500, 100, 0.01, "train", "val"),
 }
 
 
 def get_config(arguments: str = "b16,cifar10"):
     size, _, source = arguments.partition(",")
     dataset, _, path = (source or "cifar10").partition(":")
-    if dataset == "folder" and not path:
-        raise UserError("finetune.py needs the folder: --config=finetune.py:b16,folder:PATH")
+    if dataset in ("folder", "csv") and not path:
+        what, where = ("folder", "PATH") if dataset == "folder" else ("table", "FILE")
+        raise UserError(
+            f"finetune.py needs the {what}: --config=finetune.py:b16,{dataset}:{where}"
+        )
     if dataset not in DATASETS:
         raise UserError(f"finetune.py: unknown data set {dataset!r}: {nearest(dataset, DATASETS)}")
     steps, warmup, lr, train_split, eval_split = DATASETS[dataset]

@@ -1,9 +1,10 @@
-"""A small ViT from scratch on your own folder of images, for a few CPU cores: `folder.py:PATH`.
+"""A small ViT from scratch on your own images, for a few CPU cores: `folder.py:PATH`.
 
     vit train --config=folder.py:PATH --workdir=DIR
+    vit train --config=folder.py:csv:FILE --workdir=DIR
 
-PATH holds train/CLASS/* and val/CLASS/*, or CLASS/* (then a tenth is held out). 64 px, patches of
-8, width 128, 6 layers; on ten classes of photographs 66% in a quarter of an hour on two
+PATH holds train/CLASS/* and val/CLASS/*, or CLASS/* (then a tenth is held out). A table, or a set
+of tfds: or hf:, is named with its kind (docs/data.md). 64 px, patches of 8, width 128, 6 layers; on ten classes of photographs 66% in a quarter of an hour on two
 cores (docs/results.md).
 """
 
@@ -23,7 +24,8 @@ def get_config(path: str = ""):
     c.model.name = "vit_nano_patch8_64"
     c.model.pool = "gap"
 
-    c.data.train.source = f"folder:{path}"
+    named = path.startswith(("csv:", "tfds:", "hf:"))
+    c.data.train.source = path if named else f"folder:{path}"
     c.data.train.pipeline = "decode|inception_crop(None, 0.3)|flip_lr"  # 30-100% of the area
     c.mixup = 0.2
 

@@ -4,7 +4,7 @@
     vit train --config=vtab.py:b16,folder:PATH --workdir=DIR --config.init=runs/b16
 
 MODEL: as for finetune.py. TASK: a classification set of TFDS by its name, trained on its first
-thousand examples, or folder:PATH, trained on all there are.
+thousand examples, or folder:PATH or csv:FILE, trained on all there are.
 
 Provenance: arXiv 2010.11929, appendix B.1.1 and table 4: one setting for every task, SGD with
 momentum 0.9, 2,500 steps of 512, rate 0.01, cosine after 200 steps, clip 1, 384 px, no
@@ -22,7 +22,7 @@ FINETUNE = Path(__file__).with_name("finetune.py")
 def get_config(arguments: str = "b16,cifar100"):
     size, _, task = arguments.partition(",")
     task = task or "cifar100"
-    folder = task.startswith("folder:")
+    folder = task.startswith(("folder:", "csv:"))
     c = recipe.load(f"{FINETUNE}:{size},{task if folder else 'cifar100'}")
     c.total_steps = 2500
     c.eval_every_steps = 500

@@ -97,9 +97,10 @@ KEYS = (
     Key("model.name", "vit_base_patch16_224", "a name that `list_models` gives, or a family of "
         "your own by its import path, my_package.my_module:MY_FAMILY"),
 
-    Key("data.train.source", "digits", "where the examples are: digits | folder:PATH | tfds:NAME "
-        "| synthetic, with boxes coco:PATH | voc:PATH | digit_scenes"),
-    Key("data.train.split", "train", "which part of the source, by the source's name for it"),
+    Key("data.train.source", "digits", "where the examples are: digits | folder:PATH | csv:FILE "
+        "| tfds:NAME | synthetic, with boxes coco:PATH | voc:PATH | digit_scenes"),
+    Key("data.train.split", "train", "which part of the source, by the source's name for it; "
+        "several together: train+val"),
     Key("data.train.pipeline", "decode|inception_crop|flip_lr",
         "operations on each image, joined by |"),
     Key("data.eval.source", str, "where the examples of evaluation are. Empty: data.train.source"),

@@ -1,6 +1,7 @@
 """ImageNet's tars as a source: read, split, checked and prepared by the same mechanism."""
 
 import pickle
+import re
 import shutil
 from pathlib import Path
 
@@ -104,3 +105,73 @@ def test_the_label_maps_have_their_papers_sizes():
     assert all(names == sorted(set(names)) for names in (thousand, all_of_it, pruned))
     assert set(pruned) < set(all_of_it)
     assert set(thousand) - set(all_of_it) == {"n04399382"}  # the fall release lacks one
+
+
+# -- as Kaggle hands it out ------------------------------------------------------------------------
+
+BELOW = ("", "ILSVRC", "ILSVRC/Data", "ILSVRC/Data/CLS-LOC")
+
+
+@pytest.fixture
+def kaggle(tmp_path):
+    """ILSVRC/Data/CLS-LOC with train/n########/ and a flat val/ and test/; tables beside ILSVRC."""
+    images = tmp_path / "kaggle" / "ILSVRC" / "Data" / "CLS-LOC"
+    for synset, files in train_files(4).items():
+        (images / "train" / synset).mkdir(parents=True)
+        for name, data in files.items():
+            (images / "train" / synset / name).write_bytes(data)
+    lines = ["ImageId,PredictionString"]
+    for place in ("val", "test"):
+        (images / place).mkdir()
+    for name, synset in reversed(validation_truth(5).items()):
+        (images / "val" / name).write_bytes(picture(name))
+        lines.append(f"{name.removesuffix('.JPEG')},{synset} 85 1 499 272 {synset} 9 9 20 20 ")
+    (images / "test" / "ILSVRC2012_test_00000001.JPEG").write_bytes(picture("t"))
+    (tmp_path / "kaggle" / "LOC_val_solution.csv").write_text("\n".join(lines) + "\n")
+    mapping = "".join(f"{synset} some, words\n" for synset in SYNSETS)
+    (tmp_path / "kaggle" / "LOC_synset_mapping.txt").write_text(mapping)
+    return tmp_path / "kaggle"
+
+
+@pytest.mark.parametrize("below", BELOW)
+def test_kaggles_imagenet_is_read_with_the_labels_of_its_table(kaggle, below):
+    spec = f"imagenet2012:{kaggle / below}"
+    train, val = open_source(spec, "train"), open_source(spec, "val")
+    assert examples(train) == {
+        name: (synset, data)
+        for synset, files in train_files(4).items()
+        for name, data in files.items()
+    }
+    truth = validation_truth(5)
+    assert examples(val) == {name: (synset, picture(name)) for name, synset in truth.items()}
+    assert len(open_source(spec, "train+validation")) == 12 + 5
+    mapping = str(kaggle / "LOC_synset_mapping.txt")
+    assert open_source(spec, "val", labels=mapping).classes == list(SYNSETS)
+
+
+@pytest.mark.parametrize("below", BELOW)
+def test_a_folder_that_is_kaggles_imagenet_says_what_to_write(kaggle, below):
+    root = kaggle / below
+    with pytest.raises(UserError, match=re.escape(f"write imagenet2012:{root}")):
+        open_source(f"folder:{root}", "val")
+
+
+@pytest.mark.parametrize(
+    ("table", "says"),
+    [
+        (None, f"has no {DEVKIT}.tar.gz and no LOC_val_solution.csv: either says"),
+        ("ImageId,PredictionString\nILSVRC2012_val_00000001,n01440764 1\n", "is not stated"),
+        ("ImageId,PredictionString\nILSVRC2012_val_00000001,tench 1\n", "line 2 is not ILSVRC2012"),
+        ("ILSVRC2012_val_00000001\n", "is not stated"),
+        ("\xff\xfe", "LOC_val_solution.csv cannot be read"),
+    ],
+)
+def test_labels_that_are_missing_are_one_line(kaggle, table, says):
+    file = kaggle / "LOC_val_solution.csv"
+    file.unlink()
+    if table is not None:
+        file.write_bytes(table.encode("latin-1"))
+    with pytest.raises(UserError) as error:
+        open_source(f"imagenet2012:{kaggle}", "train")
+    assert says in str(error.value)
+    assert "\n" not in str(error.value)

@@ -13,6 +13,8 @@ from vit_jax.errors import UserError
 def table(tmp_path):
     def write(text, images=8):
         for number in range(images):
+            (tmp_path / f"{number}.png").touch()
+        for number in range(min(images, 8)):
             pixels = np.full((8, 8, 3), 10 * number, np.uint8)
             (tmp_path / f"{number}.png").write_bytes(encoded(pixels, "PNG"))
         (tmp_path / "t.csv").write_text(text)
@@ -51,7 +53,7 @@ def test_an_image_may_have_several_labels_or_none(table):
 
 def test_without_a_column_of_splits_a_tenth_is_held_out(table):
     rows = "".join(f"{n}.png,{'ab'[n % 2]}\n" for n in range(200))
-    spec = table(f"image,label\n{rows}", images=0)
+    spec = table(f"image,label\n{rows}", images=200)
     train, val = open_source(spec, "train"), open_source(spec, "val", ["a", "b"])
     assert len(train) + len(val) == 200
     assert 8 <= len(val) <= 35
@@ -63,7 +65,7 @@ def test_without_a_column_of_splits_a_tenth_is_held_out(table):
 @pytest.mark.parametrize(
     ("text", "split", "told"),
     [
-        ("image,class\n0.png,a\n", "train", "has no column 'label': it has image, class"),
+        ("image,u,v\n0.png,5,6\n", "train", "has no column 'label' .*: it has image, u, v"),
         ("", "train", "has no column 'image'"),
         ("image,label,split\n0.png,a,train\n", "test", "has no split 'test': it has train"),
         ("image,label\n0.png,a\n", "test", "has no split 'test': it has train, val"),
@@ -88,9 +90,10 @@ def test_a_table_that_is_not_there_says_what_it_should_have(tmp_path):
         open_source(f"csv:{tmp_path}/none.csv", "train")
 
 
-def test_an_image_that_is_not_there_is_a_damaged_one(table):
-    spec = table("image,label,split\n0.png,a,train\n99.png,a,train\n")
-    (batch,) = training(open_source(spec, "train"), text="decode", batch_size=2, steps=1)
+def test_an_image_that_goes_away_is_a_damaged_one(table, tmp_path):
+    source = open_source(table("image,label,split\n0.png,a,train\n1.png,a,train\n"), "train")
+    (tmp_path / "1.png").unlink()
+    (batch,) = training(source, text="decode", batch_size=2, steps=1)
     assert sorted(batch["damaged"]) == [-1, 1]
 
 

@@ -1,7 +1,7 @@
 """Checks data sets, prepares them for training, and lists the operations on images.
 
   vit data check folder:PATH                             damaged, misnamed and doubled images
-  vit data prepare folder:PATH --name=my_photos          a folder, as tfds:my_photos
+  vit data prepare folder:PATH --name=my_photos          a folder (or csv:FILE), as tfds:my_photos
   vit data prepare imagenet2012 --from=DOWNLOADS         ILSVRC2012's tars, as they are
   vit data prepare imagenet21k --from=DOWNLOADS --val=102400
   vit data prepare tfds:my_package.my_module:MyBuilder   a TFDS builder of your own
@@ -31,10 +31,10 @@ def run(options: argparse.Namespace) -> int:
 def _prepare(options: argparse.Namespace) -> int:
     """Writes a TFDS data set as array_record, ROOT/NAME/VERSION, which is read as tfds:NAME.
 
-    SOURCE is folder:PATH (PATH/SPLIT/CLASS/* or PATH/CLASS/*), imagenet2012 or imagenet21k with
-    --from=FOLDER (their tars, or folders of synsets), or tfds:NAME[/CONFIG][:VERSION] or
-    tfds:PACKAGE.MODULE:BUILDER. Images stay the bytes that they are. The set appears when it is
-    whole.
+    SOURCE is folder:PATH (PATH/SPLIT/CLASS/* or PATH/CLASS/*), csv:FILE, imagenet2012 or
+    imagenet21k with --from=FOLDER (their tars, or folders of synsets), or
+    tfds:NAME[/CONFIG][:VERSION] or tfds:PACKAGE.MODULE:BUILDER. Images stay the bytes that they
+    are. The set appears when it is whole.
     """
     from dataclasses import fields
 
@@ -77,7 +77,7 @@ def _ops(options: argparse.Namespace) -> int:
 
 PARTS: dict[str, tuple[Options, Callable[[argparse.Namespace], int]]] = {
     "check": ({
-        "source": dict(metavar="SOURCE", help="folder:PATH, tfds:NAME, digits …"),
+        "source": dict(metavar="SOURCE", help="folder:PATH, csv:FILE, tfds:NAME, digits …"),
         "--split": dict(help="one split; all by default"),
         "--threads": dict(type=int, help="number of readers"),
         "--statistics": dict(action="store_true", help="also print the values of each channel, "

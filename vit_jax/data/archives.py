@@ -197,8 +197,8 @@ def _indexes(kind: str, root: Path, changed: object) -> dict[str, Index]:
         truth.update({} if truth else _validation_synsets(root))
         if int(number[1]) not in truth:
             raise UserError(
-                f"{printable(name)}: its class is not stated; the list has {len(truth):,} "
-                "validation images"
+                f"{printable(name)}: its class is not stated: {DEVKIT} or {KAGGLE} tells of "
+                f"{len(truth):,} validation images"
             )
         return truth[int(number[1])]
 

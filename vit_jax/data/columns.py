@@ -104,7 +104,7 @@ class _Finder:
         self.names = [name.strip() for name in names]
         self.images, self.query = images, query
         self.file = printable(file)
-        self.has = f"it has {_some(names) if names else 'none'}"
+        self.has = f"it has {_some(self.names) if names else 'none'}"
 
     def cell(self, place: int) -> str:
         """A cell of the first row."""

@@ -168,8 +168,8 @@ class Folder(Files):
             notes.append(f"{shown}, beside the folders of classes: {left_out_text(beside)}")
         if part.held:
             remedy = "choose more yourself, as the folders train/CLASS and val/CLASS"
-            notes += too_few(shown, len(names), remedy)
-        self.notes = tuple(notes)
+            self.few = too_few(shown, len(names), remedy)
+        self.notes = (*notes, *self.few)
 
 
 def _and_more(names: list[str]) -> str:

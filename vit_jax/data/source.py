@@ -34,6 +34,7 @@ class Source:
     max_labels: int = 1  # per example; more than 1 if an example may have several labels, or none
     max_objects: int = 0  # per example, with boxes (data/objects.py); 0 if the source has no boxes
     notes: tuple[str, ...] = ()  # lines for the user
+    few: tuple[str, ...] = ()  # those of them that say that few examples are held out
     names_hash: str | None = None
     _data: Any  # has one entry for each example
 

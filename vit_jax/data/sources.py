@@ -59,7 +59,7 @@ def open_source(spec: str, split: str, classes: list[str] | None = None, **optio
         opened = [open_source(part, split) for _, part in parts]
         source: Source = Mixture(spec, opened, [weight for weight, _ in parts], classes)
     elif kind in KINDS and kind != "tfds" and len(splits := _several(spec, split)) > 1:
-        opened = [open_source(spec, each, classes, **options) for each in splits]
+        opened = _opened(spec, splits, classes, **options)
         source = Mixture(f"{spec} {split}", opened, [None] * len(opened), classes, ordered=True)
     elif kind in KINDS:
         source = KINDS[kind][0](rest, split, classes, **options)
@@ -87,13 +87,27 @@ def _several(spec: str, split: str) -> list[str]:
     existing = split_names(spec)
     if split in existing:
         return [split]
-    chosen = [part for part in parts]
+    chosen = list(parts)
     for place, part in enumerate(parts):
         with contextlib.suppress(NoSplit):  # it is refused where it is opened, or has another name
             chosen[place] = choose(spec, part, existing)
     if doubled := [part for part in chosen if chosen.count(part) > 1]:
         raise UserError(f"{spec}: the split {split!r} has {doubled[0]!r} twice")
-    return parts
+    return chosen
+
+
+def _opened(
+    spec: str, splits: list[str], classes: list[str] | None, **options: Any
+) -> list[Source]:
+    """The splits of a source, but for those that hold no examples, as `val` of a tiny set."""
+    opened: list[Source] = []
+    for split in splits:
+        try:
+            opened.append(open_source(spec, split, classes, **options))
+        except NoSplit:
+            if split not in split_names(spec) or (split == splits[-1] and not opened):
+                raise
+    return opened
 
 
 def split_names(spec: str) -> list[str]:
@@ -168,7 +182,8 @@ class Mixture(Source):
             raise UserError(f"{spec} has the class {extra[0]!r}, which training does not know")
         self._labels = [[number[name] for name in source.classes] for source in sources]
         self.max_labels = max(source.max_labels for source in sources)
-        self.notes = tuple(note for source in sources for note in source.notes)
+        notes = [note for s in sources for note in s.notes if not ordered or note not in s.few]
+        self.notes = tuple(dict.fromkeys(notes))
         hashes = [source.names_hash for source in sources]
         if None not in hashes:
             joined = " ".join(map(str, hashes)).encode()

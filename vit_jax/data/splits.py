@@ -168,12 +168,12 @@ def name_hashes(names: Iterable[str], count: int, salt: str) -> np.ndarray:
     return hashes
 
 
-def too_few(what: str, count: int, remedy: str) -> list[str]:
+def too_few(what: str, count: int, remedy: str) -> tuple[str, ...]:
     """A note if so few images are held out that choosing a checkpoint by them is mostly chance."""
     if count >= ENOUGH:
-        return []
+        return ()
     images = "1 image is" if count == 1 else f"{count} images are"
-    return [
+    return (
         f"{what}: {images} held out, too few to choose a checkpoint by: the standard error of an "
-        f"accuracy is up to {50 / count**0.5:.0f} points; {remedy}"
-    ]
+        f"accuracy is up to {50 / count**0.5:.0f} points; {remedy}",
+    )

@@ -66,7 +66,7 @@ class Table(Files):
             rows = kept
         notes = [*table.notes, *passed_over(file, part.name, splits or ())]
         if part.held:
-            notes += too_few(file, len(rows), "choose them yourself in a column split")
+            self.few = too_few(file, len(rows), "choose them yourself in a column split")
         if classes is None:
             classes = table.columns.classes or class_order(n for row in rows for n in row.classes)
         number = {name: label for label, name in enumerate(classes)}
@@ -82,7 +82,7 @@ class Table(Files):
         names = Names()
         names.extend(_found(table, rows))
         super().__init__(table.root, names, labels if widest > 1 else labels[:, 0], classes)
-        self.notes = tuple(notes)
+        self.notes = (*notes, *self.few)
 
 
 class Row(NamedTuple):
@@ -249,12 +249,14 @@ def _bounded(lines: TextIO, file: Path) -> Iterator[str]:
 def _row(cells: list[str], names: list[str], columns: Columns, file: Path, line: int) -> Row:
     """Raises UserError: the row lacks a column or has more, its image is not a file name, its label
     is a number but not a finite one, or a column of one class holds neither 0 nor 1."""
-    needed = [place for place in (columns.image, columns.split) if place is not None]
-    lacking = [names[place] for place in needed if not "".join(cells[place : place + 1]).strip()]
-    lacking += names[len(cells) :]
-    if lacking or len(cells) > len(names):
-        problem = f"no {printable(lacking[0])}" if lacking else "more columns than the first line"
-        raise UserError(f"{file}, line {line} has {problem}")
+    if len(cells) > len(names):
+        raise UserError(f"{file}, line {line} has more columns than the first line")
+    lacking = names[len(cells) :]
+    for place in (columns.image, columns.split):
+        if place is not None and not lacking and not cells[place].strip():
+            lacking = [names[place]]
+    if lacking:
+        raise UserError(f"{file}, line {line} has no {printable(lacking[0])}")
     image = cells[columns.image]
     if "\0" in image:
         raise UserError(f"{file}, line {line}: {printable(image)!r} is no file's name")

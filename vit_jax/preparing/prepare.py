@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from vit_jax.calls import options_apart
 from vit_jax.data.splits import name_hashes
 from vit_jax.data.tfds import tfds_root
 from vit_jax.errors import UserError, nearest
@@ -28,6 +29,7 @@ Say = Callable[[str], None]
 # Kind of source: the options that it takes, besides --output.
 KINDS = {
     "folder": ("name", "shards", "seed", "threads"),
+    "csv": ("name", "shards", "seed", "threads"),
     "imagenet2012": ("source", "labels", "shards", "seed", "threads"),
     "imagenet21k": ("source", "labels", "val", "shards", "seed", "threads"),
     "tfds": ("source", "shards"),
@@ -54,8 +56,8 @@ def prepare(spec: str, options: Options, say: Say = print) -> Path:
     """Writes the data set of a source and returns its folder, ROOT/NAME/VERSION.
 
     Args:
-      spec: `folder:PATH`, `imagenet2012`, `imagenet21k`, `tfds:NAME[/CONFIG][:VERSION]` or
-        `tfds:PACKAGE.MODULE:BUILDER`.
+      spec: `folder:PATH`, `csv:FILE`, `imagenet2012`, `imagenet21k`,
+        `tfds:NAME[/CONFIG][:VERSION]` or `tfds:PACKAGE.MODULE:BUILDER`.
       options: those that the source takes.
       say: is called with each line of the report.
 
@@ -88,8 +90,9 @@ def _plan(kind: str, path: str, options: Options) -> tuple[str, builders.Fill]:
     """Returns the place of the data set below the root, NAME/VERSION, and a function that writes it
     into a folder."""
     name, set_options = kind, {}
-    if kind == "folder":
-        here = Path(path).expanduser().resolve().name
+    if kind in ("folder", "csv"):
+        place = Path(options_apart(path)[0]).expanduser().resolve()
+        here = place.stem if kind == "csv" else place.name
         words = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", here).lower()
         name = options.name or re.sub(r"[^a-z0-9]+", "_", words).strip("_")
         if not re.fullmatch(r"[a-z][a-z0-9_]*", name):
@@ -123,12 +126,16 @@ def _write(folder: Path, name: str, splits: dict[str, Any], options: Options, sa
     import tensorflow_datasets as tfds
 
     classes = next(iter(splits.values())).classes
+    several = any(source.max_labels > 1 for source in splits.values())
+    if odd := [split for split in splits if not re.fullmatch(r"\w+", split)]:
+        raise UserError(f"TFDS cannot keep the split {odd[0]!r}: rename it, as in train or val")
     for class_name in classes:
         if class_name != " ".join(class_name.split()) or not class_name.isprintable():
             raise UserError(f"TFDS cannot keep the class name {class_name!r}: rename its folder")
+    label = tfds.features.ClassLabel(names=classes)
     features = tfds.features.FeaturesDict({
         "image": tfds.features.Image(shape=(None, None, 3)),
-        "label": tfds.features.ClassLabel(names=classes),
+        "label": tfds.features.Sequence(label) if several else label,
         "file_name": tfds.features.Text(),
     })  # fmt: skip
     infos = []
