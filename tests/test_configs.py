@@ -3,6 +3,7 @@
 import re
 
 import pytest
+from made_images import folder_of_images
 
 import vit_jax
 from vit_jax import recipe
@@ -75,6 +76,21 @@ def test_fine_tuning_resolves_for_every_size_and_data_set(size, dataset):
 def test_fine_tuning_with_patches_of_14_takes_a_resolution_that_they_divide(size):
     c = resolved(f"finetune.py:{size},cifar10", model__image_size="392")
     assert c["model.image_size"] == [392, 392]
+
+
+@pytest.mark.parametrize("source", ["folder:{}/a?val=0.5", "csv:{}/t.csv?label=x,y&val=0.5"])
+def test_recipes_take_folders_and_tables_with_their_options(source, tmp_path):
+    folder_of_images(tmp_path / "a", {"x": 4, "y": 4})
+    rows = [f"a/{'xy'[n % 2]}/{n // 2}.jpg,{1 - n % 2},{n % 2}" for n in range(8)]
+    (tmp_path / "t.csv").write_text("\n".join(["file,x,y", *rows]))
+    source = source.format(tmp_path)
+    for spec in (f"finetune.py:b16,{source}", f"vtab.py:b16,{source}",
+                 f"folder.py:{source.removeprefix('folder:')}"):  # fmt: skip
+        c = resolved(spec)
+        assert (c["data.train.source"], c["model.num_classes"]) == (source, 2)
+        assert c["data.eval.split"] == "val"
+    with pytest.raises(UserError, match=r"finetune.py needs the table: --config=finetune.py:b16"):
+        recipe.load("finetune.py:b16,csv:")
 
 
 def test_what_follows_the_size_may_be_left_out():

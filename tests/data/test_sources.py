@@ -160,7 +160,8 @@ def test_sources_travel_to_worker_processes():
 @pytest.mark.parametrize(
     ("split", "count"),
     [("train", 50_000), ("train[:99%]", 49_500), ("train[99%:]", 500), ("train[:1000]", 1000),
-     ("train[10:20]", 10), ("train[-5:]", 5), ("test[25%:75%]", 5000)],
+     ("train[10:20]", 10), ("train[-5:]", 5), ("test[25%:75%]", 5000), ("train+test", 60_000),
+     ("train[:10] + test[-10%:]", 1010)],
 )  # fmt: skip
 def test_parts_of_a_known_set_are_counted_without_its_data(split, count, tmp_path, monkeypatch):
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))

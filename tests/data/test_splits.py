@@ -131,7 +131,7 @@ def test_val_is_taken_out_of_training_where_a_folder_has_only_test(tmp_path):
 def test_a_share_outside_of_0_to_1_is_refused(tmp_path, share):
     (folder_of_images(tmp_path, {"oak": 2, "elm": 2}) / "t.csv").write_text("image,label\n")
     for spec in (f"folder:{tmp_path}?val={share}", f"csv:{tmp_path}/t.csv?val={share}"):
-        with pytest.raises(UserError, match="a number between 0 and 1, such as val=0.1"):
+        with pytest.raises(UserError, match=r"a number between 0 and 1, such as val=0\.1"):
             open_source(spec, "train")
 
 
@@ -217,7 +217,7 @@ def test_a_split_without_folders_of_classes_says_which_table_to_read(tmp_path):
     root = folder_of_images(tmp_path / "set", {"train/oak": 2, "train/elm": 2, "val": 3})
     assert len(open_source(f"folder:{root}", "train")) == 4
     with pytest.raises(
-        UserError, match=f"{root}/val holds images, not .*csv:TABLE.root={root}/val"
+        UserError, match=f"{root}/val holds images directly, .*csv:TABLE.root={root}/val"
     ):
         open_source(f"folder:{root}", "val")
     (root / "answers.csv").touch()

@@ -76,6 +76,16 @@ def test_images_stay_encoded_until_the_reader_decodes_them():
     assert set(pixels[..., 1].flat) == {50}
 
 
+def test_splits_are_joined_by_their_other_names_too():
+    joined = open_source("tfds:tiny_pets", "train+val")
+    exact = open_source("tfds:tiny_pets", "train+validation")
+    assert len(joined) == len(exact) == 11
+    assert joined.names_hash == exact.names_hash == "tiny_pets/1.2.3 train+validation 11"
+    assert len(open_source("tfds:tiny_pets", "train[:3]+val[1:]")) == 6
+    with pytest.raises(UserError, match=r"split 'train\+test': it has train, validation"):
+        open_source("tfds:tiny_pets", "train+test")
+
+
 def test_a_slice_of_a_split_is_a_split():
     first, rest = (open_source("tfds:tiny_pets", f"train[{part}]") for part in (":5", "5:"))
     whole = open_source("tfds:tiny_pets", "train")

@@ -90,6 +90,32 @@ def test_a_folder_is_read_back_byte_by_byte_with_classes_and_names(photos, root)
     assert [path.name for path in root.iterdir()] == ["my_photos"]
 
 
+def test_a_folder_is_prepared_with_the_share_that_it_holds_out(tmp_path, root):
+    photos = folder_of_images(tmp_path / "Leaves", {"oak": 8, "elm": 12})
+    spec = f"folder:{photos}?val=0.25"
+    made(spec)
+    for split, count in (("train", 15), ("val", 5)):
+        found, _ = read_back(root / "leaves" / "1.0.0", split)
+        source = open_source(spec, split)
+        assert set(found) == {source.name(n) for n in range(count)}
+
+
+@pytest.mark.parametrize("several", [False, True])
+def test_a_table_is_prepared_with_one_label_of_each_image_or_several(tmp_path, root, several):
+    folder_of_images(tmp_path, {"pictures": 9})
+    lines = [f"{n},{n % 2},{int(several or n % 2 == 0)},{'val' if n > 6 else 'train'}"
+             for n in range(9)]  # fmt: skip
+    (tmp_path / "Kinds.csv").write_text("\n".join(["id,oak,elm,split", *lines]))
+    spec = f"csv:{tmp_path}/Kinds.csv?root=pictures"
+    made(spec)
+    for split in ("train", "val"):
+        table, written = open_source(spec, split), open_source("tfds:kinds", split)
+        assert written.classes == table.classes == ["oak", "elm"]
+        both = [sorted((source[n]["image"], source[n]["label"]) for n in range(len(source)))
+                for source in (table, written)]  # fmt: skip
+        assert both[0] == both[1]
+
+
 def test_bytes_of_any_format_stay_as_they_are_and_decode(tmp_path, root):
     kinds = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
     (tmp_path / "mixed" / "train" / "all").mkdir(parents=True)
@@ -510,6 +536,7 @@ def bad_places(tmp_path):
     (tmp_path / "list.txt").write_text("n01440764\ntench\n")
     (tmp_path / "twice.txt").write_text("n01440764\nn01440764\n")
     (tmp_path / "none.txt").write_text("\n")
+    (tmp_path / "paths.csv").write_text("image,label,split\np/train/cat/0.jpg,a,../x\n")
     return tmp_path
 
 
@@ -533,6 +560,8 @@ def bad_places(tmp_path):
         ("imagenet2012 --from={tmp}/d --labels={tmp}/list.txt", "'tench' is no synset"),
         ("imagenet2012 --from={tmp}/d --labels={tmp}/twice.txt", "'n01440764' is twice there"),
         ("imagenet2012 --from={tmp}/d --labels={tmp}/none.txt", "'' is no synset"),
+        ("csv:{tmp}/paths.csv", "TFDS cannot keep the split '../x': rename it"),
+        ("csv:{tmp}/none.csv", "there is no file {tmp}/none.csv"),
         ("imagenet2012 --from={tmp}/kitless", "kitless has no ILSVRC2012_devkit_t12.tar.gz"),
         ("imagenet2012 --from={tmp}/badkit", "ILSVRC2012_devkit_t12.tar.gz cannot be read"),
         ("imagenet2012 --from={tmp}/shortkit", "tells of 4 validation images"),

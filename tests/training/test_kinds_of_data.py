@@ -104,3 +104,30 @@ def test_six_channels_train(tmp_path):
     config = config_on(f"csv:{tmp_path}/t.csv", loss__name="softmax")
     train(config, tmp_path / "run", quiet=True)
     assert run_of(config).model.config.channels == 6
+
+
+def test_a_table_of_ids_trains_on_two_splits_and_continues_where_its_images_moved(tmp_path):
+    rng = np.random.default_rng(0)
+    (tmp_path / "photos").mkdir()
+    lines = ["id;round;square;subset"]
+    for number in range(30):
+        pixels = rng.integers(0, 256, (8, 8, 3), np.uint8)
+        (tmp_path / "photos" / f"{number:03d}.png").write_bytes(encoded(pixels, "PNG"))
+        of = ("train", "valid", "test")[number % 3]
+        lines.append(f"{number:03d};{number % 2};{1 - number % 2};{of}")
+    (tmp_path / "shapes.csv").write_text("\n".join(lines))
+
+    def config(photos, steps):
+        return config_on(
+            f"csv:{tmp_path}/shapes.csv?label=round,square&split=subset&root={photos}",
+            loss__name="softmax", data__train__split="train+val", data__eval__split="test+valid",
+            total_steps=steps, mixup=0.0, schedule__name="constant", schedule__warmup_steps=2,
+        )  # fmt: skip
+
+    train(config(tmp_path / "photos", 6), tmp_path / "whole", quiet=True)
+    train(config(tmp_path / "photos", 3), tmp_path / "halves", quiet=True)
+    (tmp_path / "photos").rename(tmp_path / "moved & away")
+    train(config(f"{tmp_path}/moved %26 away", 6), tmp_path / "halves", quiet=True)
+    assert told(tmp_path / "halves") == told(tmp_path / "whole")
+    row = next(r for r in rows(tmp_path / "whole") if "eval/test+valid/accuracy" in r)
+    assert row["eval/test+valid/examples"] == 20

@@ -213,8 +213,10 @@ def test_a_source_of_ones_own_is_compared_by_its_names_hash_if_it_has_one():
         ("0.25*folder:x?y + csv:z", "0.25*folder:<x?y> + csv:<z>"),
         ("folder:~/a?val=0.1", "folder:<~/a>?val=0.1"),
         ("csv:t.csv?label=kind&root=photos", "csv:<t.csv>?label=kind&root=photos"),
-        ("csv:t.csv?root=/a%26b&val=0.2 + folder:z",
-         "csv:<t.csv>?root=</a%26b>&val=0.2 + folder:<z>"),
+        (
+            "csv:t.csv?root=/a%26b&val=0.2 + folder:z",
+            "csv:<t.csv>?root=</a%26b>&val=0.2 + folder:<z>",
+        ),
         ("hf:/sets/leaves?label=kind", "hf:</sets/leaves>?label=kind"),
         ("hf:someone/leaves?label=kind", "hf:someone/leaves?label=kind"),
         ("tfds:leaves:1.0.0", "tfds:leaves:1.0.0"),

@@ -48,8 +48,8 @@ def refuse_flat(root: Path, split: str, folders: Iterable[str]) -> None:
         if split in (name, meaning(name)) and holds_images(root / name):
             refuse_kaggle(root)
             raise UserError(
-                f"{printable(root / name)} holds images directly, in no folders of their classes: "
-                f"make {name}/CLASS of them, or give a table of their labels, "
+                f"{printable(root / name)} holds images directly, not in folders of their classes: "
+                f"sort them into {name}/CLASS, or give a table of their labels, "
                 f"{_by_table(root, name)}"
             )
 
