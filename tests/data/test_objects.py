@@ -247,6 +247,16 @@ def test_an_image_of_another_size_than_its_annotation_is_refused(tmp_path):
         parsed.example(example | {"image": parsed.open(example["image"], 3)}, None)
 
 
+def test_splits_of_a_set_with_boxes_are_joined():
+    train, val = (open_source("digit_scenes:examples=3", split) for split in ("train", "val"))
+    both = open_source("digit_scenes:examples=3", "train+val")
+    assert (len(both), both.classes) == (6, train.classes)
+    assert both.max_objects == max(train.max_objects, val.max_objects)
+    for index, one in enumerate([train[n] for n in range(3)] + [val[n] for n in range(3)]):
+        np.testing.assert_array_equal(both[index]["objects"].boxes, one["objects"].boxes)
+        np.testing.assert_array_equal(both[index]["objects"].classes, one["objects"].classes)
+
+
 def own_scenes(split):
     """A source of one's own, as `my_package.my_module:NAME` names it."""
     return open_source("digit_scenes:examples=3", split)

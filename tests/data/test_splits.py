@@ -39,7 +39,8 @@ def test_a_split_is_the_folder_that_means_it(tmp_path, names, asked, taken):
         (
             {"train/a": 1, "Test/a": 1}, "val",
             "has no split 'val': it has train, Test; evaluate on Test: "
-            "--config.data.eval.split=Test; on nothing: --config.data.eval.split=",
+            "--config.data.eval.split=Test; on nothing: --config.data.eval.split=; "
+            "on a tenth of training: ?val=0.1 behind the source",
         ),
         ({"Test/a": 1}, "train", "train on Test: --config.data.train.split=Test"),
         (

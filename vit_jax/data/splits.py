@@ -43,7 +43,7 @@ def in_order(names: Iterable[str]) -> list[str]:
 
 
 def choose(what: str, split: str, names: Iterable[str], training: bool = False,
-           lacks: str = "") -> str:  # fmt: skip
+           lacks: str = "", also: str = "") -> str:  # fmt: skip
     """The split of a source with the name that is asked for, else the one that means the same.
 
     Args:
@@ -53,6 +53,7 @@ def choose(what: str, split: str, names: Iterable[str], training: bool = False,
       training: whether a split of an unknown name is for training.
       lacks: the beginning of the message if there is no such split; by default
         `WHAT has no split …`.
+      also: one more split to evaluate on, and what to write for it.
 
     Raises NoSplit: there is none. Raises UserError: there are several.
     """
@@ -72,7 +73,7 @@ def choose(what: str, split: str, names: Iterable[str], training: bool = False,
     fixes = [f"on {printable(name)}: --config.data.{part}.split={printable(name)}"
              for name in others[:1]]  # fmt: skip
     if part == "eval":
-        fixes.append("on nothing: --config.data.eval.split=")
+        fixes += ["on nothing: --config.data.eval.split=", *([also] if also else [])]
     raise NoSplit(
         (lacks or f"{what} has no split {split!r}")
         + f": it has {_listed(names) or 'none'}"
@@ -136,7 +137,9 @@ def part_of(what: str, split: str, existing: Sequence[str] | None, training: boo
         name = choose(what, split, ("train", "val"), training)
         return Part(name, None, name == "val")
     if share is None:
-        name = choose(what, split, existing, training)
+        trains = any(meaning(name) == "train" for name in existing)
+        also = "on a tenth of training: ?val=0.1 behind the source" if trains else ""
+        name = choose(what, split, existing, training, also=also if split == "val" else "")
         return Part(name, name, None)
     if val := [name for name in existing if meaning(name) == "val"]:
         raise UserError(f"{what} has the split {printable(val[0])!r} already: leave ?val= out")
