@@ -41,9 +41,7 @@ def get_config(arguments: str = "b16,cifar10"):
     dataset, _, path = (source or "cifar10").partition(":")
     if dataset in ("folder", "csv") and not path:
         what, where = ("folder", "PATH") if dataset == "folder" else ("table", "FILE")
-        raise UserError(
-            f"finetune.py needs the {what}: --config=finetune.py:b16,{dataset}:{where}"
-        )
+        raise UserError(f"finetune.py needs the {what}: --config=finetune.py:b16,{dataset}:{where}")
     if dataset not in DATASETS:
         raise UserError(f"finetune.py: unknown data set {dataset!r}: {nearest(dataset, DATASETS)}")
     steps, warmup, lr, train_split, eval_split = DATASETS[dataset]

@@ -4,8 +4,8 @@
     vit train --config=folder.py:csv:FILE --workdir=DIR
 
 PATH holds train/CLASS/* and val/CLASS/*, or CLASS/* (then a tenth is held out). A table, or a set
-of tfds: or hf:, is named with its kind (docs/data.md). 64 px, patches of 8, width 128, 6 layers; on ten classes of photographs 66% in a quarter of an hour on two
-cores (docs/results.md).
+of tfds: or hf:, is named with its kind (docs/data.md). 64 px, patches of 8, width 128, 6 layers; on
+ten classes of photographs 66% in a quarter of an hour on two cores (docs/results.md).
 """
 
 from vit_jax.config import base

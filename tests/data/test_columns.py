@@ -69,6 +69,14 @@ def test_of_several_columns_of_images_it_is_the_one_whose_cell_is_there(table):
     assert rows(spec) == {"leaf0.png": ["oak"], "leaf1.png": ["elm"]}
 
 
+def test_a_column_that_an_option_names_is_no_other(table):
+    spec = table("file,name,set,subset\nleaf0.png,oak,train,val\nleaf1.png,elm,train,val\n")
+    assert "2 columns that may be its split (set, subset)" in refused(spec)
+    spec += "?split=set"
+    assert rows(f"{spec}&label=name", "train") == {"leaf0.png": ["oak"], "leaf1.png": ["elm"]}
+    assert rows(f"{spec}&label=subset&image=file", "train")["leaf0.png"] == ["val"]
+
+
 def test_options_name_columns(table):
     spec = table(
         "label,a & b,kind,part\nx,leaf0.png,oak,fit\ny,leaf1.png,elm,exam\n",
@@ -127,6 +135,8 @@ def test_a_table_with_image_and_label_is_read_as_ever(table):
     assert split_names(spec) == ["train", "val"]  # held out by a hash, as before there were options
     assert any("?split=set does" in note for note in open_source(spec, "train").notes)
     assert split_names(f"{spec}?split=set") == ["train", "val", "test"]
+    both = table("image,label,set,usage\nleaf0.png,oak,train,test\nleaf1.png,elm,val,test\n")
+    assert split_names(both) == ["train", "val"]
 
 
 # Of rows i of 40: from the version that read image, label and split alone. Runs are continued by
@@ -222,10 +232,8 @@ def test_names_without_an_ending_are_those_of_images(table):
 
 
 def test_a_name_that_may_be_two_images_is_refused(table):
-    spec = table("id,class\n7,oak\n9,elm\n", "", ("7.png", "9.jpg", "9.png"))
-    assert "line 3: the image 9 may be 9.jpg or 9.png: write its ending" in refused(
-        f"{spec}?split=id", "9"
-    )
+    spec = table("id,class,split\n7,oak,a\n9,elm,b\n", "", ("7.png", "9.jpg", "9.png"))
+    assert "line 3: the image 9 may be 9.jpg or 9.png: write its ending" in refused(spec, "b")
 
 
 def test_images_lie_beside_the_table_or_in_its_root(table, tmp_path):

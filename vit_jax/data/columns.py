@@ -69,15 +69,14 @@ def columns_of(
 
     Raises UserError: a column is not there, or it is not clear which one is meant.
     """
-    plain = {"image", "label"} <= set(names)
     finder = _Finder(spec, file, names, first, images, query)
-    splits = [n for n in finder.usual("split") if names[n] == "split" or meaning(finder.cell(n))]
-    split = finder.asked("split") or (splits if len(splits) == 1 else [])
+    image, label, split = (finder.asked(kind) for kind in ("image", "label", "split"))
+    split = split or finder.split([*image, *label])
     passed_over: list[int] = []
-    if plain and split and not {"split"} & {*query, names[split[0]]}:
-        split, passed_over = [], split  # tables with image and label never had another one
-    image = finder.asked("image") or finder.image(split)
-    label = finder.asked("label") or finder.label([*image, *split])
+    if finder.plain and split and not {"split"} & {*query, names[split[0]]}:
+        split, passed_over = [], split  # such tables never had another one
+    image = image or finder.image([*label, *split])
+    label = label or finder.label([*image, *split])
     texts = {
         "image": (image, "images from the column {}"),
         "label": (label, "a column for each class: {}" if label[1:] else "classes from {}"),
@@ -102,6 +101,7 @@ class _Finder:
                  images: NamedFiles, query: dict[str, str]):  # fmt: skip
         self.spec, self.written, self.first = spec, names, first
         self.names = [name.strip() for name in names]
+        self.plain = {"image", "label"} <= set(names)
         self.images, self.query = images, query
         self.file = printable(file)
         self.has = f"it has {_some(self.names) if names else 'none'}"
@@ -124,17 +124,27 @@ class _Finder:
                 raise UserError(f"{self.file} has {shown}: {self.has}")
         return [self.names.index(name) for name in wanted]
 
-    def usual(self, kind: str) -> list[int]:
-        """The column with the name of its kind, or else those with another usual name."""
-        if exact := [n for n, name in enumerate(self.written) if name == kind]:
+    def usual(self, kind: str, others: list[int]) -> list[int]:
+        """The column with the name of its kind, or else those with another usual name, without
+        those that are taken for something else."""
+        left = [n for n in range(len(self.names)) if n not in others]
+        if exact := [n for n in left if self.written[n] == kind]:
             return exact[-1:]
         plain = [re.sub(r"[\W_]+", "", name).lower() for name in self.names]
-        return [n for n, name in enumerate(plain) if name in USUAL[kind]]
+        return [n for n in left if plain[n] in USUAL[kind]]
+
+    def split(self, others: list[int]) -> list[int]:
+        """The column `split`; else that of another usual name whose first cell means a split."""
+        usual = self.usual("split", others)
+        means = [n for n in usual if self.written[n] == "split" or meaning(self.cell(n))]
+        if means[1:] and not self.plain:
+            self.refuse("split", means)
+        return means[:1]
 
     def image(self, others: list[int]) -> list[int]:
         """The column of a usual name. If there are several, or none, the one whose first cell is an
         image that is there."""
-        usual = self.usual("image")
+        usual = self.usual("image", others)
         if len(usual) == 1:
             return usual
         among = usual or [n for n in range(len(self.names)) if n not in others]
@@ -146,7 +156,7 @@ class _Finder:
     def label(self, others: list[int]) -> list[int]:
         """The column of a usual name; else the only one that is left; else all that are left, if
         they hold 0 and 1."""
-        usual = [n for n in self.usual("label") if n not in others]
+        usual = self.usual("label", others)
         if len(usual) == 1:
             return usual
         left = [n for n, name in enumerate(self.names) if n not in others and name]
