@@ -39,6 +39,7 @@ def test_a_saved_set_has_its_splits_classes_and_bytes(tmp_path):
         assert [source[n]["image"] for n in range(6)] == FILES
         assert [source[n]["label"] for n in range(6)] == [0, 1] * 3
     assert facts(spec, "train").num_examples == 6
+    assert len(open_source(spec, "train+test")) == 12
     theirs = datasets.load_from_disk(str(tmp_path / "set"))["train"]
     for n in range(6):
         ours = decode(open_source(spec, "train")[n]["image"]).astype(int)
