@@ -253,7 +253,7 @@ def test_images_that_are_not_there_are_counted_and_the_first_is_named(table, tmp
         f"{tmp_path}/t.csv: 2 of its 3 images are not in {tmp_path}, such as leaf77.png: put them "
         "there, or take their rows out"
     )
-    assert "its image is not in" in refused(spec, "exam")
+    assert f"1 of its 1 images is not in {tmp_path}: leaf79.png: say where" in refused(spec, "exam")
 
 
 # -- a table a split -------------------------------------------------------------------------------

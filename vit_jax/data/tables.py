@@ -321,9 +321,9 @@ def _found(table: Read, rows: Iterable[Row]) -> list[str]:
     if not missing:
         return found
     first, root = printable(missing[0]), printable(table.root.absolute())
-    several = f"{len(missing):,} of its {len(missing) + len(found):,} images are"
-    text = f"{printable(table.file)}: {several if missing[1:] or found else 'its image is'} not in "
-    text += f"{root}, such as {first}: " if missing[1:] else f"{root}, {first}: "
+    these = f"{len(missing):,} of its {len(missing) + len(found):,} images"
+    these += f" are not in {root}, such as" if missing[1:] else f" is not in {root}:"
+    text = f"{printable(table.file)}: {these} {first}: "
     if found:
         raise UserError(text + "put them there, or take their rows out")
     folder = images.elsewhere(missing[0])
