@@ -1,45 +1,49 @@
 """Commands as functions of Python: `vit_jax.predict`, `vit_jax.evaluate`."""
 
 import argparse
+import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from vit_jax.commands.classes import Predicted
-from vit_jax.commands.found import Found
-from vit_jax.errors import UserError
+from vit_jax.commands.output import say
 
 
 def predict(
     weights: str | Path,
-    images: Sequence[Any],
+    images: str | Path | Sequence[Any],
     *,
     top: int | None = None,
     threshold: float | None = None,
     batch_size: int = 32,
+    names: bool = False,
     trust_code: bool = False,
     **fields: Any,
-) -> list[list[Predicted]] | list[list[Found]]:
+) -> list[Any]:
     """What weights say of images, as `vit predict` does.
 
     Args:
       weights: a file, a folder, a run, an address, or a name of `list_pretrained()`.
-      images: paths, arrays uint8 [height, width, channels], or images of Pillow.
+      images: names as `vit predict` takes them (`vit_jax/data/images.py`): a path, a folder, a
+        pattern, `@list.txt`, an address, a page; or arrays uint8 [height, width, channels], or
+        images of Pillow.
       top: classes of an image, best first (1); of a detector: boxes (all).
       threshold: of weights for several labels: every class of this probability or more; of a
         detector: boxes of this score or more (0.5).
       batch_size: images at a time.
+      names: whether each image comes with its name, as (name, what is said of it). A folder, a
+        pattern, a list and a file of several images stand for several.
       trust_code: whether operations that the weights name by import path may be run.
       fields: fields of the model that the file does not state, such as `num_heads`.
 
     Returns:
-      For each image the classes, best first; of a detector the objects.
+      For each image the classes, best first (`Predicted`); of a detector the objects (`Found`).
 
     Raises:
-      UserError: there are no weights, or an image cannot be read.
+      UserError: there are no weights, a name is nothing, or an image cannot be read.
     """
     from vit_jax.commands import predict as command
-    from vit_jax.data.decode import as_given
+    from vit_jax.data.images import images_named, refuse
 
     options = argparse.Namespace(
         weights=str(weights), layout=None, trust_code=trust_code, top=top, threshold=threshold,
@@ -47,13 +51,12 @@ def predict(
         overrides={f"model.{name}": str(value) for name, value in fields.items()},
     )  # fmt: skip
     command.check_numbers(options)
+    given, notes = images_named(images)
     of_task, opened = command.opened(options)
-    given = [Path(one) if isinstance(one, str) else one for one in images]
-    read = [one if isinstance(one, Path) else as_given(one) for one in given]
-    found = [row for _, row in of_task.predicted(options, opened, read)] if read else []
-    if len(found) < len(read):
-        raise UserError(f"{len(read) - len(found)} of {len(read)} images cannot be read")
-    return found
+    for line in notes:
+        say(line)
+    found = of_task.predicted(options, dataclasses.replace(opened, damaged=refuse), given)
+    return [(str(image), row) if names else row for image, row in found]
 
 
 def evaluate(

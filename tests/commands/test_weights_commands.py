@@ -377,10 +377,8 @@ def test_no_image_that_can_be_read_is_refused_and_an_older_table_stays(
 ):
     file = tmp_path / "p.csv"
     file.write_text("older")
-    code, out, err = vit("predict", weights, photos / "notes.txt", f"--output={file}")
-    assert (code, out) == (2, "")
-    assert err.splitlines()[0].startswith(f"skipped: {photos}/notes.txt (")
-    assert err.splitlines()[1] == "vit: error: none of the 1 files is an image that can be read"
+    line = refused(vit, "predict", weights, photos / "notes.txt", f"--output={file}")
+    assert line.startswith(f"vit: error: {photos}/notes.txt cannot be read: cannot identify image")
     assert file.read_text() == "older"
     assert sorted(p.name for p in tmp_path.iterdir()) == ["p.csv", "photos"]
 

@@ -12,8 +12,9 @@ import urllib.request
 
 import pytest
 
+from vit_jax import addresses
 from vit_jax.errors import UserError
-from vit_jax.pretrained import cache, openers
+from vit_jax.pretrained import cache
 from vit_jax.pretrained.download import Patience, fetch
 
 DATA = bytes(range(251)) * 600  # 150,600 bytes
@@ -403,7 +404,7 @@ def test_a_redirect_never_leaves_https(old, new, followed):
     asked = urllib.request.Request(f"{old}://a.invalid/w")
     redirects = (asked, None, 302, "Found", {}, f"{new}://a.invalid/v")
     with contextlib.nullcontext() if followed else pytest.raises(UserError, match="only https"):
-        openers._Redirects().redirect_request(*redirects)
+        addresses._Redirects().redirect_request(*redirects)
 
 
 def test_redirects_are_followed_ten_times(server):

@@ -40,6 +40,11 @@ JOB: Options = {
     "--num-processes": dict(type=int, metavar="N", help="processes of the job"),
     "--process-id": dict(type=int, metavar="I", help="number of this process, from 0"),
 }
+# What the images of a command may be (data/images.py).
+IMAGES = (
+    "files, folders, patterns in quotes ('photos/*.jpg'), @FILE with a name on each line, "
+    "addresses (https://), pages ('stack.tif[2]')"
+)
 # Weights to read.
 SOURCE: Options = {
     "weights": dict(help="a file, a folder, a work folder, an address (https://, hf://OWNER/REPO) "

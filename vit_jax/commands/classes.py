@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from vit_jax.commands.shown import Shown, batches, images, name_of
+from vit_jax.commands.shown import Shown, batches, images
 from vit_jax.errors import UserError, not_finite, printable
 from vit_jax.files import whole
 from vit_jax.pages import as_csv
@@ -40,7 +40,7 @@ def check(options: argparse.Namespace, model: Any) -> None:
         )
 
 
-def write(options: argparse.Namespace, weights: Shown, paths: list[Path]) -> int:
+def write(options: argparse.Namespace, weights: Shown, given: list[Any]) -> int:
     """Prints the classes, or writes them as a table. Returns the exit code."""
     of_table, of_terminal = FORMATS[weights.model.output_activation]
     if options.output:
@@ -49,15 +49,15 @@ def write(options: argparse.Namespace, weights: Shown, paths: list[Path]) -> int
             whole(Path(options.output)) as part,
             part.open("w", encoding="utf-8", errors="backslashreplace") as file,
         ):
-            found = list(predicted(options, weights, paths))
+            found = list(predicted(options, weights, given))
             file.write(as_csv([("image", "rank", "class", "label", "probability"), *(
-                (path, rank, one.number, one.name, f"{one.value:{of_table}}")
-                for path, chosen in found for rank, one in enumerate(chosen, 1)
+                (name, rank, one.number, one.name, f"{one.value:{of_table}}")
+                for name, chosen in found for rank, one in enumerate(chosen, 1)
             )]))  # fmt: skip
         print(f"{len(found)} images: {printable(options.output)}")
         return 0
-    for path, chosen in predicted(options, weights, paths):
-        head = f"{printable(path)}: "
+    for name, chosen in predicted(options, weights, given):
+        head = f"{printable(name)}: "
         if not chosen:
             print(f"{head}no class at or above {options.threshold:.2%}")
         for one in chosen:
@@ -68,8 +68,9 @@ def write(options: argparse.Namespace, weights: Shown, paths: list[Path]) -> int
 
 def predicted(
     options: argparse.Namespace, weights: Shown, given: Sequence[Any]
-) -> Iterator[tuple[Any, list[Predicted]]]:
-    """Of each image in turn the best classes; of a regression all outputs in their order.
+) -> Iterator[tuple[str, list[Predicted]]]:
+    """The name of each image in turn, and its best classes; of a regression all outputs in their
+    order.
 
     Raises UserError where no image can be read, or an image's logits are no numbers.
     """
@@ -79,7 +80,7 @@ def predicted(
     from vit_jax.models.model import ACTIVATIONS
 
     model, activation = weights.model, weights.model.output_activation
-    outputs, batch_size = model.config.num_classes, min(options.batch_size, len(given))
+    outputs = model.config.num_classes
     all_of_them = activation == "none" or options.threshold is not None
     count = min(options.top or (outputs if all_of_them else 1), outputs)
     least = -math.inf if options.threshold is None else options.threshold
@@ -92,15 +93,15 @@ def predicted(
             return finite, values, jnp.broadcast_to(jnp.arange(count), values.shape)
         return finite, *jax.lax.top_k(values, count)
 
-    for chunk, pixels in batches(images(weights, given), batch_size):
+    for chunk, pixels in batches(images(weights, given), options.batch_size):
         finite, values, classes = jax.device_get(predict(weights.params, pixels))
-        for i, (path, _) in enumerate(chunk):
+        for i, (name, _) in enumerate(chunk):
             if not finite[i]:
-                raise not_finite(f"{name_of(path)}: the logits")
+                raise not_finite(f"{printable(name)}: the logits")
             # Probabilities are compared as they are written.
             of_image = [x if activation == "none" else round(x, 6) for x in values[i].tolist()]
             both = zip(classes[i].tolist(), of_image, strict=True)
-            yield path, [
+            yield name, [
                 Predicted(weights.names[index], value, index)
                 for index, value in both if value >= least
             ]  # fmt: skip

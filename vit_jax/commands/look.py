@@ -14,11 +14,12 @@ The functions are `vit_jax.look` in Python.
 """
 
 import argparse
+import itertools
 from pathlib import Path
 from typing import Any
 
 from vit_jax.commands import shown
-from vit_jax.commands.arguments import SOURCE, Options
+from vit_jax.commands.arguments import IMAGES, SOURCE, Options
 from vit_jax.commands.output import check_files, say
 from vit_jax.errors import UserError, nearest, not_finite, printable
 from vit_jax.files import whole, write_text
@@ -26,7 +27,7 @@ from vit_jax.user_code import FLAG
 
 MOST = 16  # images on a page
 OPTIONS: Options = SOURCE | {
-    "images": dict(nargs="+", help=f"files, or folders of them; {MOST} images at most"),
+    "images": dict(nargs="+", help=f"{IMAGES}; {MOST} images at most"),
     "--output": dict(required=True, metavar="PAGE.html", help="the page"),
     "--class": dict(metavar="NAME", dest="of_class", help="the class whose evidence is shown, by "
                     "its name or number; by default the predicted one"),
@@ -46,9 +47,10 @@ def run(options: argparse.Namespace) -> int:
     """Does it; returns the exit code."""
     if options.examples < 1:
         raise UserError("--examples is at least 1")
-    paths, notes = shown.files(options.images)
-    if len(paths) > MOST:
-        raise UserError(f"{len(paths)} images: a page shows {MOST} at most")
+    from vit_jax.data.images import images_named
+
+    given, notes = images_named(options.images)
+    _check_number(len(given))
     check_files(options)
     weights = shown.weights_of(options)
     wanted = _class(options.of_class, weights)
@@ -61,7 +63,8 @@ def run(options: argparse.Namespace) -> int:
     from vit_jax import look, pages
     from vit_jax.look import page
 
-    photographs = list(_photographs(weights, paths))
+    photographs = list(itertools.islice(_photographs(weights, given), MOST + 1))
+    _check_number(len(photographs), of_pages=True)
     pixels = np.stack([one.pixels for one in photographs])
     content = np.stack([one.content for one in photographs])
     classes = None if wanted is None else np.full(len(pixels), wanted)
@@ -123,18 +126,25 @@ def _source(options: argparse.Namespace) -> Any:
     return open_source(options.data, options.split or split_names(options.data)[0])
 
 
-def _photographs(weights: shown.Shown, paths: list[Path]) -> Any:
+def _check_number(count: int, of_pages: bool = False) -> None:
+    """Raises UserError for more images than a page shows."""
+    if count > MOST:
+        more = f"more than {MOST}" if of_pages else count
+        raise UserError(f"{more} images: a page shows {MOST} at most")
+
+
+def _photographs(weights: shown.Shown, given: list[Any]) -> Any:
     import numpy as np
 
     from vit_jax.look.page import Photograph
 
     if weights.detects:
-        for path, _, example in shown.examples(weights, paths):
+        for image, _, example in shown.examples(weights, given):
             content = np.asarray(example["objects"].content, np.float32)
-            yield Photograph(path.name, example["image"], content)
+            yield Photograph(image.file, example["image"], content)
     else:
-        for path, image in shown.images(weights, paths):
-            yield Photograph(path.name, image, np.ones(2, np.float32))
+        for name, image in shown.images(weights, given):
+            yield Photograph(Path(name).name, image, np.ones(2, np.float32))
 
 
 def _statistics(

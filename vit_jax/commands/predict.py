@@ -1,13 +1,16 @@
 """Predicts the classes of images with any weights that can be loaded.
 
 vit predict runs/pets cat.jpg dog.png
+vit predict runs/pets photos/ 'more/*.jpg' @list.txt https://example.org/cat.jpg 'stack.tif[2]'
 vit predict hf://google/vit-base-patch16-224 photos/ --top=3 --output=predictions.csv
 vit predict runs/scenes photos/ --threshold=0.5
 vit predict runs/cells photos/ --output=boxes.csv --pictures=found
 vit predict hf://facebook/dinov2-small photos/ --features=features.npz
 
 Images are prepared as those that the weights were evaluated on (`vit inspect` shows how). A folder
-means every image in it, at any depth. Damaged images are named and skipped.
+means every image in it, at any depth; @list.txt the names in that file, one on each line. A TIFF of
+several pages is an image for each page, stack.tif[0] and so on, and a NumPy file [N, height, width,
+channels] is N images. Damaged images are named and skipped.
 
 A detector shows the boxes whose score is --threshold (0.5) or more, in pixels of each image, and
 --pictures=DIR draws them. --output=FILE.json is in the format of COCO's results. Its images and
@@ -23,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from vit_jax.commands import classes, found, shown
-from vit_jax.commands.arguments import JSON, SOURCE, Options
+from vit_jax.commands.arguments import IMAGES, JSON, SOURCE, Options
 from vit_jax.commands.output import check_files, say, tell
 from vit_jax.errors import UserError, printable
 from vit_jax.files import whole
@@ -33,7 +36,7 @@ from vit_jax.user_code import FLAG
 OF_TASK = {"classification": classes, "detection": found}
 
 OPTIONS: Options = SOURCE | {
-    "images": dict(nargs="+", help="files, or folders of them"),
+    "images": dict(nargs="+", help=IMAGES),
     "--top": dict(type=int, help="classes of an image, best first (1); of a detector: boxes (all)"),
     "--threshold": dict(type=float, metavar="P", help="of weights for several labels: every class "
                         "whose probability is P or more; of a detector: boxes of this score"),
@@ -52,10 +55,12 @@ OPTIONS: Options = SOURCE | {
 
 def run(options: argparse.Namespace) -> int:
     """Does it; returns the exit code."""
+    from vit_jax.data.images import images_named
+
     check_numbers(options)
     if sum(map(bool, (options.output, options.json, options.features))) > 1:
         raise UserError("--output, --json and --features: name one of them")
-    paths, notes = shown.files(options.images)
+    given, notes = images_named(options.images)
     check_files(options)
     if options.features:
         of_task, weights = None, shown.weights_of(options)
@@ -64,23 +69,23 @@ def run(options: argparse.Namespace) -> int:
     for line in notes:
         say(line)
     if of_task is None:
-        return _write_features(options, weights, paths)
+        return _write_features(options, weights, given)
     if not options.json:
-        return of_task.write(options, weights, paths)
+        return of_task.write(options, weights, given)
     found = [
-        {"image": str(path), "predictions": [one._asdict() for one in row]}
-        for path, row in of_task.predicted(options, weights, paths)
+        {"image": str(image), "predictions": [one._asdict() for one in row]}
+        for image, row in of_task.predicted(options, weights, given)
     ]
     tell(found, f"{len(found)} images: {printable(options.json)}", options.json)
     return 0
 
 
-def _write_features(options: argparse.Namespace, weights: shown.Shown, paths: list[Path]) -> int:
+def _write_features(options: argparse.Namespace, weights: shown.Shown, given: list[Any]) -> int:
     """Writes what the head reads of each image, also of weights without a head."""
     import jax
     import numpy as np
 
-    model, batch_size = weights.model, min(options.batch_size, len(paths))
+    model = weights.model
 
     @jax.jit
     def features(params: Any, pixels: Any) -> Any:
@@ -88,9 +93,9 @@ def _write_features(options: argparse.Namespace, weights: shown.Shown, paths: li
 
     names, rows = [], []
     with whole(Path(options.features)) as part, part.open("wb") as file:
-        for chunk, pixels in shown.batches(shown.images(weights, paths), batch_size):
+        for chunk, pixels in shown.batches(shown.images(weights, given), options.batch_size):
             rows.append(np.asarray(features(weights.params, pixels), np.float32)[: len(chunk)])
-            names += [str(path) for path, _ in chunk]
+            names += [name for name, _ in chunk]
         np.savez(file, features=np.concatenate(rows), images=np.array(names))
     print(f"{len(names)} images, {rows[0].shape[-1]} features: {printable(options.features)}")
     return 0

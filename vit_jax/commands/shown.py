@@ -1,17 +1,23 @@
-"""Weights of any layout that a command shows image files to, and these files as they are shown."""
+"""Weights of any layout that a command shows images to, and these images as they are shown."""
 
 import argparse
 import dataclasses
 import itertools
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from vit_jax.commands.arguments import opened
 from vit_jax.errors import UserError, printable
-from vit_jax.files import read_bytes
 from vit_jax.user_code import only
+
+if TYPE_CHECKING:
+    from vit_jax.data.images import Image
+
+
+def say_skipped(name: str, error: Exception) -> None:
+    """A line about an image that cannot be read."""
+    print(printable(f"skipped: {name} ({error})"), file=sys.stderr)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,6 +29,8 @@ class Shown:
     params: Any
     prepare: Any  # a pipeline of one image
     names: list[str]  # of the outputs; a number where the weights name none
+    # What is done about the name of an image that cannot be read, and the reason.
+    damaged: Callable[[str, Exception], None] = say_skipped
 
     @property
     def detects(self) -> bool:
@@ -64,101 +72,68 @@ def weights_of(
     return Shown(weights.path, model, params, prepare, names)
 
 
-def files(given: list[str]) -> tuple[list[Path], list[str]]:
-    """The files, and what folders hold of images; and a line on what each folder leaves out.
-
-    Raises UserError where there are none."""
-    from vit_jax.data.formats import NAMES
-    from vit_jax.data.walking import images_below, left_out_text
-
-    found: list[Path] = []
-    notes: list[str] = []
-    for path in map(Path, given):
-        if path.is_dir():
-            images, left_out = images_below(path)
-            inside = [path / name for name in images]
-            regular = [file for file in inside if file.is_file()]
-            left_out["pipe, device or broken link"] += len(inside) - len(regular)
-            found += regular
-            if left_out := +left_out:
-                notes.append(f"{printable(path)}: {left_out_text(left_out)}")
-        elif path.is_file():
-            found.append(path)
-        elif path.exists():
-            raise UserError(f"{printable(path)} is a device or a pipe, not a file")
-        else:
-            raise UserError(f"{printable(path)}: no such file or folder")
-    if not found:
-        why = "; ".join(notes) or f"{NAMES} are read"
-        raise UserError(f"no images in {', '.join(map(printable, given))}: {why}")
-    return found, notes
-
-
-def images(shown: Shown, given: Sequence[Any]) -> Iterator[tuple[Any, Any]]:
-    """The images uint8 [height, width, channels], as the model takes them, of paths or of arrays.
-    Damaged files are named and skipped. Raises UserError where no file can be read."""
+def images(shown: Shown, given: Sequence["Image"]) -> Iterator[tuple[str, Any]]:
+    """(Name, uint8 [height, width, channels]) of each image, as the model takes it. Damaged ones
+    are skipped, as `shown.damaged` says. Raises UserError where none can be read."""
     levels = shown.model.config.channels
-    for path, image in _readable(given, lambda data: shown.prepare(
+    for image, pixels in _readable(shown, given, lambda data: shown.prepare(
         shown.prepare.open(data, levels), None
     )):  # fmt: skip
-        yield path, _fitting(shown, path, image)
+        yield image.name, _fitting(shown, image, pixels)
 
 
 def batches(
     readable: Iterable[tuple], size: int, image_of: Callable[[tuple], Any] = lambda one: one[-1]
 ) -> Iterator[tuple[list[tuple], Any]]:
-    """What `images` or `examples` gives, `size` at a time, and its images as one array. The array
-    always has that size, so that one compiled function serves: zeros fill up the last one."""
+    """What `images` or `examples` gives, `size` at a time, and its images as one array. All arrays
+    have the size of the first one, so that one compiled function serves: zeros fill up the last."""
     import numpy as np
 
     readable = iter(readable)
-    while chunk := list(itertools.islice(readable, size)):
+    chunk = list(itertools.islice(readable, size))
+    size = len(chunk)
+    while chunk:
         images = list(map(image_of, chunk))
         pixels = np.zeros((size, *images[0].shape), np.uint8)
         pixels[: len(images)] = images
         yield chunk, pixels
+        chunk = list(itertools.islice(readable, size))
 
 
-def examples(shown: Shown, given: Sequence[Any]) -> Iterator[tuple[Any, tuple[int, int], Any]]:
+def examples(
+    shown: Shown, given: Sequence["Image"]
+) -> Iterator[tuple["Image", tuple[int, int], Any]]:
     """As `images`, for a detector: the file's own (height, width), and the example, whose `objects`
     are none, but say where in the file's image the shown one lies."""
     import numpy as np
 
     from vit_jax.data.objects import Objects
 
-    def prepared(data: bytes) -> tuple[tuple[int, int], Any]:
+    def prepared(data: Any) -> tuple[tuple[int, int], Any]:
         image = shown.prepare.open(data, shown.model.config.channels)
         size = image.shape[:2]
         nothing = Objects.of_pixels(np.zeros((0, 4)), np.zeros(0, int), size)
         return size, shown.prepare.example({"image": image, "objects": nothing}, None)
 
-    for path, (size, example) in _readable(given, prepared):
-        _fitting(shown, path, example["image"])
-        yield path, size, example
+    for image, (size, example) in _readable(shown, given, prepared):
+        _fitting(shown, image, example["image"])
+        yield image, size, example
 
 
-def _readable(given: Sequence[Any], prepared: Callable[[Any], Any]) -> Iterator[tuple[Any, Any]]:
-    from vit_jax.data.levels import DamagedImage
+def _readable(
+    shown: Shown, given: Sequence["Image"], prepared: Callable[[Any], Any]
+) -> Iterator[tuple["Image", Any]]:
+    from vit_jax.data.images import readable
 
     read = 0
-    for path in given:
-        try:
-            found = prepared(read_bytes(path) if isinstance(path, Path) else path)
-        except (DamagedImage, OSError) as error:
-            print(printable(f"skipped: {path} ({error})"), file=sys.stderr)
-            continue
+    for image, found in readable(given, prepared, shown.damaged):
         read += 1
-        yield path, found
-    if not read:
-        raise UserError(f"none of the {len(given)} files is an image that can be read")
+        yield image, found
+    if given and not read:
+        raise UserError(f"none of the {len(given)} images can be read")
 
 
-def name_of(given: Any) -> str:
-    """What an image is called in a message."""
-    return printable(given) if isinstance(given, Path) else "an image"
-
-
-def _fitting(shown: Shown, path: Any, image: Any) -> Any:
-    if image.shape != shown.shape:
-        raise UserError(f"{name_of(path)} becomes {image.shape}, the model takes {shown.shape}")
-    return image
+def _fitting(shown: Shown, image: "Image", pixels: Any) -> Any:
+    if pixels.shape != shown.shape:
+        raise UserError(f"{printable(image)} becomes {pixels.shape}, the model takes {shown.shape}")
+    return pixels

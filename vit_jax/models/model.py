@@ -5,8 +5,7 @@ A `Model` holds sizes and a graph, never arrays, so it can be closed over by any
 
 import dataclasses
 import functools
-import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -15,8 +14,6 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Key
 
-from vit_jax.errors import UserError, printable
-from vit_jax.files import read_bytes
 from vit_jax.models import (
     axial_resnet,
     axial_vit,
@@ -135,31 +132,28 @@ class Model:
         """Random parameters on the default device: a plain dict of float32 arrays."""
         return self._compiled_init(jax.random.key(seed))
 
-    def prepare(self, images: Sequence[Any]) -> Float[np.ndarray, "batch height width channels"]:
+    def prepare(self, images: Any) -> Float[np.ndarray, "batch height width channels"]:
         """Images as `apply` takes them: resized, cropped and normalised as for evaluation.
 
         Args:
-          images: paths, arrays uint8 [height, width, channels], or images of Pillow.
+          images: names as `vit predict` takes them (`data/images.py`): a path, a folder, a pattern,
+            `@list.txt`, an address, a page; or arrays uint8 [height, width, channels], or images
+            of Pillow.
 
         Raises:
-          UserError: what is no image, or a file that cannot be read.
+          UserError: a name is nothing, what is no image, or an image that cannot be read.
         """
-        from vit_jax.data.decode import as_given
-        from vit_jax.data.levels import DamagedImage
+        from vit_jax.data.images import images_named, readable, refuse
         from vit_jax.data.ops import parse
 
         c = self.config
         pipeline = parse(self.data_config.pipeline(c.image_size), c.image_size, channels=c.channels)
-        prepared = []
-        for image in images:
-            is_path = isinstance(image, str | os.PathLike)
-            given = read_bytes(image) if is_path else as_given(image)
-            try:
-                prepared.append(pipeline(pipeline.open(given, c.channels), None))
-            except DamagedImage as error:
-                name = printable(image) if is_path else "an image"
-                raise UserError(f"{name} cannot be read: {error}") from error
-        return np.asarray(self.data_config.normalise(jnp.asarray(np.stack(prepared))))
+        prepared = readable(
+            images_named(images)[0],
+            lambda stored: pipeline(pipeline.open(stored, c.channels), None), refuse,
+        )  # fmt: skip
+        pixels = np.stack([one for _, one in prepared])
+        return np.asarray(self.data_config.normalise(jnp.asarray(pixels)))
 
     def apply(
         self,

@@ -4,7 +4,7 @@ The bytes are written to NAME.part. After a lost connection the download continu
 gets its name when its length and sha256 are right. The sha256 of the first download is pinned: it
 is kept in NAME.sha256. This module uses the standard library, because pooch cannot resume, and
 huggingface_hub is a heavy dependency for a few GET requests. `cache` checks names and links,
-`openers` checks the answers of servers, and the readers of the files check their content.
+`addresses` checks the answers of servers, and the readers of the files check their content.
 """
 
 import contextlib
@@ -24,20 +24,22 @@ from urllib.parse import unquote, urlsplit
 
 from rich.filesize import decimal
 
-from vit_jax.checkpoint.checksums import of_file
-from vit_jax.errors import UserError, printable
-from vit_jax.pretrained import cache as caches
-from vit_jax.pretrained.cache import Cache
-from vit_jax.pretrained.hub import fetch_from_hub
-from vit_jax.pretrained.openers import (
+from vit_jax.addresses import (
     BY_HAND,
+    LEAST,
     OPENERS,
     PAGE,
+    WINDOW,
     Answer,
     Here,
     Lost,
     read,
 )
+from vit_jax.checkpoint.checksums import of_file
+from vit_jax.errors import UserError, printable
+from vit_jax.pretrained import cache as caches
+from vit_jax.pretrained.cache import Cache
+from vit_jax.pretrained.hub import fetch_from_hub
 
 _NO_WEIGHTS = {  # first bytes of answers that are no weights: the message
     # HTML, XML: eight bytes of text, because the length at the start of safetensors may be "<a".
@@ -62,8 +64,8 @@ class Patience:
     """
 
     pauses: tuple[float, ...] = (0.2, 1, 3)
-    least: int = 2**16
-    window: float = 60
+    least: int = LEAST
+    window: float = WINDOW
     tries: int = 100
     most: int = 2**40
 
@@ -175,7 +177,7 @@ class _Download:
                     f"{target} has the sha256 {digest} where {sha256} is expected: delete it to "
                     f"download {self.url} again"
                 )
-        except OSError as error:  # of the disk: `openers` translates those of the network
+        except OSError as error:  # of the disk: `addresses` translates those of the network
             raise _cannot_write(target, error) from error
         return target
 

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+from vit_jax.addresses import Missing, endpoint
 from vit_jax.errors import UserError, printable
 from vit_jax.files import NotAFile
 from vit_jax.pretrained.cache import fits, shortened
-from vit_jax.pretrained.openers import Missing, endpoint
 from vit_jax.records import OBJECT, load
 
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin")

@@ -1,7 +1,8 @@
 """Opens addresses: HTTP, HTTPS and gs://. If the server can, the answer continues a partial file.
 
-An answer is used only if it fits the request and the part that is on disk. Errors are raised as
-Lost if another try may help, otherwise as UserError.
+Downloads of weights (`pretrained/download.py`) read an answer into a file; `content` reads a small
+one, such as an image, into memory. An answer is used only if it fits the request and the part that
+is on disk. Errors are raised as Lost if another try may help, otherwise as UserError.
 """
 
 import http.client
@@ -9,6 +10,7 @@ import os
 import re
 import socket
 import ssl
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable
@@ -19,6 +21,7 @@ from vit_jax.errors import UserError, printable
 
 CHUNK = 1 << 16
 TIMEOUT = 60  # seconds without a byte
+LEAST, WINDOW = 2**16, 60  # a connection that brings fewer bytes in so many seconds counts as lost
 PASSING = (408, 429, 500, 502, 503, 504)  # HTTP errors that may be gone at the next try
 PAGE = "perhaps a login page or an error page: open the address in a browser"
 BY_HAND = "try another address, or download the file by hand and give its path"
@@ -216,6 +219,46 @@ def read(stream: Any, most: int) -> bytes:
     except Exception as error:  # see _open_gs
         reason = _short(error) or type(error).__name__
         raise Lost(f"the connection was lost ({reason})") from error
+
+
+def content(
+    url: str, most: int, pauses: tuple[float, ...] = (0.2, 1), window: float = WINDOW
+) -> bytes:
+    """All bytes at an address, which are kept nowhere. `pauses` are the seconds before each further
+    try, where a connection is lost.
+
+    Raises UserError: nothing is there; the server refuses, or sends a web page or more than `most`
+    bytes; the connection is lost again and again.
+    """
+    for pause in (*pauses, None):
+        try:
+            return _content(url, most, window)
+        except Lost as lost:
+            if pause is None:
+                raise UserError(f"{url}: {lost}") from lost
+            time.sleep(pause)
+    raise AssertionError
+
+
+def _content(url: str, most: int, window: float) -> bytes:
+    answer = OPENERS[urlsplit(url).scheme](url, Here())
+    large = UserError(f"{url}: it holds more than the {most:,} bytes to be read")
+    parts, size, began, size_then = [], 0, time.monotonic(), 0
+    with answer.stream as stream:
+        if answer.total is not None and answer.total > most:
+            raise large
+        while chunk := read(stream, most + 1 - size):
+            parts.append(chunk)
+            size += len(chunk)
+            if size > most:
+                raise large
+            if (passed := (now := time.monotonic()) - began) > window:
+                if size - size_then < LEAST:
+                    raise Lost(f"{size - size_then:,} bytes came in {passed:.0f} s")
+                began, size_then = now, size
+    if size != (answer.total or size):
+        raise Lost("the connection was closed")
+    return b"".join(parts)
 
 
 def endpoint() -> str:
