@@ -8,11 +8,13 @@ arguments are literals.
 import ast
 import inspect
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 from urllib.parse import unquote
 
 from vit_jax.errors import UserError, nearest, printable
+
+PATH = re.compile(r"[\w.]+:\w+")  # an import path
 
 
 def split(text: str, separator: str = "|") -> Iterator[str]:
@@ -47,8 +49,12 @@ def arguments_of(call: str) -> tuple[list[Any], dict[str, Any]]:
     return [_literal(argument) for argument in node.args], options
 
 
-def made(text: str, kinds: Mapping[str, Any], what: str, hint: str) -> list[Any]:
-    """What each call of `a(…)|b(…)` makes, by the kind of its name.
+def made(
+    text: str, kinds: Mapping[str, Any], what: str, hint: str,
+    own: Callable[[str], Any] | None = None,
+) -> list[Any]:  # fmt: skip
+    """What each call of `a(…)|b(…)` makes, by the kind of its name. `own` gives the kind of an
+    import path; without it, there are none.
 
     Raises UserError: text that cannot be read, no such kind (with the nearest), or arguments that
     a kind refuses with TypeError or ValueError.
@@ -56,17 +62,19 @@ def made(text: str, kinds: Mapping[str, Any], what: str, hint: str) -> list[Any]
     results = []
     for call in split(text):
         name = name_of(call)
-        if not name.isidentifier():
+        by_path = own is not None and PATH.fullmatch(name) is not None
+        if not by_path and not name.isidentifier():
             raise UserError(f"{what} {text!r}: {hint}")
-        if name not in kinds:
+        if not by_path and name not in kinds:
             raise UserError(f"unknown {what} {name!r}: {nearest(name, kinds)}")
+        kind = own(name) if own and by_path else kinds[name]
         try:
             arguments, options = arguments_of(call)
-            results.append(kinds[name](*arguments, **options))
+            results.append(kind(*arguments, **options))
         except SyntaxError as error:
             raise UserError(f"{what} {text!r} cannot be read ({error.msg}): {hint}") from error
         except (TypeError, ValueError) as error:
-            takes = ", ".join(map(str, inspect.signature(kinds[name]).parameters))
+            takes = ", ".join(map(str, inspect.signature(kind).parameters))
             raise UserError(f"{what} {name}: {error} (it takes {takes})") from error
     if not results:
         raise UserError(f"{what} {text!r}: {hint}")

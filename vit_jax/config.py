@@ -18,7 +18,7 @@ from vit_jax.fields import (
     Key,
     keys_of,
 )
-from vit_jax.keys import KEYS, OF_TASK, OTHERS
+from vit_jax.keys import KEYS, OF_TASK, OTHERS, OWN
 from vit_jax.models.config_table import CONFIGS, FURTHER
 
 
@@ -109,6 +109,15 @@ def _read_by(component: str) -> dict[str, set[str]]:
 # Keys that one choice of a component reads and another does not. What is not listed here is
 # always read.
 READ_BY = {component: _read_by(component) for component in ("optimizer", "schedule", "loss")}
+
+
+def choice_of(component: str, name: str) -> str | None:
+    """The choice of a component that a name is, a key of `READ_BY`; None if there is none."""
+    choices = READ_BY[component]
+    if name in choices:
+        return name
+    return OWN if OWN in choices and ":" in name else OTHERS if OTHERS in choices else None
+
 
 # What may differ when a run is continued: how long, on what, and what is told and kept of it.
 FREE_ON_RESUME = frozenset(key.name for key in ROWS.values() if key.free)
@@ -207,13 +216,18 @@ def check_read(config: ConfigDict, user_keys: set[str]) -> None:
     """Refuses keys that were set but that the chosen components do not read."""
     for component, choices in READ_BY.items():
         name = config[component].name
-        if name not in choices and OTHERS not in choices:
-            raise UserError(f"unknown {component}.name {name!r}: {nearest(name, choices)}")
-        read = choices[name] if name in choices else choices[OTHERS]
+        choice = choice_of(component, name)
+        if choice is None:
+            own = "; or give my_package.my_module:NAME" if OWN in choices else ""
+            known = [one for one in choices if one != OWN]
+            raise UserError(f"unknown {component}.name {name!r}: {nearest(name, known)}{own}")
+        read = choices[choice]
         for key in sorted(set.union(*choices.values()) - read):
             if f"{component}.{key}" in user_keys:
                 readers = [
-                    c for c, keys_read in choices.items() if key in keys_read and c != OTHERS
+                    c
+                    for c, keys_read in choices.items()
+                    if key in keys_read and c not in (OTHERS, OWN)
                 ]
                 hint = f"read by {', '.join(readers)}" if readers else "read by other choices"
                 options = ", ".join(f"{component}.{k}" for k in sorted(read)) or "nothing more"

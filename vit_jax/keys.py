@@ -24,6 +24,7 @@ from vit_jax.fields import (
 
 AUTO = "auto"  # of microbatch
 OTHERS = "*"  # every choice of a component that is not listed
+OWN = ":"  # a choice of the user's own, by its import path
 SEED = Fits(int, lambda n: 0 <= n < 2**32, "a whole number in 0 … 2**32 - 1")
 PASS = Fits(
     object, lambda n: n == AUTO or (type(n) is int and n >= 1), "a number of examples or auto"
@@ -68,8 +69,9 @@ KEYS = (
     Key("eval_every_epochs", float, "the same in epochs; at most one of the two is set", free=True),
     Key("eval_batch_size", int, "examples in a step of evaluation. Empty: batch_size", COUNT,
         free=True),
-    Key("evaluators", str, "evaluations beside that of data.eval: fewshot('folder:PATH')|knn(…)|…",
-        free=True),
+    Key("evaluators", str, "evaluations beside that of data.eval: fewshot('folder:PATH')|knn(…)|…; "
+        "a metric of your own by its import path, my_package.my_module:NAME(…), is one of "
+        "data.eval", free=True),
     Key("best", str, "how evaluations of data.eval are ranked: max or min and a metric, as in "
         "'min loss'. Empty: as the task does, such as 'max accuracy'", BEST, free=True),
     Key("stop_after", int, "evaluations of data.eval in a row without a gain by `best` that end "
@@ -168,9 +170,10 @@ KEYS = (
         "end_lr", None, ("rsqrt",)),
 
     Key("loss.name", "softmax", "cross-entropy by a softmax over the classes, or a sigmoid for "
-        "each", one_of("softmax", "sigmoid")),
+        "each; or a loss of your own by its import path, my_package.my_module:NAME(…)",
+        one_of("softmax", "sigmoid", OWN)),
     Key("loss.label_smoothing", 0.0, "share of the target that is spread over all classes", RATE,
-        ("softmax",)),
+        ("softmax", OWN)),
     Key("loss.class_weights", object, "how much each class counts, a number for each", None,
         ("softmax", "sigmoid")),
     Key("distill", str, "teacher: soft('WEIGHTS', temperature=2) | hard('WEIGHTS', weight=0.5)"),

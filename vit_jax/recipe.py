@@ -21,10 +21,10 @@ from ml_collections import ConfigDict
 
 from vit_jax.config import (
     DURATIONS,
-    OTHERS,
     READ_BY,
     ROWS,
     base,
+    choice_of,
     fit,
     further,
     keys,
@@ -138,7 +138,7 @@ def _drop_unread(config: ConfigDict, component: str, named: list[str]) -> None:
     """After a change of component, the recipe's own settings that only the old one read go back
     to their defaults; what the user named stays, and is refused if nothing reads it."""
     choices = READ_BY[component]
-    read = choices.get(config[component].name, choices.get(OTHERS, set()))
+    read = choices.get(choice_of(component, config[component].name) or "", set())
     default = base()[component]
     for key in set.union(*choices.values()) - read:
         if f"{component}.{key}" not in named:

@@ -5,6 +5,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from vit_jax import recipe
 from vit_jax.commands.arguments import opened
 from vit_jax.commands.evaluate import Measured, judge
 from vit_jax.commands.output import say
@@ -13,6 +14,7 @@ from vit_jax.errors import UserError, printable
 from vit_jax.user_code import only
 
 EXAMPLES = 3  # classes in the line about the match
+OF_RUN = ("eval_batch_size", "evaluators")  # keys that are not about the weights
 
 
 def measured_weights(options: argparse.Namespace) -> Measured:
@@ -26,7 +28,7 @@ def measured_weights(options: argparse.Namespace) -> Measured:
     from vit_jax.training.run import run_of
 
     options = argparse.Namespace(**vars(options) | {"layout": None})
-    overrides = {k: v for k, v in options.overrides.items() if k != "eval_batch_size"}
+    overrides = {k: v for k, v in options.overrides.items() if k not in OF_RUN}
     with only(None, trust_files=options.trust_code):
         weights = opened(argparse.Namespace(**vars(options) | {"overrides": overrides}))
     model = as_shown(weights)
@@ -49,8 +51,7 @@ def measured_weights(options: argparse.Namespace) -> Measured:
         return Data(Facts(1, len(names), model.config.channels), names, evaluation=evaluation)
 
     config = _config(model, options.data, split)
-    if size := options.overrides.get("eval_batch_size"):
-        config.eval_batch_size = int(size)
+    recipe.override(config, {k: v for k, v in options.overrides.items() if k in OF_RUN})
     with only(None):
         run = run_of(config, [], data=data)
     params, report = fill(weights, run.model, run.shardings["params"])

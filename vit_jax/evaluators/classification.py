@@ -17,6 +17,11 @@ from vit_jax.models import Model
 
 Rows = dict[str, np.ndarray]  # name -> values, one row for each example of a split
 BINS = 15  # intervals of confidence, for the calibration error
+# What `metrics` returns, and what a run adds.
+METRICS = (
+    "accuracy", "top5_accuracy", "loss", "class_accuracy", "ece", "map", "examples",
+    "damaged_images",
+)  # fmt: skip
 
 
 def make_eval_step(model: Model, scores: bool = False, gather: Callable | None = None) -> Callable:

@@ -1,7 +1,8 @@
 """Evaluators by name: `fewshot('folder:FLOWERS')|knn('folder:FLOWERS', every_steps=500)`.
 
 Each says what it reads (`reads`) and makes numbers of the rows it is given; opening data and
-running the model is the caller's.
+running the model is the caller's. An evaluator of the user's own goes by its import path, and so
+does a metric (`own_metrics.py`).
 """
 
 import dataclasses
@@ -17,6 +18,8 @@ from vit_jax.data.source import Source
 from vit_jax.errors import UserError
 from vit_jax.evaluators import classification, frozen
 from vit_jax.evaluators.classification import Rows
+from vit_jax.evaluators.own_metrics import Metric, kind_of, merged, metrics_named
+from vit_jax.user_code import imported
 
 REAL_NUMBER = re.compile(r"_val_0*(\d+)")  # an ImageNet validation image's number, from 1
 
@@ -45,6 +48,9 @@ class Evaluator:
     def reads(self, source: Source) -> str:
         """The name of the task's compiled step (`Task.judge`) whose outputs it reads."""
         return "rows"
+
+    def check(self, source: Source, outputs: int) -> None:
+        """Raises UserError if it cannot measure such data of a model with so many outputs."""
 
     def __post_init__(self) -> None:
         """Raises ValueError for arguments that cannot work."""
@@ -75,20 +81,33 @@ class Means(Evaluator):
 
 @dataclasses.dataclass(frozen=True)
 class Classification(Evaluator):
-    """The metrics of `classification.metrics`. With `subset`, the model may only choose among the
-    classes that occur in the split."""
+    """The metrics of `classification.metrics`, and `metrics` of the user's own, joined by `|`. With
+    `subset`, the model may only choose among the classes that occur in the split."""
 
     subset: bool = False
+    metrics: str | None = None
     kind = "classification"
     joined = staticmethod(classification.mean_of_views)
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        metrics_named(self.metrics)
+
     def reads(self, source: Source) -> str:
-        return "scores" if self.subset or source.max_labels > 1 else "rows"
+        return "scores" if self.subset or self.metrics or source.max_labels > 1 else "rows"
+
+    def check(self, source: Source, outputs: int) -> None:
+        known = dict.fromkeys(classification.METRICS, 0.0)
+        for metric in metrics_named(self.metrics):
+            known = merged(known, metric, metric.tried(outputs, source.max_labels))
 
     def measure(self, rows: Rows, names: list[str]) -> dict[str, float]:
         if self.subset and rows["label"].ndim == 1 and len(rows["label"]):
             rows = classification.within(rows, np.unique(rows["label"]))
-        return classification.metrics(rows)
+        measured = classification.metrics(rows)
+        for metric in metrics_named(self.metrics) if len(rows["label"]) else ():
+            measured = merged(measured, metric, metric.of(rows["scores"], rows["label"]))
+        return measured
 
 
 @dataclasses.dataclass(frozen=True)
@@ -228,17 +247,37 @@ def first_of_each(labels: np.ndarray, count: int) -> np.ndarray:
     return np.sort(order[rank < count])
 
 
-def parse(text: str | None, kinds: dict[str, type[Evaluator]] = KINDS) -> list[Evaluator]:
-    """The evaluators that a string names, joined by `|`. Each task has its own `kinds`.
+def parse(
+    text: str | None, kinds: dict[str, type[Evaluator]] = KINDS
+) -> tuple[list[Evaluator], str | None]:
+    """The evaluators that a string names, joined by `|`, and the metrics among them, as a string.
+    Each task has its own `kinds`.
 
     Raises UserError: an unknown evaluator (with the nearest names), arguments that it does not
-    take, or two evaluators with the same name.
+    take, what cannot be imported, or two evaluators with the same name.
     """
     hint = "write them as fewshot('folder:PATH')|knn('folder:PATH', every_steps=500)"
-    parsed = calls.made(text, kinds, "evaluator", hint) if text else []
-    evaluators = [dataclasses.replace(e, name=e.name or e.kind) for e in parsed]
+    parsed = calls.made(text, kinds, "evaluator", hint, own=_own) if text else []
+    metrics = [one.call for one in parsed if isinstance(one, Metric)]
+    evaluators = [
+        dataclasses.replace(e, name=e.name or getattr(e, "kind", type(e).__name__))
+        for e in parsed if not isinstance(e, Metric)
+    ]  # fmt: skip
     check_names([str(evaluator.name) for evaluator in evaluators])
-    return evaluators
+    return evaluators, "|".join(metrics) or None
+
+
+def _own(path: str) -> Any:
+    """The user's own subclass of Evaluator, or what makes a metric of their function."""
+    found = imported(path, "an evaluator")
+    if not isinstance(found, type):
+        return kind_of(path, found)
+    if not issubclass(found, Evaluator) or not dataclasses.is_dataclass(found):
+        raise UserError(
+            f"evaluator {path} is no dataclass that is a vit_jax.evaluators.named.Evaluator, and "
+            "no function of scores and labels"
+        )
+    return found
 
 
 def check_names(names: list[str]) -> None:

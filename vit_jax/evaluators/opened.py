@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 from ml_collections import ConfigDict
@@ -32,17 +33,32 @@ class Opened:
 
 
 def open_evaluators(
-    c: ConfigDict, asked: list[Evaluator], own: type[Evaluator], classes: list[str] | None,
-    main: Source | None, epoch: int, pipeline: ops.Pipeline, shape: tuple[int, int, int],
+    c: ConfigDict, asked: list[Evaluator], metrics: str | None, own: type[Evaluator],
+    classes: list[str] | None, main: Source | None, epoch: int, pipeline: ops.Pipeline,
+    shape: tuple[int, int, int],
 ) -> list[Opened]:  # fmt: skip
-    """The task's `own` evaluator of the source `main` of `data.eval`, then those `asked` for. An
-    epoch is of `epoch` examples. `pipeline` is that of `data.eval`, `shape` that of the images.
+    """The task's `own` evaluator of the source `main` of `data.eval`, with `metrics` of the user's
+    own, then those `asked` for. An epoch is of `epoch` examples. `pipeline` is that of `data.eval`,
+    `shape` that of the images.
 
-    Raises UserError: an evaluator's data is missing or has several labels, or names are equal.
+    Raises UserError: an evaluator's data is missing or has several labels, names are equal, or a
+    metric cannot be had.
     """
     opened = []
+    more: dict[str, Any] = {}
+    if metrics:
+        if main is None:
+            raise UserError(
+                f"{metrics} is measured on data.eval, which has no split: --config.data.eval.split"
+            )
+        if "metrics" not in own.__dataclass_fields__:
+            raise UserError(
+                f"{metrics} is a function of scores and labels, which task={c.task} does not have"
+            )
+        more = {"metrics": metrics}
     if main is not None:
-        first = own(name=c.data.eval.split)
+        first = own(name=c.data.eval.split, **more)
+        first.check(main, c.model.num_classes)
         opened.append(Opened(first, main, None, pipeline, c.eval_every_steps))
     for evaluator in asked:
         source = evaluator.source or c.data.eval.source or c.data.train.source
@@ -61,6 +77,7 @@ def open_evaluators(
         else:
             test = open_source(source, split, classes)
         _check_labels(evaluator, f"{source}, split {split!r},", test)
+        evaluator.check(test, c.model.num_classes)
         every = evaluator.every_steps or c.eval_every_steps
         if evaluator.every_epochs:
             every = max(1, round(evaluator.every_epochs * epoch / c.batch_size))

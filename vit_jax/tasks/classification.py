@@ -1,7 +1,9 @@
-"""One class of an image, or several: softmax or sigmoid cross-entropy on one-hot targets."""
+"""One class of an image, or several: softmax or sigmoid cross-entropy on one-hot targets, or a loss
+of the user's own."""
 
 import dataclasses
 import math
+import re
 from collections.abc import Callable
 from typing import Any, ClassVar
 
@@ -17,9 +19,11 @@ from vit_jax.evaluators.frozen import make_feature_step
 from vit_jax.models import Model
 from vit_jax.tasks.losses import LOSSES, targets, weighted
 from vit_jax.tasks.mixing import mix_images, mix_targets, partners
+from vit_jax.tasks.own_loss import OwnLoss, own_loss
 from vit_jax.tasks.task import Batch, Entries, Task
 
 FORMATS = {"loss": ".4f", "best_c": "g", "examples": "", "damaged_images": ""}
+SHARE = re.compile(r".*accuracy(_\d+)?|ece|map")  # metrics that are written in percent
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,14 +79,27 @@ class Classification(Task):
         super().__init__(config, model, facts)
         if facts.max_objects:
             raise UserError(f"{config.data.train.source} {GIVES_BOXES}")
-        self.loss_of = weighted(LOSSES[config.loss.name], config.loss.class_weights)
+        loss = loss_named(config.loss.name)
+        self.loss_of = weighted(loss, config.loss.class_weights)
         self.mixes = bool(config.mixup or config.cutmix)
-        if facts.max_labels > 1 and config.loss.name == "softmax":
+        if facts.max_labels > 1 and self.activation(config) == "softmax":
+            own = ", or give its function the activation 'sigmoid'" * isinstance(loss, OwnLoss)
             raise UserError(
                 f"{config.data.train.source} has up to {facts.max_labels} labels an example, "
-                "loss=softmax takes one: --config.loss=sigmoid"
+                f"loss={config.loss.name} takes one: --config.loss=sigmoid{own}"
+            )
+        if isinstance(loss, OwnLoss):
+            loss.check(config.model.num_classes)
+            self.notes = (
+                f"loss {loss.name}: your own, of logits and targets "
+                f"[batch, {config.model.num_classes:,}]; predictions by {loss.activation}",
             )
         _check_class_weights(config)
+
+    @staticmethod
+    def activation(config: ConfigDict) -> str:
+        loss = loss_named(config.loss.name)
+        return loss.activation if isinstance(loss, OwnLoss) else config.loss.name
 
     @staticmethod
     def outputs(config: ConfigDict, facts: Facts) -> int:
@@ -136,8 +153,14 @@ class Classification(Task):
         """`accuracy 99.10%  top-5 100.00%  loss 0.0412`."""
         return "  ".join(
             f"{key.replace('top5_accuracy', 'top-5').replace('_', ' ')} {value:{how}}"
-            for key, value in metrics.items() if (how := FORMATS.get(key, ".2%"))
+            for key, value in metrics.items()
+            if (how := FORMATS.get(key, ".2%" if SHARE.fullmatch(key) else ".4g"))
         )  # fmt: skip
+
+
+def loss_named(name: str) -> Callable:
+    """The loss of a config's `loss.name`. Raises UserError where there is none."""
+    return LOSSES[name] if name in LOSSES else own_loss(name)
 
 
 def _check_class_weights(config: ConfigDict) -> None:

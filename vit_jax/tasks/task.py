@@ -9,6 +9,7 @@ from jaxtyping import Array
 from ml_collections import ConfigDict
 
 from vit_jax.data.source import Facts
+from vit_jax.errors import UserError
 from vit_jax.evaluators.named import Evaluator, Means
 from vit_jax.models import Model
 
@@ -56,6 +57,7 @@ class Task:
     evaluators: ClassVar[dict[str, type[Evaluator]]] = {}  # others, by name
     outputs_are_classes: ClassVar[bool] = False  # whether the data's classes name the outputs
     held: Any = None  # arrays that the loss reads and that do not train
+    notes: tuple[str, ...] = ()  # lines for the user
 
     def __init__(self, config: ConfigDict, model: Model, facts: Facts):
         self.config, self.model, self.facts = config, model, facts
@@ -70,6 +72,17 @@ class Task:
     def outputs(config: ConfigDict, facts: Facts) -> int:
         """Width of the model's head. Raises UserError where the config asks for what cannot be."""
         return config.model.num_classes or facts.num_classes
+
+    @staticmethod
+    def activation(config: ConfigDict) -> str:
+        """What makes predictions of the logits, a key of `vit_jax.models.model.ACTIVATIONS`. Raises
+        UserError where the config names a loss that the task does not read."""
+        if ":" in config.loss.name:
+            raise UserError(
+                f"loss.name={config.loss.name} is of task=classification; task={config.task} has a "
+                "loss of its own"
+            )
+        return config.loss.name
 
     def open(self, classes: list[str], say: Callable[[str], object]) -> None:
         """Reads what the task needs before training (`held`). `say` takes lines for the user."""

@@ -142,7 +142,9 @@ def resolve(
         said += _inherit(c, weights)
     # Weights are measured at their own size, which patches need not tile.
     measures = found.here and found.train is None
-    model = _make_model(c, remainder=measures and "model.image_size" not in named)
+    model = _make_model(
+        c, task_class.activation(c), remainder=measures and "model.image_size" not in named
+    )
     gpu = gpu if isinstance(devices, int) else gpu_of(devices[0])
     said += _attention(model, gpu) if compiled or gpu else []
     model = model.on(gpu)
@@ -153,8 +155,9 @@ def resolve(
             "another model, or the task"
         )
     task = task_class(frozen, model, found.facts)
+    said += task.notes
     _check_optimizer(frozen, model)
-    asked = parse(frozen.evaluators, task.evaluators)
+    asked, metrics = parse(frozen.evaluators, task.evaluators)
     pipelines = _pipelines(frozen, model, task.entries(found.facts).placed)
     for source, parsed in zip((found.train, found.evaluation), pipelines, strict=True):
         note = check_depth(source, parsed, model.config.channels) if source else ""
@@ -164,7 +167,7 @@ def resolve(
     if found.here:
         shape = (*model.config.image_size, model.config.channels)
         evaluators = open_evaluators(
-            frozen, asked, task.evaluation, found.classes or None, found.evaluation,
+            frozen, asked, metrics, task.evaluation, found.classes or None, found.evaluation,
             found.facts.num_examples, pipelines[1], shape,
         )  # fmt: skip
         check_evaluators(evaluators[found.evaluation is not None :], shape, task.entries)
@@ -270,9 +273,9 @@ def _shown_by_pipelines(c: ConfigDict, named: list[str]) -> None:
     c.data.mean, c.data.std = said[0]
 
 
-def _make_model(c: ConfigDict, remainder: bool) -> Model:
+def _make_model(c: ConfigDict, activation: str, remainder: bool) -> Model:
     """The model of a config, whose fields it makes final; with `remainder`, of an image size that
-    patches need not tile."""
+    patches need not tile. `activation` makes predictions of its logits."""
     fields = c.model.to_dict()
     model = create_model(fields.pop("name"), remainder=remainder, **fields)
     c.model.update(dataclasses.asdict(model.config))
@@ -286,7 +289,7 @@ def _make_model(c: ConfigDict, remainder: bool) -> Model:
             )
         c.data[key] = value
     data = DataConfig(written=c.data.eval.pipeline, mean=c.data.mean, std=c.data.std)
-    return dataclasses.replace(model, data_config=data, activation=c.loss.name)
+    return dataclasses.replace(model, data_config=data, activation=activation)
 
 
 def _attention(model: Model, gpu: Gpu | None) -> list[str]:

@@ -64,6 +64,7 @@ class Start:
         config = flat(run.config)
         return {
             "config": config, "classes": run.classes, "origin": self.origin, "sources": run.held,
+            "activation": run.model.activation,
             "train_examples": run.train_examples, "examples_seen": examples_seen,
             "goodput": dict(seconds), **signature(config),
         }  # fmt: skip
