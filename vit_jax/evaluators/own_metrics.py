@@ -26,21 +26,24 @@ MOST_CLASSES = 1000  # of which a metric is tried on made-up scores
 
 @dataclasses.dataclass(frozen=True)
 class Metric:
-    """A function of the user's own with its further arguments, and what its number is called."""
+    """A function of the user's own with its further arguments. `name` is what its number is called
+    (the function's name by default), or how the names of its numbers begin."""
 
     call: str  # as the config has it
     function: Callable
     arguments: tuple[Any, ...]
     options: dict[str, Any]
-    name: str
+    name: str | None = None
 
     def of(self, scores: np.ndarray, labels: np.ndarray) -> dict[str, float]:
         """The metric's numbers of a split. Raises UserError: it fails, or returns no numbers."""
         scores, labels = (_read_only(values) for values in (scores, labels))
         try:
             found = self.function(scores, labels, *self.arguments, **self.options)
-            numbers = found if isinstance(found, dict) else {self.name: found}
-            return {str(name): _number(value) for name, value in numbers.items()}
+            if isinstance(found, dict):
+                start = f"{self.name}_" if self.name else ""
+                return {f"{start}{name}": _number(value) for name, value in found.items()}
+            return {self.name or calls.name_of(self.call).partition(":")[2]: _number(found)}
         except UserError:
             raise
         except Exception as error:  # the user's function may raise anything
@@ -110,7 +113,7 @@ def kind_of(path: str, function: Any) -> Callable[..., Metric]:
         given = [*map(repr, arguments), *(f"{key}={value!r}" for key, value in options.items())]
         given += [f"name={name!r}"] if name else []
         call = path + (f"({', '.join(given)})" if given else "")
-        return Metric(call, function, arguments, options, name or path.rpartition(":")[2])
+        return Metric(call, function, arguments, options, name)
 
     return made
 

@@ -301,7 +301,7 @@ class Progress:
         Raises UserError where it does not have that metric.
         """
         _, best_of, values = self._ranked()
-        return without_gain(values, best_of) == 0
+        return best_of(values) != best_of(values[:-1], default=None)
 
     def gains_nothing(self, step: int) -> bool:
         """Whether `stop_after` evaluations of `data.eval` had no gain, so that the run has `ended`
