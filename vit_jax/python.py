@@ -47,7 +47,7 @@ def predict(
 
     options = argparse.Namespace(
         weights=str(weights), layout=None, trust_code=trust_code, top=top, threshold=threshold,
-        batch_size=batch_size, output=None, pictures=None,
+        batch_size=batch_size, output=None, pictures=None, coco=None,
         overrides={f"model.{name}": str(value) for name, value in fields.items()},
     )  # fmt: skip
     command.check_numbers(options)
