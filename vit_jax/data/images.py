@@ -34,7 +34,6 @@ from vit_jax.files import MOST_BYTES, read_bytes
 T = TypeVar("T")
 Stored = bytes | np.ndarray  # of an encoded file, or values [height, width, channels]
 
-SCHEMES = ("http", "https", "gs")
 _ADDRESS = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://(.*)", re.S)
 _PAGE = re.compile(r"(.+)\[(\d{1,6})\]", re.S)
 _WILD = re.compile(r"[*?[]")
@@ -197,8 +196,10 @@ def _at(name: str, scheme: str, rest: str, notes: list[str]) -> list[Image]:
         from urllib.parse import unquote
 
         return _plain(unquote(rest), notes)
-    if scheme not in SCHEMES:
-        known = ", ".join(f"{one}://" for one in (*SCHEMES, "file"))
+    from vit_jax.addresses import OPENERS
+
+    if scheme not in OPENERS:
+        known = ", ".join(f"{one}://" for one in (*OPENERS, "file"))
         raise UserError(f"{printable(name)}: images are read from {known} and plain paths")
     page = _PAGE.fullmatch(rest)
     url = f"{scheme}://{page[1] if page else rest}"
