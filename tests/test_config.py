@@ -1,6 +1,8 @@
 """The tree of keys, what one says about it, and which keys the chosen components read."""
 
+import copy
 import dataclasses
+import pickle
 import re
 
 import pytest
@@ -106,6 +108,64 @@ def test_every_key_listed_as_read_is_a_key_of_its_component():
 
 def test_every_duration_is_made_of_keys():
     assert {key for units in config.DURATIONS.values() for key in units} <= set(keys())
+
+
+# -- slips of a hand in a recipe or a notebook ---------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("section", "key", "meant"),
+    [
+        ("optimizer", "lrr", "did you mean optimizer.lr or optimizer.lr_per?"),
+        ("", "lr", "did you mean optimizer.lr?"),
+        ("model", "num_head", "did you mean model.num_heads?"),
+        ("data.train", "pipline", "did you mean data.train.pipeline or data.eval.pipeline?"),
+        ("", "bogus", "vit train --help lists the keys"),
+        ("model", "bogus", "vit train --help lists the keys"),
+    ],
+)
+def test_an_unknown_key_is_one_line_with_what_may_be_meant(section, key, meant):
+    full = f"{section}.{key}".removeprefix(".")
+    line = f"unknown config key {full!r}: {meant}"
+    for c in base(), copy.deepcopy(base()), pickle.loads(pickle.dumps(base())):
+        part = c[section] if section else c
+        with pytest.raises(AttributeError) as error:
+            setattr(part, key, 1)
+        assert str(error.value) == line
+        with pytest.raises(AttributeError) as error:
+            getattr(part, key)
+        assert str(error.value) == line
+        with pytest.raises(KeyError) as error:
+            part[key] = 1
+        assert error.value.args == (line,)
+    with pytest.raises(UserError) as refused:
+        recipe.override(base(), {full: "1"})
+    assert str(refused.value) == line
+
+
+def test_a_section_is_answered_with_its_keys():
+    with pytest.raises(UserError, match=r"'mesh': did you mean (mesh\.\w+(, | or )?){3}\?"):
+        recipe.override(base(), {"mesh": "8"})
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "line"),
+    [
+        ("batch_size", "many", "config key 'batch_size' takes a whole number, not 'many' (now: 1"),
+        ("optimizer.lr", "x", "config key 'optimizer.lr' takes a number, not 'x' (now: 0.001)"),
+        ("total_epochs", [3], "config key 'total_epochs' takes a number, not [3] (now: None)"),
+        ("mesh.fsdp", None, ""),
+    ],
+)
+def test_a_value_of_another_kind_is_one_line(key, value, line):
+    c = base()
+    section, _, leaf = key.rpartition(".")
+    if not line:
+        c[section][leaf] = value  # as ConfigDict has it, None fits everywhere
+        return
+    with pytest.raises(TypeError) as error:
+        setattr(c[section] if section else c, leaf, value)
+    assert str(error.value).startswith(line)
 
 
 # -- trees that base() did not make -------------------------------------------------------

@@ -66,7 +66,8 @@ def test_the_allocator_is_set_before_training_and_left_alone_where_the_user_set_
             command, env=environment | given, capture_output=True, text=True, check=False
         )
         assert run.returncode == 2, run.stderr
-        assert run.stderr == f"vit: error: {recipe} cannot be read: {wanted}\n"
+        said = f"recipe {recipe}, line 2: ImportError: {wanted}".removesuffix(": ")
+        assert run.stderr == f"vit: error: {said}\n"
 
 
 @pytest.mark.parametrize(

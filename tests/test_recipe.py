@@ -93,8 +93,31 @@ def test_a_missing_file_lists_the_bundled_recipes(spec):
             "    c.model = dict(width=3)\n    return c",
             r"without task, seed.* …: begin it with c = vit_jax\.config\.base\(\)",
         ),
-        ("def get_config(:", "cannot be read: invalid syntax"),
-        ("import no_such_module", "cannot be read: No module named 'no_such_module'"),
+        ("def get_config(:", "line 1: invalid syntax"),
+        ("\nimport no_such_module", "line 2: ModuleNotFoundError: No module named 'no_such_mod"),
+        ("size = 8\n\n\nwidth = size * nothing", "line 4: NameError: name 'nothing' is not"),
+        (
+            "def half(n):\n    return n / 0\n\ndef get_config():\n    return half(4)",
+            "line 2: ZeroDivisionError: division by zero",
+        ),
+        ("def get_config():\n    return [1, 2][5]", "line 2: IndexError: list index out of range"),
+        ("def get_config():\n    assert 1 > 2", "line 2: AssertionError$"),
+        (
+            "from pathlib import Path\n\ndef get_config():\n    return Path('/none').read_text()",
+            "line 4: FileNotFoundError: .*'/none'$",
+        ),
+        ("def get_config():\n    raise ValueError('two\\nlines')", "line 2: two lines$"),
+        (
+            "from vit_jax.config import base\n\ndef get_config():\n    c = base()\n"
+            "    c.schedule.warm_steps = 3",
+            "line 5: unknown config key 'schedule.warm_steps': did "
+            r"you mean schedule\.warmup_steps",
+        ),
+        (
+            "from vit_jax.config import base\n\ndef get_config():\n    c = base()\n"
+            "    c.mesh.fsdp = 'all'",
+            r"line 5: config key 'mesh\.fsdp' takes a whole number, not 'all' \(now: 1\)$",
+        ),
     ],
 )
 def test_a_file_that_is_no_recipe_says_why(text, told, tmp_path):
@@ -189,6 +212,21 @@ def test_none_empties_what_may_be_empty():
     recipe.override(c, {"optimizer.clip_norm": "None", "data.eval.split": "None"})
     assert c.optimizer.clip_norm is None
     assert c.data.eval.split == ""
+
+
+@pytest.mark.parametrize("first", ["total_epochs", "total_steps"])
+def test_none_empties_a_duration_and_another_unit_may_follow(first):
+    values = {"total_epochs": "None", "total_steps": "7"}
+    c = recipe.load("digits.py")
+    recipe.override(c, {first: values.pop(first), **values})
+    assert (c.total_epochs, c.total_steps) == (None, 7)
+
+
+def test_none_leaves_the_duration_in_another_unit_as_it_is():
+    c = recipe.load("digits.py")
+    before = c.total_epochs
+    recipe.override(c, {"total_steps": "None", "schedule.warmup_epochs": "None"})
+    assert (c.total_epochs, c.schedule.warmup_epochs) == (before, None)
 
 
 @pytest.mark.parametrize("key", ["seed", "batch_size", "optimizer.lr", "data.threads"])

@@ -4,6 +4,7 @@ differs, and keys that nothing would read are refused. `resolution.py` turns it 
 
 import copy
 import dataclasses
+import difflib
 import hashlib
 import json
 import re
@@ -13,11 +14,8 @@ from typing import Any
 from ml_collections import ConfigDict, FrozenConfigDict
 from ml_collections.config_dict import placeholder
 
-from vit_jax.errors import UserError, nearest
-from vit_jax.fields import (
-    Key,
-    keys_of,
-)
+from vit_jax.errors import UserError, did_you_mean, nearest
+from vit_jax.fields import Key, in_words, keys_of
 from vit_jax.keys import KEYS, OF_TASK, OTHERS, OWN
 from vit_jax.models.config_table import CONFIGS, FURTHER
 
@@ -57,6 +55,58 @@ def _rows() -> dict[str, Key]:
 ROWS = _rows()
 
 
+class Section(ConfigDict):
+    """A part of the tree, or the whole tree, whose refusals are one line that names the key, as the
+    command line's are. They are raised as what ConfigDict raises: an AttributeError for an unknown
+    key, a TypeError for a value of another kind."""
+
+    _section = ""  # what its dotted keys begin with, such as `optimizer.`
+
+    def __init__(self, *given: Any, section: str = "", **options: Any):
+        object.__setattr__(self, "_section", section)
+        super().__init__(*given, **options)
+
+    def __setstate__(self, state: Any) -> None:
+        super().__setstate__(state)
+        object.__setattr__(self, "_section", state.get("_section", ""))
+
+    def __setitem__(self, key: str, value: Any) -> None:
+        if self.is_locked and key not in self:
+            raise KeyError(self._unknown(key))
+        try:
+            super().__setitem__(key, value)
+        except TypeError:
+            kind, now = in_words(self.get_type(key)), self[key]
+            raise TypeError(
+                f"config key {self._section + key!r} takes {kind}, not {value!r} (now: {now})"
+            ) from None
+
+    def __setattr__(self, key: str, value: Any) -> None:
+        if self.is_locked and key not in self:
+            raise AttributeError(self._unknown(key))
+        super().__setattr__(key, value)
+
+    def __getattr__(self, key: str) -> Any:
+        if key.startswith("_") or key in self:
+            return super().__getattr__(key)
+        raise AttributeError(self._unknown(key))
+
+    def _unknown(self, key: str) -> str:
+        return unknown_key(self._section + key, [*ROWS, *(self._section + own for own in self)])
+
+
+def unknown_key(name: str, known: Iterable[str]) -> str:
+    """The line for a key that is not among the `known` ones, with those that may be meant: keys
+    with a similar last part, as in `lr` or `optimizer.lrr`, or those of a section."""
+    known, (_, _, leaf) = list(dict.fromkeys(known)), name.rpartition(".")
+    ends = {key: key.rpartition(".")[2] for key in known}
+    like = difflib.get_close_matches(leaf, sorted(set(ends.values())))
+    meant = [key for key in known if ends[key] in like or key.startswith(f"{name}.")]
+    meant = difflib.get_close_matches(name, meant, cutoff=0)
+    hint = did_you_mean(meant) if meant else "vit train --help lists the keys"
+    return f"unknown config key {name!r}: {hint}"
+
+
 def base(model: str = "", task: str = "") -> ConfigDict:
     """All keys with their defaults.
 
@@ -65,14 +115,15 @@ def base(model: str = "", task: str = "") -> ConfigDict:
       model: a name of a family whose further fields become keys too, such as `sasa_resnet26`, or
         the import path of your own, `my_package.my_module:MY_FAMILY`.
     """
-    tree: dict[str, Any] = {}
+    c = Section()
     for key in ROWS.values():
         *sections, leaf = key.name.split(".")
-        node = tree
-        for section in sections:
-            node = node.setdefault(section, {})
+        node: ConfigDict = c
+        for depth, section in enumerate(sections):
+            if section not in node:
+                node[section] = Section(section=".".join(sections[: depth + 1]) + ".")
+            node = node[section]
         node[leaf] = placeholder(key.default) if key.empty else copy.copy(key.default)
-    c = ConfigDict(tree)
     c.model.name, c.task = model or c.model.name, task or c.task
     fit(c)
     return c.lock()
@@ -91,7 +142,7 @@ def fit(config: ConfigDict) -> None:
     for name, key in own.items():
         section, _, leaf = name.partition(".")
         if section not in config:
-            config[section] = ConfigDict()
+            config[section] = Section(section=f"{section}.")
         if leaf not in config[section]:
             config[section][leaf] = placeholder(key.default) if key.empty else key.default
 
@@ -181,7 +232,7 @@ def check_tree(config: ConfigDict) -> None:
     """
     known, given = set(keys(config)), {key for key, _ in leaves(config)}
     for key in sorted(given - known):
-        raise UserError(f"unknown config key {key!r}: {nearest(key, known)}")
+        raise UserError(unknown_key(key, known))
     for key in sorted(ROWS.keys() - given):
         raise UserError(f"config key {key!r} is missing: build the config from vit_jax.config.base")
 

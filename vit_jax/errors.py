@@ -5,7 +5,7 @@ import errno
 import io
 import os
 import traceback
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 LONGEST_LINE = 1600  # characters of a message's line
@@ -93,5 +93,10 @@ def nearest(name: str, options: Iterable[str], count: int = 3) -> str:
     found = difflib.get_close_matches(name, options, count, cutoff=0.4)
     if not found:
         return "there are: " + ", ".join(options[:20]) + (" …" if len(options) > 20 else "")
-    last = found.pop()
-    return "did you mean " + (", ".join(found) + " or " if found else "") + last + "?"
+    return did_you_mean(found)
+
+
+def did_you_mean(found: Sequence[str]) -> str:
+    """`did you mean a, b or c?`"""
+    *others, last = found
+    return "did you mean " + (", ".join(others) + " or " if others else "") + last + "?"

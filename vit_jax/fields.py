@@ -37,6 +37,13 @@ POSITIVE = Fits(float, lambda value: value > 0, "a positive number")
 NOT_NEGATIVE = Fits(float, lambda value: value >= 0, "a number of at least 0")
 
 
+def in_words(kind: type) -> str:
+    """What a value of a kind is called."""
+    return {bool: "true or false", int: "a whole number", float: "a number", str: "a text"}.get(
+        kind, f"a {kind.__name__}"
+    )
+
+
 def one_of(*words: str) -> Fits:
     """One of a few words."""
     return Fits(str, words.__contains__, f"one of {', '.join(words)}", words)

@@ -6,6 +6,7 @@ the recipe's in another unit, and nothing may read `sys.argv`.
 """
 
 import ast
+import contextlib
 import importlib.util
 import inspect
 import math
@@ -29,11 +30,13 @@ from vit_jax.config import (
     further,
     keys,
     leaves,
+    unknown_key,
 )
-from vit_jax.errors import UserError, nearest
-from vit_jax.fields import Key
+from vit_jax.errors import UserError
+from vit_jax.fields import Key, in_words
 from vit_jax.keys import OF_TASK
 
+EMPTY = "None"  # the text that empties a key
 _TRUE, _FALSE = ("true", "yes", "1"), ("false", "no", "0")
 
 
@@ -84,24 +87,41 @@ def _called(spec: str, function: str, without: str, optional: bool = False) -> A
     except TypeError as error:
         what = f"takes no arguments, not {arguments!r}" if given else f"needs some: {path}:…"
         raise UserError(f"recipe {path} {what}") from error
-    try:
+    with _errors_of(path, module.__file__):
         made = call(*given)
         return list(made) if inspect.isgenerator(made) else made
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        line = traceback.extract_tb(error.__traceback__)[1].lineno
-        raise UserError(f"recipe {path}, line {line}: {error}") from error
+
+
+@contextlib.contextmanager
+def _errors_of(path: str, file: str | None) -> Iterator[None]:
+    """Turns an error that the code of a recipe raises inside into a line that names the recipe and
+    its line."""
+    try:
+        yield
+    except UserError:
+        raise
+    except SyntaxError as error:
+        where = f"recipe {path}" if error.filename == file else error.filename
+        raise UserError(f"{where}, line {error.lineno}: {error.msg}") from error
+    except Exception as error:
+        frames = traceback.extract_tb(error.__traceback__)
+        line = next((frame.lineno for frame in reversed(frames) if frame.filename == file), 1)
+        what = " ".join(str(error).split())
+        if not what or not isinstance(error, (AttributeError, TypeError, ValueError)):
+            what = f"{type(error).__name__}: {what}".removesuffix(": ")
+        raise UserError(f"recipe {path}, line {line}: {what}") from error
 
 
 def override(config: ConfigDict, values: Mapping[str, str]) -> list[str]:
     """Sets dotted keys from their text, in place, by each key's type; returns the keys set.
 
-    A duration replaces the recipe's in another unit; with a component's name, what only the
+    A duration replaces the recipe's in another unit, unless it is None; with a component's name, what only the
     recipe's own choice of it reads goes back to the default. A component's name can be given for
     the component itself: `loss=sigmoid`. `key=None` empties a key that may be empty.
 
     Raises UserError: unknown key (with the nearest), wrong type, two units for one duration.
     """
-    named = []
+    named, lasting = [], []
     with config.unlocked():
         # The names of task and model decide which keys there are.
         for key in sorted(values, key=lambda key: key not in ("task", "model", "model.name")):
@@ -109,11 +129,12 @@ def override(config: ConfigDict, values: Mapping[str, str]) -> list[str]:
             key = _full_key(config, key)
             named.append(key)
             for units in DURATIONS.values():
-                if key in units:
-                    twice = [other for other in units if other in named and other != key]
+                if key in units and text != EMPTY:
+                    twice = [other for other in units if other in lasting and other != key]
                     if twice:
                         raise UserError(f"{twice[0]} and {key} are both set: keep one of them")
                     config.update_from_flattened_dict({other: None for other in units})
+                    lasting.append(key)
             if key.startswith("optimizer.kwargs"):
                 name = key.removeprefix("optimizer.kwargs").removeprefix(".")
                 if not name.isidentifier():
@@ -151,12 +172,12 @@ def _full_key(config: ConfigDict, key: str) -> str:
         return key
     if f"{key}.name" in known:
         return f"{key}.name"
-    raise UserError(f"unknown config key {key!r}: {nearest(key, known)}")
+    raise UserError(unknown_key(key, known))
 
 
 def _parse(key: str, text: str, kind: type, current: Any) -> Any:
     """`text` as `kind`. Keys that are empty by default may be emptied by the word None."""
-    if text == "None":
+    if text == EMPTY:
         if key.startswith("model.") or (key in ROWS and ROWS[key].empty):
             return None
         if kind is str:
@@ -181,9 +202,8 @@ def _parse(key: str, text: str, kind: type, current: Any) -> Any:
             return float(text)
         return _literal(text) if kind is object else text
     except (ValueError, OverflowError):
-        names = {bool: "true or false", int: "a whole number", float: "a number"}
         raise UserError(
-            f"config key {key!r} takes {names[kind]}, not {text!r} (now: {current})"
+            f"config key {key!r} takes {in_words(kind)}, not {text!r} (now: {current})"
         ) from None
 
 
@@ -216,10 +236,8 @@ def _module(path: str) -> ModuleType:
     if spec is None or spec.loader is None:
         raise UserError(f"{os.fspath(file)!r} is no Python file")
     module = importlib.util.module_from_spec(spec)
-    try:
+    with _errors_of(str(file), module.__file__):
         spec.loader.exec_module(module)
-    except (SyntaxError, ImportError) as error:
-        raise UserError(f"{file} cannot be read: {error}") from error
     return module
 
 
