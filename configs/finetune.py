@@ -18,7 +18,7 @@ runs of this code: CIFAR-10 98.95%, CIFAR-100 91.67%, ImageNet-1k 83.97%, Pets 9
 99.38%.
 """
 
-from vit_jax.config import base
+from vit_jax.config import WEIGHTS_WANTED, base
 from vit_jax.errors import UserError, nearest
 from vit_jax.models.registry import full_name, takes
 
@@ -50,7 +50,7 @@ def get_config(arguments: str = "b16,cifar10"):
     c.batch_size = 512
     c.total_steps = steps
     c.eval_every_steps = max(1, steps // 10)
-    c.init = "PRETRAINED_WEIGHTS"  # yours: --config.init=…
+    c.init = WEIGHTS_WANTED  # yours: --config.init=…
 
     c.model.name = full_name(size, 384)
     if takes(c.model.name, "scan"):

@@ -18,7 +18,6 @@ def get_config(path: str = ""):
     c = base()
     c.batch_size = 64
     c.total_epochs = 20.0
-    c.log_every_steps = 100
     c.eval_every_epochs = 4.0
 
     c.model.name = "vit_nano_patch8_64"

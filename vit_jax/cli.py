@@ -152,8 +152,11 @@ def _line_and_code(command, error):
         too_many = error.errno in (errno.EMFILE, errno.ENFILE)
         remedy = f"; {errors.FILES_REMEDY}" if too_many else ""
         return f"error: {where}: {error.strerror}{remedy}", errors.USER_ERROR
-    from vit_jax.parallel.runtime import lost_peer
+    from vit_jax.parallel.runtime import lost_peer, no_device
 
+    missing = no_device(error)
+    if missing:
+        return f"error: {missing}", errors.USER_ERROR
     peer = lost_peer(error)
     if peer:
         return peer, errors.RESTART

@@ -19,6 +19,9 @@ from vit_jax.fields import Key, in_words, keys_of
 from vit_jax.keys import KEYS, OF_TASK, OTHERS, OWN
 from vit_jax.models.config_table import CONFIGS, FURTHER
 
+# `init` in a recipe that needs weights, for which the user must name some.
+WEIGHTS_WANTED = "PRETRAINED_WEIGHTS"
+
 
 def of_model(name: str) -> dict[str, Key]:
     """The keys `model.FIELD` that a family has beyond those of `ROWS`, by name. It is one of

@@ -60,7 +60,8 @@ KEYS = (
         "total_examples is set", free=True),
     Key("total_epochs", float, "the length in passes over the training split", free=True),
     Key("total_examples", int, "the length in examples, over all epochs", free=True),
-    Key("log_every_steps", 50, "steps between two rows of metrics", COUNT, free=True),
+    Key("log_every_steps", int, "steps between two rows of metrics. Empty: 50, and less in a short "
+        "run, so that there are 10 rows", COUNT, free=True),
     Key("writers", "tensorboard", "who gets every row beside metrics.jsonl, joined by commas: "
         "tensorboard | wandb | mlflow | trackio, or a writer of your own by its import path, "
         "my_package.my_module:MyWriter. None: nobody", WRITTEN, free=True, later=True),

@@ -115,9 +115,10 @@ def _errors_of(path: str, file: str | None) -> Iterator[None]:
 def override(config: ConfigDict, values: Mapping[str, str]) -> list[str]:
     """Sets dotted keys from their text, in place, by each key's type; returns the keys set.
 
-    A duration replaces the recipe's in another unit, unless it is None; with a component's name, what only the
+    A duration replaces the recipe's in another unit. With a component's name, what only the
     recipe's own choice of it reads goes back to the default. A component's name can be given for
-    the component itself: `loss=sigmoid`. `key=None` empties a key that may be empty.
+    the component itself: `loss=sigmoid`. `key=None` empties a key that may be empty, and that key
+    alone.
 
     Raises UserError: unknown key (with the nearest), wrong type, two units for one duration.
     """

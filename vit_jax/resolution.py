@@ -31,6 +31,9 @@ from vit_jax.errors import UserError
 from vit_jax.keys import AUTO
 from vit_jax.sizes import divides, mesh_sizes, microbatches
 
+# Steps between two rows where the config leaves it open, and how many rows a short run has then.
+LOG_EVERY, ROWS_AT_LEAST = 50, 10
+
 if TYPE_CHECKING:  # launchers import this module, and know no data
     from vit_jax.data.source import Facts
 
@@ -78,11 +81,8 @@ def resolve(
         raise UserError(f"the run has no length: set one of {options}")
     c.total_steps = total
     c.schedule.warmup_steps = _steps(c, "warm-up", data) or 0
-    if c.schedule.warmup_steps > total:
-        lines.append(
-            f"warm-up of {c.schedule.warmup_steps} steps is longer than the run: shortened to "
-            f"{total} steps"
-        )
+    lines += _warm_up_of_whole_run(c)
+    c.log_every_steps = c.log_every_steps or min(LOG_EVERY, max(1, total // ROWS_AT_LEAST))
     c.eval_every_steps = _steps(c, "evaluation", data) or total
     if c.stop_after and not (c.data.eval.split and c.eval_every_steps < total):
         raise UserError(
@@ -121,6 +121,20 @@ def resolve(
         )
     _absolute_paths(c)
     return c, lines
+
+
+def _warm_up_of_whole_run(c: ConfigDict) -> list[str]:
+    """A line where the warm-up leaves no step in which the learning rate could fall."""
+    warmup, total = c.schedule.warmup_steps, c.total_steps
+    if warmup < total or total == 1:
+        return []
+    how = "is as long as the run" if warmup == total else (
+        f"is longer than the run and is cut to its {total:,} steps"
+    )  # fmt: skip
+    return [
+        f"warning: the warm-up of {warmup:,} steps {how}, so the learning rate never falls; a "
+        f"tenth of the run is --config.schedule.warmup_steps={total // 10}"
+    ]
 
 
 def _scale_rate(c: ConfigDict) -> list[str]:

@@ -8,6 +8,7 @@ import contextlib
 import hashlib
 import hmac
 import importlib
+import importlib.util
 import json
 import os
 import secrets
@@ -36,8 +37,7 @@ def imported(path: str, what: str) -> Any:
             f"{printable(path)}: {what} that a work folder's config names is code, and this user "
             f"did not train there: {FLAG} runs it, if you trust the folder"
         )
-    if os.getcwd() not in sys.path:
-        sys.path.append(os.getcwd())  # a console script has only its own folder there
+    _look_here()
     try:
         found = getattr(importlib.import_module(module), name)
     except Exception as error:  # whatever the module does
@@ -46,6 +46,21 @@ def imported(path: str, what: str) -> Any:
         raise UserError(f"{path}: {what} cannot be imported: {error}") from error
     _imported.add(path)
     return found
+
+
+def _look_here() -> None:
+    """Lets modules of the current folder be found; a console script looks in its own one alone."""
+    if os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())
+
+
+def is_module(name: str) -> bool:
+    """Whether a name may be that of a module: it is of a package (`my_package.my_module`), or such
+    a module is there. Nothing is imported."""
+    if "." in name or not name.isidentifier():
+        return "." in name
+    _look_here()
+    return name in sys.modules or importlib.util.find_spec(name) is not None
 
 
 def may_import(path: str) -> bool:

@@ -39,7 +39,8 @@ def run(options: argparse.Namespace) -> int:
         )
     for problem in problems:
         print(f"problem: {problem}")
-    print("all is well" if not problems else f"{len(problems)} problems")
+    count = len(problems)
+    print(f"{count} problem{'s' if count > 1 else ''}" if problems else "all is well")
     return 1 if problems else 0
 
 
@@ -49,9 +50,14 @@ def _devices() -> list[str]:
     import numpy as np
 
     from vit_jax.parallel.chips import peak_flops
+    from vit_jax.parallel.runtime import no_device
 
     problems = []
-    for device in jax.devices():
+    try:
+        devices = jax.devices()
+    except Exception as error:  # RuntimeError or AssertionError, by the platform
+        return [no_device(error) or f"JAX finds no device: {error}"]
+    for device in devices:
         stats = device.memory_stats() or {}
         limit = f", {stats['bytes_limit'] / 2**30:.1f} GiB" if "bytes_limit" in stats else ""
         peak = peak_flops(device.device_kind)

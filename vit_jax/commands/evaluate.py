@@ -139,8 +139,9 @@ def judge(
 
     config = run.config
 
-    def told(metrics: dict[str, float], of: str = "") -> str:
-        return f"{run.task.in_words(metrics)}  ({metrics['examples']} examples{of})"
+    def told(evaluator: Any, metrics: dict[str, float], of: str = "") -> str:
+        words = run.task.in_words(evaluator.called(metrics))
+        return f"{words} ({metrics['examples']} examples{of})"
 
     result: dict[str, Any] = {"checkpoint": str(path), **more}
     lines, of_split = [], None
@@ -155,11 +156,11 @@ def judge(
         if one.name == config.data.eval.split:
             result |= {"split": one.name, **found}
             of = f" of {config.data.eval.source} {one.name}{of}"
-            lines.append(f"{path}: {told(found, of)}")
+            lines.append(f"{path}: {told(one.evaluator, found, of)}")
             of_split = rows
         else:
             result |= {f"{one.name}/{key}": value for key, value in found.items()}
-            lines.append(f"{one.name}: {told(found, of)}")
+            lines.append(f"{one.name}: {told(one.evaluator, found, of)}")
     return Measured(path, run, params, result, lines, of_split)
 
 

@@ -14,13 +14,14 @@ import dataclasses
 import importlib
 import os
 import posixpath
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from vit_jax import recipe
 from vit_jax.commands.arguments import Options, command_line
-from vit_jax.errors import UserError, nearest
+from vit_jax.commands.output import say
+from vit_jax.errors import UserError, nearest, printable
 from vit_jax.launch import kubernetes, local, slurm, tpu
 from vit_jax.launch.job import Job, job_hash, run_name, verdict
 
@@ -119,7 +120,20 @@ def _check_on_volume(options: argparse.Namespace, path: Path) -> None:
 # -- back ends ---------------------------------------------------------------------------------
 def _local(options: argparse.Namespace, jobs: list[Job]) -> int:
     """on this host: several processes, with several devices each"""
-    return local.run(jobs[0]) if not options.dry_run else _shown("\n".join(local.shown(jobs[0])))
+    job = jobs[0]
+    if options.dry_run:
+        return _shown("\n".join(local.shown(job)))
+    folder = _workdir(job.arguments)
+    run = f"the run is in {printable(folder)}, " if folder else ""
+    say(f"{job.name}: {run}the output of its processes in {printable(job.logs)}")
+    return local.run(job)
+
+
+def _workdir(arguments: Sequence[str]) -> str:
+    """The work folder that a command's arguments name; empty if they name none."""
+    options = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    options.add_argument("--workdir", default="")
+    return options.parse_known_args(arguments)[0].workdir
 
 
 def _shown(text: str) -> int:

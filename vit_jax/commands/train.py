@@ -25,6 +25,7 @@ def run(options: argparse.Namespace) -> int:
     config, named = configured(options)
     join_job(options, config.heartbeat_timeout)
     from vit_jax.parallel.compile_cache import keep_compiled
+    from vit_jax.training.console import tell
     from vit_jax.training.loop import train
 
     keep_compiled(options.workdir)
@@ -40,7 +41,7 @@ def run(options: argparse.Namespace) -> int:
         return 0
     metric, best = next(iter(result.items()))  # the task's own comes first
     reached = "" if best is None else f"held-out {ranking.in_words(metric, best)}, "
-    print(
+    tell(
         f"done: {reached}{result['steps']} steps in {result['train_seconds']:.1f} s of training "
         f"({result['images_per_second']:.0f} images/s); {options.workdir}/result.json"
     )

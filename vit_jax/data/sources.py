@@ -1,7 +1,7 @@
 """Opens sources of examples by their names.
 
 Names are `digits`, `folder:PATH`, `csv:FILE`, `tfds:NAME`, `hf:NAME`, `synthetic`,
-`imagenet2012:FOLDER`, `imagenet21k:FOLDER` and `my_package.my_module:NAME`; with boxes
+`imagenet2012:FOLDER`, `imagenet21k:FOLDER` and `my_module:NAME`; with boxes
 `coco:FOLDER`, `voc:FOLDER` and `digit_scenes`. Sources are mixed as
 `0.7*folder:A + 0.3*tfds:B`. Their classes are in `memory.py`, `files.py`, `archives.py`, `tfds.py`,
 `hugging_face.py`, `annotated.py` and `scenes.py`.
@@ -21,8 +21,8 @@ from vit_jax.data import annotated, archives, files, hugging_face, memory, scene
 from vit_jax.data.decode import DamagedImage
 from vit_jax.data.source import Facts, Source, class_order
 from vit_jax.data.splits import NoSplit, choose
-from vit_jax.errors import UserError, nearest
-from vit_jax.user_code import imported
+from vit_jax.errors import UserError, nearest, printable
+from vit_jax.user_code import imported, is_module
 
 # Sets by name: classes, and examples per split. ImageNet-21k (fall 2011, ViT paper section 4.1) and
 # JFT-300M (18,291 classes, arXiv 1707.02968; private) have no public builder.
@@ -63,10 +63,11 @@ def open_source(spec: str, split: str, classes: list[str] | None = None, **optio
         source = Mixture(f"{spec} {split}", opened, [None] * len(opened), classes, ordered=True)
     elif kind in KINDS:
         source = KINDS[kind][0](rest, split, classes, **options)
-    elif "." in kind:
+    elif is_module(kind):
         source = ByImportPath(spec, split)
     else:
-        hint = "; one of your own is my_package.my_module:NAME" if rest.isidentifier() else ""
+        own = f"; one of your own is MODULE:NAME, and there is no module {printable(kind)} here"
+        hint = own if rest.partition(":")[0].isidentifier() else ""
         raise UserError(f"unknown data source {spec!r}: {nearest(kind, KINDS)}{hint}")
     if classes is not None and source.classes != classes:
         raise UserError(
@@ -227,8 +228,8 @@ def _parts(spec: str) -> list[tuple[float | None, str]]:
 
 
 class ByImportPath(Source):
-    """`my_package.my_module:NAME[:ARGUMENT]`: the source that NAME(split[, ARGUMENT]) returns. What
-    it leaves out is filled in."""
+    """`my_module:NAME[:ARGUMENT]`, also of a package: the source that NAME(split[, ARGUMENT])
+    returns. What it leaves out is filled in."""
 
     def __init__(self, spec: str, split: str):
         module, _, rest = spec.partition(":")

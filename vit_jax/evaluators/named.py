@@ -52,6 +52,10 @@ class Evaluator:
     def check(self, source: Source, outputs: int) -> None:
         """Raises UserError if it cannot measure such data of a model with so many outputs."""
 
+    def called(self, metrics: dict[str, float]) -> dict[str, float]:
+        """The metrics by what people call them."""
+        return metrics
+
     def __post_init__(self) -> None:
         """Raises ValueError for arguments that cannot work."""
         if self.every_steps is not None and self.every_epochs is not None:
@@ -184,6 +188,11 @@ class FewShot(OfFeatures):
     def shots(self) -> int:
         return max(self.n)
 
+    def called(self, metrics: dict[str, float]) -> dict[str, float]:
+        """`5 shots`."""
+        names = {f"accuracy_{n}": f"{n} shot{'s' if n > 1 else ''}" for n in self.n}
+        return {names.get(key, key): value for key, value in metrics.items()}
+
     def measure(self, train: Rows, test: Rows, num_classes: int) -> dict[str, float]:
         accuracies = {}
         for n in self.n:
@@ -215,6 +224,10 @@ class Knn(OfFeatures):
             ks=self.k, temperature=self.temperature,
         )  # fmt: skip
         return {f"accuracy_{k}": accuracy for k, accuracy in accuracies.items()}
+
+    def called(self, metrics: dict[str, float]) -> dict[str, float]:
+        """`k=10`."""
+        return {key.replace("accuracy_", "k="): value for key, value in metrics.items()}
 
 
 @dataclasses.dataclass(frozen=True)

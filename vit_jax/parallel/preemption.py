@@ -9,9 +9,11 @@ from typing import Any
 import jax
 from jax.experimental import multihost_utils
 
-from vit_jax.errors import INTERRUPTED, RESTART
+from vit_jax.errors import INTERRUPTED, RESTART, Stopped
 
 CODES = {signal.SIGINT: INTERRUPTED, signal.SIGTERM: RESTART, signal.SIGHUP: RESTART}
+
+ERASE_LINE = "\r\x1b[2K"  # as every terminal understands it
 
 
 class StopSignals:
@@ -36,12 +38,18 @@ class StopSignals:
         if self._job and multihost_utils.reached_preemption_sync_point(self._steps):
             self.code = self._own
 
+    def stopped(self, step: int) -> Stopped:
+        """What ends a run that has saved after a step, because of a signal."""
+        line = f"stopped at step {step}, saved; the same command continues it"
+        return Stopped(line, self.code or RESTART)
+
     def _remember(self, number: int, frame: FrameType | None) -> None:
         code = CODES[signal.Signals(number)]
         name = signal.Signals(number).name
         # Neither print, which the signal may have interrupted, nor sys.stderr, which a notebook
-        # replaces.
-        _write_or_silence(f"{name}: saves after this step, then stops\n".encode())
+        # replaces. On a terminal, the line takes the place of the progress bar and of ^C.
+        instead = ERASE_LINE if os.isatty(2) else ""
+        _write_or_silence(f"{instead}{name}: saves after this step, then stops\n".encode())
         if number == signal.SIGINT:
             signal.signal(signal.SIGINT, signal.default_int_handler)
         if self._job:

@@ -14,12 +14,13 @@ import importlib.util
 import os
 import signal
 import socket
+import traceback
 import uuid
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
-from vit_jax.errors import RESTART, Stopped, UserError
+from vit_jax.errors import RESTART, Stopped, UserError, printable
 
 T = TypeVar("T")
 MESSAGE = 2000  # bytes of a line that processes send to each other, at most
@@ -271,6 +272,29 @@ def lost_peer(error: Exception) -> str | None:
     reason = " ".join(str(cause).split())[:160]
     return (
         f"process {process()} lost another one ({reason}); start again: the last checkpoint is safe"
+    )
+
+
+# What a platform needs, by its name in JAX_PLATFORMS.
+_GPU = "an NVIDIA GPU with its driver, and pip install 'vit_jax[cuda]'"
+NEEDS = {"cuda": _GPU, "gpu": _GPU, "tpu": "a TPU, and pip install 'vit_jax[tpu]'"}
+
+
+def no_device(error: Exception) -> str | None:
+    """The line for an error that JAX raises because it cannot open the devices of this machine, or
+    has none of those that JAX_PLATFORMS asks for. None for any other error."""
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+    if not any(frame.f_globals.get("__name__") == "jax._src.xla_bridge" for frame in frames):
+        return None
+    reason = " ".join(str(error).split()).partition(" (set JAX_PLATFORMS")[0][:300].rstrip(".")
+    asked = os.environ.get("JAX_PLATFORMS", "")
+    if not asked:
+        return f"JAX cannot use the devices of this machine: {reason}"
+    needs = [NEEDS[name] for name in asked.split(",") if name in NEEDS]
+    why = f"it needs {needs[0]}" if needs else reason or "it is no platform of JAX"
+    return (
+        f"JAX_PLATFORMS={printable(asked)}, but JAX finds no such device here: {why}; what would "
+        "work: unset JAX_PLATFORMS, or JAX_PLATFORMS=cpu"
     )
 
 

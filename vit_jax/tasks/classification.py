@@ -23,7 +23,8 @@ from vit_jax.tasks.own_loss import OwnLoss, own_loss
 from vit_jax.tasks.task import Batch, Entries, Task
 
 FORMATS = {"loss": ".4f", "best_c": "g", "examples": "", "damaged_images": ""}
-SHARE = re.compile(r".*accuracy(_\d+)?|ece|map")  # metrics that are written in percent
+# Metrics that are written in percent, by the names that people read (`Evaluator.called`).
+SHARE = re.compile(r".*accuracy(_\d+)?|ece|map|\d+ shots?|k=\d+")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,6 +112,13 @@ class Classification(Task):
             )
         return facts.num_classes if asked is None else asked
 
+    def open(self, classes: list[str], say: Callable[[str], object]) -> None:
+        if self.facts.num_classes == self.facts.max_labels == 1:
+            say(
+                f"warning: all training examples are of one class, {', '.join(classes)!r}, so "
+                "there is nothing to learn and every answer counts as right"
+            )
+
     def entries(self, facts: Facts) -> Entries:
         return Labels(facts.max_labels, facts.num_classes)
 
@@ -150,12 +158,14 @@ class Classification(Task):
         }
 
     def in_words(self, metrics: dict[str, float]) -> str:
-        """`accuracy 99.10%  top-5 100.00%  loss 0.0412`."""
-        return "  ".join(
+        """`accuracy 99.10%, top-5 100.00%, loss 0.0412`; no top-5 where every answer would be."""
+        everything = self.config.model.num_classes <= 5
+        return ", ".join(
             f"{key.replace('top5_accuracy', 'top-5').replace('_', ' ')} {value:{how}}"
             for key, value in metrics.items()
             if (how := FORMATS.get(key, ".2%" if SHARE.fullmatch(key) else ".4g"))
-        )  # fmt: skip
+            and not (everything and key == "top5_accuracy")
+        )
 
 
 def loss_named(name: str) -> Callable:

@@ -264,6 +264,6 @@ class Detect(Task):
         return image
 
     def in_words(self, metrics: dict[str, float]) -> str:
-        """`AP 43.1%  AP50 62.4%  AP75 45.0%`."""
+        """`AP 43.1%, AP50 62.4%, AP75 45.0%`."""
         shown = {"ap": "AP", "ap50": "AP50", "ap75": "AP75"}
-        return "  ".join(f"{words} {metrics[name]:.2%}" for name, words in shown.items())
+        return ", ".join(f"{words} {metrics[name]:.2%}" for name, words in shown.items())

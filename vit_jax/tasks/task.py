@@ -116,7 +116,7 @@ class Task:
 
     def in_words(self, metrics: dict[str, float]) -> str:
         """The metrics of an evaluation in a line, less the number of examples."""
-        return "  ".join(
+        return ", ".join(
             f"{name.replace('_', ' ')} {value:.4g}" for name, value in metrics.items()
             if name not in ("examples", "damaged_images")
         )  # fmt: skip

@@ -36,13 +36,13 @@ def evaluate(run: Run, state: Any, step: int, progress: "Progress") -> dict[str,
     If `stop_after` ends the run here, the other evaluators are measured, too, as at every end.
     """
     evaluators, of_split = due(run, step), None
-    for name, metrics in measured(run, evaluators, state, progress.say):
-        progress.evaluation(step, name, metrics)
+    for name, metrics, words in measured(run, evaluators, state, progress.warn):
+        progress.evaluation(step, name, metrics, words)
         of_split = metrics if name == run.config.data.eval.split else of_split
     if of_split and step < run.config.total_steps and progress.gains_nothing(step):
         others = [evaluator for evaluator in run.evaluators if evaluator not in evaluators]
-        for name, metrics in measured(run, others, state, progress.say):
-            progress.evaluation(step, name, metrics)
+        for name, metrics, words in measured(run, others, state, progress.warn):
+            progress.evaluation(step, name, metrics, words)
     return of_split
 
 
@@ -69,11 +69,13 @@ def judged(run: Run, state: Any) -> dict[str, Any]:
 
 def measured(
     run: Run, evaluators: list[Opened], state: Any, say: Callable[[str], None]
-) -> Iterator[tuple[str, dict[str, float]]]:
-    """(name, metrics) of each evaluator, for each kind of weights in `judged`."""
+) -> Iterator[tuple[str, dict[str, float], str]]:
+    """(name, metrics, metrics in words) of each evaluator, for each kind of weights in `judged`."""
     for suffix, params in judged(run, state).items():
-        for evaluator in evaluators:
-            yield evaluator.name + suffix, measure_one(run, evaluator, params, say)[0]
+        for one in evaluators:
+            metrics, _ = measure_one(run, one, params, say)
+            words = run.task.in_words(one.evaluator.called(metrics))
+            yield one.name + suffix, metrics, words
 
 
 def measure(run: Run, params: Any, say: Callable[[str], None]) -> dict[str, float]:

@@ -12,7 +12,6 @@ from ml_collections import ConfigDict
 
 from vit_jax.checkpoint.manager import Checkpoints
 from vit_jax.config import flat
-from vit_jax.errors import Stopped
 from vit_jax.parallel.preemption import StopSignals
 from vit_jax.parallel.runtime import share, together
 from vit_jax.parallel.watchdog import Watchdog
@@ -63,7 +62,7 @@ def train(
             began = time.monotonic()
             with progress.spent("compile"):
                 train_step = run.compile_train_step()
-            progress.say(f"{run.summary}; compiled in {time.monotonic() - began:.1f} s")
+            progress.say(f"{run.summary}\ncompiled in {time.monotonic() - began:.1f} s")
             fit(run, train_step, start, checkpoints, progress, stop, watchdog)
             progress.times()
             return write_result(folder.path, run, start, progress)
@@ -76,7 +75,7 @@ def fit(
     """Steps from `start` to the end: batch, step, tell, evaluate, save; in this order."""
     c, state, examples_seen = run.config, start.state, start.examples_seen
     total = last_step(run, state, start.step, progress, watchdog)
-    in_flight: deque[Any] = deque()
+    in_flight, known = deque[Any](), None  # losses of queued steps, and the last computed one
     batches = run.train_batches(examples_seen, total - start.step)
     with ExitStack() as at_end:
         at_end.callback(progress.sync)
@@ -93,10 +92,10 @@ def fit(
             examples_seen += c.batch_size
             in_flight.append(metrics["loss"])
             if len(in_flight) > IN_FLIGHT:
-                jax.block_until_ready(in_flight.popleft())
+                known = jax.block_until_ready(in_flight.popleft())
             watchdog.beat()
             checkpoints.check()
-            progress.at(step)
+            progress.at(step, known)
             stop.after_step()
             last, evaluated = step == total, None
             if step % c.log_every_steps == 0 or last:
@@ -117,4 +116,4 @@ def fit(
             if last:
                 break
             if stop.code:
-                raise Stopped(f"stopped at step {step}; its state is saved", stop.code)
+                raise stop.stopped(step)

@@ -1,15 +1,11 @@
-"""What a run tells: a row an interval in `metrics.jsonl` and to the metric writers, and a line for
-the person watching. Numbers are fetched one interval late, so that no step waits.
+"""What a run reports: at each interval a row, in `metrics.jsonl` (`rows.py`) and to the metric
+writers, and a line for the person watching (`console.py`).
 
-Rows are on the disk before the checkpoint of their step is. A restart drops a torn last line and
-the rows after its checkpoint, and then writes the same numbers again.
+Numbers are fetched one interval late, so that no step waits.
 """
 
 import contextlib
-import io
-import json
 import math
-import os
 import socket
 import sys
 import time
@@ -19,7 +15,6 @@ from typing import Any
 
 import jax
 
-from vit_jax import records
 from vit_jax.config import flat
 from vit_jax.errors import (
     INTERRUPTED,
@@ -27,105 +22,18 @@ from vit_jax.errors import (
     USER_ERROR,
     Stopped,
     UserError,
-    cannot_write,
     printable_lines,
 )
-from vit_jax.files import read_bytes, write_text
 from vit_jax.parallel.chips import peak_flops
 from vit_jax.parallel.runtime import everyones, first_says, process, together
 from vit_jax.ranking import in_words, ranked_by, without_gain
+from vit_jax.training.console import Console, Repeats, step_line
 from vit_jax.training.goodput import TRAINING, Ledger
 from vit_jax.training.profiling import Profile
+from vit_jax.training.rows import MetricRows, Row
 from vit_jax.training.run import Run
 from vit_jax.training.start import Start
 from vit_jax.training.writers import InBackground, MetricWriter, open_named
-
-Row = dict[str, Any]
-
-
-class MetricRows:
-    """`metrics.jsonl`. Rows are appended, and are on disk before a save commits. A restart removes
-    those after its checkpoint. All processes keep the rows; only the first one writes them."""
-
-    def __init__(self, path: Path, last_step: int, writes: bool):
-        self._path, self._writes = path, writes
-        self.dropped: list[Row] = []  # trained again after a restart
-        self.damage = ""  # a line about lines that could not be read
-        self.rows = self._cut(last_step)
-        self._file = path.open("a", encoding="utf-8") if writes else io.StringIO()
-
-    def _cut(self, last_step: int) -> list[Row]:
-        """Removes lines that are no rows, and all rows after `last_step`. Returns the rows kept."""
-        try:
-            lines = list(records.rows_in(read_bytes(self._path, records.MOST_ROWS)))
-        except FileNotFoundError:
-            return []
-        except OSError as error:
-            raise UserError(f"{self._path} cannot be read: {records.reason(error)}") from error
-        self.damage = records.damage(self._path, lines)
-        kept, rows = [], []
-        for line in lines:
-            if line.row is None:
-                continue
-            if line.row["step"] <= last_step:
-                rows.append(line.row)
-                kept.append(line.text + "\n")
-            else:
-                self.dropped.append(line.row)
-        if not self._writes:
-            return rows
-        write_text(self._path, "".join(kept))
-        return rows
-
-    def write(self, row: Row) -> None:
-        try:
-            self._file.write(json.dumps(row) + "\n")
-            self._file.flush()
-        except OSError as error:
-            raise cannot_write(self._path, error) from error
-        self.rows.append(row)
-
-    def sync(self) -> None:
-        """Waits until the rows are on the disk."""
-        try:
-            if self._writes:
-                os.fsync(self._file.fileno())
-        except OSError as error:
-            raise cannot_write(self._path, error) from error
-
-    def close(self) -> None:
-        try:
-            self._file.close()
-        except OSError as error:
-            raise cannot_write(self._path, error) from error
-
-
-class Console:
-    """Prints one line per interval; on a terminal also a progress bar below the lines."""
-
-    def __init__(self, total: int, start: int):
-        from rich.console import Console as RichConsole
-        from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-
-        self._console = RichConsole(stderr=True, highlight=False, soft_wrap=True)
-        self._bar = Progress(
-            TextColumn("training"), BarColumn(), TextColumn("{task.completed}/{task.total}"),
-            TimeRemainingColumn(), console=self._console, transient=True,
-            disable=not self._console.is_terminal,
-        )  # fmt: skip
-        self._task = self._bar.add_task("training", total=total, completed=start)
-
-    def start(self) -> None:
-        self._bar.start()
-
-    def say(self, text: str) -> None:
-        self._console.print(text, markup=False)
-
-    def at(self, step: int) -> None:
-        self._bar.update(self._task, completed=step)
-
-    def close(self) -> None:
-        self._bar.stop()
 
 
 class Progress:
@@ -140,8 +48,8 @@ class Progress:
         peak = peak_flops(run.mesh.devices.flat[0].device_kind, run.config.model.dtype)
         self._flops = 6 * run.model.macs
         self._peak = peak * self._devices if peak else None
-        self._console = Console(run.config.total_steps, start.step)
-        self._quiet = quiet or not first
+        self._console = Console(run.config.total_steps, start.step, run.config.batch_size)
+        self._quiet, self._repeats = quiet or not first, Repeats()
         named = run.config.writers if first else ""
         opened = together(
             lambda: open_named(named, workdir, start.step, flat(run.config), self.warn)
@@ -243,23 +151,15 @@ class Progress:
                 f"optimizer.skip_norm; seed {self._config.seed}, examples {(at - 1) * batch:,} to "
                 f"{at * batch - 1:,} of the order; --replay-step={at} shows it"
             )
-        total = self._config.total_steps
-        left = (total - row["step"]) * self._config.batch_size / max(row["images_per_second"], 1e-9)
-        skipped = f"  skipped {row['skipped_steps']}" if row["skipped_steps"] else ""
-        mfu = f"  MFU {row['mfu']:.1%} of {self._peak:.3g} FLOP/s" if self._peak else ""
-        self.say(
-            f"step {row['step']:>{len(str(total))}}/{total} {row['step'] / total:4.0%}  "
-            f"left {_duration(left)}  loss {row['loss']:.4f}  lr {row['learning_rate']:.2e}  "
-            f"{row['images_per_second']:.0f} images/s"
-            + (f" ({row['images_per_second_per_device']:.0f}/device)" if self._devices > 1 else "")
-            + f"{mfu}  data wait {row['data_wait']:.0%}{skipped}"
-        )
+        total, batch_size = self._config.total_steps, self._config.batch_size
+        self.say(step_line(row, total, batch_size, self._devices, self._peak, self._console.width))
 
-    def evaluation(self, step: int, name: str, metrics: dict[str, float]) -> None:
-        """Writes an evaluation's row: `eval/NAME/METRIC`."""
+    def evaluation(self, step: int, name: str, metrics: dict[str, float], words: str) -> None:
+        """Writes an evaluation's row, `eval/NAME/METRIC`, and prints it in words."""
         self._write({"step": step} | {f"eval/{name}/{key}": v for key, v in metrics.items()})
-        words = self._task.in_words(metrics)
-        self.say(f"step {step}: {name} {words}  ({metrics['examples']} examples)")
+        damaged = metrics.get("damaged_images")
+        of = f"{metrics['examples']} examples" + (f", {damaged} damaged" if damaged else "")
+        self.say(f"step {step}: {name} {words} ({of})")
 
     def _write(self, row: Row) -> None:
         self._rows.write(row)
@@ -353,20 +253,27 @@ class Progress:
             self._console.say(printable_lines(text))
 
     def warn(self, text: str) -> None:
-        """Prints a line in every process, for problems of one process alone."""
-        if process() > 0:
-            print(f"process {process()}: {printable_lines(text)}", file=sys.stderr)
-        self.say(text)
+        """Prints a line in every process, for problems of one process alone. What comes again is
+        counted, and the count is printed at the end."""
+        for line in self._repeats.new(text):
+            self._warn(line)
 
-    def at(self, step: int) -> None:
-        """Called after every step."""
-        self._console.at(step)
+    def _warn(self, line: str) -> None:
+        if process() > 0:
+            print(f"process {process()}: {printable_lines(line)}", file=sys.stderr)
+        self.say(line)
+
+    def at(self, step: int, loss: Any = None) -> None:
+        """Called after every step; `loss` is that of an earlier one, if it is known."""
+        self._console.at(step, loss)
         if traced := self._profile.after(step):
             self.say(traced)
 
     def close(self, code: int = 0) -> None:
         """Ends everything. `code` is what `vit` will exit with."""
         self._profile.close()
+        for line in self._repeats.counted():
+            self._warn(line)
         self._console.close()
         self._rows.close()
         for writer in self._writers:
@@ -383,9 +290,3 @@ class Progress:
         interrupted = isinstance(error, KeyboardInterrupt)
         code = INTERRUPTED if interrupted else getattr(error, "code", USER_ERROR)
         self.close(0 if error is None else code)
-
-
-def _duration(seconds: float) -> str:
-    seconds = int(min(seconds, 359_999))
-    hours, minutes, seconds = seconds // 3600, seconds // 60 % 60, seconds % 60
-    return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"

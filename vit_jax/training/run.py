@@ -94,25 +94,29 @@ class Run:
 
     @property
     def in_numbers(self) -> list[str]:
-        """Lines on batches, steps, rates, and how many parameters train and decay."""
+        """Lines on batches, steps, the rate, and how many tensors train and decay."""
         c, o = self.config, self.config.optimizer
-        seen = c.total_steps * c.batch_size
+        seen, passes = c.total_steps * c.batch_size, c.batch_size // c.microbatch
         share = c.batch_size // (c.mesh.data * c.mesh.fsdp)
-        passes = c.batch_size // c.microbatch
+        devices = (
+            f"{self.mesh.size} devices, {share:,} on each" if self.mesh.size > 1 else "1 device"
+        )
+        accumulation = f"{passes} passes of {c.microbatch:,}" if passes > 1 else "no accumulation"
+        classes = f"{c.model.num_classes:,} class{'es' if c.model.num_classes != 1 else ''}"
+        warmup = min(c.schedule.warmup_steps, c.total_steps)
+        after = f" after {warmup:,} steps of warm-up" if warmup else ""
         totals = counts(self.model.family, self.abstract_state["params"], o.freeze)
-        texts = {name: f"{leaves:,} parameters ({numbers:,} numbers)"
-                 for name, (leaves, numbers) in totals.items()}  # fmt: skip
-        decay = f"{o.weight_decay:g} by the {o.decay_by} on {texts['decayed']}"
+        (trained, numbers), (frozen, _) = totals["trained"], totals["frozen"]
+        decays = f"{o.weight_decay:g} (times the {o.decay_by}) on {totals['decayed'][0]:,} tensors"
+        those = f"{trained:,} of {trained + frozen:,}" if frozen else f"all {trained:,}"
         return [
-            f"{self.train_examples:,} training examples, {c.model.num_classes:,} classes; batches "
-            f"of {c.batch_size:,}, {share:,} on each of {self.mesh.size} devices, "
-            f"{passes} passes a step",
+            f"{self.train_examples:,} training examples, {classes}; batch {c.batch_size:,} "
+            f"({devices}, {accumulation})",
             f"{c.total_steps:,} steps = {seen:,} examples = "
             f"{seen / self.train_examples:.4g} epochs",
-            f"{o.name}: rate {o.lr:g}, {c.schedule.name} after "
-            f"{min(c.schedule.warmup_steps, c.total_steps):,} steps; "
-            f"decay {decay if o.weight_decay else 'none'}; frozen "
-            f"{texts['frozen'] if totals['frozen'][0] else 'none'}, trained {texts['trained']}",
+            f"{o.name}: rate {o.lr:g}, {c.schedule.name}{after}",
+            f"weight decay {decays}" if o.weight_decay else "no weight decay",
+            f"{those} tensors train ({numbers:,} parameters)",
         ]
 
     @functools.cached_property

@@ -8,7 +8,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from vit_jax.checkpoint import checksums, manager, steps
-from vit_jax.config import flat
+from vit_jax.config import WEIGHTS_WANTED, flat
 from vit_jax.errors import UserError
 from vit_jax.models.registry import find_family
 from vit_jax.parallel.runtime import everyones, share, together
@@ -34,7 +34,15 @@ def open_origin(config: ConfigDict, workdir: Path) -> Weights | None:
 
 
 def _weights(config: ConfigDict) -> Weights:
-    """Those of `init`. Where their file is silent, the run's fields say what they are."""
+    """Those of `init`. Where their file is silent, the run's fields say what they are.
+
+    Raises UserError where they cannot be had, or where the recipe leaves them to the user.
+    """
+    if config.init == WEIGHTS_WANTED:
+        raise UserError(
+            "this recipe starts from weights: add --config.init=FILE, FOLDER, runs/NAME or a name "
+            "that vit_jax.list_pretrained() shows"
+        )
     family = find_family(config.model.name, imports=True)[0]  # the user's word, as above
     fields = given(config)
     run = {k: v for k, v in fields.items() if k == "image_size" or k not in family.of_run}
