@@ -12,7 +12,8 @@ LINES = {HOSTILE: [(1, 0.5), (2, 0.25), (3, float("nan"))]}
 
 
 def marks(chart):
-    return [text.text for text in ET.fromstring(chart).iter() if text.tag.endswith("text")]
+    svg = chart.partition("</svg>")[0] + "</svg>"
+    return [text.text for text in ET.fromstring(svg).iter() if text.tag.endswith("text")]
 
 
 @pytest.mark.parametrize(
@@ -23,7 +24,8 @@ def marks(chart):
         pages.table([[HOSTILE], [HOSTILE]]),
         pages.curves(LINES, HOSTILE),
         pages.bars({HOSTILE: 0.5}),
-        pages.parallel({HOSTILE: [HOSTILE, "b"]}, [1, 2]),
+        pages.parallel({HOSTILE: [HOSTILE, "b"]}, [1, 2], links=[HOSTILE, "b"]),
+        pages.table([["trial"], [pages.Link(HOSTILE, HOSTILE)]]),
         pages.points({HOSTILE: [1.0, 2.0]}, HOSTILE, HOSTILE),
         pages.picture(b"\x89PNG", HOSTILE, "smooth"),
         pages.tiles([pages.figure(pages.picture(b"", HOSTILE), HOSTILE)], 3, 90),
@@ -51,6 +53,53 @@ def test_few_values_are_all_marked_and_many_are_marked_by_five():
         "a",
         "True",
     ]
+
+
+@pytest.mark.parametrize(
+    ("values", "wanted"),
+    [
+        ([56.4, 112.8, 169.2, 225.5], ["100", "150", "200"]),
+        ([338, 676, 1014, 1352, 1690], ["500", "1,000", "1,500"]),
+        ([0.70, 0.777, 0.81], ["0.7", "0.725", "0.75", "0.775", "0.8"]),
+        ([0.0, 1.0], ["0", "0.2", "0.4", "0.6", "0.8", "1"]),
+        ([-3.0, 9.5], ["-2.5", "0", "2.5", "5", "7.5"]),
+        ([1, 2, 3], ["1", "2", "3"]),
+        ([20_000, 311_948], ["100,000", "200,000", "300,000"]),
+        ([0.5, 0.5], ["0.5"]),
+    ],
+)
+def test_a_chart_has_round_ticks(values, wanted):
+    """Heckbert's nice numbers (Graphics Gems, 1990): 1, 2, 2.5 or 5 times a power of 10."""
+    chart = pages.curves({"a": [(0, value) for value in values]}, "step")
+    assert marks(chart)[: len(wanted)] == wanted
+
+
+@pytest.mark.parametrize(
+    ("values", "wanted"),
+    [
+        ([3e12, 2e15], ["1e+13", "1e+14", "1e+15"]),
+        ([1.5e9, 4e9], ["1.5e+09", "2e+09", "2.5e+09", "3e+09", "3.5e+09", "4e+09"]),
+    ],
+)
+def test_a_logarithmic_chart_has_round_ticks(values, wanted):
+    chart = pages.curves({"a": [(value, 0.5) for value in values]}, "FLOPs", log=True)
+    assert marks(chart)[1:-1] == wanted
+
+
+def test_values_of_trials_are_marked_where_they_are_short_and_apart():
+    rates = [128, 256, 512]
+    assert marks(pages.parallel({"batch": rates}, [1, 2, 3])) == ["batch", "128", "256", "512"]
+    reached = marks(pages.parallel({"accuracy": [0.98871, 0.97762, 0.93521]}, [1, 2, 3]))
+    assert reached == ["accuracy", "0.94", "0.96", "0.98"]
+    close = marks(pages.parallel({"a": [0.0, 0.5, 0.502, 1.0]}, range(4)))
+    assert close == ["a", "0", "0.5", "1"]
+
+
+def test_lines_and_rows_of_trials_lead_to_their_folders():
+    chart = pages.parallel({"a": [1, 2]}, [0.5, 0.9], links=["0000/", "0001/"])
+    leads = re.findall(r'<a href="(\w+/)"><polyline[^>]*><title>a (\d)</title>', chart)
+    assert leads == [("0000/", "1"), ("0001/", "2")]
+    assert '<td><a href="0007/">7</a></td>' in pages.table([["trial"], [pages.Link(7, "0007/")]])
 
 
 def test_a_logarithmic_axis_places_numbers_by_their_logarithm():

@@ -10,7 +10,7 @@ import html
 import io
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from vit_jax.errors import printable
 
@@ -19,7 +19,9 @@ LEFT, RIGHT, TOP, BOTTOM = 64, WIDTH - 16, 24, HEIGHT - 36  # edges of a chart's
 COLOURS = (  # told apart by colour-blind readers, on white and on black
     "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7f7f7f", "currentColor",
 )  # fmt: skip
-FEW = 7  # an axis marks each number if there are fewer different ones
+FEW = 7  # an axis of parallel coordinates marks each number if there are fewer different ones
+MARKS = 5  # spaces between the marks of an axis, at most
+APART = 11  # pixels between marks of an axis of parallel coordinates, at least
 NAME_WIDTH, BAR_STEP = 220, 24  # of a bar chart: space for names, distance of bars
 
 STYLE = """
@@ -30,7 +32,9 @@ td, th { overflow-wrap: normal }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums }
 th, td { padding: .2rem .7rem; border-bottom: 1px solid #8884; text-align: left }
 svg { max-width: 100%; height: auto; font: 11px system-ui, sans-serif; fill: currentColor }
-polyline { fill: none } .grid { stroke: #8884 } .axis { stroke: currentColor }
+svg text { paint-order: stroke; stroke: Canvas; stroke-width: 3px; stroke-linejoin: round }
+polyline { fill: none } a:hover polyline { stroke-width: 4; stroke-opacity: 1 }
+.grid { stroke: #8884 } .axis { stroke: currentColor }
 .wide { overflow-x: auto } summary { cursor: pointer }
 .tiles { display: grid; gap: 6px; margin: .5rem 0 }
 figure { margin: 0 } figcaption { font-size: 12px; overflow-wrap: anywhere }
@@ -71,11 +75,24 @@ def paragraph(text: str) -> str:
     return _element("p", text)
 
 
+class Link(NamedTuple):
+    """A cell of a table that leads to an address, such as a file beside the page."""
+
+    text: object
+    address: str
+
+
 def table(rows: Sequence[Sequence[object]]) -> str:
-    """A table of plain texts; the first row is its head."""
-    lines = ["".join(_element("td" if number else "th", cell) for cell in row)
+    """A table of plain texts, and of links; the first row is its head."""
+    lines = ["".join(_cell("td" if number else "th", cell) for cell in row)
              for number, row in enumerate(rows)]  # fmt: skip
     return '<div class="wide"><table>\n<tr>' + "</tr>\n<tr>".join(lines) + "</tr>\n</table></div>"
+
+
+def _cell(tag: str, cell: object) -> str:
+    if isinstance(cell, Link):
+        return f"<{tag}>{_element('a', cell.text, href=cell.address)}</{tag}>"
+    return _element(tag, cell)
 
 
 def picture(encoded: bytes, title: str = "", kind: str = "") -> str:
@@ -169,8 +186,9 @@ def bars(shares: Mapping[str, float]) -> str:
 
 
 def parallel(
-    axes: Mapping[str, Sequence[Any]], scores: Sequence[float], log: Sequence[str] = ()
-) -> str:
+    axes: Mapping[str, Sequence[Any]], scores: Sequence[float], log: Sequence[str] = (),
+    links: Sequence[str] = (),
+) -> str:  # fmt: skip
     """Parallel coordinates: one line for each trial through its value on each axis. The line of the
     best trial is the strongest, that of the worst the faintest.
 
@@ -178,9 +196,12 @@ def parallel(
       axes: name -> the number or text of each trial.
       scores: one for each trial; more is better.
       log: names of the axes that are logarithmic.
+      links: where the line of each trial leads; nowhere by default.
     """
     gap = (WIDTH - 160) / max(1, len(axes) - 1)
-    scales = {name: _axis(column, BOTTOM, TOP, name in log) for name, column in axes.items()}
+    scales = {
+        name: _axis(column, BOTTOM, TOP, name in log, each=True) for name, column in axes.items()
+    }
     places = {name: 80 + gap * number for number, name in enumerate(axes)}
     worst_first = sorted(range(len(scores)), key=lambda trial: scores[trial])
     parts = []
@@ -188,20 +209,26 @@ def parallel(
         share = rank / max(1, len(worst_first) - 1)
         line = [(places[name], scales[name][0](axes[name][trial])) for name in axes]
         title = ", ".join(f"{name} {_short(axes[name][trial])}" for name in axes)
-        parts.append(_polyline(line, title, stroke=COLOURS[0], stroke_width=1 + share,
-                               stroke_opacity=f"{0.2 + 0.8 * share**2:.2f}"))  # fmt: skip
+        drawn = _polyline(line, title, stroke=COLOURS[0], stroke_width=1 + share,
+                          stroke_opacity=f"{0.2 + 0.8 * share**2:.2f}")  # fmt: skip
+        parts.append(f'<a href="{_safe(links[trial])}">{drawn}</a>' if links else drawn)
     for name, x in places.items():
         parts += [_line(x, TOP, x, BOTTOM, "axis"), _text(x, HEIGHT - 12, name, "middle")]
-        parts += [_text(x + 4, y + 4, mark) for y, mark in scales[name][1]]
+        last = math.inf
+        for y, mark in scales[name][1]:
+            if abs(last - y) >= APART:
+                parts.append(_text(x + 4, y + 4, mark))
+                last = y
     return _svg(parts)
 
 
 def _axis(
-    values: Sequence[Any], begin: float, end: float, log: bool = False
+    values: Sequence[Any], begin: float, end: float, log: bool = False, each: bool = False
 ) -> tuple[Callable[[Any], float], list[tuple[float, str]]]:
     """Returns the function from a value to its place between `begin` and `end`, and the marks:
-    (place, text) of every value if they are few, else of five numbers. Texts stand in their order,
-    numbers by their size. If all values are equal, their place is the middle."""
+    (place, text) of every text, or of round numbers. Texts stand in their order, numbers by their
+    size. With `each`, the values themselves are marked if they are few and short. If all values
+    are equal, their place is the middle."""
     numeric = all(isinstance(v, int | float) and not isinstance(v, bool) for v in values)
     names = [] if numeric else sorted(set(map(str, values)), reverse=True)
     scale: Callable[[Any], float] = math.log10 if log else float
@@ -213,10 +240,35 @@ def _axis(
         return begin + (end - begin) * ((at - low) / (high - low) if high > low else 0.5)
 
     marks: Sequence[Any] = names or sorted(set(values))
-    if numeric and len(marks) >= FEW:
-        between = [low + (high - low) * part / 4 for part in range(5)]
-        marks = [10**at for at in between] if log else between
-    return place, [(place(v), f"{v:,.4g}" if numeric else v[:20]) for v in marks]
+    short = numeric and all(isinstance(v, int) or float(f"{v:.3g}") == v for v in marks)
+    if numeric and len(marks) > 1 and not (each and short and len(marks) < FEW):
+        whole = all(isinstance(v, int) for v in values)
+        marks = _decades(low, high) if log else _round(low, high, whole)
+    return place, [(place(v), _number(v) if numeric else v[:20]) for v in marks]
+
+
+def _round(low: float, high: float, whole: bool = False) -> list[float]:
+    """Round numbers from `low` to `high` at equal distances: 1, 2, 2.5 or 5 times a power of 10."""
+    least = (high - low) / MARKS
+    power = 10.0 ** math.floor(math.log10(least))
+    step = next(times * power for times in (1, 2, 2.5, 5, 10, 20) if times * power >= least * 0.999)
+    step = max(1.0, float(math.ceil(step))) if whole else step
+    return [
+        step * n for n in range(math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9) + 1)
+    ]
+
+
+def _decades(low: float, high: float) -> list[float]:
+    """Powers of 10 between two logarithms, or other round numbers where these are too few."""
+    powers = range(math.ceil(low - 1e-9), math.floor(high + 1e-9) + 1)
+    if len(powers) > 1:
+        return [10.0**n for n in powers[:: -(-len(powers) // (MARKS + 1))]]
+    return _round(10**low, 10**high)
+
+
+def _number(value: float) -> str:
+    whole = value == int(value) and abs(value) < 10**7
+    return f"{int(value):,}" if whole else f"{value:,.4g}"
 
 
 def _svg(parts: Sequence[str], height: float = HEIGHT) -> str:

@@ -218,8 +218,11 @@ def page(study: "Study", rows: Sequence[Row], metric: str, more: Sequence[str] =
         own = [dataclasses.replace(row, value=row.further[key]) for row in own]
         parts += _chart(own, key, "flops", "training FLOPs")
     parts += [pages.heading("Sizes and speeds"), pages.table(speeds(rows, metric, sign))]
-    cells = [[row.trial, row.model, row.seed, f"{row.examples:,}", f"{row.flops:.3g}",
-              f"{row.seconds:.1f}", f"{row.value:.4f}"] for row in rows]  # fmt: skip
+    cells = [
+        [pages.Link(row.trial, f"{row.trial:04d}/"), row.model, row.seed, f"{row.examples:,}",
+         f"{row.flops:.3g}", f"{row.seconds:.1f}", f"{row.value:.4f}"]
+        for row in rows
+    ]  # fmt: skip
     head = ["trial", "model", "seed", "examples", "FLOPs", "seconds", metric]
     parts += [pages.heading("All trials"), pages.table([head, *cells])]
     return pages.page("Architectures compared", *parts, *more)

@@ -70,8 +70,9 @@ def as_page(study: optuna.Study) -> str:
         log = [key for key, d in best[0].distributions.items() if _logarithmic(d)]
         parts += [
             pages.heading("Trials that finished, as lines"),
-            pages.parallel(axes | {metric: values}, [sign * value for value in values], log),
-        ]
+            pages.parallel(axes | {metric: values}, [sign * value for value in values], log,
+                           [folder_of(trial) for trial in best]),
+        ]  # fmt: skip
     if shares := importances(study):
         parts += [
             pages.heading(f"What {metric} depends on"), pages.bars(shares),
@@ -82,8 +83,16 @@ def as_page(study: optuna.Study) -> str:
              for trial in trials if len(trial.intermediate_values) > 1}  # fmt: skip
     if lines:
         parts += [pages.heading(f"{metric} over the steps"), pages.curves(lines, "step")]
-    parts += [pages.heading("All trials"), pages.table(table(study))]
+    head, *rows = table(study)
+    linked = [[pages.Link(row[0], folder_of(trial)), *row[1:]]
+              for trial, row in zip(trials, rows, strict=True)]  # fmt: skip
+    parts += [pages.heading("All trials"), pages.table([head, *linked])]
     return pages.page(f"Study {study.study_name}", *parts)
+
+
+def folder_of(trial: FrozenTrial) -> str:
+    """The address of a trial's work folder, from the page of its study."""
+    return f"{trial.number:04d}/"
 
 
 def importances(study: optuna.Study) -> dict[str, float]:
