@@ -6,18 +6,20 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageDraw
+from PIL import Image
 
 from vit_jax.data.decode import DamagedImage, decode
-from vit_jax.errors import UserError, cannot_write
+from vit_jax.errors import UserError, cannot_write, printable
 from vit_jax.evaluators.classification import Confusion, Rows
 from vit_jax.files import write_text
+from vit_jax.look import confusion as confusion_matrix
+from vit_jax.look import lettering
 from vit_jax.look.pictures import as_rgb
 from vit_jax.pages import as_csv
 
 WORST = 64  # mistakes in the picture
-TILE, TITLE = 128, 14  # pixels of an image of the picture, and of the title above it
-DARK_BLUE = np.array([8.0, 48.0, 107.0])
+TILE = 128  # pixels of an image of the picture
+LETTERS, LINE = 12, 16  # pixels of letters, and of a line of them, above an image
 
 
 def write_report(folder: Path, run: Any, rows: Rows) -> None:
@@ -49,9 +51,14 @@ def write_report(folder: Path, run: Any, rows: Rows) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         for name, table in tables.items():
             write_text(folder / name, as_csv(table))
-        _heat_map(counts).save(folder / "confusion.png")
+        confusion_matrix.picture(counts, [printable(name) for name in classes]).save(
+            folder / "confusion.png"
+        )
         images = [_pixels(run, source, int(rows["index"][row])) for row in worst]
-        titles = [f"{label} > {predicted}" for _, label, predicted, _ in mistakes[:WORST]]
+        titles = [
+            (f"is {printable(label)}", f"{float(confidence):.0%} {printable(predicted)}")
+            for _, label, predicted, confidence in mistakes[:WORST]
+        ]
         tiles(images, TILE, TILE, titles).save(folder / "mistakes.png")
     except OSError as error:
         raise cannot_write(folder, error) from error
@@ -59,15 +66,6 @@ def write_report(folder: Path, run: Any, rows: Rows) -> None:
 
 def _share(part: int, whole: int) -> str:
     return f"{part / whole:.4f}" if whole else ""
-
-
-def _heat_map(counts: np.ndarray) -> Image.Image:
-    """The share of each prediction, from white (none) to dark blue (all): a row for each class, a
-    column for each prediction."""
-    shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
-    pixels = 255 + (DARK_BLUE - 255) * np.sqrt(shares)[..., None]
-    scale = max(1, 480 // len(counts))
-    return Image.fromarray(pixels.astype(np.uint8).repeat(scale, 0).repeat(scale, 1))
 
 
 def _pixels(run: Any, source: Any, index: int) -> np.ndarray:
@@ -80,18 +78,18 @@ def _pixels(run: Any, source: Any, index: int) -> np.ndarray:
 
 
 def tiles(
-    images: Sequence[np.ndarray], width: int, height: int, titles: Sequence[str] = ()
-) -> Image.Image:
-    """The images in a grid, each of one size, and under its title if there are titles."""
+    images: Sequence[np.ndarray], width: int, height: int,
+    titles: Sequence[tuple[str, ...]] = (),
+) -> Image.Image:  # fmt: skip
+    """The images in a grid, each of one size, and under the lines of its title if there are any."""
     columns = max(1, int(np.ceil(np.sqrt(len(images)))))
-    lines, above = max(1, -(-len(images) // columns)), TITLE if titles else 0
+    lines, above = max(1, -(-len(images) // columns)), len(titles[0]) * LINE if titles else 0
     sheet = Image.new("RGB", (columns * width, lines * (height + above)), "white")
-    draw = ImageDraw.Draw(sheet)
     for number, pixels in enumerate(images):
         left, top = number % columns * width, number // columns * (height + above)
         sampling = Image.Resampling.NEAREST if pixels.shape[0] < height else Image.Resampling.BOX
         sheet.paste(Image.fromarray(pixels).resize((width, height), sampling), (left, top + above))
-        if titles:
-            latin = titles[number][:24].encode("latin-1", "replace").decode("latin-1")
-            draw.text((left + 2, top), latin, "black")
+        for line, text in enumerate(titles[number] if titles else (), start=1):
+            shown = lettering.fitted(text, LETTERS, width - 4)
+            lettering.write(sheet, (left + 2, top + line * LINE - 4), shown, LETTERS)
     return sheet
