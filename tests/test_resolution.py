@@ -123,12 +123,6 @@ def test_two_units_given_as_overrides_are_refused(one, other):
         recipe.override(base(), {one: "1", other: "2"})
 
 
-def test_a_warm_up_longer_than_the_run_is_shortened_aloud():
-    _, said = resolved(total_steps=10, schedule__warmup_steps=25)
-    assert said == ["warm-up of 25 steps is longer than the run: shortened to 10 steps"]
-    assert resolved(total_steps=10, schedule__warmup_steps=10)[1] == []
-
-
 # -- the mesh -----------------------------------------------------------------------------
 
 

@@ -121,7 +121,9 @@ def test_sigterm_saves_and_the_same_line_again_continues_under_the_name_of_its_c
     with Launched(f"--dir={tmp_path}", command=command) as job:
         job.when("step   10/")
         job.process.send_signal(signal.SIGTERM)
-        assert job.end() == (75, "")
+        code, err = job.end()
+    assert code == 75
+    assert len(err.splitlines()) == 1  # where the run is
     (run,) = [path for path in tmp_path.iterdir() if path.name != "logs"]
     assert run.name.startswith("digits-")
     (saved,) = [path.name for path in (run / "checkpoints").iterdir() if path.name.isdigit()]

@@ -132,7 +132,8 @@ def test_a_run_on_eighty_columns_wraps_no_line_and_shows_loss_and_speed(tmp_path
         "model.num_heads": 2, "model.mlp_dim": 16, "optimizer.lr": 1e-5,
     }  # fmt: skip
     command = [
-        sys.executable, "-m", "vit_jax.cli", "train", "--config=folder.py:a folder with a long name",
+        sys.executable, "-m", "vit_jax.cli", "train",
+        "--config=folder.py:a folder with a long name",
         "--workdir=a run with a name that is longer than most names of runs are",
         *(f"--config.{key}={value}" for key, value in keys.items()),
     ]  # fmt: skip
