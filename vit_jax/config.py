@@ -228,6 +228,16 @@ def set_by_user(config: ConfigDict, named: Iterable[str] = ()) -> set[str]:
     return {key for key, value in leaves(config) if value != default.get(key)} | set(named)
 
 
+def check_base(config: ConfigDict, what: str = "this is a config") -> None:
+    """Raises UserError where a config is not made from `base()`; `what` says what it is."""
+    there = dict(leaves(config))
+    if lacks := [key for key in ROWS if key not in there]:
+        raise UserError(
+            f"{what} without {', '.join(lacks[:3])}{' …' if len(lacks) > 3 else ''}: begin it with "
+            "c = vit_jax.config.base(), which has every key"
+        )
+
+
 def check_tree(config: ConfigDict) -> None:
     """Refuses a config that is not made from `base()`.
 

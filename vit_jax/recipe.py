@@ -25,6 +25,7 @@ from vit_jax.config import (
     READ_BY,
     ROWS,
     base,
+    check_base,
     choice_of,
     fit,
     further,
@@ -50,13 +51,7 @@ def load(spec: str, overrides: Mapping[str, Any] | None = None) -> ConfigDict:
     if not isinstance(config, ConfigDict):
         path = spec.partition(":")[0]
         raise UserError(f"get_config() of {path} gives a {type(config).__name__}, no ConfigDict")
-    there = dict(leaves(config))
-    if lacks := [key for key in ROWS if key not in there]:
-        raise UserError(
-            f"get_config() of {spec.partition(':')[0]} gives a config without "
-            f"{', '.join(lacks[:3])}{' …' if len(lacks) > 3 else ''}: begin it with "
-            "c = vit_jax.config.base(), which has every key"
-        )
+    check_base(config, f"get_config() of {spec.partition(':')[0]} gives a config")
     with config.unlocked():
         fit(config)
     override(config, {key: str(value) for key, value in (overrides or {}).items()})

@@ -9,8 +9,11 @@ import sys
 import jax
 import pytest
 from made_images import folder_of_images
+from ml_collections import ConfigDict
 
+import vit_jax
 from tests.digits_run import rows, tiny_config
+from vit_jax.errors import UserError
 from vit_jax.evaluators.named import parse
 from vit_jax.parallel.runtime import no_device
 from vit_jax.resolution import resolve
@@ -87,6 +90,13 @@ def test_a_recipe_that_starts_from_weights_asks_for_them(vit, tmp_path):
         "vit: error: this recipe starts from weights: add --config.init=FILE, FOLDER, runs/NAME "
         "or a name that vit_jax.list_pretrained() shows\n"
     )
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_config_that_base_did_not_make_is_one_line_from_python_too(tmp_path):
+    config = ConfigDict({"seed": 0, "model": {"variant": "S/16"}})
+    with pytest.raises(UserError, match=r"^this is a config without task, .* …: begin it with"):
+        vit_jax.train(config, tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 

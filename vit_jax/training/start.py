@@ -8,7 +8,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from vit_jax.checkpoint import checksums, manager, steps
-from vit_jax.config import WEIGHTS_WANTED, flat
+from vit_jax.config import WEIGHTS_WANTED, check_base, flat
 from vit_jax.errors import UserError
 from vit_jax.models.registry import find_family
 from vit_jax.parallel.runtime import everyones, share, together
@@ -25,7 +25,10 @@ from vit_jax.user_code import signature
 def open_origin(config: ConfigDict, workdir: Path) -> Weights | None:
     """What a run with `init` has its model's arithmetic from: once it has saved, its own last
     checkpoint, which is there when the weights are gone; before, the weights."""
-    if not isinstance(config, ConfigDict) or not config.init or config.resume:
+    if not isinstance(config, ConfigDict):
+        return None  # `resolve` refuses it
+    check_base(config)
+    if not config.init or config.resume:
         return None
     if _last_step(workdir):
         find_family(config.model.name, imports=True)  # the user's word, which the run repeats
