@@ -101,7 +101,7 @@ def test_a_signal_saves_and_puts_the_job_back_into_the_queue(signalled, signal):
     job = signalled[signal]
     (step,) = [int(p.name) for p in (job.run / "checkpoints").iterdir() if p.name.isdigit()]
     assert 50 <= step < 300
-    assert f"stopped at step {step}; its state is saved" in job.said
+    assert f"stopped at step {step}, saved" in job.said
     assert "back into the queue, restart 1 of 10" in job.said
 
 
