@@ -174,7 +174,7 @@ def test_one_class_alone_is_a_warning(vit, tmp_path):
 
 
 def test_few_shots_and_neighbours_are_called_what_they_are():
-    few, near = parse("fewshot(n=(1, 5))|knn(k=(10,))")
+    (few, near), _ = parse("fewshot(n=(1, 5))|knn(k=(10,))")
     task = run_of(tiny_config(), devices=ONE).task
     assert task.in_words(few.called({"accuracy_1": 0.5, "accuracy_5": 0.5797, "examples": 9})) == (
         "1 shot 50.00%, 5 shots 57.97%"
