@@ -103,8 +103,9 @@ class Run:
         texts = {name: f"{leaves:,} parameters ({numbers:,} numbers)"
                  for name, (leaves, numbers) in totals.items()}  # fmt: skip
         decay = f"{o.weight_decay:g} by the {o.decay_by} on {texts['decayed']}"
+        classes = f", {c.model.num_classes:,} classes" if c.model.num_classes else ""
         return [
-            f"{self.train_examples:,} training examples, {c.model.num_classes:,} classes; batches "
+            f"{self.train_examples:,} training examples{classes}; batches "
             f"of {c.batch_size:,}, {share:,} on each of {self.mesh.size} devices, "
             f"{passes} passes a step",
             f"{c.total_steps:,} steps = {seen:,} examples = "
