@@ -14,7 +14,7 @@ CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 ORDER = {
     "digits": "", "folder": ":PHOTOS", "pretrain": "", "augreg": "", "plain": "", "deit3": "",
     "bit": "", "mixer": "", "finetune": "", "vtab": "", "linear_probe": "", "detr": "",
-    "yolos": ":tiny,coco",
+    "yolos": ":tiny,coco", "mae": ":b16,imagenet2012",
     "study": "", "table6": "", "base": "",
 }  # fmt: skip
 

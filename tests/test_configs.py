@@ -119,6 +119,8 @@ ARGUMENTS = [
     *(f"{recipe}.py:{size},{dataset}" for recipe in ("vtab", "linear_probe")
       for size in ("b16", "r50_b16", "mixer_b16", "bit_50x1")
       for dataset in ("cifar100", "cifar10")),
+    *(f"mae.py:{size},{dataset}" for size in ("s16", "b16", "l16", "h14")
+      for dataset in ("imagenet2012", "imagenet21k")),
     *(f"pretrain.py:{model},{dataset}" for model in ("r_ti16", "r26_s32", "r26_b32", "r50_b16",
       "r50_l32", "mixer_b16", "bit_50x1", "bit_101x1", "bit_152x2") for dataset in PRETRAIN),
     *(f"finetune.py:{model},cifar10" for model in ("r50_b16", "r50_l32", "mixer_b16", "bit_50x1")),

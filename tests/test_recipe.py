@@ -8,7 +8,8 @@ from vit_jax.errors import UserError
 
 RECIPES = (
     "augreg.py, base.py, bit.py, deit3.py, detr.py, digits.py, finetune.py, folder.py, "
-    "linear_probe.py, mixer.py, plain.py, pretrain.py, study.py, table6.py, vtab.py, yolos.py"
+    "linear_probe.py, mae.py, mixer.py, plain.py, pretrain.py, study.py, table6.py, vtab.py, "
+    "yolos.py"
 )
 
 ONE_KEY = """

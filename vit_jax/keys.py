@@ -49,8 +49,8 @@ WRITTEN = Fits(
 # and which choices of its component read it, where not all do. An empty key takes what its meaning
 # says.
 KEYS = (
-    Key("task", "classification", "what is learned: classification, detection, or a task of your "
-        "own by its import path, my_package.my_module:MyTask", later=True),
+    Key("task", "classification", "what is learned: classification, detection, masked, or a task "
+        "of your own by its import path, my_package.my_module:MyTask", later=True),
     Key("seed", 0, "decides the first parameters, the order of examples, augmentation and dropout",
         SEED),
     Key("batch_size", 128, "examples in a step, over all devices", COUNT),

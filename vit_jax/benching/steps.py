@@ -43,6 +43,7 @@ NOT_THEIRS = (
 NOISE = {
     "classification": "synthetic:examples={},classes={},size={}",
     "detection": "coco",
+    "masked": "synthetic:examples={},classes={},size={}",
 }
 
 DRAWN = 256  # examples of noise whose entries are drawn; more of them repeat these

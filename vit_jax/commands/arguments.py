@@ -131,10 +131,13 @@ def join_job(options: argparse.Namespace, heartbeat_timeout: float, *, saves: bo
         print("\n".join(lines), file=sys.stderr)
 
 
-def opened(options: argparse.Namespace, check: Callable[[], Any] = lambda: None) -> Any:
+def opened(
+    options: argparse.Namespace, check: Callable[[], Any] = lambda: None, *, decoder: bool = False
+) -> Any:
     """Opens the weights that `SOURCE` names, with what the overrides say of them (`given`).
     `model.image_size` is the size of the weights. First registers the layout that `--layout` names,
-    and then calls `check`, before anything is fetched.
+    and then calls `check`, before anything is fetched. `decoder`: whether that of a masked
+    autoencoder is wanted, too.
 
     Raises UserError for any other key of a config.
     """
@@ -155,13 +158,13 @@ def opened(options: argparse.Namespace, check: Callable[[], Any] = lambda: None)
                 f"--config.{key} is not read here: weights decide all but what they do not tell, "
                 "such as --config.model.num_heads=12 or --config.data.mean=0.5"
             )
-    config = base()
+    config = base("mae" if decoder else "")
     recipe.override(config, options.overrides)
     fields = given(config)
     if size := fields.pop("image_size", None):
         fields.setdefault("source_image_size", two_sides(size))
     check()
-    return open_weights(fetch_weights(options.weights), **fields)
+    return open_weights(fetch_weights(options.weights), decoder=decoder, **fields)
 
 
 def _overrides(arguments: list[str]) -> tuple[dict[str, str], list[str]]:

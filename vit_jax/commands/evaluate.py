@@ -190,7 +190,8 @@ def _weights(run: Any, checkpoint: Path, stored: tuple[int, ...], which: str) ->
     abstract, shardings = run.abstract_state, run.shardings
     resized = run.model.config.image_size != stored
     if which == "ema" or resized or run.config.optimizer.name in HOLD_RATE:
-        weights = open_weights(checkpoint / EMA if which == "ema" else checkpoint)
+        place = checkpoint / EMA if which == "ema" else checkpoint
+        weights = open_weights(place, decoder=True)
         return fill(weights, run.model, shardings["params"])[0]
     params = manager.restore(checkpoint, abstract["params"], shardings["params"], part="params")
     check_finite(params, checkpoint)

@@ -3,17 +3,20 @@
 vit look runs/pets cat.jpg --output=look.html
 vit look hf://google/vit-base-patch16-224 photos/ --output=look.html --class=tabby
 vit look runs/pets cat.jpg --output=look.html --data=folder:PHOTOS --split=train
+vit look runs/mae photos/ --output=look.html --mask-ratio=0.9
 
 The page has, of each image, attention rollout, the evidence for a class, the attention of every
 layer and head, and the last layer's tokens as colours; of a detector its boxes and where each one
-looks. Of the weights: how far each head looks, the similarity of positions, the first filters. With
---data, how far heads look is the mean over images of that source, and the most similar of them are
-shown. --arrays writes the numbers behind the page. What a family does not have is named.
+looks; of a masked autoencoder the patches that it does not see, as it reconstructs them. Of the
+weights: how far each head looks, the similarity of positions, the first filters. With --data, how
+far heads look is the mean over images of that source, and the most similar of them are shown.
+--arrays writes the numbers behind the page. What a family does not have is named.
 
 The functions are `vit_jax.look` in Python.
 """
 
 import argparse
+import dataclasses
 import itertools
 from pathlib import Path
 from typing import Any
@@ -34,6 +37,8 @@ OPTIONS: Options = SOURCE | {
     "--data": dict(metavar="SOURCE", help="images for statistics, such as folder:PATH"),
     "--split": dict(help="their split (the source's first one)"),
     "--examples": dict(type=int, default=256, help="images of --data that are shown (256)"),
+    "--mask-ratio": dict(type=float, metavar="SHARE", help="of a masked autoencoder: the share of "
+                         "patches that it does not see (as in training)"),
     "--arrays": dict(metavar="FILE.npz", help="write the numbers behind the page"),
     FLAG: dict(action="store_true", help="run the operations that the weights' pipeline names by "
                "import path, such as my_ops:crop; without it such weights are refused"),
@@ -52,7 +57,8 @@ def run(options: argparse.Namespace) -> int:
     given, notes = images_named(options.images)
     _check_number(len(given))
     check_files(options)
-    weights = shown.weights_of(options)
+    whole_model = _masking(options.mask_ratio, shown.weights_of(options, decoder=True))
+    weights = shown.of_encoder(whole_model)
     wanted = _class(options.of_class, weights)
     source = _source(options)
     for line in notes:
@@ -87,17 +93,18 @@ def run(options: argparse.Namespace) -> int:
         ("attention between patches", not own), ("evidence for a class", seen.gradient is None),
         ("positions", similar is None), ("filters of pixels", components is None),
     ) if lacks]  # fmt: skip
-    about = f"{weights.model.name}, {weights.model.num_params:,} parameters"
+    reconstructed, first = _reconstructed(whole_model, photographs, pixels)
+    about = f"{whole_model.model.name}, {whole_model.model.num_params:,} parameters"
     if lacking:
         about += f". It has no {', no '.join(lacking)}"
     write_text(Path(options.output), pages.page(
-        f"What {weights.path} sees", pages.paragraph(f"{about}."),
+        f"What {weights.path} sees", pages.paragraph(f"{about}."), *first,
         *page.of_images(weights.model, weights.names, photographs, seen, classes), *parts,
         *page.of_weights(far, similar, components),
     ))  # fmt: skip
     if options.arrays:
         numbers = {"distance": far, "position_similarity": similar, "filters": components}
-        _write_arrays(Path(options.arrays), seen, **numbers)
+        _write_arrays(Path(options.arrays), seen, reconstructed, **numbers)
     say(f"{about}: {printable(options.output)}")
     return 0
 
@@ -191,10 +198,39 @@ def _described(seen: Any) -> Any:
     return seen.tokens.mean(axis=(1, 2)) if seen.boxes is not None else seen.features
 
 
-def _write_arrays(path: Path, seen: Any, **others: Any) -> None:
-    """Writes what was seen, and the numbers of the weights, by their names."""
+def _reconstructed(weights: shown.Shown, photographs: Any, pixels: Any) -> tuple[Any, list[str]]:
+    """What a masked autoencoder reconstructs, and a section on it; None and nothing of others."""
     import numpy as np
 
-    arrays = {**vars(seen), **others}
+    from vit_jax import look
+    from vit_jax.look import page
+
+    model = weights.model
+    if model.family.encoder is None:
+        return None, []
+    found = look.reconstruct(model, weights.params, pixels)
+    if not np.isfinite(found.prediction).all():
+        raise not_finite(f"{printable(weights.path)}: the prediction")
+    return found, page.of_reconstructions(photographs, found, model.config.norm_pixels)
+
+
+def _masking(share: float | None, weights: shown.Shown) -> shown.Shown:
+    """The weights with another share of masked patches. Raises UserError where it cannot be."""
+    if share is None:
+        return weights
+    if weights.model.family.encoder is None:
+        raise UserError("--mask-ratio is of masked autoencoders, whose decoder is in the weights")
+    from vit_jax.models.registry import make_config
+
+    fields = vars(weights.model.config) | {"mask_ratio": share}
+    config = make_config(type(weights.model.config), fields, "--mask-ratio")
+    return dataclasses.replace(weights, model=dataclasses.replace(weights.model, config=config))
+
+
+def _write_arrays(path: Path, seen: Any, reconstructed: Any, **others: Any) -> None:
+    """Writes what was seen and reconstructed, and the numbers of the weights, by their names."""
+    import numpy as np
+
+    arrays = {**vars(seen), **(vars(reconstructed) if reconstructed else {}), **others}
     with whole(path) as part, part.open("wb") as file:
         np.savez_compressed(file, **{k: v for k, v in arrays.items() if v is not None})

@@ -45,15 +45,17 @@ class Shown:
 
 
 def weights_of(
-    options: argparse.Namespace, check: Callable[[Any, Any], None] = lambda path, model: None
-) -> Shown:
+    options: argparse.Namespace, check: Callable[[Any, Any], None] = lambda path, model: None,
+    *, decoder: bool = False,
+) -> Shown:  # fmt: skip
     """Opens and fills the model that `options` name. `check(path, model)` raises UserError before
-    the weights are read; `options` also has `trust_code`."""
+    the weights are read; `options` also has `trust_code`. `decoder`: whether that of a masked
+    autoencoder is wanted, too."""
     from vit_jax.data.ops import parse
     from vit_jax.pretrained.load import as_shown, fill
 
     with only(None, trust_files=options.trust_code):
-        weights = opened(options)
+        weights = opened(options, decoder=decoder)
     c = weights.model.config
     model = as_shown(weights)
     check(weights.path, model)
@@ -70,6 +72,17 @@ def weights_of(
     names = [*(weights.classes or ())]  # a head may have more outputs than there are names
     names += map(str, range(len(names), c.num_classes or 0))
     return Shown(weights.path, model, params, prepare, names)
+
+
+def of_encoder(shown: Shown) -> Shown:
+    """A masked autoencoder without its decoder. All others stay as they are."""
+    if shown.model.family.encoder is None:
+        return shown
+    from vit_jax.pretrained.mae import encoder_of
+
+    model = encoder_of(shown.model)
+    params = {name: shown.params[name] for name in model.abstract_params}
+    return dataclasses.replace(shown, model=model, params=params)
 
 
 def images(shown: Shown, given: Sequence["Image"]) -> Iterator[tuple[str, Any]]:

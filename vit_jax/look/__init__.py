@@ -1,4 +1,5 @@
-"""What a model sees, as arrays: attention, evidence, positions, filters, tokens, neighbours.
+"""What a model sees, as arrays: attention, evidence, positions, filters, tokens, neighbours; and
+what a masked autoencoder reconstructs.
 
     model, params, _ = vit_jax.load_pretrained("runs/flowers")
     seen = look.see(model, params, images)        # images as uint8 [batch, height, width, channels]
@@ -15,9 +16,10 @@ from vit_jax.look.embeddings import (
     positions,
     token_colours,
 )
+from vit_jax.look.reconstruction import Reconstructed, reconstruct
 from vit_jax.look.seen import Seen, see
 
 __all__ = [
-    "Seen", "distance", "evidence", "filters", "nearest", "of_boxes", "position_similarity",
-    "positions", "read", "rollout", "see", "token_colours",
+    "Reconstructed", "Seen", "distance", "evidence", "filters", "nearest", "of_boxes",
+    "position_similarity", "positions", "read", "reconstruct", "rollout", "see", "token_colours",
 ]  # fmt: skip

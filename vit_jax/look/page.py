@@ -9,12 +9,14 @@ from vit_jax import pages
 from vit_jax.look import pictures
 from vit_jax.look.attention import evidence, of_boxes, read, rollout
 from vit_jax.look.embeddings import token_colours
+from vit_jax.look.reconstruction import Reconstructed
 from vit_jax.look.seen import Seen
 from vit_jax.models.model import ACTIVATIONS, Model
 
 TOP = 5  # classes, or boxes, of an image
 LEAST = 0.1  # score of a box that is shown
 SIDE = 224  # pixels of a picture, at least
+GREY = 128  # of masked patches
 
 
 @dataclasses.dataclass(frozen=True)
@@ -134,6 +136,30 @@ def _heads(model: Model, photograph: Photograph, seen: Seen, number: int) -> Ite
     of = "the surest box" if seen.boxes is not None else "the representation that the head reads"
     summary = f"Attention of {of}: {layers} layers (rows), {heads} heads (columns)"
     yield pages.details(summary, pages.style(style), pages.tiles(maps, heads))
+
+
+def of_reconstructions(
+    photographs: Sequence[Photograph], found: Reconstructed, normalised: bool
+) -> list[str]:
+    """Each photograph, what the encoder saw of it, and what the decoder made of that. `normalised`:
+    whether the model predicts normalised pixels."""
+    share = f"{found.masked[0].mean():.0%} of the patches are masked."
+    borrowed = (
+        " Masked patches have the mean and deviation of the image's, which are not predicted."
+    )
+    parts = [pages.heading("Reconstruction"), pages.paragraph(share + borrowed * normalised)]
+    for photograph, masked, image in zip(
+        photographs, found.masked, found.reconstruction, strict=True
+    ):
+        pixels = photograph.pixels
+        sides = [n // m for n, m in zip(pixels.shape[:2], masked.shape, strict=True)]
+        hidden = masked.repeat(sides[0], axis=0).repeat(sides[1], axis=1)[..., None]
+        whole = np.round(np.clip(image, 0, 255)).astype(np.uint8)
+        seen = np.where(hidden, np.uint8(GREY), pixels)
+        shown = {photograph.name: pixels, "visible patches": seen, "reconstruction": whole}
+        tiles = [pages.figure(_photo(_enlarged(x)), name) for name, x in shown.items()]
+        parts.append(pages.tiles(tiles, 3, 200))
+    return parts
 
 
 def of_weights(

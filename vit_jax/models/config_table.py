@@ -12,6 +12,7 @@ from vit_jax.models.configs import (
     ViTConfig,
 )
 from vit_jax.models.detector_configs import DetrResNetConfig, DetrViTConfig, YolosConfig
+from vit_jax.models.mae_config import MaeConfig
 
 # The families whose fields are keys of every config.
 CONFIGS = (ViTConfig, MixerConfig, ResNetConfig)
@@ -25,4 +26,5 @@ FURTHER: dict[str, type[ImageConfig]] = {
     r"detr_resnet.*": DetrResNetConfig,
     r"detr_(vit|deit).*": DetrViTConfig,
     r"yolos(_(tiny|small|base|(vit|deit).*))?": YolosConfig,
+    r"mae(_vit_.*)?": MaeConfig,
 }

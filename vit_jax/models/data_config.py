@@ -34,6 +34,11 @@ class DataConfig:
         mean, std = (np.asarray(v, np.float32) for v in self.per_channel(pixels.shape[-1]))
         return pixels.astype(jnp.float32) * (1 / (255 * std)) - mean / std
 
+    def pixels(self, values: Float[Array, "..."]) -> Float[Array, "..."]:
+        """The inverse of `normalise`: numbers in 0 … 255, not rounded."""
+        mean, std = (np.asarray(v, np.float32) for v in self.per_channel(values.shape[-1]))
+        return 255 * (values * std + mean)
+
     def per_channel(self, channels: int) -> tuple[list[float], list[float]]:
         """Mean and standard deviation for each channel. If they were computed for another number of
         channels, each channel gets the average over those."""

@@ -96,6 +96,8 @@ class Family:
     layer: Callable[[Any, Any], tuple[nnx.Module, tuple[int, ...]]] | None = None
     # The family whose models are its part `backbone`, and whose weights it may begin with.
     backbone: "Family | None" = None
+    # The family of its models less their decoders: what weights of them are without it.
+    encoder: "Family | None" = None
     task: str = "classification"  # of the package's tasks, the one that its models are for
 
     @property

@@ -19,6 +19,7 @@ from vit_jax.models import (
     axial_vit,
     bit,
     detr,
+    mae,
     mixer,
     nonlocal_blocks,
     resnet_v1,
@@ -48,6 +49,7 @@ FAMILIES: dict[type, Family] = {
         detr.VIT,
         detr.RESNET,
         yolos.FAMILY,
+        mae.FAMILY,
     )
 }
 

@@ -1,5 +1,6 @@
 """The Vision Transformer (arXiv 2010.11929), from image to logits, in the order of the paper."""
 
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 import jax
@@ -37,11 +38,20 @@ PATCHES = (
 )
 
 
-class PatchEmbed(nnx.Module):
-    """E of eq. 1: each P x P patch is flattened and projected, as one matrix product.
+def patches_of(
+    images: Float[Array, "batch height width channels"], patch: int
+) -> Float[Array, "batch patches pixels"]:
+    """The patches of images, row by row; the numbers of one in the order of its rows, columns and
+    channels. Pixels at the bottom and right edge that fill no patch are left out."""
+    batch, height, width, channels = images.shape
+    rows, columns = height // patch, width // patch
+    x = images[:, : rows * patch, : columns * patch]
+    x = x.reshape(batch, rows, patch, columns, patch, channels)
+    return x.transpose(0, 1, 3, 2, 4, 5).reshape(batch, rows * columns, patch * patch * channels)
 
-    Pixels at the bottom and right edge that fill no patch are not read.
-    """
+
+class PatchEmbed(nnx.Module):
+    """E of eq. 1: each P x P patch is flattened and projected, as one matrix product."""
 
     def __init__(self, patch: int, channels: int, width: int, *, bias: bool = True, dtype, rngs):
         init = nnx.initializers.lecun_normal(in_axis=(0, 1, 2), out_axis=3)
@@ -54,11 +64,7 @@ class PatchEmbed(nnx.Module):
         self, images: Float[Array, "batch height width channels"]
     ) -> Float[Array, "batch patches width"]:
         p, _, channels, hidden = self.kernel.shape
-        batch, height, width, _ = images.shape
-        rows, columns = height // p, width // p
-        x = images[:, : rows * p, : columns * p].astype(self.dtype)
-        x = x.reshape(batch, rows, p, columns, p, channels)
-        x = x.transpose(0, 1, 3, 2, 4, 5).reshape(batch, rows * columns, p * p * channels)
+        x = patches_of(images.astype(self.dtype), p)
         kernel = self.kernel[...].astype(self.dtype).reshape(p * p * channels, hidden)
         x = x @ kernel
         return x + self.bias[...].astype(self.dtype) if self.has_bias else x
@@ -121,6 +127,25 @@ class Block(nnx.Module):
         y = self.scale2(y) if self.scaled else y
         z = z + drop_path(y.reshape(shape), drop_path_rate, path[1]).reshape(z.shape)
         return z.reshape(shape), weights
+
+
+def through(
+    stack: Encoder, c: ViTConfig, x: Float[Array, "batch tokens width"],
+    key: Key[Array, ""] | None, *, return_weights: bool,
+    added: Callable[[int], Array | None] = lambda empty: None, **more: Any,
+) -> tuple[Float[Array, "batch tokens width"], dict[str, Array]]:  # fmt: skip
+    """Tokens behind a stack of blocks of this config, and what the stack returns beside them.
+
+    An empty token, which the blocks mask, may stand behind the others for cuDNN's attention
+    (models/attention.py). `added(empty)` is the stack's `added`, for so many further tokens.
+    """
+    empty = 0 if return_weights else c.padded_tokens - c.num_tokens
+    if empty:
+        x = jnp.pad(x, ((0, 0), (0, empty), (0, 0)))
+    x, blocks = stack(x, key, return_weights=return_weights, added=added(empty), **more)
+    if empty:
+        x, blocks = jax.tree.map(lambda z: z[:, : c.num_tokens], (x, blocks))
+    return x, blocks
 
 
 class ViT(nnx.Module):
@@ -191,15 +216,10 @@ class ViT(nnx.Module):
         x = dropout(x, c.dropout, after_positions)
         if c.pre_norm:
             x = self.pre_norm(x)
-        empty = 0 if return_weights else c.padded_tokens - c.num_tokens
-        if empty:  # masked in the blocks: models/attention.py
-            x = jnp.pad(x, ((0, 0), (0, empty), (0, 0)))
-        x, blocks = self.encoder(
-            x, in_encoder, return_weights=return_weights, gather=gather, added=self._added(empty),
-            attention_added=attention_added,
+        x, blocks = through(
+            self.encoder, c, x, in_encoder, return_weights=return_weights, gather=gather,
+            added=self._added, attention_added=attention_added,
         )  # fmt: skip
-        if empty:
-            x, blocks = jax.tree.map(lambda z: z[:, : c.num_tokens], (x, blocks))
         if not c.norm_after_pool:
             x = self.norm(x)  # LN of eq. 4, over the whole sequence
         out |= blocks | {"encoded": x}
@@ -221,20 +241,26 @@ class ViT(nnx.Module):
         """z_0 of eq. 1: [class; distillation; registers; patches], with their positions."""
         c, dtype = self.config, patches.dtype
         batch, _, width = patches.shape
-        if c.posemb == "learned":
-            grid = self.pos_embed.grid[...]
-        else:
-            grid = jnp.asarray(sincos2d(*c.grid, width))
+        grid, of_prefix = self._positions()
         patches = patches + grid.astype(dtype).reshape(1, -1, width)
         names = {"cls": c.class_token, "dist": c.distilled, "registers": c.registers > 0}
         prefix = [getattr(self, name)[...] for name, exists in names.items() if exists]
         if not prefix:
             return patches
         tokens = jnp.concatenate(prefix)
-        if c.posemb == "learned" and c.num_prefix_positions:
-            tokens = tokens.at[: c.num_prefix_positions].add(self.pos_embed.prefix[...])
+        if of_prefix is not None:
+            tokens = tokens.at[: c.num_prefix_positions].add(of_prefix)
         tokens = jnp.broadcast_to(tokens.astype(dtype), (batch, *tokens.shape))
         return jnp.concatenate([tokens, patches], axis=1)
+
+    def _positions(self) -> tuple[Array, Array | None]:
+        """Positions of the patches [rows, columns, D], and of the prefix tokens that have one."""
+        c = self.config
+        if c.posemb != "learned":
+            return jnp.asarray(sincos2d(*c.grid, c.hidden_size)), None
+        return self.pos_embed.grid[...], (
+            self.pos_embed.prefix[...] if c.num_prefix_positions else None
+        )
 
     def _added(self, empty: int) -> Float[Array, "layers tokens width"] | None:
         """What is added before each block, with `empty` further tokens; None: nothing."""
@@ -250,21 +276,26 @@ class ViT(nnx.Module):
         return jnp.concatenate([parts[part]() for part in c.pool.split("_")], axis=-1)
 
 
+def block_macs(c: ViTConfig) -> int:
+    """Multiply-accumulates of one image in a block: qkv and out, q·kᵀ and ·v, MLP."""
+    n, d = c.num_tokens, c.hidden_size
+    mlp = (3 if c.mlp == "swiglu" else 2) * d * c.mlp_dim
+    return n * d * 4 * d + 2 * n * n * d + n * mlp
+
+
 def forward_macs(c: ViTConfig) -> int:
     """Multiply-accumulates of one image through a ViT or a hybrid."""
-    n, d = c.num_tokens, c.hidden_size
+    d = c.hidden_size
     patches = c.grid[0] * c.grid[1]
     embed = patches * c.patch_size**2 * c.channels * d
     if c.resnet_layers is not None:
         embed = hybrid_macs(c.resnet_layers, c.image_size, c.channels, c.patch_size, d)
-    mlp = (3 if c.mlp == "swiglu" else 2) * d * c.mlp_dim
-    block = n * d * 4 * d + 2 * n * n * d + n * mlp  # qkv+out, q·kᵀ and ·v, MLP
     pool = 0
     if c.pool == "map":
         pool = patches * 2 * d * d + 2 * d * d + 2 * patches * d + 2 * d * c.mlp_dim
     pre_logits = c.num_features * d if c.pre_logits else 0
     head = (d if c.pre_logits else c.num_features) * c.num_classes * (1 + c.distilled)
-    return embed + c.num_layers * block + pool + pre_logits + head
+    return embed + c.num_layers * block_macs(c) + pool + pre_logits + head
 
 
 FAMILY = Family(

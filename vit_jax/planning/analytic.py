@@ -95,10 +95,11 @@ def _activations(run: Run, model: Model) -> Activations:
         return jax.vjp(total, trained)[1]
 
     leaves = jax.tree.leaves(jax.eval_shape(kept, trained, params, batch))
+    stacks = [model.config, getattr(model.config, "decoder", model.config)]
     width = getattr(model.config, "hidden_size", None)
     sizes = {True: 0.0, False: 0.0}  # key: whether as wide as the residual path, never split
     for x in leaves:
-        if fused and x.shape[-2:] == (plain.num_tokens,) * 2:
+        if fused and x.shape[-2:] in [(stack.num_tokens,) * 2 for stack in stacks]:
             continue
         if any(size and size % TRACED == 0 for size in x.shape):
             sizes[x.shape[-1] == width] += math.prod(x.shape) * x.dtype.itemsize / TRACED

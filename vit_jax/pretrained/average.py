@@ -40,7 +40,7 @@ def average(checkpoints: Sequence[Path], output: Path) -> int:
     # Code of the user's own is imported for runs that the user trained.
     vouched = {path for about in abouts for path in signed(about)}
     with only(vouched.__contains__):
-        opened = [open_weights(checkpoint) for checkpoint in checkpoints]
+        opened = [open_weights(checkpoint, decoder=True) for checkpoint in checkpoints]
         for other in opened[:-1]:
             _check_alike(opened[-1], other)
         means = {path: _mean(path, opened) for path in opened[-1].shapes}

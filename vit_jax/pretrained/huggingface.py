@@ -1,4 +1,4 @@
-"""Folders of Hugging Face's Transformers: ViT, DeiT, DINOv2 with and without registers.
+"""Folders of Hugging Face's Transformers: ViT, DeiT, DINOv2 with and without registers, ViTMAE.
 
 The tensor names here are those on disk; newer versions of Transformers rename tensors in memory.
 `config.json` states the heads, the epsilon, the activation and the classes.
@@ -10,6 +10,7 @@ from typing import Any
 from vit_jax.errors import UserError
 from vit_jax.models.configs import ViTConfig
 from vit_jax.models.family import Config
+from vit_jax.models.mae_config import MaeConfig
 from vit_jax.pretrained.given import Unstated, spelled
 from vit_jax.pretrained.huggingface_config import (
     ACTIVATIONS,
@@ -21,6 +22,7 @@ from vit_jax.pretrained.huggingface_config import (
     preprocessor_json,
 )  # fmt: skip
 from vit_jax.pretrained.layout import Description, Layout, Reader, Writer, or_refusal, refused_pool
+from vit_jax.pretrained.mae import decoder_fields, decoder_rows, has_decoder
 from vit_jax.pretrained.rows import (
     BATCHED,
     CONV,
@@ -42,6 +44,7 @@ from vit_jax.pretrained.tensors import Tensors
 MODELS = ("vit", "deit", "dinov2", "dinov2_with_registers")
 PREFIXES = ("", *(f"{model}." for model in MODELS))
 ENCODERS = {"vit_mae": "vit"}  # models whose encoder is another one's
+DECODER = "decoder."  # prefix of a ViTMAE's
 
 # Names of a block's parts: (first norm, second norm, MLP's first, MLP's second).
 PARTS = {
@@ -50,10 +53,11 @@ PARTS = {
 }
 
 
-def vit_rows(model: str, pre: str, distilled: bool) -> list[Row]:
-    """`model` is one of MODELS, and `pre` the prefix of all tensors except the heads'."""
+def vit_rows(model: str, pre: str, distilled: bool, layer: str = "encoder.layer.{i}") -> list[Row]:
+    """`model` is one of MODELS, and `pre` the prefix of all tensors except the heads'. `layer` is
+    what the names of a block's tensors begin with behind it."""
     norm1, norm2, fc1, fc2 = PARTS["dinov2" if "dinov2" in model else "vit"]
-    theirs = pre + "encoder.layer.{i}"
+    theirs = pre + layer
     qkv = [f"{theirs}.attention.attention.{part}" for part in ("query", "key", "value")]
     tokens, head = {"cls": "cls_token"}, "classifier"
     if model == "dinov2_with_registers":
@@ -104,7 +108,13 @@ def _describe(tensors: Tensors, known: dict[str, Any]) -> Description:
     teacher = "cls_classifier.weight" in shapes
     dist = f"{prefix}embeddings.distillation_token" in shapes
     one_head = dist and not teacher
-    shown = Shown(tensors, vit_rows(model, prefix, distilled=teacher), torch=True)
+    family: type = ViTConfig
+    if known.get("decoder") and has_decoder(shapes, DECODER):
+        family, old = MaeConfig, f"{DECODER}decoder_layers.0.layernorm_before.weight"
+        dialect["decoder_layer"] = "decoder_" + (
+            "layers.{i}" if old in shapes else "encoder.layer.{i}"
+        )
+    shown = Shown(tensors, _rows(family, dialect, distilled=teacher), torch=True)
     known = {"source_image_size": c.get("image_size")} | known
     fields = vit_fields(shown, known, {"all" if one_head else "class": 1 + dist})
     heads, gelu = heads_and_gelu(tensors, known)
@@ -119,10 +129,22 @@ def _describe(tensors: Tensors, known: dict[str, Any]) -> Description:
         "posemb_resize": "dinov2_reg" if model == "dinov2_with_registers" else "huggingface",
         "distilled": teacher, "registers": (shown.get("registers") or (1, 0))[1],
     }  # fmt: skip
+    if family is MaeConfig:
+        of_decoder = c.get("decoder_num_attention_heads")
+        fields |= decoder_fields(shown, of_decoder, known, c.get("norm_pix_loss", False))
+        fields["mask_ratio"] = known.get("mask_ratio", c.get("mask_ratio", 0.75))
     file = tensors.path / "config.json"
     classes, activation = classes_of(file, c, fields["num_classes"]), activation_of(file, c)
     (data, guessed), refusal = or_refusal(preprocessing, tensors.path, kind, fields["image_size"])
-    return Description(ViTConfig, fields, data, classes, dialect, guessed, activation, refusal)
+    return Description(family, fields, data, classes, dialect, guessed, activation, refusal)
+
+
+def _rows(family: type, dialect: dict[str, Any], distilled: bool) -> list[Row]:
+    rows = vit_rows(dialect["model"], dialect["prefix"], distilled)
+    if family is not MaeConfig:
+        return rows
+    blocks = vit_rows(dialect["model"], DECODER, False, dialect["decoder_layer"])
+    return [*rows, *decoder_rows(blocks, DECODER)]
 
 
 def heads_and_gelu(tensors: Tensors, known: dict[str, Any]) -> tuple[int, str]:
@@ -196,8 +218,8 @@ def _refuses(config: Config) -> list[str]:
 
 HUGGINGFACE = Layout(
     "huggingface",
-    lambda config, dialect: vit_rows(
-        dialect["model"], dialect["prefix"], getattr(config, "distilled", False)
+    lambda config, dialect: _rows(
+        type(config), dialect, getattr(config, "distilled", False)
     ),
     Reader(_is_huggingface, _describe, ignored={
         r"(\w+\.)?pooler\.dense\.(weight|bias)": "the pooler, which classification does not use",

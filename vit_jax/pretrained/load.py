@@ -49,6 +49,7 @@ def load_pretrained(
     std: float | tuple[float, ...] | None = None,
     mesh: Mesh | None = None,
     seed: int = 0,
+    decoder: bool = False,
     say: Callable[[str], None] | None = print,
     **fields: Any,
 ) -> tuple[Model, Params, Report]:
@@ -67,6 +68,8 @@ def load_pretrained(
       mean, std: the normalisation of the training images, if the file does not state it.
       mesh: the parameters are sharded over its devices by the rules of `parallel/sharding.py`.
       seed: for the parameters that are re-initialised.
+      decoder: whether a masked autoencoder is wanted whole. Otherwise its weights are those of its
+        encoder, a ViT without a head.
       say: is called with each line of the report; None for no output.
       fields: any other field of the model, such as `scan=True`, `dtype`, or `num_heads` if the
         file does not state it.
@@ -79,7 +82,9 @@ def load_pretrained(
         belong to the model, or a tensor holds NaN or infinite values.
     """
     path = fetch_weights(name_or_path)
-    weights = open_weights(path, source_image_size=source_image_size, mean=mean, std=std, **fields)
+    weights = open_weights(
+        path, decoder=decoder, source_image_size=source_image_size, mean=mean, std=std, **fields
+    )
     wanted = {"num_classes": num_classes, "image_size": image_size, "channels": channels} | fields
     model = fitted(weights, {key: value for key, value in wanted.items() if value is not None})
     keep = num_classes in (None, 0, weights.model.config.num_classes)

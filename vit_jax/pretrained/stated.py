@@ -35,6 +35,7 @@ _SIDE = (1, MOST_SIDE)
 # fields are -FAR … FAR, and 0 … MOST for whole numbers.
 RANGES: dict[str, tuple[float, float]] = {
     "num_layers": (1, MOST_LAYERS), "resnet_layers": (1, MOST_LAYERS), "num_heads": (1, MOST_SIDE),
+    "decoder_layers": (1, MOST_LAYERS), "decoder_heads": (1, MOST_SIDE),
     "image_size": _SIDE, "patch_size": _SIDE, "channels": _SIDE, "width_factor": (1, 1000),
     "layernorm_eps": (1e-30, 1), "groupnorm_eps": (1e-30, 1),
     "std": (1e-6, FAR), "crop": (1e-3, 1),
@@ -75,12 +76,14 @@ KINDS: tuple[tuple[str, Callable[[Any], Any], str], ...] = (
     ("a word", lambda v: isinstance(v, str), "architecture model_type hidden_act act_layer "
      "global_pool interpolation crop_mode image_processor_type feature_extractor_type"),
     ("a whole number", lambda v: type(v) is int and 0 <= v <= MOST, "hidden_size num_hidden_layers "
-     "embed_dim depth num_attention_heads num_heads resample"),
+     "embed_dim depth num_attention_heads num_heads resample decoder_num_attention_heads"),
+    ("a number in [0, 1)", lambda v: _number(v) and 0 <= v < 1, "mask_ratio"),
     ("a positive number", _positive, "layer_norm_eps crop_pct rescale_factor"),
     ("a number, or one for each channel", lambda v: _each(_number, v), "mean image_mean"),
     ("a positive number, or one for each channel", lambda v: _each(_positive, v), "std image_std"),
     ("true or false", lambda v: isinstance(v, bool),
-     "qkv_bias do_resize do_center_crop do_rescale do_normalize do_pad rescale_offset include_top"),
+     "qkv_bias do_resize do_center_crop do_rescale do_normalize do_pad rescale_offset include_top "
+     "norm_pix_loss"),
     ("an object", lambda v: isinstance(v, dict), "id2label model_args pretrained_cfg"),
     ("a size", lambda v: _side(v) or _sides(v, 2), "image_size img_size"),
     ("channels, height and width", lambda v: _sides(v, 3), "input_size"),

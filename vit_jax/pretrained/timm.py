@@ -1,7 +1,8 @@
 """State dicts of timm (ViT, hybrids, DeiT, SigLIP and CLIP towers, Mixer, BiT) and of DINOv2's hub.
 
 Both have the same names for most parts of a block. DINOv2's files have other names for registers
-and SwiGLU, have a mask token, and may number their blocks by chunk.
+and SwiGLU, have a mask token, and may number their blocks by chunk. A masked autoencoder of
+facebookresearch has timm's names, and a decoder (`mae.py`).
 """
 
 import re
@@ -10,9 +11,11 @@ from typing import Any
 from vit_jax.models.configs import MixerConfig, ResNetConfig, ViTConfig
 from vit_jax.models.data_config import IMAGENET, DataConfig
 from vit_jax.models.family import Config
+from vit_jax.models.mae_config import MaeConfig
 from vit_jax.models.vit_names import DINOV2, SIZES
 from vit_jax.pretrained.given import Unstated
 from vit_jax.pretrained.layout import Description, Layout, Reader, Writer, or_refusal, refused_pool
+from vit_jax.pretrained.mae import decoder_fields, decoder_rows, has_decoder
 from vit_jax.pretrained.rows import BATCHED, CONV, DENSE_OUT, POINTWISE, POSITIONS, Row, row
 from vit_jax.pretrained.rows import torch_dense as _dense
 from vit_jax.pretrained.rows import torch_norm as _norm
@@ -100,6 +103,8 @@ def _timm_rows(config: Config, dialect: dict[str, Any]) -> list[Row]:
         return MIXER
     if isinstance(config, ResNetConfig):
         return BIT
+    if isinstance(config, MaeConfig):
+        return MAE
     norm = "fc_norm" if config.norm_after_pool else "norm"
     return _vit_rows(config.resnet_layers == (), norm)
 
@@ -114,6 +119,12 @@ def _vit_rows(stem_alone: bool, norm: str) -> list[Row]:
         *_block_rows("blocks.{i}", ("fc1", "fc2")),
         *_norm("norm", norm),
     ]
+
+
+MAE = [
+    *_vit_rows(stem_alone=False, norm="norm"),
+    *decoder_rows(_block_rows("decoder_blocks.{i}", ("fc1", "fc2"))),
+]
 
 
 def _dinov2_rows(config: Config, dialect: dict[str, Any]) -> list[Row]:
@@ -159,10 +170,20 @@ def _describe_timm(tensors: Tensors, known: dict[str, Any]) -> Description:
     else:
         stem_alone = "patch_embed.backbone.conv.weight" in shapes
         fields, default = _vit_fields(tensors, _vit_rows(stem_alone, norm="norm"), known)
+    notes = _note_on_pool(config, fields, known, headless)
+    if known.get("decoder") and has_decoder(shapes):
+        family, default, notes = MaeConfig, IMAGENET, ()
+        more = decoder_fields(Shown(tensors, MAE, torch=True), None, known, norm_pixels=True)
+        fields |= more
+        if "norm_pixels" not in known.get("run", {}) | known:
+            notes = (
+                f"{tensors.path} does not say whether its decoder predicts pixels normalised by "
+                "patch, taken: that it does; otherwise --config.model.norm_pixels=False",
+            )
     (data, guessed), refusal = or_refusal(preprocessing, config, default)
     return Description(
         family, fields, data, classes_of(config), guessed=guessed, refusal=refusal,
-        notes=_note_on_pool(config, fields, known, headless),
+        notes=notes,
     )  # fmt: skip
 
 

@@ -24,6 +24,7 @@ from vit_jax.pretrained.files import open_tensors
 from vit_jax.pretrained.given import Unstated, spelled
 from vit_jax.pretrained.layout import Description, Layout, Reader, some
 from vit_jax.pretrained.layouts import readers
+from vit_jax.pretrained.mae import as_encoder
 from vit_jax.pretrained.opened import (
     SENSELESS,
     Weights,
@@ -53,13 +54,16 @@ STATED_SIZES = {
 
 
 def open_weights(
-    path: str | Path, *, run: Mapping[str, Any] | None = None, **overrides: Any
-) -> Weights:
+    path: str | Path, *, run: Mapping[str, Any] | None = None, decoder: bool = False,
+    **overrides: Any,
+) -> Weights:  # fmt: skip
     """Opens a file, a folder of Hugging Face or timm, or one of this package's own checkpoints.
 
     Args:
       run: the fields of the model that the weights are for. They count where neither the file nor
         `overrides` state the number of heads, the pooling, or the grid of the positions.
+      decoder: whether that of a masked autoencoder is wanted, too. Without it, such weights are a
+        ViT without a head, and the decoder is unused.
       overrides: values that the file does not state, or states wrongly: any field of the model's
         config (`num_heads`, `gelu`, …), `source_image_size` (the height and width of the training
         images), and the `mean` and `std` that normalise images.
@@ -80,13 +84,14 @@ def open_weights(
     if own or (of_own and path.name == EMA):
         parts = ("params",) if own else ("params", EMA)
         weights = open_own(path if own else path.parent, parts)
+        weights = weights if decoder else as_encoder(weights)
     else:
         part = path.name if inside else ""
         tensors = _open(path.parent if inside else path, part)
         try:
-            weights = _open_file(path, tensors, overrides, run or {})
+            weights = _open_file(path, tensors, overrides, run or {}, decoder)
         except UserError as error:
-            raise _with_what_fits(error, path, tensors, overrides) from error
+            raise _with_what_fits(error, path, tensors, overrides, decoder) from error
     model = weights.model
     if normalisation:
         data = dataclasses.replace(model.data_config, **normalisation)
@@ -96,11 +101,11 @@ def open_weights(
 
 
 def _with_what_fits(
-    error: UserError, path: Path, tensors: Tensors, overrides: dict[str, Any]
+    error: UserError, path: Path, tensors: Tensors, overrides: dict[str, Any], decoder: bool
 ) -> UserError:
     """The error, with the values of the file's own if it opens without the overrides."""
     try:
-        config = _open_file(path, tensors, {}, {}).model.config if overrides else None
+        config = _open_file(path, tensors, {}, {}, decoder).model.config if overrides else None
     except UserError:
         return error
     theirs = {f: getattr(config, f) for f in overrides if hasattr(config, f)}
@@ -109,7 +114,7 @@ def _with_what_fits(
 
 
 def _open_file(
-    path: Path, tensors: Tensors, overrides: dict[str, Any], run: Mapping[str, Any]
+    path: Path, tensors: Tensors, overrides: dict[str, Any], run: Mapping[str, Any], decoder: bool
 ) -> Weights:
     check_keys(path / "config.json", tensors.config)
     check_metadata(path, tensors.metadata)
@@ -117,7 +122,7 @@ def _open_file(
     try:
         inside = reader.prepare(tensors.below(prefix))
         known = _known_fields(tensors.metadata) | overrides
-        described = reader.describe(inside, known | {"run": run})
+        described = reader.describe(inside, known | {"run": run, "decoder": decoder})
         described = _with_refusal(_with_metadata(described, tensors.metadata), run)
     except UserError as error:
         raise error if str(path) in str(error) else UserError(f"{path}: {error}") from error

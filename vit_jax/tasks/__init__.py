@@ -6,13 +6,14 @@ from vit_jax.errors import UserError, nearest
 from vit_jax.tasks.classification import Classification
 from vit_jax.tasks.detection import Detect
 from vit_jax.tasks.distillation import Distillation
+from vit_jax.tasks.masked import Masked
 from vit_jax.tasks.task import Entries, Task
 from vit_jax.user_code import imported
 
 __all__ = ["TASKS", "Entries", "Task", "find_task"]
 
 TASKS: dict[str, type[Task]] = {
-    "classification": Classification, "detection": Detect,
+    "classification": Classification, "detection": Detect, "masked": Masked,
 }  # fmt: skip
 
 

@@ -76,12 +76,15 @@ def model_card(run: Run, origin: str, result: dict[str, Any]) -> str:
     c, m = run.config, run.model.config
     split = c.data.eval.split
     height, width = m.image_size
+    classes = {
+        "Classes": f"{len(run.classes):,}: {', '.join(map(_markdown, run.classes[:10]))}"
+        + (", … (`classes.json`)" if len(run.classes) > 10 else "")
+    }
     facts = {
         "Model": f"{run.model.name}, {_sizes(m)}; {result['num_params']:,} parameters",
         "Input": f"{height}×{width} px, {m.channels} channels, pixels in 0 … 1 less "
         f"{c.data.mean}, over {c.data.std}",
-        "Classes": f"{len(run.classes):,}: {', '.join(map(_markdown, run.classes[:10]))}"
-        + (", … (`classes.json`)" if len(run.classes) > 10 else ""),
+        **(classes if run.classes else {}),
         "Training data": f"{_code(c.data.train.source)} {_markdown(c.data.train.split)}, "
         f"{run.train_examples:,} images, {_code(c.data.train.pipeline)}",
         "Started from": origin if origin == "scratch" else _code(origin),

@@ -102,7 +102,8 @@ class Run:
             f"{self.mesh.size} devices, {share:,} on each" if self.mesh.size > 1 else "1 device"
         )
         accumulation = f"{passes} passes of {c.microbatch:,}" if passes > 1 else "no accumulation"
-        classes = f"{c.model.num_classes:,} class{'es' if c.model.num_classes != 1 else ''}"
+        many = "es" if c.model.num_classes != 1 else ""
+        classes = f", {c.model.num_classes:,} class{many}" if c.model.num_classes else ""
         warmup = min(c.schedule.warmup_steps, c.total_steps)
         after = f" after {warmup:,} steps of warm-up" if warmup else ""
         totals = counts(self.model.family, self.abstract_state["params"], o.freeze)
@@ -110,7 +111,7 @@ class Run:
         decays = f"{o.weight_decay:g} (times the {o.decay_by}) on {totals['decayed'][0]:,} tensors"
         those = f"{trained:,} of {trained + frozen:,}" if frozen else f"all {trained:,}"
         return [
-            f"{self.train_examples:,} training examples, {classes}; batch {c.batch_size:,} "
+            f"{self.train_examples:,} training examples{classes}; batch {c.batch_size:,} "
             f"({devices}, {accumulation})",
             f"{c.total_steps:,} steps = {seen:,} examples = "
             f"{seen / self.train_examples:.4g} epochs",

@@ -31,8 +31,8 @@ def open_origin(config: ConfigDict, workdir: Path) -> Weights | None:
     if not config.init or config.resume:
         return None
     if _last_step(workdir):
-        find_family(config.model.name, imports=True)  # the user's word, which the run repeats
-        return open_weights(workdir)
+        family = find_family(config.model.name, imports=True)[0]  # the user's word, repeated
+        return open_weights(workdir, decoder=family.encoder is not None)
     return _weights(config)
 
 
@@ -50,7 +50,10 @@ def _weights(config: ConfigDict) -> Weights:
     fields = given(config)
     run = {k: v for k, v in fields.items() if k == "image_size" or k not in family.of_run}
     size = run.pop("source_image_size", None)
-    return open_weights(fetch_weights(config.init), run=run, source_image_size=size)
+    return open_weights(
+        fetch_weights(config.init), run=run, decoder=family.encoder is not None,
+        source_image_size=size,
+    )  # fmt: skip
 
 
 def _last_step(workdir: Path) -> str:
