@@ -64,7 +64,8 @@ def folder_of_links(source: Path, root: Path, epoch: int) -> Path:
 
 def ours(root: Path, text: str, threads: int, workers: int) -> Iterator[Any]:
     """Batches of our pipeline on the host."""
-    from vit_jax.data import ops, pipeline
+    from vit_jax.data import pipeline
+    from vit_jax.data.pipeline_text import parse
     from vit_jax.data.sources import open_source
     from vit_jax.tasks.classification import Labels
 
@@ -72,7 +73,7 @@ def ours(root: Path, text: str, threads: int, workers: int) -> Iterator[Any]:
     shape = (SIZE, SIZE, 3)
     return iter(
         pipeline.train_batches(
-            source, ops.parse(text, shape[:2]), shape, Labels(1, 1), seed=0, batch_size=BATCH,
+            source, parse(text, shape[:2]), shape, Labels(1, 1), seed=0, batch_size=BATCH,
             rows=np.arange(BATCH), examples_seen=0, steps=ENDLESS, threads=threads, workers=workers,
         )
     )  # fmt: skip

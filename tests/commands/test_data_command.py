@@ -7,7 +7,7 @@ from made_images import folder_of_images
 
 from vit_jax import cli
 from vit_jax.data.declared import DECLARED, OPS
-from vit_jax.data.ops import SHOWN
+from vit_jax.data.pipeline_text import SHOWN
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from PIL import Image
 import vit_jax
 from tests.models.tiny_vit import tiny
 from vit_jax import cli, look
-from vit_jax.data.ops import parse
+from vit_jax.data.pipeline_text import parse
 from vit_jax.models import create_model
 from vit_jax.pretrained.save import save_pretrained
 

@@ -11,7 +11,7 @@ from PIL import Image
 import vit_jax
 from tests.digits_run import tiny_config
 from vit_jax import cli
-from vit_jax.data.ops import parse
+from vit_jax.data.pipeline_text import parse
 from vit_jax.data.views import views_of
 from vit_jax.errors import UserError
 from vit_jax.evaluators.classification import metrics, of_probabilities

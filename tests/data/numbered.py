@@ -3,8 +3,9 @@
 import numpy as np
 from made_images import smooth
 
-from vit_jax.data import ops, pipeline
+from vit_jax.data import pipeline
 from vit_jax.data.memory import Arrays
+from vit_jax.data.pipeline_text import parse
 from vit_jax.tasks.classification import Labels
 
 SHAPE = (8, 8, 3)
@@ -25,7 +26,7 @@ def training(source=None, *, text="decode|shift(1)|rotate(20)", seed=0, batch_si
     source = numbered() if source is None else source
     return list(
         pipeline.train_batches(
-            source, ops.parse(text, shape[:2], imports=True), shape, labels_of(source), seed=seed,
+            source, parse(text, shape[:2], imports=True), shape, labels_of(source), seed=seed,
             batch_size=batch_size, rows=rows, examples_seen=seen, steps=steps, threads=threads,
             workers=workers,
         )
@@ -38,7 +39,7 @@ def evaluation(source=None, *, text="decode", batch_size=8, rows=None, threads=1
     source = numbered() if source is None else source
     return list(
         pipeline.eval_batches(
-            source, ops.parse(text, SHAPE[:2]), SHAPE, labels_of(source),
+            source, parse(text, SHAPE[:2]), SHAPE, labels_of(source),
             batch_size=batch_size, rows=rows, threads=threads,
         )
     )  # fmt: skip

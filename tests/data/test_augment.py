@@ -23,7 +23,8 @@ from made_images import smooth
 from PIL import Image, ImageEnhance, ImageOps
 
 from vit_jax.data import augment
-from vit_jax.data.ops import OPS, parse
+from vit_jax.data.ops import OPS
+from vit_jax.data.pipeline_text import parse
 from vit_jax.errors import UserError
 
 SIZE = (8, 8)
@@ -319,7 +320,7 @@ def test_the_same_random_state_gives_the_same_image_and_others_differ(text):
 
 
 def test_pipelines_know_these_operations_though_only_ops_is_imported():
-    code = "from vit_jax.data.ops import parse; parse('decode|randaug|blur', (8, 8))"
+    code = "from vit_jax.data.pipeline_text import parse; parse('decode|randaug|blur', (8, 8))"
     subprocess.run([sys.executable, "-c", code], check=True)
 
 

@@ -15,7 +15,7 @@ from PIL import Image, ImageOps
 from vit_jax.data.decode import ORIENTATION, DamagedImage, decode
 from vit_jax.data.formats import BY_PILLOW, NAMES
 from vit_jax.data.levels import Levels, NeedsRange
-from vit_jax.data.ops import parse
+from vit_jax.data.pipeline_text import parse
 from vit_jax.errors import UserError
 
 LOW, HIGH = 100, 3_000

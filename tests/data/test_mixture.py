@@ -5,7 +5,7 @@ import pytest
 from made_images import encoded, folder_of_images
 from numbered import EXAMPLES, SHAPE, assert_same, joined, numbered, training
 
-from vit_jax.data import ops
+from vit_jax.data.pipeline_text import parse
 from vit_jax.data.sources import Mixture, open_source
 from vit_jax.errors import UserError
 
@@ -121,7 +121,7 @@ def test_a_source_of_ones_own_is_named_by_its_import_path(module):
 
 
 def test_an_operation_of_ones_own_is_named_by_its_import_path(module):
-    pipeline = ops.parse(f"decode|{module}:darker(4)", SHAPE[:2], imports=True)
+    pipeline = parse(f"decode|{module}:darker(4)", SHAPE[:2], imports=True)
     assert pipeline.random  # whether it draws is not known
     made = pipeline(np.full(SHAPE, 200, np.uint8), None)
     np.testing.assert_array_equal(made, 50)
@@ -129,9 +129,7 @@ def test_an_operation_of_ones_own_is_named_by_its_import_path(module):
 
 
 def test_an_operation_of_ones_own_that_declares_that_it_does_not_draw_serves_evaluation(module):
-    pipeline = ops.parse(
-        f"decode|{module}:half_as_dark", SHAPE[:2], imports=True, placed=("boxes",)
-    )
+    pipeline = parse(f"decode|{module}:half_as_dark", SHAPE[:2], imports=True, placed=("boxes",))
     assert not pipeline.random
     np.testing.assert_array_equal(pipeline(np.full(SHAPE, 200, np.uint8), None), 100)
 
@@ -222,7 +220,7 @@ def test_what_a_source_of_ones_own_does_wrong_is_told_with_the_example(
 def test_more_than_four_channels_are_resized_as_four_are():
     image = np.random.default_rng(0).integers(0, 256, (20, 30, 6), np.uint8)
     for text in ("decode|resize(9)", "decode|resize_small(9)", "decode|resize(40)"):
-        made = ops.parse(text, (8, 8))(image, None)
-        apart = [ops.parse(text, (8, 8))(np.ascontiguousarray(image[..., :3]), None),
-                 ops.parse(text, (8, 8))(np.ascontiguousarray(image[..., 3:]), None)]  # fmt: skip
+        made = parse(text, (8, 8))(image, None)
+        apart = [parse(text, (8, 8))(np.ascontiguousarray(image[..., :3]), None),
+                 parse(text, (8, 8))(np.ascontiguousarray(image[..., 3:]), None)]  # fmt: skip
         np.testing.assert_array_equal(made, np.dstack(apart))

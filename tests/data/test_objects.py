@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vit_jax.data import ops
+from vit_jax.data import pipeline_text
 from vit_jax.data.declared import DECLARED, OPS
 from vit_jax.data.objects import Objects
 from vit_jax.data.sources import open_source, split_names
@@ -43,7 +43,7 @@ def bright(image):
 
 
 def applied(text, seed, image, objects):
-    parsed = ops.parse(f"decode|{text}", (SIDE, SIDE), placed=("objects",))
+    parsed = pipeline_text.parse(f"decode|{text}", (SIDE, SIDE), placed=("objects",))
     example = {"image": parsed.open(image, 3), "objects": objects}
     example = parsed.example(example, np.random.default_rng(seed))
     return example["image"], example["objects"]
@@ -91,7 +91,7 @@ def test_every_operation_that_moves_pixels_tells_where_or_is_refused():
         declared = DECLARED[function]
         if declared.moves and not declared.says_where and "objects" not in declared.changes:
             with pytest.raises(UserError, match=r"moves what the image shows, but not .* objects"):
-                ops.parse(f"decode|{name}", (SIDE, SIDE), placed=("objects",))
+                pipeline_text.parse(f"decode|{name}", (SIDE, SIDE), placed=("objects",))
 
 
 def test_nothing_moves_behind_the_padding():
@@ -241,7 +241,7 @@ def test_an_image_of_another_size_than_its_annotation_is_refused(tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6  # shown with its sides exchanged
     turned.save(tmp_path / "train2017/a.jpg", exif=exif)
-    parsed = ops.parse("decode|resize", (SIDE, SIDE), placed=("objects",))
+    parsed = pipeline_text.parse("decode|resize", (SIDE, SIDE), placed=("objects",))
     example = open_source(name, "train")[0]
     with pytest.raises(UserError, match="is of an image of 60 x 40 pixels, the file shows 40 x 60"):
         parsed.example(example | {"image": parsed.open(example["image"], 3)}, None)
@@ -277,7 +277,7 @@ def test_scenes_and_crops_say_what_they_take():
         open_source("digit_scenes:size=4", "train")
     for wrong in ("size_crop(8, 9, 0.5, 5)", "random_resize(())", "size_crop(9, 8)"):
         with pytest.raises(UserError, match=r"pipeline: (size_crop|random_resize) takes"):
-            ops.parse(f"decode|{wrong}", (SIDE, SIDE))
+            pipeline_text.parse(f"decode|{wrong}", (SIDE, SIDE))
 
 
 OBJECT = """<object><name>{}</name><difficult>{}</difficult><bndbox><xmin>{}</xmin><ymin>{}</ymin>
@@ -355,7 +355,7 @@ def test_scenes_are_a_function_of_their_number_and_their_boxes_hold_their_digits
 
 def test_a_crop_for_a_canvas_keeps_the_shape_of_objects():
     image, objects = scene(height=90, width=160)
-    parsed = ops.parse("decode|canvas_crop(stretch=1.0)", (60, 120), placed=("objects",))
+    parsed = pipeline_text.parse("decode|canvas_crop(stretch=1.0)", (60, 120), placed=("objects",))
     areas = []
     for seed in range(40):
         example = {"image": parsed.open(image, 3), "objects": objects}

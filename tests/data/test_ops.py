@@ -10,7 +10,7 @@ from made_images import smooth
 from PIL import Image
 
 from vit_jax.data.declared import DECLARED, OPS, op
-from vit_jax.data.ops import parse
+from vit_jax.data.pipeline_text import parse
 from vit_jax.errors import UserError
 
 

@@ -11,7 +11,8 @@ import pytest
 from jax.sharding import NamedSharding
 from numbered import SHAPE, labels_of, numbered, training
 
-from vit_jax.data import ops, pipeline
+from vit_jax.data import pipeline
+from vit_jax.data.pipeline_text import parse
 from vit_jax.errors import Stopped
 from vit_jax.parallel.mesh import make_mesh
 from vit_jax.parallel.sharding import BATCH
@@ -20,7 +21,7 @@ from vit_jax.parallel.sharding import BATCH
 def on_device(steps=5, *, sizes=(8, 1, 1), prefetch=2, text="decode|rotate(20)", workers=0):
     sharding = NamedSharding(make_mesh(sizes), BATCH)
     dataset = pipeline.train_batches(
-        numbered(), ops.parse(text, SHAPE[:2]), SHAPE, labels_of(numbered()), seed=0, batch_size=8,
+        numbered(), parse(text, SHAPE[:2]), SHAPE, labels_of(numbered()), seed=0, batch_size=8,
         rows=pipeline.rows_of_process(sharding, 8), examples_seen=0, steps=steps, threads=2,
         workers=workers,
     )  # fmt: skip

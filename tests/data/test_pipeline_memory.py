@@ -13,7 +13,7 @@ pytestmark = pytest.mark.long
 SCRIPT = """
 import contextlib, sys
 import numpy as np
-from vit_jax.data import ops, pipeline
+from vit_jax.data import pipeline, pipeline_text
 from vit_jax.data.sources import open_source
 from vit_jax.tasks.classification import Labels
 
@@ -24,7 +24,7 @@ def resident():
 if __name__ == "__main__":
     shape = (128, 128, 3)
     source = open_source(f"folder:{sys.argv[1]}", "train")
-    text = ops.parse("decode|inception_crop|flip_lr|randaug(2,15)", shape[:2])
+    text = pipeline_text.parse("decode|inception_crop|flip_lr|randaug(2,15)", shape[:2])
     batches = pipeline.train_batches(
         source, text, shape, Labels(1, 1), seed=0, batch_size=16, rows=np.arange(16),
         examples_seen=0, steps=4 * len(source) // 16, threads=2, workers=int(sys.argv[2]),

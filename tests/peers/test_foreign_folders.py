@@ -22,7 +22,7 @@ from safetensors.torch import load_file, save_file  # noqa: E402
 
 from vit_jax import cli, load_pretrained  # noqa: E402
 from vit_jax.data.decode import decode  # noqa: E402
-from vit_jax.data.ops import parse  # noqa: E402
+from vit_jax.data.pipeline_text import parse  # noqa: E402
 from vit_jax.errors import UserError  # noqa: E402
 from vit_jax.pretrained.huggingface_config import preprocessing  # noqa: E402
 from vit_jax.pretrained.torch_files import UNREAD  # noqa: E402

@@ -18,7 +18,7 @@ from PIL import Image  # noqa: E402
 
 from vit_jax import cli, create_model, load_pretrained, save_pretrained  # noqa: E402
 from vit_jax.data.decode import decode  # noqa: E402
-from vit_jax.data.ops import parse  # noqa: E402
+from vit_jax.data.pipeline_text import parse  # noqa: E402
 from vit_jax.errors import UserError  # noqa: E402
 from vit_jax.models.data_config import DataConfig  # noqa: E402
 from vit_jax.pretrained.huggingface_config import preprocessing as of_transformers  # noqa: E402

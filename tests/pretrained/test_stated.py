@@ -15,7 +15,7 @@ from safetensors.numpy import load_file, save_file
 import vit_jax
 from vit_jax import cli
 from vit_jax.checkpoint import checksums
-from vit_jax.data import ops
+from vit_jax.data import pipeline_text
 from vit_jax.errors import UserError
 from vit_jax.pretrained.weights import open_weights
 
@@ -154,7 +154,7 @@ def test_an_operation_by_import_path_is_shown_and_never_imported(
     assert cli.main(["predict", str(path), str(tmp_path / "image.npy")]) == 2
     assert "is not imported" in capsys.readouterr().err
     with pytest.raises(UserError, match="not imported"):
-        ops.parse(open_weights(path).model.data_config.pipeline((24, 24)), (24, 24))
+        pipeline_text.parse(open_weights(path).model.data_config.pipeline((24, 24)), (24, 24))
     own = tmp_path / "own"  # whose config would be taken for the user's own word
     assert cli.main(["convert", str(path), str(own), "--to=orbax"]) == 2
     assert "is not imported" in capsys.readouterr().err

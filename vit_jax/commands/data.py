@@ -62,7 +62,7 @@ def _check(options: argparse.Namespace) -> int:
 def _ops(options: argparse.Namespace) -> int:
     """Lists the operations of pipelines."""
     from vit_jax.data.declared import DECLARED, OPS
-    from vit_jax.data.ops import SHOWN, decode
+    from vit_jax.data.pipeline_text import SHOWN, decode
 
     for name, function in {"decode": decode, **OPS, **SHOWN}.items():
         takes = list(inspect.signature(function).parameters.values())[3 if name in OPS else 0 :]

@@ -51,7 +51,7 @@ def weights_of(
     """Opens and fills the model that `options` name. `check(path, model)` raises UserError before
     the weights are read; `options` also has `trust_code`. `decoder`: whether that of a masked
     autoencoder is wanted, too."""
-    from vit_jax.data.ops import parse
+    from vit_jax.data.pipeline_text import parse
     from vit_jax.pretrained.load import as_shown, fill
 
     with only(None, trust_files=options.trust_code):

@@ -24,7 +24,7 @@ from jax.sharding import NamedSharding
 
 from vit_jax.data.decode import values_of
 from vit_jax.data.levels import DamagedImage, NeedsRange, eight_bits, unused
-from vit_jax.data.ops import Pipeline
+from vit_jax.data.pipeline_text import Pipeline
 from vit_jax.data.source import Source
 from vit_jax.data.sources import Mixture
 from vit_jax.errors import RESTART, Stopped, UserError

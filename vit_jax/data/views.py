@@ -8,7 +8,8 @@ from collections.abc import Callable
 from vit_jax import calls
 from vit_jax.data.declared import op
 from vit_jax.data.objects import Moved
-from vit_jax.data.ops import SHOWN, Size, window_of
+from vit_jax.data.ops import Size, window_of
+from vit_jax.data.pipeline_text import SHOWN
 from vit_jax.errors import UserError, nearest
 
 

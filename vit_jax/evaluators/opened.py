@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
-from vit_jax.data import ops
+from vit_jax.data import pipeline_text
 from vit_jax.data.pipeline import Entries, Prepare
 from vit_jax.data.source import GIVES_BOXES, Facts, Source, Subset
 from vit_jax.data.sources import open_source
@@ -24,7 +24,7 @@ class Opened:
     evaluator: Evaluator
     test: Source
     train: Source | None
-    pipeline: ops.Pipeline
+    pipeline: pipeline_text.Pipeline
     every: int
 
     @property
@@ -34,7 +34,7 @@ class Opened:
 
 def open_evaluators(
     c: ConfigDict, asked: list[Evaluator], metrics: str | None, own: type[Evaluator],
-    classes: list[str] | None, main: Source | None, epoch: int, pipeline: ops.Pipeline,
+    classes: list[str] | None, main: Source | None, epoch: int, pipeline: pipeline_text.Pipeline,
     shape: tuple[int, int, int],
 ) -> list[Opened]:  # fmt: skip
     """The task's `own` evaluator of the source `main` of `data.eval`, with `metrics` of the user's
@@ -83,7 +83,9 @@ def open_evaluators(
             every = max(1, round(evaluator.every_epochs * epoch / c.batch_size))
         parsed = pipeline
         if evaluator.pipeline:
-            parsed = ops.parse(evaluator.pipeline, shape[:2], imports=True, channels=shape[2])
+            parsed = pipeline_text.parse(
+                evaluator.pipeline, shape[:2], imports=True, channels=shape[2]
+            )
         opened.append(Opened(evaluator, test, train, parsed, every))
     check_names([e.name + suffix for e in opened for suffix in ("", "_ema")[: 1 + bool(c.ema)]])
     return opened

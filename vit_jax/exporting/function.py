@@ -14,7 +14,7 @@ import ml_dtypes
 import numpy as np
 from jaxtyping import Array, Float, Num
 
-from vit_jax.data.ops import Pipeline, parse
+from vit_jax.data.pipeline_text import Pipeline, parse
 from vit_jax.errors import UserError, printable
 from vit_jax.models.data_config import DataConfig
 from vit_jax.models.family import RESIZED

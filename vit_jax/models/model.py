@@ -146,7 +146,7 @@ class Model:
           UserError: a name is nothing, what is no image, or an image that cannot be read.
         """
         from vit_jax.data.images import images_named, readable, refuse
-        from vit_jax.data.ops import parse
+        from vit_jax.data.pipeline_text import parse
 
         c = self.config
         pipeline = parse(self.data_config.pipeline(c.image_size), c.image_size, channels=c.channels)

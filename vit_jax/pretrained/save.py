@@ -16,7 +16,7 @@ import numpy as np
 from vit_jax.checkpoint import manager
 from vit_jax.checkpoint.tree import Flat, flatten, unstack
 from vit_jax.config import base, flat
-from vit_jax.data import ops
+from vit_jax.data import pipeline_text
 from vit_jax.errors import UserError, nearest
 from vit_jax.files import whole
 from vit_jax.models.configs import ViTConfig
@@ -200,7 +200,7 @@ def _save_own(model: Model, params: Params, path: Path, classes: list[str] | Non
     config = base(task=model.family.task)
     data = model.data_config
     size = data.image_size or model.config.image_size
-    pipeline = ops.parse(data.pipeline(size), size).text
+    pipeline = pipeline_text.parse(data.pipeline(size), size).text
     with config.unlocked():
         config.total_steps = 1  # a config must state a length, but nothing is trained
         config.model.name = model.name

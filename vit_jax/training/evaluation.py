@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import jax
 import numpy as np
 
-from vit_jax.data import ops
+from vit_jax.data import pipeline_text
 from vit_jax.data.source import Source
 from vit_jax.data.views import views_of
 from vit_jax.errors import UserError
@@ -121,7 +121,7 @@ def measure_views(
     def each() -> Iterator[Rows]:
         nonlocal damaged
         for text in texts:
-            parsed = ops.parse(text, size, imports=True, channels=channels)
+            parsed = pipeline_text.parse(text, size, imports=True, channels=channels)
             rows, damaged = collect(run, "scores", params, opened.test, parsed, say)
             yield rows
 
@@ -131,7 +131,7 @@ def measure_views(
 
 
 def collect(
-    run: Run, reads: str, params: Any, source: Source, pipeline: ops.Pipeline,
+    run: Run, reads: str, params: Any, source: Source, pipeline: pipeline_text.Pipeline,
     say: Callable[[str], None],
 ) -> tuple[Rows, int]:  # fmt: skip
     """Runs a compiled step over a source. Returns its outputs, one row per example in order, with

@@ -16,7 +16,7 @@ from ml_collections import ConfigDict, FrozenConfigDict
 from vit_jax import resolution
 from vit_jax.checkpoint.tree import flatten
 from vit_jax.config import changed
-from vit_jax.data import ops
+from vit_jax.data import pipeline_text
 from vit_jax.data.declared import DECLARED, OPS
 from vit_jax.data.pipeline import check_depth
 from vit_jax.data.source import Facts, Source
@@ -91,7 +91,9 @@ class Resolved:
     said: tuple[str, ...]  # what the user should hear of
     model: Model
     task: Task
-    pipelines: tuple[ops.Pipeline, ops.Pipeline]  # of training and of evaluation
+    pipelines: tuple[
+        pipeline_text.Pipeline, pipeline_text.Pipeline
+    ]  # of training and of evaluation
     evaluators: tuple[Opened, ...]  # that of `data.eval` first
     data: Data
     weights: Weights | None = None  # those of `init`
@@ -192,12 +194,13 @@ def _check_optimizer(config: ConfigDict, model: Model) -> None:
 
 def _pipelines(
     config: ConfigDict, model: Model, placed: tuple[str, ...]
-) -> tuple[ops.Pipeline, ops.Pipeline]:
+) -> tuple[pipeline_text.Pipeline, pipeline_text.Pipeline]:
     """Those of training and of evaluation, which fit each other. Raises UserError."""
     size, channels = model.config.image_size, model.config.channels
     texts = [config.data[part].pipeline for part in ("train", "eval")]
     train, evaluation = (
-        ops.parse(text, size, imports=True, channels=channels, placed=placed) for text in texts
+        pipeline_text.parse(text, size, imports=True, channels=channels, placed=placed)
+        for text in texts
     )
     if evaluation.random and config.data.eval.split:
         drawing = sorted(name for name, function in OPS.items() if DECLARED[function].random)
@@ -262,7 +265,9 @@ def _inherit(c: ConfigDict, weights: Weights) -> list[str]:
 def _shown_by_pipelines(c: ConfigDict, named: list[str]) -> None:
     """Takes mean and std from the end of the pipelines, where they are said there."""
     parts = ["train", *(["eval"] if c.data.eval.split else [])]
-    said = [ops.parse(c.data[part].pipeline, (32, 32), imports=True).shown for part in parts]
+    said = [
+        pipeline_text.parse(c.data[part].pipeline, (32, 32), imports=True).shown for part in parts
+    ]
     if not any(said):
         return
     if said[0] is None or said[0] != said[-1] or {"data.mean", "data.std"} & set(named):
@@ -282,7 +287,7 @@ def _make_model(c: ConfigDict, activation: str, remainder: bool) -> Model:
     for key in ("mean", "std"):
         value = c.data[key] if c.data[key] is not None else 0.5
         each = value if isinstance(value, list | tuple) else [value]
-        if ops.not_shown_by(key, value) or len(each) not in (1, model.config.channels):
+        if pipeline_text.not_shown_by(key, value) or len(each) not in (1, model.config.channels):
             raise UserError(
                 f"data.{key} is {'a' if key == 'mean' else 'a positive'} number, or one for "
                 f"each of the {model.config.channels} channels, not {value!r}"

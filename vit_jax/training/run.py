@@ -12,7 +12,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
 from vit_jax.checkpoint.tree import flatten
-from vit_jax.data import ops, pipeline
+from vit_jax.data import pipeline, pipeline_text
 from vit_jax.data.source import Facts, Source
 from vit_jax.evaluators.opened import Opened
 from vit_jax.models import Model
@@ -271,7 +271,7 @@ class Run:
         host = self.train_host_batches(examples_seen, steps)
         return pipeline.OnDevice(host, self.batch_sharding)
 
-    def eval_batches(self, source: Source, parsed: ops.Pipeline) -> pipeline.OnDevice:
+    def eval_batches(self, source: Source, parsed: pipeline_text.Pipeline) -> pipeline.OnDevice:
         """Batches with every example of a source once, prepared by a pipeline."""
         host = pipeline.eval_batches(
             source,
