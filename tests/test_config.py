@@ -251,6 +251,17 @@ def test_the_refusal_says_who_reads_the_key_and_what_the_chosen_one_reads():
     )
 
 
+@pytest.mark.parametrize("task", ["detection", "masked"])
+def test_a_key_of_labels_is_refused_where_the_task_has_none(task):
+    name = {"detection": "detr_vit_nano_patch8_64", "masked": "mae_vit_nano_patch8_64"}[task]
+    for key, text in (("mixup", "0.3"), ("loss", "sigmoid"), ("loss.label_smoothing", "0.2")):
+        c = base(name, task)
+        c.total_steps = 3
+        named = recipe.override(c, {key: text})
+        with pytest.raises(UserError, match=f"is set, but task={task} does not read it"):
+            final(c, named=named)
+
+
 def test_an_unread_key_given_its_default_on_the_command_line_is_refused_too():
     c = tree()
     named = recipe.override(c, {"optimizer.momentum": "0.9"})

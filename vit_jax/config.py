@@ -16,7 +16,7 @@ from ml_collections.config_dict import placeholder
 
 from vit_jax.errors import UserError, did_you_mean, nearest
 from vit_jax.fields import Key, in_words, keys_of
-from vit_jax.keys import KEYS, OF_TASK, OTHERS, OWN
+from vit_jax.keys import KEYS, OF_TASK, OTHERS, OWN, UNREAD
 from vit_jax.models.config_table import CONFIGS, FURTHER
 
 # `init` in a recipe that needs weights, for which the user must name some.
@@ -278,6 +278,10 @@ def check_values(config: ConfigDict) -> None:
 
 def check_read(config: ConfigDict, user_keys: set[str]) -> None:
     """Refuses keys that were set but that the chosen components do not read."""
+    if unread := [key for key in UNREAD.get(config.task, ()) if key in user_keys]:
+        raise UserError(
+            f"{unread[0]} is set, but task={config.task} does not read it: it is of labels"
+        )
     for component, choices in READ_BY.items():
         name = config[component].name
         choice = choice_of(component, name)

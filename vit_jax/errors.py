@@ -91,6 +91,8 @@ def nearest(name: str, options: Iterable[str], count: int = 3) -> str:
     """
     options = list(options)
     found = difflib.get_close_matches(name, options, count, cutoff=0.4)
+    if not options:
+        return "there are none"
     if not found:
         return "there are: " + ", ".join(options[:20]) + (" …" if len(options) > 20 else "")
     return did_you_mean(found)

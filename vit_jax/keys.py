@@ -195,6 +195,11 @@ KEYS = (
     Key("checkpoint.keep_best", True, "the best evaluated checkpoint stays, too", free=True),
 )  # fmt: skip
 
+# Keys that are always there, and that a task without labels does not read.
+OF_LABELS = ("mixup", "cutmix", "mix_each", "loss.name", "loss.label_smoothing",
+             "loss.class_weights", "distill")  # fmt: skip
+UNREAD = {"detection": OF_LABELS, "masked": OF_LABELS}
+
 # Keys of one task alone, which are there where `task` names it.
 OF_TASK = {
     "detection": (

@@ -23,7 +23,7 @@ from made_images import smooth
 from PIL import Image, ImageEnhance, ImageOps
 
 from vit_jax.data import augment
-from vit_jax.data.ops import OPS
+from vit_jax.data.declared import OPS
 from vit_jax.data.pipeline_text import parse
 from vit_jax.errors import UserError
 

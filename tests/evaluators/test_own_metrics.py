@@ -93,7 +93,7 @@ def test_an_evaluator_of_ones_own_has_its_data_and_interval(trained):
 def test_a_command_measures_it_on_any_run_weights_and_views(trained, predicted, vit, tmp_path):
     workdir, _ = trained
     line = vit("evaluate", f"--workdir={workdir}")[1].splitlines()[0]
-    assert f"macro f1 {macro_f1(*predicted):.4g}  hits 2 {hits(*predicted, 2):.4g}" in line
+    assert f"macro f1 {macro_f1(*predicted):.4g}, hits 2 {hits(*predicted, 2):.4g}" in line
     typed = f"--config.evaluators={HITS}(k=4)|{F1}(name='f')"
     found = json.loads(vit("evaluate", f"--workdir={workdir}", typed, "--json", "--tta=flip")[1])
     assert len(found["views"]) == 2

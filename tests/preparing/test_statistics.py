@@ -161,9 +161,9 @@ def test_ranges_that_do_not_fit_are_refused_before_a_run_starts(dim, train, eval
 
 
 def test_floats_without_a_range_are_refused_before_a_run_starts(tmp_path):
-    for split in ("train", "val"):
-        (tmp_path / f"p/{split}/a").mkdir(parents=True)
-        np.save(tmp_path / f"p/{split}/a/1.npy", RNG.random((8, 8)))
+    for folder in ("train/a", "train/b", "val/a"):
+        (tmp_path / f"p/{folder}").mkdir(parents=True)
+        np.save(tmp_path / f"p/{folder}/1.npy", RNG.random((8, 8)))
     with pytest.raises(UserError, match=r"1\.npy: its pixels are floats .*decode\(low, high\)"):
         run_of(config_on(f"folder:{tmp_path}/p"))
     assert warned(config_on(f"folder:{tmp_path}/p", "decode(0, 1)", "decode(0, 1)")) == []

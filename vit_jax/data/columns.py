@@ -87,6 +87,10 @@ def columns_of(
         for kind, (places, text) in texts.items()
         if places and kind not in query and [names[place] for place in places] != [kind]
     ]
+    said += [
+        f"of {names.count(kind)} columns {kind} the last one is read"
+        for kind in texts if kind not in query and names.count(kind) > 1
+    ]  # fmt: skip
     if passed_over:
         name = printable(finder.names[passed_over[0]])
         said.append(f"the column {name} seems to hold splits and is not read; ?split={name} does")

@@ -39,7 +39,6 @@ _FILTERS = {
 _ANY = {"do_resize": True, "do_rescale": True, "do_normalize": True, "rescale_factor": 1 / 255,
         "image_mean": [0.5] * 3, "image_std": [0.5] * 3, "do_center_crop": False,
         "crop_size": {"height": 224, "width": 224}}  # fmt: skip
-_IMAGENET = {"image_mean": list(IMAGENET.mean), "image_std": list(IMAGENET.std)}  # type: ignore
 _PROCESSORS: dict[str, dict[str, Any]] = {
     "ViT": _ANY | {"resample": 2, "size": {"height": 224, "width": 224}},
     "DeiT": _ANY | {"resample": 3, "size": {"height": 256, "width": 256}, "do_center_crop": True},
@@ -49,10 +48,10 @@ _PROCESSORS: dict[str, dict[str, Any]] = {
         "image_std": [0.26862954, 0.26130258, 0.27577711],
     },
     "Siglip": _ANY | {"resample": 3, "size": {"height": 224, "width": 224}},
-    "ConvNext": _ANY | _IMAGENET | {
+    "ConvNext": _ANY | {
         "resample": 3, "size": {"shortest_edge": 384}, "crop_pct": 224 / 256,
     },
-    "EfficientNet": _ANY | _IMAGENET | {
+    "EfficientNet": _ANY | {
         "resample": 3, "size": {"height": 346, "width": 346},
         "crop_size": {"height": 289, "width": 289}, "include_top": True,
     },
