@@ -80,6 +80,10 @@ def test_values_are_those_of_the_processor(photos, tmp_path, kind, shown, size):
     data, guessed = preprocessing(tmp_path, "vit", size)
     assert guessed == ()
     assert data.image_size is None
+    # A file that states these fields alone means the same: its other fields have the defaults.
+    short = {"image_processor_type": f"{kind}ImageProcessor"} | shown
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(short))
+    assert preprocessing(tmp_path, "vit", size) == (data, ())
     prepare = parse(data.pipeline(size), size)
     for photo in photos:
         ours = np.asarray(data.normalise(prepare(decode(photo), None)))
