@@ -128,6 +128,9 @@ def test_a_numpy_file_has_any_number_of_channels(dtype, scale):
     np.testing.assert_array_equal(decode(file.getvalue(), 6), pixels)
     with pytest.raises(UserError, match=r"has 6 channels, the model wants 3 .*model.channels=6"):
         decode(file.getvalue(), 3)
+    np.save(file := io.BytesIO(), pixels.transpose(2, 0, 1).astype(dtype))
+    with pytest.raises(UserError, match=r"has 7 channels, .*transpose\(1, 2, 0\)"):
+        decode(file.getvalue(), 6)
 
 
 @pytest.mark.parametrize("values", [np.zeros((3, 3)), np.zeros((0, 3), np.uint8), np.array([None])])

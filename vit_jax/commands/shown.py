@@ -148,5 +148,8 @@ def _readable(
 
 def _fitting(shown: Shown, image: "Image", pixels: Any) -> Any:
     if pixels.shape != shown.shape:
-        raise UserError(f"{printable(image)} becomes {pixels.shape}, the model takes {shown.shape}")
+        raise UserError(
+            f"{printable(image)} becomes {pixels.shape}, the model takes {shown.shape}: the "
+            f"weights' pipeline, {shown.prepare.text}, does not resize to it"
+        )
     return pixels

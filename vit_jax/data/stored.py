@@ -284,8 +284,10 @@ def _array(data: bytes, _: str, channels: int, deep: bool) -> Values:
     values = values.reshape(shape, order="F" if by_column else "C")
     values = np.ascontiguousarray(values, dtype.newbyteorder("=")).reshape(*shape[:2], -1)
     if values.shape[-1] != channels:
+        turned = len(shape) == 3 and shape[0] == channels
+        key = f"--config.model.channels={values.shape[-1]}"
+        hint = "it seems to be [channels, H, W]: save array.transpose(1, 2, 0)" if turned else key
         raise UserError(
-            f"a NumPy file has {values.shape[-1]} channels, the model wants {channels} "
-            f"(--config.model.channels={values.shape[-1]})"
+            f"a NumPy file has {values.shape[-1]} channels, the model wants {channels} ({hint})"
         )
     return values
