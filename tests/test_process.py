@@ -90,3 +90,30 @@ def test_compilers_whose_device_is_not_here_leave_jax_on_the_cpu(tmp_path, plugi
         env=environment | {"PYTHONPATH": str(tmp_path)},
     )  # fmt: skip
     assert ended.stdout.split() == [str(platforms)]
+
+
+INTERRUPTED = """
+import os, signal, sys
+from vit_jax import process
+signal.signal(signal.SIGINT, signal.default_int_handler)
+process.let_interrupts_end_imports()
+try:
+    os.kill(os.getpid(), signal.SIGINT)
+except KeyboardInterrupt:
+    print("raised", flush=True)
+try:
+    import interrupted_inside
+finally:
+    print("never", flush=True)
+"""
+
+
+def test_an_interrupt_ends_a_process_that_imports_and_is_raised_elsewhere(tmp_path):
+    (tmp_path / "interrupted_inside.py").write_text(
+        "import os, signal\nos.kill(os.getpid(), signal.SIGINT)\n"
+    )
+    run = subprocess.run(
+        [sys.executable, "-c", INTERRUPTED], cwd=ROOT, capture_output=True, text=True, check=False,
+        env=os.environ | {"PYTHONPATH": f"{ROOT}:{tmp_path}"},
+    )  # fmt: skip
+    assert (run.returncode, run.stdout, run.stderr) == (130, "raised\n", "vit: stopped at once\n")

@@ -66,6 +66,7 @@ LESS_MEMORY = {
 def entry():
     """The console script."""
     process.prepare(sys.argv[1] if len(sys.argv) > 1 else "")
+    process.let_interrupts_end_imports()
     try:
         try:
             code = main()

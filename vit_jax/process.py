@@ -39,6 +39,28 @@ def version_error():
     return None
 
 
+def let_interrupts_end_imports():
+    """Ctrl-C inside an import ends the process at once. Elsewhere it raises KeyboardInterrupt, as
+    usual.
+
+    An exception that breaks off an import leaves libraries half loaded, and they fail with a
+    traceback. One inside JAX's callback of the garbage collector is printed and lost.
+    """
+    import signal
+
+    def interrupted(number, frame):
+        while frame is not None:
+            code = frame.f_code
+            if code.co_filename.startswith("<frozen importlib") or "gc_callback" in code.co_name:
+                os.write(2, b"vit: stopped at once\n")
+                os._exit(128 + number)
+            frame = frame.f_back
+        raise KeyboardInterrupt
+
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, interrupted)
+
+
 def prepare(command):
     """Prepares this process for a command, before any library is imported.
 
