@@ -101,7 +101,7 @@ def test_sigterm_to_one_saves_the_same_step_everywhere_also_while_starting_again
         with Job(tmp_path / "run", **keys) as job:
             job.when(line).send(signal.SIGTERM, victim)
             assert job.codes() == [75, 75]
-            stops = {job.said(n).split("stopped at step ")[1].split(";")[0] for n in (0, 1)}
+            stops = {job.said(n).split("stopped at step ")[1].split(",")[0] for n in (0, 1)}
         steps += map(int, stops)
     assert len(steps) == 2
     assert 1 <= steps[1] - steps[0] <= 10
