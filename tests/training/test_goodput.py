@@ -138,7 +138,8 @@ def test_slow_steps_are_steps_however_often_a_run_saves(slow, tmp_path):
     assert often["step"] == pytest.approx(busy_often, rel=0.3)
     assert seldom["step"] == pytest.approx(busy_seldom, rel=0.3)
     more = 2 * saves["save: until on disk"]  # two saves more, each of which may wait for another
-    assert often["checkpoint"] - seldom["checkpoint"] < 2 * more
+    a_step = busy_often / STEPS  # of those queued at a save, up to four would be booked on it
+    assert often["checkpoint"] - seldom["checkpoint"] < 2 * more + 2 * a_step
 
 
 def test_a_slow_source_is_data_less_the_time_in_which_steps_are_still_queued(slow, tmp_path):
