@@ -1,9 +1,10 @@
-"""A server on loopback that gives what a test puts there."""
+"""Servers on loopback that give what a test puts there."""
 
 import contextlib
 import http.server
 import threading
 from collections.abc import Callable, Iterator
+from typing import Any
 
 Answer = bytes | Callable[[http.server.BaseHTTPRequestHandler], object]
 
@@ -41,9 +42,9 @@ class Server(http.server.ThreadingHTTPServer):
 
 
 @contextlib.contextmanager
-def served() -> Iterator[Server]:
-    """A server that runs meanwhile."""
-    with Server() as server:
+def served(kind: Callable[[], Any] = Server) -> Iterator[Any]:
+    """A server of a kind, which runs meanwhile."""
+    with kind() as server:
         thread = threading.Thread(target=server.serve_forever, args=(0.01,))
         thread.start()
         yield server

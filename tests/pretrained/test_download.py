@@ -15,6 +15,7 @@ import threading
 
 import pytest
 
+from tests.served import served
 from vit_jax.errors import UserError
 from vit_jax.pretrained.download import Patience, fetch
 
@@ -100,12 +101,8 @@ class Server(http.server.ThreadingHTTPServer):
 
 @pytest.fixture
 def server():
-    with Server() as server:
-        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
-        thread.start()
+    with served(Server) as server:
         yield server
-        server.shutdown()
-        thread.join()
 
 
 @pytest.fixture(autouse=True)

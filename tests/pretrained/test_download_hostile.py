@@ -12,6 +12,7 @@ import urllib.request
 
 import pytest
 
+from tests.served import served
 from vit_jax import addresses
 from vit_jax.errors import UserError
 from vit_jax.pretrained import cache
@@ -68,12 +69,8 @@ class Server(socketserver.ThreadingTCPServer):
 
 @pytest.fixture
 def server():
-    with Server() as server:
-        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
-        thread.start()
+    with served(Server) as server:
         yield server
-        server.shutdown()
-        thread.join()
 
 
 @pytest.fixture(autouse=True)
