@@ -53,14 +53,14 @@ def _reconstructed(
     c = model.config
     noise = noise_of(images, c.num_patches, seed) if noise is None else noise
     shown = model.data_config.normalise(images)
-    told, out = model.apply(params, shown, noise=noise)
+    predicted, out = model.apply(params, shown, noise=noise)
     patches = patches_of(shown, c.patch_size)
     if c.norm_pixels:
         mean, deviation = scales_of(patches)
-        told = told * deviation + mean
-    both = jnp.where(out["mask"][..., None], told, patches)
+        predicted = predicted * deviation + mean
+    both = jnp.where(out["mask"][..., None], predicted, patches)
     prediction, reconstruction = (
-        model.data_config.pixels(image_of(x, c.grid, c.patch_size)) for x in (told, both)
+        model.data_config.pixels(image_of(x, c.grid, c.patch_size)) for x in (predicted, both)
     )
     masked = out["mask"].reshape(-1, *c.grid)
     return {"masked": masked, "prediction": prediction, "reconstruction": reconstruction}

@@ -60,9 +60,9 @@ class Masked(Task):
         """The loss of each image. `batch` has `noise`; `how` is for `Model.apply`."""
         c = self.model.config
         images = self.model.data_config.normalise(batch["image"])
-        told, out = self.model.apply(params, images, noise=batch["noise"], **how)
+        predicted, out = self.model.apply(params, images, noise=batch["noise"], **how)
         wanted = targets(images, c.patch_size, c.norm_pixels)
-        of_patch = jnp.square(told - wanted).mean(axis=-1)
+        of_patch = jnp.square(predicted - wanted).mean(axis=-1)
         return (of_patch * out["mask"]).sum(axis=-1) / (c.num_patches - c.num_visible)
 
     def loss(
