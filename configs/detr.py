@@ -11,8 +11,8 @@ is the backbone, and queries are points, so that a CPU is enough.
 BACKBONE: r50, r50_dc5, r101 or r101_dc5, whose batch norms are frozen, with the paper's settings
 (section A.4). The frozen parts come with the weights of a DETR, which --config.init names. Images
 are fitted into one canvas; the paper draws their size. Or a name of `list_models` of a ViT, a
-hybrid or a ResNet with group norm, for a few hundred images of your own: queries are points that
-begin with the features there, there is no encoder behind a ViT's, and the rate is larger. DATA: a
+hybrid or a ResNet with group norm, for a few hundred images of your own: every layer refines the
+boxes of the layer before, there is no encoder behind a ViT's, and the rate is larger. DATA: a
 source with boxes, such as coco:FOLDER or voc:FOLDER.
 """
 
@@ -70,7 +70,7 @@ def papers(name: str, data: str):
 
 
 def few_images(c, data: str):
-    """Settings for little data: points with features as queries, few layers, a larger rate."""
+    """Settings for little data: boxes that are refined, few layers, a larger rate."""
     c.batch_size = 16
     c.total_epochs = 300.0
     c.log_every_steps = 50
@@ -80,7 +80,7 @@ def few_images(c, data: str):
     c.model.detector_decoder = 3
     c.model.detector_dropout = 0.0
     c.model.detector_norm = "pre"
-    c.model.queries = "sampled"
+    c.model.queries = "refined"
 
     c.data.train.source = data
     c.data.train.pipeline = "decode|flip_lr|canvas_crop"

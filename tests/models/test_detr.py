@@ -111,19 +111,46 @@ def forward(features, p, c, content=(1.0, 1.0)):
     else:
         query = p["queries"]
     y, told = np.zeros_like(query), []
-    if c.queries == "sampled":
-        y = np.array([between(x.reshape(rows, columns, -1), one, shown) for one in point])
+    if c.queries == "refined":
+        boxes = np.concatenate([point[:, ::-1], np.full_like(point, sigmoid(-2))], axis=1)
     for i in range(c.detector_decoder):
-        y = layer(y, p["decoder"][f"block{i:02d}"], first, query, keep, x, places)
+        block = p["decoder"][f"block{i:02d}"]
+        if c.queries == "refined":
+            features = x.reshape(rows, columns, -1)
+            looked = np.array([looks(features, box, shown) for box in boxes])
+            y = y + looked @ block["look"]["kernel"] + block["look"]["bias"]
+            query = np.array([code_of(cy, cx, c.detector_width) for cx, cy, _, _ in boxes])
+        y = layer(y, block, first, query, keep, x, places)
         z = norm(y, p["norm"])
-        box = z
-        for name in ("box1", "box2"):
-            box = np.maximum(box @ p[name]["kernel"] + p[name]["bias"], 0)
-        box = box @ p["box3"]["kernel"] + p["box3"]["bias"]
-        if c.queries != "learned":
-            box[:, :2] += p["points"][:, ::-1]
-        told.append((z @ p["head"]["kernel"] + p["head"]["bias"], sigmoid(box)))
+        if c.queries == "refined":
+            move = four(norm(y, block["norm_box"]), block)
+            boxes = np.concatenate(
+                [boxes[:, :2] + move[:, :2] * boxes[:, 2:],
+                 np.clip(boxes[:, 2:] * np.exp(np.clip(move[:, 2:], -4, 4)), 1e-3, 2)], axis=1
+            )  # fmt: skip
+        else:
+            boxes = four(z, p)
+            if c.queries == "points":
+                boxes[:, :2] += p["points"][:, ::-1]
+            boxes = sigmoid(boxes)
+        told.append((z @ p["head"]["kernel"] + p["head"]["bias"], boxes))
     return [np.stack(part) for part in zip(*told, strict=True)]
+
+
+def four(x, p):
+    """The numbers of boxes, through three layers."""
+    for name in ("box1", "box2"):
+        x = np.maximum(x @ p[name]["kernel"] + p[name]["bias"], 0)
+    return x @ p["box3"]["kernel"] + p["box3"]["bias"]
+
+
+def looks(features, box, shown):
+    """The features at nine places of a box, the upper ones first."""
+    cx, cy, w, h = box
+    return np.concatenate([
+        between(features, (cy + i * h, cx + j * w), shown)
+        for i in (-0.5, 0, 0.5) for j in (-0.5, 0, 0.5)
+    ])  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -131,7 +158,8 @@ def forward(features, p, c, content=(1.0, 1.0)):
     [
         {}, {"detector_norm": "pre"}, {"queries": "points", "detector_encoder": 0},
         {"map_positions": "learned"}, {"queries": "points", "detector_norm": "pre"},
-        {"queries": "sampled", "detector_encoder": 0}, {"queries": "sampled"},
+        {"queries": "refined", "detector_encoder": 0},
+        {"queries": "refined", "detector_norm": "pre"},
     ],
     ids=str,
 )  # fmt: skip
@@ -155,13 +183,14 @@ def test_every_layers_logits_and_boxes_equal_the_equations(fields, padded):
     assert logits.shape == (2, 5, 4)
 
 
-def test_scanned_recomputed_and_listed_layers_are_one_function():
-    plain = detr()
+@pytest.mark.parametrize("queries", ["learned", "refined"])
+def test_scanned_recomputed_and_listed_layers_are_one_function(queries):
+    plain = detr(queries=queries)
     params, x = random_like(plain.abstract_params), images(16, 24)
     expected, _ = jax.jit(plain.apply)(params, x)
-    again, _ = jax.jit(detr(remat="full").apply)(params, x)
+    again, _ = jax.jit(detr(queries=queries, remat="full").apply)(params, x)
     assert_close(again, expected)
-    scanned = detr(scan=True)
+    scanned = detr(queries=queries, scan=True)
     stacked = dict(params)
     for name in ("encoder", "decoder"):
         stacked[name] = {"block": paper.stack_layers(list(params[name].values()))}
@@ -172,10 +201,14 @@ def test_scanned_recomputed_and_listed_layers_are_one_function():
     assert_close(jax.jit(scanned.apply)(stacked, x)[0], expected)
 
 
-@pytest.mark.parametrize("name", ["detr_resnet14w32_gn", "detr_vit_mu_patch4_16"])
-def test_parameters_have_rows_and_every_one_a_gradient(name):
+@pytest.mark.parametrize(
+    ("name", "queries"),
+    [("detr_resnet14w32_gn", "points"), ("detr_vit_mu_patch4_16", "points"),
+     ("detr_vit_mu_patch4_16", "refined")],
+)  # fmt: skip
+def test_parameters_have_rows_and_every_one_a_gradient(name, queries):
     fields = {"image_size": (64, 96)} if "resnet" in name else {}
-    model = detr(name, queries="points", map_positions="learned", **fields)
+    model = detr(name, queries=queries, map_positions="learned", **fields)
     for keys, _ in jax.tree_util.tree_leaves_with_path(model.abstract_params):
         model.family.row(jax.tree_util.keystr(keys, simple=True, separator="/"))
     params, x = random_like(model.abstract_params), images(*model.config.image_size)

@@ -33,9 +33,9 @@ class DetectorConfig:
     )
     queries: str = field(
         "learned",
-        "what a query is: a learned vector; a learned point that its box is told from; or such a "
-        "point that begins with the features there",
-        one_of("learned", "points", "sampled"),
+        "what a query is: a learned vector; a learned point that its box is told from; or a box "
+        "around such a point, which each layer refines by the features in it",
+        one_of("learned", "points", "refined"),
     )  # fmt: skip
 
     def check_detector(self, grid: tuple[int, ...]) -> None:

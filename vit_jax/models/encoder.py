@@ -1,5 +1,6 @@
 """L blocks in a row, unrolled (`block00`, `block01`, …) or stacked under one scan (`block`)."""
 
+import operator
 from collections.abc import Callable
 
 import jax
@@ -28,6 +29,7 @@ NAMED_POLICIES = REMAT_POLICIES | {"dots": _named_or_fused}
 class Encoder(nnx.Module):
     """A stack of blocks. `make_block(key)` makes a block, and
     `block(z, key, drop_path_rate, return_weights, **more)` returns (z, attention weights or None).
+    `z` is an array, or several.
 
     A layer has the same parameters and the same dropout, unrolled or stacked. `name` is the name of
     this module in the model: `gather` finds the rows of its parameters by it.
@@ -74,7 +76,10 @@ class Encoder(nnx.Module):
             body = jax.checkpoint(body, prevent_cse=not self.scan, policy=policy)
         if self.scan:
             layers = (_params(self.block), keys, rates, added, attention_added)
-            z, (outputs, weights) = jax.lax.scan(body, z, layers)
+            z, (stacked, weights) = jax.lax.scan(body, z, layers)
+            outputs = [
+                jax.tree.map(operator.itemgetter(i), stacked) for i in range(self.num_layers)
+            ]
         else:
             outputs, weights = [], []
             for i in range(self.num_layers):
