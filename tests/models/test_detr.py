@@ -5,6 +5,7 @@ import re
 import jax
 import numpy as np
 import pytest
+from jaxpr_walk import macs
 from test_resnet import assert_close, images, random_like
 
 from tests.models import paper_numpy as paper
@@ -224,6 +225,14 @@ def test_parameters_have_rows_and_every_one_a_gradient(name, queries):
         # Queries begin as zeros, so the first layer's attention between them mixes nothing.
         if not re.match("decoder/block00/attention/[qkv]/", path):
             assert np.abs(leaf).max() > 0, path
+
+
+@pytest.mark.parametrize("queries", ["learned", "refined"])
+def test_the_count_of_multiply_adds_is_that_of_the_traced_model(queries):
+    model = detr(queries=queries)
+    image = jax.ShapeDtypeStruct((1, *model.config.image_size, 3), np.float32)
+    traced = jax.make_jaxpr(lambda p, x: model.apply(p, x)[0])(model.abstract_params, image)
+    assert model.macs == macs(traced)
 
 
 def test_the_code_of_a_place_is_the_papers():
