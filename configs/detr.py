@@ -6,7 +6,7 @@
     vit plan --config=detr.py:r50,coco --topology=v5e:4x4
 
 digits: scenes of one to four handwritten digits, 64 pixels, made from scikit-learn's. A small ViT
-is the backbone, and queries are points, so that a CPU is enough.
+is the backbone, and every layer refines the boxes of the layer before, so that a CPU is enough.
 
 BACKBONE: r50, r50_dc5, r101 or r101_dc5, whose batch norms are frozen, with the paper's settings
 (section A.4). The frozen parts come with the weights of a DETR, which --config.init names. Images
@@ -101,9 +101,9 @@ def digits():
     """Scenes of digits, on a CPU."""
     c = base("detr_vit_nano_patch8_64", "detection")
     c.batch_size = 64
-    c.total_steps = 6000
+    c.total_steps = 3000
     c.log_every_steps = 100
-    c.eval_every_steps = 1000
+    c.eval_every_steps = 500
 
     c.model.num_layers = 4
     c.model.detector_width = 128
@@ -113,7 +113,7 @@ def digits():
     c.model.detector_decoder = 3
     c.model.detector_dropout = 0.0
     c.model.detector_norm = "pre"
-    c.model.queries = "points"
+    c.model.queries = "refined"
     c.model.num_queries = 16
 
     c.data.train.source = "digit_scenes:examples=65536"

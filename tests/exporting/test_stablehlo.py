@@ -114,7 +114,7 @@ def test_bfloat16_halves_the_file_and_stays_near_our_model_in_bfloat16(tmp_path)
 
 
 def test_a_detector_of_padded_images_takes_where_the_content_is(tmp_path):
-    weights, model, params = tiny.saved(tmp_path, "detr", written="decode|fit|pad")
+    weights, model, params = tiny.saved(tmp_path, "detr, refined", written="decode|fit|pad")
     about = vit_jax.export(weights, tmp_path / "out", say=None)
     assert about["images"]["32x32"]["inputs"]["content"]["shape"] == ["batch", 2]
     pixels, content = tiny.noise(model, 3), np.array([[1, 1], [0.5, 1], [1, 0.5]], np.float32)

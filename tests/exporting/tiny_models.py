@@ -44,6 +44,9 @@ FAMILIES = {
     "mixer": ("mixer_b16_224", MIXER),
     "bit": ("resnetv2_50x1_bit", RESNET),
     "detr": ("detr_vit_base_patch16_224", VIT | DETECTOR),
+    "detr, refined": (
+        "detr_vit_base_patch16_224", VIT | DETECTOR | {"queries": "refined", "detector_decoder": 2},
+    ),
     "detr, resnet": ("detr_resnet50", RESNET | DETECTOR),
     "yolos": ("yolos_tiny", VIT | {"num_queries": 5}),
 }  # fmt: skip

@@ -84,7 +84,7 @@ def test_it_is_planned_and_described(capsys):
     assert cli.main(["plan", "--config=detr.py:digits", "--topology=local"]) == 0
     assert "mesh data 8" in capsys.readouterr().out
     assert cli.main(["describe", "--config=detr.py:digits"]) == 0
-    assert "model.queries = 'points'" in capsys.readouterr().out
+    assert "model.queries = 'refined'" in capsys.readouterr().out
 
 
 def test_a_classifiers_weights_are_its_backbone(trained, tmp_path, capsys):

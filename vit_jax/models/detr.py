@@ -184,15 +184,15 @@ class Detr(nnx.Module):
             places = self.queries[...]
         else:
             places = sine(nnx.sigmoid(self.points[...]), self.config.detector_width)
-        places = jnp.broadcast_to(places.astype(x.dtype), (len(x), *places.shape))
+        places = jnp.broadcast_to(places.astype(x.dtype), (x.shape[0], *places.shape))
         return jnp.zeros_like(places), places
 
     def _first_boxes(self, x: Array) -> tuple[Array, Array]:
         """Queries before the first layer, and their boxes around the points."""
         centre = nnx.sigmoid(self.points[...][:, ::-1])
         boxes = jnp.concatenate([centre, jnp.full_like(centre, nnx.sigmoid(SMALL))], axis=-1)
-        queries = jnp.zeros((len(x), len(boxes), self.config.detector_width), x.dtype)
-        return queries, jnp.broadcast_to(boxes, (len(x), *boxes.shape))
+        queries = jnp.zeros((x.shape[0], len(boxes), self.config.detector_width), x.dtype)
+        return queries, jnp.broadcast_to(boxes, (x.shape[0], *boxes.shape))
 
     def _boxes(self, states: Array) -> Float[Array, "layers batch queries 4"]:
         x = told_boxes(states, self.box1, self.box2, self.box3)
