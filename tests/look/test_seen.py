@@ -185,7 +185,7 @@ def test_the_nearest_have_the_largest_cosine_similarity():
         ("detr_vit_nano_patch8_64", {"hidden_size": 8, "num_heads": 2, "num_layers": 1,
          "mlp_dim": 8, "image_size": 24, "num_queries": 5, "detector_width": 8,
          "detector_heads": 2, "detector_mlp_dim": 8, "detector_encoder": 1,
-         "detector_decoder": 2}, (2, 2, 2, 5, 9), (3, 3), True),
+         "detector_decoder": 2, "queries": "refined"}, (2, 2, 2, 5, 9), (3, 3), True),
         ("yolos_vit_nano_patch8_64", {"hidden_size": 8, "num_heads": 2, "num_layers": 2,
          "mlp_dim": 8, "image_size": 24, "num_queries": 5}, (2, 2, 2, 15, 15), (3, 3), True),
     ],

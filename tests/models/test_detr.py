@@ -73,9 +73,12 @@ def sigmoid(x):
     return 1 / (1 + np.exp(-x))
 
 
-def between(features, point, shown):
-    """The four features around a point, weighted by how near they are."""
-    y, x = (min(max(one * n - 0.5, 0), n - 1) for one, n in zip(point, shown, strict=True))
+def between(features, point, content, shown):
+    """The four features around a point of the content, weighted by how near they are."""
+    y, x = (
+        min(max(one * share * side - 0.5, 0), n - 1)
+        for one, share, side, n in zip(point, content, features.shape[:2], shown, strict=True)
+    )
     i, j = int(y), int(x)
     below, right = min(i + 1, int(shown[0]) - 1), min(j + 1, int(shown[1]) - 1)
     upper = (1 - (x - j)) * features[i, j] + (x - j) * features[i, right]
@@ -118,7 +121,7 @@ def forward(features, p, c, content=(1.0, 1.0)):
         block = p["decoder"][f"block{i:02d}"]
         if c.queries == "refined":
             features = x.reshape(rows, columns, -1)
-            looked = np.array([looks(features, box, shown) for box in boxes])
+            looked = np.array([looks(features, box, content, shown) for box in boxes])
             y = y + looked @ block["look"]["kernel"] + block["look"]["bias"]
             query = np.array([code_of(cy, cx, c.detector_width) for cx, cy, _, _ in boxes])
         y = layer(y, block, first, query, keep, x, places)
@@ -145,11 +148,11 @@ def four(x, p):
     return x @ p["box3"]["kernel"] + p["box3"]["bias"]
 
 
-def looks(features, box, shown):
+def looks(features, box, content, shown):
     """The features at nine places of a box, the upper ones first."""
     cx, cy, w, h = box
     return np.concatenate([
-        between(features, (cy + i * h, cx + j * w), shown)
+        between(features, (cy + i * h, cx + j * w), content, shown)
         for i in (-0.5, 0, 0.5) for j in (-0.5, 0, 0.5)
     ])  # fmt: skip
 
@@ -164,19 +167,22 @@ def looks(features, box, shown):
     ],
     ids=str,
 )  # fmt: skip
-@pytest.mark.parametrize("padded", [False, True])
+@pytest.mark.parametrize(
+    "padded",
+    [None, [[1.0, 0.5], [0.75, 1.0]], [[0.6, 0.7], [0.99, 0.2]]],
+    ids=["whole", "padded", "padded within a feature"],
+)
 def test_every_layers_logits_and_boxes_equal_the_equations(fields, padded):
     model = detr(**fields)
     params, x = random_like(model.abstract_params), images(16, 24)
-    content = np.array([[1.0, 0.5], [0.75, 1.0]], np.float32)
+    content = np.array(padded or np.ones((2, 2)), np.float32)
     more = {"content": content} if padded else {}
     logits, out = jax.jit(model.apply)(params, x, **more)
     p, c = paper.as_float64(params), model.config
     encoded = np.asarray(out["backbone_encoded"], np.float64)
     for i in range(2):
         features = encoded[i, c.num_prefix :].reshape(4, 6, -1)
-        shown = content[i] if padded else (1.0, 1.0)
-        all_logits, all_boxes = forward(features, p, c, shown)
+        all_logits, all_boxes = forward(features, p, c, content[i])
         assert_close(out["layers_logits"][:, i], all_logits, 2e-5)
         assert_close(out["layers_boxes"][:, i], all_boxes, 2e-5)
     np.testing.assert_array_equal(logits, out["layers_logits"][-1])
@@ -186,11 +192,24 @@ def test_every_layers_logits_and_boxes_equal_the_equations(fields, padded):
 
 @pytest.mark.parametrize("queries", ["learned", "refined"])
 def test_scanned_recomputed_and_listed_layers_are_one_function(queries):
+    def found(model, params):
+        """Everything that a loss reads, and its gradient."""
+
+        def loss(params):
+            _, out = model.apply(params, x)
+            return sum((out[name] ** 2).sum() for name in names), [out[name] for name in names]
+
+        names = "layers_logits", "layers_boxes"
+        (_, values), grads = jax.jit(jax.value_and_grad(loss, has_aux=True))(params)
+        return values, grads["head"], grads["backbone"]["cls"]
+
+    def same(one, other):
+        jax.tree.map(lambda a, b: assert_close(a, b, 1e-5), one, other)
+
     plain = detr(queries=queries)
     params, x = random_like(plain.abstract_params), images(16, 24)
-    expected, _ = jax.jit(plain.apply)(params, x)
-    again, _ = jax.jit(detr(queries=queries, remat="full").apply)(params, x)
-    assert_close(again, expected)
+    expected = found(plain, params)
+    same(found(detr(queries=queries, remat="full"), params), expected)
     scanned = detr(queries=queries, scan=True)
     stacked = dict(params)
     for name in ("encoder", "decoder"):
@@ -199,7 +218,11 @@ def test_scanned_recomputed_and_listed_layers_are_one_function(queries):
     stacked["backbone"] = params["backbone"] | {
         "encoder": {"block": paper.stack_layers(list(backbone.values()))}
     }
-    assert_close(jax.jit(scanned.apply)(stacked, x)[0], expected)
+    same(found(scanned, stacked), expected)
+    narrow = detr(queries=queries, scan=True, dtype="bfloat16")
+    _, out = jax.jit(narrow.apply)(stacked, x)
+    assert out["layers_boxes"].dtype == np.float32
+    assert_close(out["layers_boxes"], expected[0][1], 0.2)
 
 
 @pytest.mark.parametrize(

@@ -413,6 +413,28 @@ def test_recomputation_does_the_units_convolutions_a_second_time():
     assert work("none") + units / 2 < work("full") <= work("none") + units
 
 
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_the_gradients_of_a_convolution_of_size_1_are_those_of_xlas(stride, dtype):
+    rng = np.random.default_rng(0)
+    x, kernel, dy = (
+        jnp.asarray(rng.standard_normal(shape), dtype)
+        for shape in ((2, 5, 7, 4), (1, 1, 4, 6), (2, -(-5 // stride), -(-7 // stride), 6))
+    )
+
+    def plain(x, kernel):
+        return jax.lax.conv_general_dilated(
+            x, kernel, (stride, stride), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC")
+        )
+
+    ours, pulled = jax.vjp(lambda x, k: resnet.convolve(x, k, stride, "symmetric"), x, kernel)
+    theirs, pulled_there = jax.vjp(plain, x, kernel)
+    for one, other in zip((ours, *pulled(dy)), (theirs, *pulled_there(dy)), strict=True):
+        assert one.dtype == other.dtype == dtype
+        one, other = np.asarray(one, np.float32), np.asarray(other, np.float32)
+        np.testing.assert_allclose(one, other, atol=1e-5 if dtype == "float32" else 0.1)
+
+
 def test_gradients_are_finite_and_reach_every_parameter():
     model = Model("tiny", ResNetConfig(resnet_layers=(1, 1), image_size=(16, 16), num_classes=3))
     params, x = random_like(model.abstract_params), images(16, 16)

@@ -160,3 +160,22 @@ def test_a_place_that_takes_nothing_is_named(tmp_path, to):
     suffix = SUFFIXES.get(to, "")
     with pytest.raises(UserError, match=rf"^cannot write /proc/a{suffix}: .*another place$"):
         save_pretrained(model, model.init(), f"/proc/a{suffix}", to)
+
+
+@pytest.mark.parametrize("field", [("queries", "refined"), ("detector_norm", "pre")])
+def test_what_a_papers_detr_does_not_have_is_named_first(tmp_path, field):
+    model = vit_jax.create_model(
+        "detr_resnet50", resnet_layers=(1, 1), stage_width=4, image_size=64, num_classes=3,
+        detector_width=8, detector_heads=2, detector_mlp_dim=8, **dict([field]),
+    )  # fmt: skip
+    with pytest.raises(UserError, match=rf"layout has no place for {field[0]} '{field[1]}'"):
+        save_pretrained(model, model.init(), tmp_path / "a.safetensors", "detr")
+    assert not (tmp_path / "a.safetensors").exists()
+
+
+def test_weights_whose_queries_differ_name_the_key(tmp_path):
+    tiny = {"num_layers": 1, "image_size": 32, "detector_width": 16, "detector_heads": 2}
+    learned = vit_jax.create_model("detr_vit_mu_patch16_224", **tiny)
+    vit_jax.save_pretrained(learned, learned.init(), tmp_path / "own", "orbax")
+    with pytest.raises(UserError, match=r"model\.queries=learned would fit"):
+        load_pretrained(tmp_path / "own", queries="refined")

@@ -33,7 +33,7 @@ class DetectorConfig:
     )
     queries: str = field(
         "learned",
-        "what a query is: a learned vector; a learned point that its box is told from; or a box "
+        "what a query is: a learned vector; a learned point that its box is relative to; or a box "
         "around such a point, which each layer refines by the features in it",
         one_of("learned", "points", "refined"),
     )  # fmt: skip

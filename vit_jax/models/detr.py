@@ -30,8 +30,9 @@ from vit_jax.models.detr_layers import (
     RefiningLayer,
     as_torch,
     box_head,
+    box_numbers,
+    rows_shown,
     sine,
-    told_boxes,
 )
 from vit_jax.models.encoder import Encoder
 from vit_jax.models.family import OWN, Family, Names, Param, under
@@ -163,7 +164,7 @@ class Detr(nnx.Module):
     def _places(self, batch: int, rows: int, columns: int, content: Array | None):
         """Which features show content [batch, N], None for all; their positions [batch, N, D]."""
         sides = jnp.array([rows, columns])
-        count = sides if content is None else jnp.ceil(content * sides - 1e-3)
+        count = sides if content is None else rows_shown(content, sides)
         count = jnp.broadcast_to(count, (batch, 2))[:, None, None]
         where = jnp.stack(jnp.meshgrid(jnp.arange(rows), jnp.arange(columns), indexing="ij"), -1)
         mask = None
@@ -195,7 +196,7 @@ class Detr(nnx.Module):
         return queries, jnp.broadcast_to(boxes, (x.shape[0], *boxes.shape))
 
     def _boxes(self, states: Array) -> Float[Array, "layers batch queries 4"]:
-        x = told_boxes(states, self.box1, self.box2, self.box3)
+        x = box_numbers(states, self.box1, self.box2, self.box3)
         if self.config.queries == "points":
             x = x + jnp.pad(self.points[...][:, ::-1], ((0, 0), (0, 2)))
         return nnx.sigmoid(x)

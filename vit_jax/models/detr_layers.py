@@ -1,9 +1,9 @@
 """The layers of a DETR's transformer (arXiv 2005.12872, section A.3): attention of queries over
-keys, and the heads that tell boxes.
+keys, and the heads that predict boxes.
 
 A refining layer looks at the features in the box of each of its queries, as arXiv 2011.12450 does
 (Sparse R-CNN, section 3.2), and moves the box by shares of its own sides (arXiv 1311.2524, section
-C). So what it learns of an object holds wherever the object lies, and however large it is.
+C). So the moves that it learns are relative to the box, whatever its place and size.
 """
 
 import math
@@ -21,7 +21,7 @@ from vit_jax.models.layers import NORM, dropout, xavier_uniform
 
 TEMPERATURE = 10_000.0  # of the positions' lowest frequency
 LOOKS = (-0.5, 0.0, 0.5)  # where a refining layer looks, from a box's centre in shares of a side
-LEAST, MOST = 1e-3, 2.0  # side of a refined box, as share of the image's
+LEAST, MOST = 1e-3, 2.0  # side of a refined box, as share of the content's
 STILL = {"kernel_init": nnx.initializers.zeros}  # boxes do not move at first
 
 
@@ -137,7 +137,7 @@ class RefiningLayer(Layer):
         x = x + self.look(in_boxes(more["memory"], looked, sides, content))
         places = sine(looked[..., 1::-1], x.shape[-1]).astype(x.dtype)
         x, weights = super().__call__(x, key, drop_path_rate, return_weights, places=places, **more)
-        move = told_boxes(self.norm_box(x), self.box1, self.box2, self.box3)
+        move = box_numbers(self.norm_box(x), self.box1, self.box2, self.box3)
         centre, size = box[..., :2], box[..., 2:]
         centre = centre + move[..., :2] * size
         size = jnp.clip(size * jnp.exp(jnp.clip(move[..., 2:], -4.0, 4.0)), LEAST, MOST)
@@ -152,13 +152,13 @@ def in_boxes(
 ) -> Float[Array, "batch queries seen"]:
     """The features at centre, corners and middles of edges of the boxes, row by row, each
     interpolated between the four nearest."""
+    content = jnp.ones((memory.shape[0], 2)) if content is None else content
     parts = []
     for axis, side in enumerate(sides):
-        count = side if content is None else jnp.ceil(content[:, axis] * side - 1e-3)
-        count = jnp.broadcast_to(count, memory.shape[:1])[:, None, None]
+        last = rows_shown(content[:, axis], side)[:, None, None] - 1
         centre, size = boxes[..., 1 - axis, None], boxes[..., 3 - axis, None]
-        at = (centre + size * jnp.array(LOOKS)) * count - 0.5
-        at = jnp.clip(at, 0, count - 1)[..., None]  # [batch, queries, looks, 1]
+        at = (centre + size * jnp.array(LOOKS)) * (content[:, axis, None, None] * side) - 0.5
+        at = jnp.clip(at, 0, last)[..., None]  # [batch, queries, looks, 1]
         parts.append(jnp.maximum(0, 1 - jnp.abs(at - jnp.arange(side))).astype(memory.dtype))
     down, across = parts
     features = memory.reshape(memory.shape[0], *sides, -1)
@@ -166,14 +166,19 @@ def in_boxes(
     return seen.reshape(*seen.shape[:2], -1)
 
 
+def rows_shown(content: Array, sides: Any) -> Array:
+    """How many rows or columns of features show content: also the last one, in part."""
+    return jnp.ceil(content * sides - 1e-3)
+
+
 def box_head(width: int, dtype: Any, rngs: Any, last: dict[str, Any]) -> list[nnx.Linear]:
-    """Three layers that tell the four numbers of a box. `last` says how the third one begins."""
+    """Three dense layers that predict the four numbers of a box. `last`: how the third begins."""
     how: dict[str, Any] = as_torch(width) | {"dtype": dtype, "rngs": rngs}
     hidden = [nnx.Linear(width, width, **how) for _ in range(2)]
     return [*hidden, nnx.Linear(width, 4, dtype=jnp.float32, rngs=rngs, **last)]
 
 
-def told_boxes(
+def box_numbers(
     x: Float[Array, "... width"], box1: nnx.Linear, box2: nnx.Linear, box3: nnx.Linear
 ) -> Float[Array, "... 4"]:
     """The four numbers, in float32."""

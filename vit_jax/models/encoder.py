@@ -29,7 +29,7 @@ NAMED_POLICIES = REMAT_POLICIES | {"dots": _named_or_fused}
 class Encoder(nnx.Module):
     """A stack of blocks. `make_block(key)` makes a block, and
     `block(z, key, drop_path_rate, return_weights, **more)` returns (z, attention weights or None).
-    `z` is an array, or several.
+    `z` is an array, or a tuple of arrays where nothing is `added`.
 
     A layer has the same parameters and the same dropout, unrolled or stacked. `name` is the name of
     this module in the model: `gather` finds the rows of its parameters by it.

@@ -1,6 +1,7 @@
 """The functional face of a module: parameters in, logits out.
 
-A `Model` holds sizes and a graph, never arrays, so it can be closed over by any `jax.*` transform.
+A `Model` holds sizes and a graph, never arrays, so any `jax.*` transform can close over it. Some
+layers have gradients of their own, so forward-mode differentiation is not among them.
 """
 
 import dataclasses

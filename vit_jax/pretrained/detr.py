@@ -224,13 +224,21 @@ def _described(names: _Names) -> Callable[[Tensors, dict[str, Any]], Description
     return describe
 
 
+def _refuses(config: Config) -> list[str]:
+    papers = {"queries": "learned", "detector_norm": "post", "map_positions": "sine"}
+    return [
+        f"{field} {getattr(config, field)!r}"
+        for field, only in papers.items() if getattr(config, field) != only
+    ]  # fmt: skip
+
+
 FACEBOOK_DETR = Layout(
     "detr", FACEBOOK.rows,
     Reader(
         lambda names: "transformer.decoder.norm.weight" in names and "query_embed.weight" in names,
         _described(FACEBOOK),
     ),
-    Writer(suffix=".safetensors"),
+    Writer(suffix=".safetensors", refuses=_refuses),
 )  # fmt: skip
 HUGGINGFACE_DETR = Layout(
     "huggingface-detr", TRANSFORMERS.rows,

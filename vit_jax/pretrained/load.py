@@ -253,7 +253,7 @@ def _check_sizes(weights: Weights, model: Model) -> None:
         by_name = vars(create_model(weights.model.name).config)
         behind = f"{model.name.partition('_')[0]}_" if BACKBONE in weights.dialect else ""
         fits = f"model.name={behind}{weights.model.name}"
-        if any(by_name[f] != theirs.get(f) for f in other):
+        if fits == f"model.name={model.name}" or any(by_name[f] != theirs.get(f) for f in other):
             fits = ", ".join(f"model.{f}={theirs.get(f)}" for f in other)
         raise UserError(f"{weights.path} has {sizes}: {fits} would fit")
 

@@ -72,7 +72,7 @@ def save_pretrained(
     listed: Flat = {p: np.asarray(jax.device_get(x)) for p, x in unstack(flatten(params)).items()}
     config, listed = _canonical(model.config, listed, writer, to)
     bound, refused = expand(layout.rows(config, dialect), listed, dialect.get("chunk"))
-    refused += writer.refuses(config)
+    refused = [*writer.refuses(config), *refused]
     if refused:
         hint = "; without a head (num_classes=0) the hidden layer goes too"
         raise UserError(
