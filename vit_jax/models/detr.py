@@ -133,7 +133,10 @@ class Detr(nnx.Module):
             if c.detector_norm == "pre":
                 x = self.encoder_norm(x)
         out["encoded"] = x
-        how = {"mask": mask, "memory": x, "memory_places": places, "gather": gather}
+        how: dict[str, Any] = {
+            "mask": mask, "memory": x, "memory_places": places, "gather": gather,
+        }  # fmt: skip
+        first: Any
         if self.refines:
             first, how["sides"], how["content"] = self._first_boxes(x), (rows, columns), content
         else:
@@ -142,8 +145,8 @@ class Detr(nnx.Module):
         layers = [blocks.pop(f"block{i:02d}") for i in range(c.detector_decoder)]
         out |= {f"decoder_{name}": value for name, value in blocks.items()}
         if self.refines:
-            layers, boxes = zip(*layers, strict=True)
-            out["layers_boxes"] = jnp.stack(boxes)
+            out["layers_boxes"] = jnp.stack([boxes for _, boxes in layers])
+            layers = [queries for queries, _ in layers]
         out |= {f"decoder_block{i:02d}": layer for i, layer in enumerate(layers)}
         states = self.norm(jnp.stack(layers))
         if not self.refines:
