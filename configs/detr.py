@@ -1,7 +1,7 @@
 """Objects found as sets (DETR, arXiv 2005.12872): `detr.py:digits`, or `detr.py:BACKBONE,DATA`.
 
     vit train --config=detr.py:digits --workdir=runs/scenes
-    vit train --config=detr.py:r50,coco:FOLDER --workdir=DIR --config.init=DETR
+    vit train --config=detr.py:r50,coco:FOLDER --workdir=DIR --config.init=resnet50.pth
     vit train --config=detr.py:vit_small_patch16_224,voc:FOLDER --workdir=DIR --config.init=runs/s16
     vit plan --config=detr.py:r50,coco --topology=v5e:4x4
 
@@ -9,8 +9,9 @@ digits: scenes of one to four handwritten digits, 64 pixels, made from scikit-le
 is the backbone, and every layer refines the boxes of the layer before, so that a CPU is enough.
 
 BACKBONE: r50, r50_dc5, r101 or r101_dc5, whose batch norms are frozen, with the paper's settings
-(section A.4). The frozen parts come with the weights of a DETR, which --config.init names. Images
-are fitted into one canvas; the paper draws their size. Or a name of `list_models` of a ViT, a
+(section A.4). The frozen parts come with weights that --config.init names: of a DETR, or of
+torchvision's or timm's ResNet, as in the paper. Images are fitted into one canvas; the paper draws
+their size. Or a name of `list_models` of a ViT, a
 hybrid or a ResNet with group norm, for a few hundred images of your own: every layer refines the
 boxes of the layer before, there is no encoder behind a ViT's, and the rate is larger. DATA: a
 source with boxes, such as coco:FOLDER or voc:FOLDER.

@@ -18,7 +18,7 @@ from vit_jax.models.mae_config import MaeConfig
 CONFIGS = (ViTConfig, MixerConfig, ResNetConfig)
 # Those whose further fields are keys where `model.name` names them: a pattern of their names.
 FURTHER: dict[str, type[ImageConfig]] = {
-    r"resnetv1|resnet\d+(w\d+)?_gn": ResNetV1Config,
+    r"resnetv1|resnet\d+((w\d+)?_gn|_frozen_bn)": ResNetV1Config,
     r"nonlocal(_.*)?": NonLocalConfig,
     r"sasa(_.*)?": SasaConfig,
     r"axial_resnet.*": AxialResNetConfig,

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 
 from vit_jax.models import bit
 from vit_jax.models.configs import ResNetV1Config
+from vit_jax.models.data_config import IMAGENET, DataConfig
 from vit_jax.models.family import BEFORE, Family, Names, Param, under
 from vit_jax.models.layers import HEAD
 from vit_jax.models.resnet import BACKBONE, RESNETS, Backbone, ConvNet, backbone_macs
@@ -71,6 +72,12 @@ FAMILY = Family(
             sizes_of,
             tuple(f"resnet{depth}_gn" for depth in (14, 26, 38, 50, 101)),
         ),
+        Names(
+            r"resnet(?P<depth>50|101|152)_frozen_bn",
+            lambda of: sizes_of(of | {"width": None}) | {"norm": "frozen"},
+            tuple(f"resnet{depth}_frozen_bn" for depth in (50, 101, 152)),
+            DataConfig(IMAGENET.mean, IMAGENET.std),
+        ),
     ),
-    parts=("resnet_layers",), layer=bit.FAMILY.layer,
+    parts=("resnet_layers", "norm"), layer=bit.FAMILY.layer,
 )  # fmt: skip

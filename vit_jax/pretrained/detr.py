@@ -18,8 +18,8 @@ from vit_jax.models.detector_configs import DetrResNetConfig
 from vit_jax.models.family import Config
 from vit_jax.pretrained.huggingface_config import classes_of
 from vit_jax.pretrained.layout import Description, Layout, Reader, Writer
+from vit_jax.pretrained.resnet_v1 import COUNTERS, RESNETS, UNIT
 from vit_jax.pretrained.rows import (
-    CONV,
     DENSE,
     DENSE_OUT,
     POINTWISE,
@@ -32,26 +32,11 @@ from vit_jax.pretrained.rows import (
 from vit_jax.pretrained.shown import Shown
 from vit_jax.pretrained.tensors import Tensors
 
-EPSILON = 1e-5  # of the frozen batch norms
 HEADS = 8
 SIDES = (800, 1333)  # the short side, and the longest of a long one
-ROOT = "backbone/backbone/root"
-UNIT = "backbone/backbone/stage{s}/unit{u:02d}"
+RESNET = "backbone/backbone"
 
 
-def _read_frozen(xs: list, shapes: list) -> list:
-    weight, bias, mean, variance = (np.asarray(x, np.float64) for x in xs)
-    scale = weight / np.sqrt(variance + EPSILON)
-    return [scale.astype(np.float32), (bias - mean * scale).astype(np.float32)]
-
-
-def _write_frozen(ps: list) -> list:
-    scale, bias = ps
-    return [scale, bias, 0 * bias, 0 * bias + (1 - EPSILON)]
-
-
-# weight, bias, running mean and variance of a batch norm: a scale and a bias.
-FROZEN = Codec(_read_frozen, _write_frozen)
 # Queries, keys and values in one matrix (3 D, D): three kernels (D, H, D/H), or three biases.
 IN_PROJECTION = Codec(
     lambda xs, shapes: [
@@ -71,52 +56,6 @@ def _concatenated(parts: list) -> Any:
     import jax.numpy as jnp
 
     return (np if isinstance(parts[0], np.ndarray) else jnp).concatenate(parts)
-
-
-@dataclasses.dataclass(frozen=True)
-class _ResNetNames:
-    """A code base's names of a ResNet's parts; those of a unit are below it, by their number."""
-
-    root: str
-    root_norm: str
-    unit: str
-    convs: tuple[str, str, str]
-    norms: tuple[str, str, str]
-    proj: str
-    proj_norm: str
-
-    def rows(self, pre: str) -> list[Row]:
-        """The rows behind a prefix."""
-
-        def frozen(ours: str, theirs: str) -> Row:
-            parts = ("weight", "bias", "running_mean", "running_var")
-            names = [f"{pre}{theirs}.{part}" for part in parts]
-            return row((f"{ours}/scale", f"{ours}/bias"), names, FROZEN)
-
-        def conv(ours: str, theirs: str) -> Row:
-            return row(f"{ours}/kernel", f"{pre}{theirs}.weight", CONV)
-
-        rows = [conv(f"{ROOT}/conv", self.root), frozen(f"{ROOT}/norm", self.root_norm)]
-        for n, (of_conv, of_norm) in enumerate(zip(self.convs, self.norms, strict=True), 1):
-            rows += [conv(f"{UNIT}/conv{n}", f"{self.unit}.{of_conv}"),
-                     frozen(f"{UNIT}/norm{n}", f"{self.unit}.{of_norm}")]  # fmt: skip
-        return [*rows, conv(f"{UNIT}/proj", f"{self.unit}.{self.proj}"),
-                frozen(f"{UNIT}/proj_norm", f"{self.unit}.{self.proj_norm}")]  # fmt: skip
-
-
-RESNETS = {
-    "torchvision": _ResNetNames(
-        "conv1", "bn1", "layer{s}.{u0}", ("conv1", "conv2", "conv3"), ("bn1", "bn2", "bn3"),
-        "downsample.0", "downsample.1",
-    ),
-    "transformers": _ResNetNames(
-        "embedder.embedder.convolution", "embedder.embedder.normalization",
-        "encoder.stages.{s0}.layers.{u0}",
-        ("layer.0.convolution", "layer.1.convolution", "layer.2.convolution"),
-        ("layer.0.normalization", "layer.1.normalization", "layer.2.normalization"),
-        "shortcut.convolution", "shortcut.normalization",
-    ),
-}  # fmt: skip
 
 
 def _joined_attention(ours: str, theirs: str) -> list[Row]:
@@ -149,7 +88,7 @@ class _Names:
 
     def rows(self, config: Config | None, dialect: dict[str, Any]) -> list[Row]:
         """The table, which is the same for every config. The dialect says whose ResNet it is."""
-        rows = RESNETS[dialect.get("resnet", "torchvision")].rows(self.resnet)
+        rows = RESNETS[dialect.get("resnet", "torchvision")].rows(RESNET, self.resnet)
         others, layer = self.others, self.layer
         for stack in ("encoder", "decoder"):
             ours, theirs = f"{stack}/block{{i:02d}}", self.stack.format(stack) + ".{i}."
@@ -201,7 +140,7 @@ def _described(names: _Names) -> Callable[[Tensors, dict[str, Any]], Description
             stack: shown.layers(f"{stack}/block{{i:02d}}/norm1/scale")
             for stack in ("encoder", "decoder")
         }
-        units = shown.units(f"{UNIT}/conv1/kernel")
+        units = shown.units(f"{RESNET}/{UNIT}/conv1/kernel")
         heads = known.get("detector_heads") or c.get("encoder_attention_heads", HEADS)
         if c.get("position_embedding_type", "sine") != "sine":
             raise UserError(f"{tensors.path}: learned positions of Transformers are not read")
@@ -210,8 +149,8 @@ def _described(names: _Names) -> Callable[[Tensors, dict[str, Any]], Description
         size = known.get("image_size") or (SIDES[0], SIDES[1])
         fields = {
             "resnet_layers": units, "norm": "frozen", "num_classes": count,
-            "stage_width": shown[f"{ROOT}/conv/kernel"][-1], "image_size": size,
-            "channels": shown[f"{ROOT}/conv/kernel"][2],
+            "stage_width": shown[f"{RESNET}/root/conv/kernel"][-1], "image_size": size,
+            "channels": shown[f"{RESNET}/root/conv/kernel"][2],
             "dilated": bool(known.get("dilated", c.get("dilation", False))),
             "num_queries": tensors.shapes[shown.template("queries")][0],
             "detector_width": width, "detector_mlp_dim": mlp, "detector_heads": heads,
@@ -244,6 +183,6 @@ HUGGINGFACE_DETR = Layout(
     "huggingface-detr", TRANSFORMERS.rows,
     Reader(
         lambda names: "model.query_position_embeddings.weight" in names,
-        _described(TRANSFORMERS), ignored={r".*\.num_batches_tracked": "a counter"},
+        _described(TRANSFORMERS), ignored=COUNTERS,
     ),
 )  # fmt: skip

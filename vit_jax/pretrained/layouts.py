@@ -9,6 +9,7 @@ from vit_jax.pretrained.detr import FACEBOOK_DETR, HUGGINGFACE_DETR
 from vit_jax.pretrained.google import BIG_VISION, GOOGLE
 from vit_jax.pretrained.huggingface import HUGGINGFACE
 from vit_jax.pretrained.layout import Layout, Reader, Writer
+from vit_jax.pretrained.resnet_v1 import TORCHVISION_RESNET
 from vit_jax.pretrained.timm import DINOV2_HUB, TIMM
 from vit_jax.pretrained.yolos import HUGGINGFACE_YOLOS
 
@@ -17,7 +18,7 @@ _SHIPPED = {
     layout.name: layout
     for layout in (
         GOOGLE, BIG_VISION, TIMM, DINOV2_HUB, HUGGINGFACE, FACEBOOK_DETR, HUGGINGFACE_DETR,
-        HUGGINGFACE_YOLOS,
+        HUGGINGFACE_YOLOS, TORCHVISION_RESNET,
     )
 }  # fmt: skip
 _LAYOUTS = dict(_SHIPPED)

@@ -198,7 +198,8 @@ class Detect(Task):
         if getattr(self.model.config, "norm", "") == "frozen" and not (c.init or c.resume):
             say(
                 "warning: the backbone's norms are frozen and begin as nothing: "
-                "--config.init=WEIGHTS of a DETR gives them their numbers"
+                "--config.init=WEIGHTS of a DETR, or of torchvision's or timm's ResNet, gives them "
+                "their numbers"
             )
         source, most = c.data.train.source, self.facts.max_objects
         queries = self.model.config.num_queries
