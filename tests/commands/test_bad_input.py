@@ -181,7 +181,7 @@ def test_init_from_another_width_is_told_in_one_sentence(train, tmp_path):
         workdir=tmp_path / "other",
     )  # fmt: skip
     assert code == 2
-    assert "has hidden_size 32 (the model here: 16): model.name=vit_mu_patch4_32 would fit" in said
+    assert "has hidden_size 32 (the model here: 16): model.hidden_size=32 would fit" in said
 
 
 @pytest.mark.parametrize("key", ["init", "resume"])

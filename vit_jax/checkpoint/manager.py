@@ -382,8 +382,18 @@ class Checkpoints:
                 raise
             if jax.process_count() == 1:  # with more, the others may still be writing
                 for partial in self._folder.glob(PARTIAL):
-                    shutil.rmtree(partial, ignore_errors=True)
+                    _remove(partial)
             raise self._refused(*refusal) from error
+
+
+def _remove(folder: Path) -> None:
+    """Removes a folder of a failed save. Orbax's threads may still write into it for a moment. What
+    cannot be removed is left to the next start."""
+    for _ in range(20):
+        shutil.rmtree(folder, ignore_errors=True)
+        if not folder.exists():
+            return
+        time.sleep(0.1)
 
 
 def _identity(folder: Path) -> tuple[int, int] | None:
