@@ -103,7 +103,7 @@ def test_more_layers_than_the_checkpoint_has_are_refused_by_name(pretrained, tmp
 
 
 def test_registers_that_the_checkpoint_lacks_are_refused(pretrained, tmp_path):
-    with pytest.raises(UserError, match=r"has registers 0 \(.* 2\): model.name=vit_mu_patch4_32 "):
+    with pytest.raises(UserError, match=r"has registers 0 \(.* 2\): model.registers=0 would fit"):
         start(tmp_path, pretrained[0], model__registers=2)
 
 
