@@ -3,8 +3,8 @@
     python benchmarks/convolutions.py
 
 vit_jax: products of matrices where the kernel is 1 x 1 or the result has few positions
-(`models/resnet.py`). plain product: the same where the kernel is 1 x 1, with the gradient that JAX
-derives. convolution: XLA's convolution. All compute the same, in float32.
+(`models/convolution.py`). plain product: the same where the kernel is 1 x 1, with the gradient that
+JAX derives. convolution: XLA's convolution. All compute the same, in float32.
 """
 
 from collections.abc import Callable
@@ -15,7 +15,7 @@ import numpy as np
 
 from vit_jax.benching import report
 from vit_jax.benching.timing import alternate, compare, in_a_row
-from vit_jax.models.resnet import convolve
+from vit_jax.models.convolution import convolve
 
 OURS = "vit_jax, products"
 CASES = {  # (batch, height, width, inputs, outputs, size, stride)

@@ -11,10 +11,10 @@ is the backbone, and every layer refines the boxes of the layer before, so that 
 BACKBONE: r50, r50_dc5, r101 or r101_dc5, whose batch norms are frozen, with the paper's settings
 (section A.4). The frozen parts come with weights that --config.init names: of a DETR, or of
 torchvision's or timm's ResNet, as in the paper. Images are fitted into one canvas; the paper draws
-their size. Or a name of `list_models` of a ViT, a
-hybrid or a ResNet with group norm, for a few hundred images of your own: every layer refines the
-boxes of the layer before, there is no encoder behind a ViT's, and the rate is larger. DATA: a
-source with boxes, such as coco:FOLDER or voc:FOLDER.
+their size. Or a name of `list_models` of a ViT, a hybrid or a ResNet with group norm, for a few
+hundred images of your own: every layer refines the boxes of the layer before, there is no encoder
+behind a ViT's, and the rate is larger. DATA: a source with boxes, such as coco:FOLDER or
+voc:FOLDER.
 """
 
 from vit_jax.config import base

@@ -14,11 +14,11 @@ from vit_jax.config import READ_BY, ROWS, base, differences, flat, keys, leaves
 from vit_jax.data.source import Facts
 from vit_jax.errors import UserError
 from vit_jax.models.config_table import CONFIGS, FURTHER
+from vit_jax.models.convolution import STANDARDIZATION
 from vit_jax.models.encoder import REMAT_POLICIES
 from vit_jax.models.layers import GELU
 from vit_jax.models.model import FAMILIES
 from vit_jax.models.position import RESIZE_RULES
-from vit_jax.models.resnet import STANDARDIZATION
 from vit_jax.resolution import resolve
 from vit_jax.tasks.classification import Classification
 

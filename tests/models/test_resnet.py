@@ -13,8 +13,9 @@ from tests.models import paper_numpy as paper
 from vit_jax.models import bit, resnet
 from vit_jax.models.bit import ResNet
 from vit_jax.models.configs import ResNetConfig
+from vit_jax.models.convolution import StdConv, convolve
 from vit_jax.models.model import Model
-from vit_jax.models.resnet import Backbone, Root, StdConv, Unit
+from vit_jax.models.resnet import Backbone, Root, Unit
 
 # Parameters with 1000 classes, as timm 1.0.31 counts them (`resnetv2_50x1_bit`, …).
 PARAMETERS = {
@@ -427,7 +428,7 @@ def test_the_gradients_of_a_convolution_of_size_1_are_those_of_xlas(stride, dtyp
             x, kernel, (stride, stride), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC")
         )
 
-    ours, pulled = jax.vjp(lambda x, k: resnet.convolve(x, k, stride, "symmetric"), x, kernel)
+    ours, pulled = jax.vjp(lambda x, k: convolve(x, k, stride, "symmetric"), x, kernel)
     theirs, pulled_there = jax.vjp(plain, x, kernel)
     for one, other in zip((ours, *pulled(dy)), (theirs, *pulled_there(dy)), strict=True):
         assert one.dtype == other.dtype == dtype

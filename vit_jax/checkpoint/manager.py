@@ -45,7 +45,6 @@ from vit_jax.records import (
 
 POLL = 0.01  # seconds between two checks of a save in which other processes take part
 LOOK = 5.0  # seconds between two checks that the folder still exists
-PARTIAL = "*.orbax-checkpoint-tmp"  # folders of saves that are not finished
 BEST = "best"  # RUN/best is the best checkpoint of the run in the folder RUN
 Best = tuple[str, Callable]  # the metric that decides which checkpoint is best, and max or min
 
@@ -285,7 +284,7 @@ class Checkpoints:
     def _write_checksums(self) -> None:
         """Called when all files of a save are on disk, before the checkpoint gets its name."""
         if jax.process_index() == 0:
-            for partial in self._folder.glob(PARTIAL):
+            for partial in self._folder.glob(steps.PARTIAL):
                 checksums.write(partial)
 
     def latest(self) -> int | None:
@@ -381,19 +380,8 @@ class Checkpoints:
             if refusal is None:
                 raise
             if jax.process_count() == 1:  # with more, the others may still be writing
-                for partial in self._folder.glob(PARTIAL):
-                    _remove(partial)
+                steps.remove_partial(self._folder)
             raise self._refused(*refusal) from error
-
-
-def _remove(folder: Path) -> None:
-    """Removes a folder of a failed save. Orbax's threads may still write into it for a moment. What
-    cannot be removed is left to the next start."""
-    for _ in range(20):
-        shutil.rmtree(folder, ignore_errors=True)
-        if not folder.exists():
-            return
-        time.sleep(0.1)
 
 
 def _identity(folder: Path) -> tuple[int, int] | None:

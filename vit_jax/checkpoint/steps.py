@@ -5,11 +5,14 @@ folder `state`. Orbax counts every folder with such a name, even an empty one.
 """
 
 import re
+import shutil
+import time
 from pathlib import Path
 
 from vit_jax.errors import UserError, printable
 
 STATE = "state"  # the folder of a checkpoint's arrays
+PARTIAL = "*.orbax-checkpoint-tmp"  # folders of saves that are not finished
 _NUMBER = re.compile(r"0|[1-9][0-9]{0,17}")
 _LIKE_A_NUMBER = re.compile(r"[-+]?\d+")  # digits of any script
 
@@ -72,3 +75,14 @@ def _numbered(folder: Path) -> set[int]:
     """The steps of a folder's subfolders that have a step's name."""
     named = ((number(path.name), path) for path in _entries(folder))
     return {step for step, path in named if step is not None and path.is_dir()}
+
+
+def remove_partial(folder: Path) -> None:
+    """Removes what a failed save left. Orbax's threads may still write into it for a moment. What
+    cannot be removed is left to the next start."""
+    for partial in folder.glob(PARTIAL):
+        for _ in range(20):
+            shutil.rmtree(partial, ignore_errors=True)
+            if not partial.exists():
+                break
+            time.sleep(0.1)

@@ -14,12 +14,12 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from vit_jax.models.configs import AxialResNetConfig
+from vit_jax.models.convolution import StdConv
 from vit_jax.models.family import BEFORE, CHANNELS, Family, Names, Param, under
 from vit_jax.models.layers import HEAD, NORM
 from vit_jax.models.resnet import (
     ConvNet,
     Root,
-    StdConv,
     first_layer,
     group_norm,
     positions,

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from vit_jax.models.configs import ResNetConfig, features_of
+from vit_jax.models.convolution import StdConv
 from vit_jax.models.data_config import SQUASHED
 from vit_jax.models.family import BEFORE, Family, Names, under
 from vit_jax.models.layers import HEAD, NORM
@@ -15,7 +16,6 @@ from vit_jax.models.resnet import (
     RESNETS,
     Backbone,
     ConvNet,
-    StdConv,
     backbone_macs,
     first_layer,
     group_norm,

@@ -2,7 +2,7 @@
 a class and a box each. As in the authors' code, but for what `queries` says.
 
 With `queries: points`, a query is a learned point of the image. It has the same code of its place
-as a feature, and its box is told relative to it (arXiv 2109.07107, section 3). So a query need not
+as a feature, and its box is relative to it (arXiv 2109.07107, section 3). So a query need not
 learn where it looks. With `queries: refined`, a query begins as a box around such a point, and each
 layer looks at the features in the box before and moves it (`detr_layers.RefiningLayer`).
 """

@@ -1,4 +1,5 @@
 """ResNet v1.5 (arXiv 1512.03385) with group norm in the place of batch norm: timm's `resnet50_gn`.
+`resnet50_frozen_bn` is for published weights: their batch norms are a scale and a bias that stay.
 
 A unit normalises after it convolves, and its 3 x 3 convolution has the stride. Other families are
 this one with another module in the place of those convolutions (`sasa.py`), or with modules between

@@ -164,6 +164,7 @@ def _described(names: _Names) -> Callable[[Tensors, dict[str, Any]], Description
 
 
 def _refuses(config: Config) -> list[str]:
+    """Settings that no tensor of the authors' code stands for."""
     papers = {"queries": "learned", "detector_norm": "post", "map_positions": "sine"}
     return [
         f"{field} {getattr(config, field)!r}"
