@@ -1,4 +1,5 @@
-"""DETR is Transformers' `DetrForObjectDetection`: logits, boxes, loss. Names of facebookresearch's.
+"""DETR is Transformers' `DetrForObjectDetection`: logits, boxes, loss, and the folders of both.
+Names of facebookresearch's.
 
 Norms are random, because two layer norms in a row are nearly one as they begin.
 """
@@ -11,11 +12,20 @@ import pytest
 PEERS = "needs the peers extra: pip install vit_jax[peers]"
 torch = pytest.importorskip("torch", reason=PEERS)
 pytest.importorskip("transformers", reason=PEERS)
-from transformers import DetrConfig, DetrForObjectDetection, ResNetConfig  # noqa: E402
+from transformers import (  # noqa: E402
+    AutoImageProcessor,
+    AutoModelForObjectDetection,
+    DetrConfig,
+    DetrForObjectDetection,
+    ResNetConfig,
+)
 
 import vit_jax  # noqa: E402
-from vit_jax.pretrained.detr import FACEBOOK_DETR  # noqa: E402
+from tests.exporting.tiny_models import DETECTOR, NAMES, RESNET, VIT, made  # noqa: E402
+from vit_jax.data.pipeline_text import parse  # noqa: E402
+from vit_jax.pretrained.detr import FACEBOOK_DETR, HUGGINGFACE_DETR  # noqa: E402
 from vit_jax.pretrained.save import save_pretrained  # noqa: E402
+from vit_jax.pretrained.weights import open_weights  # noqa: E402
 from vit_jax.tasks.detection import Weights, set_loss  # noqa: E402
 
 SIZE = (96, 128)
@@ -124,3 +134,63 @@ def test_facebooks_names_hold_the_same_model(theirs, tmp_path):
     expected, _ = ours(folder, images, content)
     found, _ = ours(path, images, content)
     np.testing.assert_allclose(found, expected, atol=2e-5)
+
+
+def test_a_folder_of_theirs_is_written_again_tensor_by_tensor(theirs, tmp_path):
+    from safetensors.numpy import load_file
+
+    _, folder = theirs
+    weights = open_weights(folder)
+    model, params, _ = vit_jax.load_pretrained(folder, say=None)
+    save_pretrained(model, params, tmp_path / "again", HUGGINGFACE_DETR.name,
+                    dialect=weights.dialect)  # fmt: skip
+    before, after = (load_file(path / "model.safetensors") for path in (folder, tmp_path / "again"))
+    assert before.keys() == after.keys()
+    for name, tensor in before.items():
+        if "norm" not in name and ".bn" not in name and "downsample.1" not in name:
+            np.testing.assert_array_equal(after[name], tensor, err_msg=name)
+    stated = DetrConfig.from_pretrained(tmp_path / "again").to_dict()
+    for key in ("encoder_layers", "decoder_ffn_dim", "num_queries", "d_model", "id2label"):
+        assert stated[key] == theirs[0].config.to_dict()[key]
+
+
+TRAINED = {
+    "resnet of Transformers": (
+        "detr_resnet50", RESNET | DETECTOR | {"resnet_layers": (2, 1, 2)}, "huggingface-detr",
+    ),
+    "dilated resnet of timm": (
+        "detr_resnet50_dc5", DETECTOR | {"image_size": SIZE, "num_classes": 3}, "huggingface-detr",
+    ),
+    "yolos": (
+        "yolos_tiny", VIT | {"num_queries": 5, "mid_positions": True, "num_layers": 3},
+        "huggingface-yolos",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", TRAINED)
+def test_transformers_read_what_is_written(kind, tmp_path):
+    name, fields, to = TRAINED[kind]
+    model, params = made(name, fields | {"image_size": SIZE}, written="decode|fit|pad")
+    assert save_pretrained(model, params, tmp_path / "a", to, classes=NAMES) == []
+    peer, found = AutoModelForObjectDetection.from_pretrained(
+        tmp_path / "a", output_loading_info=True
+    )
+    assert not any(found.values())
+    assert list(peer.config.id2label.values()) == NAMES
+    # A wide photo, twice as large on the canvas; both fill what it leaves, each in its own colour.
+    photo = np.random.default_rng(0).integers(0, 256, (40, 64, 3), np.uint8)
+    processor = AutoImageProcessor.from_pretrained(tmp_path / "a")
+    pixels = processor(photo, return_tensors="pt")
+    assert pixels["pixel_values"].shape[2:] == SIZE
+    shown = parse("decode|fit(how='bilinear')", SIZE)(photo, None)
+    values = np.asarray(model.data_config.normalise(shown))
+    theirs = pixels["pixel_values"][0].numpy().transpose(1, 2, 0)[: len(shown)]
+    np.testing.assert_allclose(values, theirs, atol=1.01 / 255 / 0.25)  # one level
+    with torch.no_grad():
+        expected = peer.eval()(**pixels)
+    images = pixels["pixel_values"].numpy().transpose(0, 2, 3, 1)
+    content = np.array([[len(shown) / SIZE[0], 1.0]], np.float32)
+    logits, out = jax.jit(lambda p, x: model.apply(p, x, content=content))(params, images)
+    np.testing.assert_allclose(logits, expected.logits.numpy(), atol=1e-4)
+    np.testing.assert_allclose(out["boxes"], expected.pred_boxes.numpy(), atol=1e-4)

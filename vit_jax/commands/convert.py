@@ -3,6 +3,7 @@
 vit convert ViT-B_16.npz b16 --to=timm               a folder, timm.create_model("local-dir:b16")
 vit convert ViT-B_16.npz b16.safetensors --to=timm   the tensors alone
 vit convert runs/pets pets --to=huggingface          a folder for Transformers
+vit convert runs/coco coco --to=huggingface-detr     a detector; huggingface-yolos for a YOLOS
 vit convert model.safetensors vit.npz --to=google
 vit convert runs/pets pets.toy --to=toy --layout=my_layouts:TOY     a layout of your own
 """
@@ -15,7 +16,8 @@ from vit_jax.commands.arguments import SOURCE, Options, opened
 OPTIONS: Options = SOURCE | {
     "destination": dict(help="a file or folder that is not there yet"),
     "--to": dict(required=True, metavar="LAYOUT", help="google, big_vision, timm, dinov2, "
-                 "huggingface, orbax, or the name of your own layout"),
+                 "huggingface, huggingface-detr, huggingface-yolos, detr, orbax, or the name of "
+                 "your own layout"),
     "--num-classes": dict(type=int, choices=[0], help="0 leaves the head out"),
 }  # fmt: skip
 

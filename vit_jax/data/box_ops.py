@@ -28,12 +28,12 @@ def _check_short(short: Sequence[int]) -> None:
 
 
 @op()
-def fit(image, rng, model_size, size: Size = None):
-    """Resizes the image as large as `size` holds it whole; keeps the aspect."""
+def fit(image, rng, model_size, size: Size = None, how: str | None = None):
+    """Resizes the image as large as `size` holds it whole; keeps the aspect. `how`: `resize`."""
     tall, wide = _pair(size, model_size)
     ratio = min(tall / image.shape[0], wide / image.shape[1])
-    sides = (max(1, round(side * ratio)) for side in image.shape[:2])
-    return _resize(image, *sides)
+    height, width = (max(1, round(side * ratio)) for side in image.shape[:2])
+    return _resize(image, height, width, how)
 
 
 @op(random=True)

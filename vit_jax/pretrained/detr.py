@@ -13,11 +13,19 @@ from typing import Any
 import numpy as np
 
 from vit_jax.errors import UserError
-from vit_jax.models.data_config import IMAGENET, DataConfig
 from vit_jax.models.detector_configs import DetrResNetConfig
 from vit_jax.models.family import Config
+from vit_jax.pretrained.given import Unstated
 from vit_jax.pretrained.huggingface_config import classes_of
-from vit_jax.pretrained.layout import Description, Layout, Reader, Writer
+from vit_jax.pretrained.huggingface_detectors import (
+    canvas_of,
+    detr_json,
+    notes,
+    processor_json,
+    processor_of,
+    shown_by,
+)  # fmt: skip
+from vit_jax.pretrained.layout import Description, Layout, Reader, Writer, or_refusal
 from vit_jax.pretrained.resnet_v1 import COUNTERS, RESNETS, UNIT
 from vit_jax.pretrained.rows import (
     DENSE,
@@ -33,7 +41,6 @@ from vit_jax.pretrained.shown import Shown
 from vit_jax.pretrained.tensors import Tensors
 
 HEADS = 8
-SIDES = (800, 1333)  # the short side, and the longest of a long one
 RESNET = "backbone/backbone"
 
 
@@ -135,18 +142,24 @@ def _described(names: _Names) -> Callable[[Tensors, dict[str, Any]], Description
         shown = Shown(tensors, names.rows(None, dialect), torch=True)
         c = tensors.config
         count = shown["head/kernel"][-1] - 1
-        width, mlp = shown["encoder/block{i:02d}/fc1/kernel"]
+        width, mlp = shown["decoder/block{i:02d}/fc1/kernel"]
         layers = {
             stack: shown.layers(f"{stack}/block{{i:02d}}/norm1/scale")
             for stack in ("encoder", "decoder")
         }
         units = shown.units(f"{RESNET}/{UNIT}/conv1/kernel")
-        heads = known.get("detector_heads") or c.get("encoder_attention_heads", HEADS)
+        stated = [c.get(f"{stack}_attention_heads", HEADS) for stack in ("encoder", "decoder")]
+        heads = known.get("detector_heads") or stated[1]
+        if layers["encoder"] and stated[0] != stated[1]:
+            raise UserError(f"{tensors.path}: encoder and decoder have {stated} heads, here equal")
         if c.get("position_embedding_type", "sine") != "sine":
             raise UserError(f"{tensors.path}: learned positions of Transformers are not read")
         if c.get("activation_function", "relu") != "relu":
             raise UserError(f"{tensors.path}: the activation is relu here")
-        size = known.get("image_size") or (SIDES[0], SIDES[1])
+        settings = processor_of(tensors.path)
+        size = known.get("image_size") or canvas_of(settings)
+        if not all(np.atleast_1d(size)):
+            raise Unstated(f"{tensors.path} states no size of images", "image_size")
         fields = {
             "resnet_layers": units, "norm": "frozen", "num_classes": count,
             "stage_width": shown[f"{RESNET}/root/conv/kernel"][-1], "image_size": size,
@@ -157,19 +170,31 @@ def _described(names: _Names) -> Callable[[Tensors, dict[str, Any]], Description
             "detector_encoder": layers["encoder"], "detector_decoder": layers["decoder"],
         }  # fmt: skip
         classes = classes_of(tensors.path / "config.json", c, count)
-        data = DataConfig(IMAGENET.mean, IMAGENET.std, written="decode|fit|pad")
-        return Description(DetrResNetConfig, fields, data, classes, dialect)
+        (data, guessed), refusal = or_refusal(shown_by, tensors.path, settings)
+        return Description(
+            DetrResNetConfig, fields, data, classes, dialect, guessed, refusal=refusal
+        )
 
     return describe
 
 
 def _refuses(config: Config) -> list[str]:
-    """Settings that no tensor of the authors' code stands for."""
-    papers = {"queries": "learned", "detector_norm": "post", "map_positions": "sine"}
-    return [
+    """Settings that the authors' code does not have, and Transformers neither."""
+    papers = {
+        "queries": "learned", "detector_norm": "post", "map_positions": "sine", "norm": "frozen",
+        "standardization": "none",
+    }  # fmt: skip
+    other = [
         f"{field} {getattr(config, field)!r}"
         for field, only in papers.items() if getattr(config, field) != only
     ]  # fmt: skip
+    return other + ["a detector of no class"] * (not config.num_classes)
+
+
+def _whose_resnet(config: Config) -> dict[str, Any]:
+    """Transformers' own ResNet has no dilated stage, timm's has."""
+    assert isinstance(config, DetrResNetConfig)
+    return {"resnet": "torchvision" if config.dilated else "transformers"}
 
 
 FACEBOOK_DETR = Layout(
@@ -178,12 +203,20 @@ FACEBOOK_DETR = Layout(
         lambda names: "transformer.decoder.norm.weight" in names and "query_embed.weight" in names,
         _described(FACEBOOK),
     ),
-    Writer(suffix=".safetensors", refuses=_refuses),
+    Writer(
+        ".safetensors", families=(DetrResNetConfig,), refuses=_refuses,
+        assumes=lambda config, folder: {"detector_heads": HEADS, "dilated": False},
+    ),
 )  # fmt: skip
 HUGGINGFACE_DETR = Layout(
     "huggingface-detr", TRANSFORMERS.rows,
     Reader(
         lambda names: "model.query_position_embeddings.weight" in names,
         _described(TRANSFORMERS), ignored=COUNTERS,
+    ),
+    Writer(
+        families=(DetrResNetConfig,),
+        files={"config.json": detr_json, "preprocessor_config.json": processor_json("Detr")},
+        dialect=_whose_resnet, refuses=_refuses, notes=notes,
     ),
 )  # fmt: skip

@@ -285,15 +285,14 @@ def _refused_parts(config: Config) -> list[str]:
 
 
 def _big_vision_refuses(config: Config) -> list[str]:
-    if not isinstance(config, ViTConfig):
-        return [f"a {type(config).__name__.removesuffix('Config')}: google has"]
     return refused_pool(config, "cls", "gap", "map") + _refused_parts(config)
 
 
 GOOGLE = Layout(
     "google", _google_rows, Reader(_is_google, _describe_google),
     Writer(
-        ".npz", write_npz, positions=lambda config: "class", refuses=_google_refuses,
+        ".npz", write_npz, (ViTConfig, MixerConfig, ResNetConfig),
+        positions=lambda config: "class", refuses=_google_refuses,
         assumes=lambda config, folder: BIT if isinstance(config, ResNetConfig) else ASSUMED,
         notes=_notes,
     ),
@@ -302,7 +301,8 @@ BIG_VISION = Layout(
     "big_vision", _big_vision_rows,
     Reader(_is_big_vision, _describe_big_vision, prepare=_unstacked),
     Writer(
-        ".npz", write_npz, positions=lambda config: "none", refuses=_big_vision_refuses,
+        ".npz", write_npz, (ViTConfig,), positions=lambda config: "none",
+        refuses=_big_vision_refuses,
         assumes=lambda config, folder: ASSUMED, notes=_notes, finish=_stacked,
     ),
 )  # fmt: skip

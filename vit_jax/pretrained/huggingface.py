@@ -182,8 +182,7 @@ def _fillers(config: Config, dialect: dict[str, Any]) -> dict[str, Shape]:
 
 def _dialect(config: Config) -> dict[str, Any]:
     """The `dialect` of `_rows` for a config: the model of Transformers that can hold it."""
-    if not isinstance(config, ViTConfig):
-        return {"model": "vit", "prefix": "vit."}
+    assert isinstance(config, ViTConfig)
     model = "vit"
     if config.layer_scale or config.mlp == "swiglu":
         model = "dinov2_with_registers" if config.registers else "dinov2"
@@ -200,8 +199,7 @@ def _positions(config: ViTConfig) -> str:
 
 
 def _refuses(config: Config) -> list[str]:
-    if not isinstance(config, ViTConfig):
-        return [f"a {type(config).__name__.removesuffix('Config')}"]
+    assert isinstance(config, ViTConfig)
     pools: tuple[str, ...] = ("cls",)
     if "dinov2" in _dialect(config)["model"]:
         pools = ("cls_gap",) if config.num_classes else ("cls", "cls_gap")
@@ -226,6 +224,7 @@ HUGGINGFACE = Layout(
         r"(\w+\.)?embeddings\.mask_token": "the mask token of DINOv2's own training",
     }),
     Writer(
+        families=(ViTConfig,),
         files={"config.json": config_json, "preprocessor_config.json": preprocessor_json},
         dialect=_dialect, positions=_positions, refuses=_refuses, fillers=_fillers, notes=notes,
     ),

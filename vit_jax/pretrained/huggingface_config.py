@@ -125,7 +125,7 @@ def _shown(
     short = set(size) == {"shortest_edge"}
     resized = [size.get("shortest_edge" if short else side, 0) for side in _SIDES]
     sides = [crop.get(side, 0) for side in _SIDES] if cropped else resized
-    mean, std = _normalised(settings)
+    mean, std = normalised(settings)
     if not settings["do_resize"]:  # images have their size already, or more, which is cut off
         own = stated.get("crop_size" if cropped else "size") is not None
         written = "decode|central_crop(floor=True)" if cropped else "decode"
@@ -145,7 +145,7 @@ def _shown(
     ), True  # fmt: skip
 
 
-def _normalised(settings: dict[str, Any]) -> tuple[Any, Any]:
+def normalised(settings: dict[str, Any]) -> tuple[Any, Any]:
     """Mean and standard deviation of pixels in 0 … 1 that give a processor's values."""
     factor = 255 * settings["rescale_factor"] if settings["do_rescale"] else 255
     mean, std = (np.asarray(settings[f"image_{key}"], float) for key in ("mean", "std"))
@@ -187,17 +187,10 @@ def config_json(model: Model, classes: list[str] | None, dialect: dict[str, Any]
     assert isinstance(c, ViTConfig)
     task = "ForImageClassification" if c.num_classes else "Model"
     teacher = "WithTeacher" if c.distilled and c.num_classes else ""
-    names = classes or [f"LABEL_{i}" for i in range(c.num_classes)]
-    config: dict[str, Any] = {
+    config = {
         "architectures": [f"{_TITLES[kind]}{task}{teacher}"], "model_type": kind,
-        "hidden_size": c.hidden_size, "num_hidden_layers": c.num_layers,
-        "num_attention_heads": c.num_heads,
+        **encoder_keys(c), **labels(classes, c.num_classes),
         "image_size": c.image_size[0] if len(set(c.image_size)) == 1 else list(c.image_size),
-        "patch_size": c.patch_size, "num_channels": c.channels, "qkv_bias": c.qkv_bias,
-        "layer_norm_eps": c.layernorm_eps, "hidden_act": _NAMES[c.gelu],
-        "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0,
-        "id2label": {str(i): name for i, name in enumerate(names)},
-        "label2id": {name: i for i, name in enumerate(names)},
     }  # fmt: skip
     if c.num_classes:
         types = {activation: problem for problem, activation in PROBLEM_TYPES.items()}
@@ -211,6 +204,25 @@ def config_json(model: Model, classes: list[str] | None, dialect: dict[str, Any]
     if kind == "dinov2":
         return config | {"use_mask_token": dialect.get("masked", True)}
     return config | {"num_register_tokens": c.registers}
+
+
+def encoder_keys(c: ViTConfig) -> dict[str, Any]:
+    """What every `config.json` with a ViT states of it, apart from the size of its images."""
+    return {
+        "hidden_size": c.hidden_size, "num_hidden_layers": c.num_layers,
+        "num_attention_heads": c.num_heads, "patch_size": c.patch_size, "num_channels": c.channels,
+        "qkv_bias": c.qkv_bias, "layer_norm_eps": c.layernorm_eps, "hidden_act": _NAMES[c.gelu],
+        "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0,
+    }  # fmt: skip
+
+
+def labels(classes: list[str] | None, count: int) -> dict[str, Any]:
+    """The names of the outputs, both ways. Without names, those that Transformers would give."""
+    names = classes or [f"LABEL_{i}" for i in range(count)]
+    return {
+        "id2label": {str(i): name for i, name in enumerate(names)},
+        "label2id": {name: i for i, name in enumerate(names)},
+    }
 
 
 def _mlp_ratio(c: ViTConfig) -> int:

@@ -103,6 +103,7 @@ class Writer:
     Attributes:
       suffix: of the file; empty if only a folder can be written.
       write: writes tensors and the metadata of this package into one file.
+      families: the config classes of the models that the layout can hold; None: of all.
       files: the JSON files of a folder, each made from the model, its classes and the dialect.
         Without them only single files are written.
       dialect: the dialect for the tensor names of a config.
@@ -118,6 +119,7 @@ class Writer:
 
     suffix: str = ""
     write: Callable[[Path, dict[str, np.ndarray], dict[str, Any]], None] = write_safetensors
+    families: tuple[type, ...] | None = None
     files: dict[str, Callable[[Model, list[str] | None, Dialect], dict[str, Any]]] = (
         dataclasses.field(default_factory=dict)
     )
@@ -130,6 +132,10 @@ class Writer:
     finish: Callable[[dict[str, np.ndarray], Config, Dialect], dict[str, np.ndarray]] = (
         lambda tensors, config, dialect: tensors
     )
+
+    def takes(self, config: Config) -> bool:
+        """Whether the layout can hold models of this family, at least some of them."""
+        return self.families is None or type(config) in self.families
 
 
 @dataclasses.dataclass(frozen=True)

@@ -43,7 +43,7 @@ def save_pretrained(
 
     Args:
       path: a file (`.npz` for google and big_vision, `.safetensors` for timm and dinov2), or a
-        folder that does not exist yet (timm and huggingface, with their `config.json`; orbax).
+        folder that does not exist yet (timm and Transformers, with their `config.json`; orbax).
       to: the name of a layout that can be written, or `orbax`.
       classes: names of the outputs, for layouts that can store them.
       dialect: `Weights.dialect` of a file in the same layout, to use the names of that file.
@@ -68,6 +68,12 @@ def save_pretrained(
         _save_own(model, params, path, classes)
         return []
     layout, writer = writers()[to]
+    if not writer.takes(model.config):
+        what = type(model.config).__name__.removesuffix("Config")
+        others = [name for name, (_, other) in writers().items() if other.takes(model.config)]
+        raise UserError(
+            f"the {to} layout has no place for {what} models: write {' or '.join([*others, OWN])}"
+        )
     dialect = writer.dialect(model.config) if dialect is None else dialect
     listed: Flat = {p: np.asarray(jax.device_get(x)) for p, x in unstack(flatten(params)).items()}
     config, listed = _canonical(model.config, listed, writer, to)
@@ -97,12 +103,13 @@ def save_pretrained(
     if isinstance(config, ViTConfig) and not path.is_dir():
         rows, columns = config.grid
         size_in_file = rows * config.patch_size, columns * config.patch_size
-    if size != size_in_file and to != "huggingface":
+    stated = path.is_dir() and "preprocessor_config.json" in writer.files
+    if size != size_in_file and not stated:
         notes.append(
             f"images are shown at {size} here; readers of {to} files take the {size_in_file} of "
             "the positions"
         )
-    if model.activation != Model.activation and to != "huggingface":
+    if model.activation != Model.activation and not stated:
         notes.append(
             f"logits become predictions by {model.activation!r} here; readers of {to} files take "
             f"{Model.activation!r} by default"

@@ -74,18 +74,21 @@ def _sides(value: Any, *lengths: int) -> bool:
 # Keys of Transformers' and timm's JSON files: a description of the value, its test, the keys.
 KINDS: tuple[tuple[str, Callable[[Any], Any], str], ...] = (
     ("a word", lambda v: isinstance(v, str), "architecture model_type hidden_act act_layer "
-     "global_pool interpolation crop_mode image_processor_type feature_extractor_type"),
+     "global_pool interpolation crop_mode image_processor_type feature_extractor_type "
+     "activation_function position_embedding_type"),
     ("a whole number", lambda v: type(v) is int and 0 <= v <= MOST, "hidden_size num_hidden_layers "
-     "embed_dim depth num_attention_heads num_heads resample decoder_num_attention_heads"),
+     "embed_dim depth num_attention_heads num_heads resample decoder_num_attention_heads "
+     "encoder_attention_heads decoder_attention_heads"),
     ("a number in [0, 1)", lambda v: _number(v) and 0 <= v < 1, "mask_ratio"),
     ("a positive number", _positive, "layer_norm_eps crop_pct rescale_factor"),
     ("a number, or one for each channel", lambda v: _each(_number, v), "mean image_mean"),
     ("a positive number, or one for each channel", lambda v: _each(_positive, v), "std image_std"),
     ("true or false", lambda v: isinstance(v, bool),
      "qkv_bias do_resize do_center_crop do_rescale do_normalize do_pad rescale_offset include_top "
-     "norm_pix_loss"),
+     "norm_pix_loss dilation"),
     ("an object", lambda v: isinstance(v, dict), "id2label model_args pretrained_cfg"),
     ("a size", lambda v: _side(v) or _sides(v, 2), "image_size img_size"),
+    ("a number of pixels", _side, "max_size"),
     ("channels, height and width", lambda v: _sides(v, 3), "input_size"),
     ("a size, or an object of sizes", lambda v: _side(v)
      or (isinstance(v, dict) and _sides(list(v.values()), 1, 2)), "size crop_size"),

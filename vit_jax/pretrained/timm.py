@@ -284,8 +284,7 @@ def _timm_refuses(config: Config) -> list[str]:
 
 
 def _dinov2_refuses(config: Config) -> list[str]:
-    if not isinstance(config, ViTConfig):
-        return [f"a {type(config).__name__.removesuffix('Config')}"]
+    assert isinstance(config, ViTConfig)
     refused = {
         "blocks without LayerScale": not config.layer_scale,
         "a head": config.num_classes,
@@ -303,7 +302,8 @@ def _dinov2_refuses(config: Config) -> list[str]:
 TIMM = Layout(
     "timm", _timm_rows, Reader(_is_timm, _describe_timm),
     Writer(
-        ".safetensors", files={"config.json": config_json}, positions=_positions,
+        ".safetensors", families=(ViTConfig, MixerConfig, ResNetConfig),
+        files={"config.json": config_json}, positions=_positions,
         assumes=_timm_assumes, refuses=_timm_refuses,
     ),
 )  # fmt: skip
@@ -314,7 +314,8 @@ DINOV2_HUB = Layout(
         ignored={r"mask_token": "the mask token of DINOv2's own training"},
     ),
     Writer(
-        ".safetensors", positions=lambda config: "class", refuses=_dinov2_refuses,
+        ".safetensors", families=(ViTConfig,), positions=lambda config: "class",
+        refuses=_dinov2_refuses,
         assumes=lambda config, folder: {"gelu": "exact", "layernorm_eps": 1e-6},
         fillers=lambda config, dialect: {"mask_token": (1, config.hidden_size)}
         if dialect.get("masked", True) else {},

@@ -1,4 +1,4 @@
-"""Weights of YOLOS: Transformers' `YolosForObjectDetection`, on disk.
+"""Weights of YOLOS: Transformers' `YolosForObjectDetection`, as they lie on disk.
 
 The names are those of its ViT, with tokens for objects. One table has the positions of the class
 token, the patches and the objects, in this order; those between the blocks are stacked by layer.
@@ -10,12 +10,18 @@ from typing import Any
 import numpy as np
 
 from vit_jax.errors import UserError
-from vit_jax.models.data_config import IMAGENET, DataConfig
 from vit_jax.models.detector_configs import YolosConfig
 from vit_jax.models.family import BACKBONE, Config
 from vit_jax.pretrained.huggingface import heads_and_gelu, vit_rows
 from vit_jax.pretrained.huggingface_config import classes_of
-from vit_jax.pretrained.layout import Description, Layout, Reader, Writer
+from vit_jax.pretrained.huggingface_detectors import (
+    notes,
+    processor_json,
+    processor_of,
+    shown_by,
+    yolos_json,
+)  # fmt: skip
+from vit_jax.pretrained.layout import Description, Layout, Reader, Writer, or_refusal
 from vit_jax.pretrained.rows import BATCHED, Codec, Row, row, torch_dense
 from vit_jax.pretrained.shown import Shown, vit_fields
 from vit_jax.pretrained.tensors import Tensors
@@ -119,10 +125,19 @@ def _describe(tensors: Tensors, known: dict[str, Any]) -> Description:
         "num_queries": shapes[f"{PRE}embeddings.detection_tokens"][1],
         "mid_positions": f"{MID}.1" in shapes, "posemb_resize": "huggingface",
     }  # fmt: skip
-    data = DataConfig(IMAGENET.mean, IMAGENET.std, written="decode|fit|pad")
-    return Description(
-        YolosConfig, fields, data, classes_of(tensors.path / "config.json", c, count)
-    )
+    settings = processor_of(tensors.path)
+    (data, guessed), refusal = or_refusal(shown_by, tensors.path, settings)
+    classes = classes_of(tensors.path / "config.json", c, count)
+    return Description(YolosConfig, fields, data, classes, guessed=guessed, refusal=refusal)
+
+
+def _refuses(config: Config) -> list[str]:
+    """Parts of a ViT that Transformers' YOLOS does not have, though there are names for them."""
+    assert isinstance(config, YolosConfig)
+    refused = [f"mlp {config.mlp!r}"] * (config.mlp != "dense")
+    refused += ["layer_scale"] * bool(config.layer_scale)
+    refused += ["a detector of no class"] * (not config.num_classes)
+    return refused + ["patches projected without a bias"] * (not config.embed_bias)
 
 
 HUGGINGFACE_YOLOS = Layout(
@@ -130,5 +145,8 @@ HUGGINGFACE_YOLOS = Layout(
     Reader(
         lambda names: f"{PRE}embeddings.detection_tokens" in names, _describe, prepare=_unstacked,
     ),
-    Writer(suffix=".safetensors", finish=_stacked),
+    Writer(
+        ".safetensors", families=(YolosConfig,), finish=_stacked, refuses=_refuses, notes=notes,
+        files={"config.json": yolos_json, "preprocessor_config.json": processor_json("Yolos")},
+    ),
 )  # fmt: skip
