@@ -19,12 +19,12 @@ import optax
 from vit_jax.benching import report
 from vit_jax.benching.timing import alternate, compare, in_a_row
 from vit_jax.models import create_model
-from vit_jax.tasks.detection import Weights, edges, giou, matching, set_loss
+from vit_jax.tasks.detection import LossWeights, edges, giou, matching, set_loss
 
 BATCH, LAYERS, QUERIES, CLASSES = 64, 6, 100, 91
 OURS, OPTAX, STEP = "vit_jax, matching", "optax, matching", "step"
 OBJECTS = (7, 30, 93)  # COCO's mean, many, and the most of any image
-WEIGHTS = Weights(5.0, 2.0, 0.1)
+WEIGHTS = LossWeights(5.0, 2.0, 0.1)
 
 
 def scene(rng: np.random.Generator, images: int, objects: int):

@@ -8,6 +8,8 @@ import pytest
 from PIL import Image
 
 from vit_jax.data import pipeline_text
+from vit_jax.data.annotated import coco_numbers
+from vit_jax.data.box_formats import of_fields
 from vit_jax.data.declared import DECLARED, OPS
 from vit_jax.data.objects import Objects
 from vit_jax.data.sources import open_source, split_names
@@ -177,6 +179,46 @@ def test_edges_written_for_sides_are_noticed(tmp_path):
         open_source(coco(tmp_path, boxes), "train")
 
 
+@pytest.mark.parametrize("odd", [[5, 5, 5, 5], [5, 5, float("nan"), 5]])
+def test_one_odd_box_does_not_hide_the_format_of_the_others(tmp_path, odd):
+    boxes = [(7, 2, [20, 10, 55, 38], 0), (7, 2, [30, 5, 58, 39], 0), (3, 2, [9, 9, 55, 35], 0)]
+    with pytest.raises(UserError, match=r"of 4 boxes do not fit .* all but 1 would fit as xyxy:"):
+        open_source(coco(tmp_path, [*boxes, (3, 2, odd, 0)]), "train")
+
+
+@pytest.mark.parametrize(
+    ("file", "split"),
+    [
+        ("train", "train"), ("train_v2", "train_v2"), ("instances_train2017", "train"),
+        ("instances_val_2014", "val"), ("fold1", "fold1"), ("instances_2017", "2017"),
+    ],
+)  # fmt: skip
+def test_a_year_is_no_part_of_a_splits_name(tmp_path, file, split):
+    (tmp_path / "annotations").mkdir()
+    (tmp_path / f"annotations/{file}.json").write_text("{}")
+    assert split_names(f"coco:{tmp_path}") == [split]
+
+
+@pytest.mark.parametrize("what", ["images", "categories"])
+def test_ids_of_images_and_classes_of_one_name_are_refused(tmp_path, what):
+    record = {
+        "images": [{"id": 1, "file_name": "a/1.jpg"}, {"id": 2, "file_name": "b/2.jpg"}],
+        "categories": [{"id": 5, "name": "cat"}],
+    }
+    path = tmp_path / "val.json"
+    path.write_text(json.dumps(record))
+    assert coco_numbers(path) == ({"1.jpg": 1, "2.jpg": 2}, {"cat": 5})
+    record[what].append(record[what][0] | {"id": 9})
+    path.write_text(json.dumps(record))
+    with pytest.raises(UserError, match=rf"val.json has 2 {what} of the name (1.jpg|cat)"):
+        coco_numbers(path)
+
+
+def test_crowds_of_another_number_than_boxes_are_an_error():
+    with pytest.raises(ValueError, match="it has 2 boxes, and 1 values of iscrowd"):
+        of_fields((9, 9), {"iscrowd": [1]}, np.ones((2, 4)), [0, 0])
+
+
 @pytest.mark.parametrize(
     ("broken", "said"),
     [
@@ -191,6 +233,14 @@ def test_what_is_no_cocos_file_is_named(tmp_path, broken, said):
     name = coco(tmp_path, [])
     (tmp_path / "annotations/instances_train2017.json").write_text(broken)
     with pytest.raises(UserError, match=said):
+        open_source(name, "train")
+
+
+def test_the_folder_is_found_by_any_of_its_images(tmp_path):
+    name = coco(tmp_path, [])
+    (tmp_path / "train2017").rename(tmp_path / "images")
+    (tmp_path / "images/a.jpg").unlink()
+    with pytest.raises(UserError, match=r"1 annotated images are not in .*/images, such as a.jpg"):
         open_source(name, "train")
 
 
@@ -318,16 +368,22 @@ def test_names_with_spaces_and_lists_of_one_class(tmp_path):
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ('<?xml version="1.0" encoding="foo"?><annotation/>', "no annotation of VOC"),
-        ("<annotation>", "no annotation of VOC"),
+        ('<?xml version="1.0" encoding="foo"?><annotation/>', "unknown encoding"),
+        ("<annotation>", "no element found"),
         ("<annotation/>", "it has no size/height"),
         ("<!DOCTYPE a [<!ENTITY b 'c'>]><annotation/>", "declares a document type"),
+        (
+            "<!DOCTYPE a [<!ENTITY b 'c'>]><annotation/>".encode("utf-16"),
+            "declares a document type",
+        ),
     ],
 )
 def test_what_is_no_vocs_file_is_named(tmp_path, text, said):
     name = voc(tmp_path, [])
-    (tmp_path / "Annotations/one.xml").write_text(text)
-    with pytest.raises(UserError, match=rf"one.xml is no annotation of VOC: .*{said}|{said}"):
+    (tmp_path / "Annotations/one.xml").write_bytes(
+        text if isinstance(text, bytes) else text.encode()
+    )
+    with pytest.raises(UserError, match=rf"one.xml is no annotation of VOC: .*{said}"):
         open_source(name, "train")
 
 

@@ -9,6 +9,7 @@ from jaxpr_walk import macs
 from test_resnet import assert_close, images, random_like
 
 from tests.models import paper_numpy as paper
+from vit_jax.errors import UserError
 from vit_jax.models import create_model
 from vit_jax.models.detr import sine, spread
 
@@ -256,6 +257,43 @@ def test_the_count_of_multiply_adds_is_that_of_the_traced_model(queries):
     image = jax.ShapeDtypeStruct((1, *model.config.image_size, 3), np.float32)
     traced = jax.make_jaxpr(lambda p, x: model.apply(p, x)[0])(model.abstract_params, image)
     assert model.macs == macs(traced)
+
+
+def test_a_dilated_stage_has_the_features_of_the_strided_one_and_those_between():
+    fields = {"resnet_layers": (1, 2), "stage_width": 4, "image_size": (32, 48)}
+    plain, dense = (detr(name, **fields) for name in ("detr_resnet50", "detr_resnet50_dc5"))
+    params = random_like(plain.abstract_params)
+    x = images(32, 48)
+    (_, strided), (_, dilated) = (jax.jit(model.apply)(params, x) for model in (plain, dense))
+    assert dilated["backbone_encoded"].shape == (2, 8, 12, 32)
+    assert_close(dilated["backbone_encoded"][:, ::2, ::2], strided["backbone_encoded"])
+
+
+def test_a_yolos_without_a_class_token_has_positions_between_its_blocks():
+    model = create_model(
+        "yolos_vit_mu_patch4_16", **VIT | {"num_layers": 3}, image_size=(16, 24), num_classes=3,
+        num_queries=5, pool="gap", mid_positions=True,
+    )  # fmt: skip
+    params = model.init()
+    logits, before = jax.jit(model.apply)(params, images(16, 24))
+    params["backbone"]["mid01"]["queries"] += 1.0
+    _, after = jax.jit(model.apply)(params, images(16, 24))
+    assert logits.shape == (2, 5, 4)
+    np.testing.assert_array_equal(before["block00"], after["block00"])
+    assert np.abs(before["block01"] - after["block01"]).max() > 0.1
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"resnet_layers": ()}, r"resnet_layers is \(\), which a YOLOS does not have"),
+        ({"pre_norm": True}, "pre_norm is True, which a YOLOS does not have"),
+        ({"posemb": "sincos2d"}, "a YOLOS has posemb 'learned', not 'sincos2d'"),
+    ],
+)
+def test_what_a_yolos_does_not_have_is_refused(fields, said):
+    with pytest.raises(UserError, match=said):
+        create_model("yolos_vit_mu_patch4_16", **VIT, image_size=16, **fields)
 
 
 def test_the_code_of_a_place_is_the_papers():

@@ -26,7 +26,7 @@ from vit_jax.data.pipeline_text import parse  # noqa: E402
 from vit_jax.pretrained.detr import FACEBOOK_DETR, HUGGINGFACE_DETR  # noqa: E402
 from vit_jax.pretrained.save import save_pretrained  # noqa: E402
 from vit_jax.pretrained.weights import open_weights  # noqa: E402
-from vit_jax.tasks.detection import Weights, set_loss  # noqa: E402
+from vit_jax.tasks.detection import LossWeights, set_loss  # noqa: E402
 
 SIZE = (96, 128)
 
@@ -114,7 +114,7 @@ def test_the_loss_is_transformers(theirs):
     ).loss_dict  # fmt: skip
     logits, out = ours(folder, images, content)
     parts = set_loss(logits, out["boxes"], jnp.asarray(label), jnp.asarray(boxes, jnp.float32),
-                     Weights(5.0, 2.0, 0.1))  # fmt: skip
+                     LossWeights(5.0, 2.0, 0.1))  # fmt: skip
     assert float(parts["class"]) == pytest.approx(float(expected["loss_ce"]), rel=1e-4)
     assert float(parts["l1"]) == pytest.approx(5 * float(expected["loss_bbox"]), rel=1e-4)
     assert float(parts["giou"]) == pytest.approx(2 * float(expected["loss_giou"]), rel=1e-4)

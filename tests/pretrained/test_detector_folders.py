@@ -64,13 +64,21 @@ def test_a_folder_gives_back_the_model(tmp_path, kind, shown):
         np.testing.assert_allclose(after[path], value, rtol=2e-7, err_msg=path)
 
 
-def test_what_a_processor_cannot_say_is_noted(tmp_path):
+@pytest.mark.parametrize(
+    ("shown", "given"),
+    [
+        ("decode|resize_small(70)|central_crop", "decode|fit(how='bilinear')|pad"),
+        ("decode|fit((16, 16))|pad", "decode|fit(how='bilinear')|pad"),
+        ("decode|fit|pad(fill=0)", "decode|fit(how='bilinear')|pad"),
+        ("decode|resize(how='bicubic')", "decode|resize(how='bilinear')"),
+    ],
+)
+def test_what_a_processor_cannot_say_is_noted(tmp_path, shown, given):
     name, fields, to = FOLDERS["its own resnet"]
-    model, params = made(name, fields, written="decode|resize_small(70)|central_crop")
+    model, params = made(name, fields, written=shown)
     (note,) = save_pretrained(model, params, tmp_path / "a", to)
     assert note == (
-        "images are shown by 'decode|resize_small(70)|central_crop' here; Transformers are given "
-        "the like of \"decode|fit(how='bilinear')|pad\""
+        f"images are shown by {shown!r} here; Transformers are given the like of {given!r}"
     )
 
 
@@ -81,6 +89,21 @@ def test_a_dilated_resnet_that_timm_does_not_have_is_refused(tmp_path):
     ):
         save_pretrained(model, params, tmp_path / "a", "huggingface-detr")
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("fields", "says"),
+    [
+        ({"pool": "gap"}, "a ViT without a class token"),
+        ({"prefix_positions": "none"}, "a class token without a position"),
+        ({"mlp": "swiglu"}, "mlp 'swiglu'"),
+        ({"layer_scale": 1e-5}, "layer_scale"),
+    ],
+)
+def test_what_transformers_yolos_does_not_have_is_refused(tmp_path, fields, says):
+    model, params = made("yolos_tiny", VIT | {"num_queries": 5} | fields)
+    with pytest.raises(UserError, match=f"has no place for .*{says}"):
+        save_pretrained(model, params, tmp_path / "a", "huggingface-yolos")
 
 
 @pytest.mark.parametrize("kind", ["its own resnet", "yolos"])

@@ -10,10 +10,10 @@ from scipy.optimize import linear_sum_assignment
 
 from vit_jax.errors import UserError
 from vit_jax.recipe import load, override
-from vit_jax.tasks.detection import Weights, centred, edges, giou, matching, set_loss
+from vit_jax.tasks.detection import LossWeights, centred, edges, giou, matching, set_loss
 from vit_jax.training.resolve import resolve
 
-WEIGHTS = Weights(l1=5.0, giou=2.0, empty=0.1)
+WEIGHTS = LossWeights(l1=5.0, giou=2.0, empty=0.1)
 
 
 def made(seed, batch=4, queries=9, classes=5, objects=6):
@@ -205,3 +205,10 @@ def test_the_recipe_names_the_backbones_that_it_knows(backbone):
 def test_the_recipe_of_yolos_names_the_sizes_that_it_knows(size):
     with pytest.raises(UserError, match=f"knows no size '{size}': tiny, small, base"):
         load(f"yolos.py:{size},voc:X")
+
+
+def test_a_batch_without_objects_has_no_loss_where_empty_queries_weigh_nothing():
+    logits, boxes = np.zeros((2, 3, 4), np.float32), np.full((2, 3, 4), 0.5, np.float32)
+    nothing = np.full((2, 1), -1), np.zeros((2, 1, 4), np.float32)
+    parts = set_loss(logits, boxes, *map(jnp.asarray, nothing), LossWeights(5.0, 2.0, empty=0.0))
+    assert {name: float(part) for name, part in parts.items()} == {"class": 0, "l1": 0, "giou": 0}

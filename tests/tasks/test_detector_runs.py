@@ -87,7 +87,7 @@ def test_it_is_planned_and_described(capsys):
     assert "model.queries = 'refined'" in capsys.readouterr().out
 
 
-def test_a_classifiers_weights_are_its_backbone(trained, tmp_path, capsys):
+def test_a_classifiers_weights_are_its_backbone(trained, tmp_path):
     classifier = vit_jax.create_model(
         "vit_nano_patch8_64", num_layers=1, hidden_size=32, num_heads=2, mlp_dim=32,
         image_size=(24, 40), num_classes=3, channels=1,
@@ -100,12 +100,10 @@ def test_a_classifiers_weights_are_its_backbone(trained, tmp_path, capsys):
         config(init=str(tmp_path / "vit.safetensors"), total_steps=1, optimizer__lr=0.0),
         tmp_path / "run", quiet=True,
     )  # fmt: skip
-    told_ = capsys.readouterr()
     _, found, _ = vit_jax.load_pretrained(tmp_path / "run", say=None)
     ours = found["backbone"]["encoder"]
     jax.tree.map(np.testing.assert_array_equal, ours, params["encoder"])
     assert found["backbone"]["pos_embed"]["grid"].shape == (4, 4, 32)
-    del told_
 
 
 def test_a_detector_of_some_classes_begins_one_of_others(trained, tmp_path):
@@ -163,8 +161,29 @@ def test_its_step_is_measured_its_rates_are_searched_and_it_is_launched(tmp_path
     assert "ap50" in json.loads((tmp_path / "job" / "result.json").read_text())
 
 
+def yolos(**changes):
+    """The same for a YOLOS, whose recipe has no keys of a DETR."""
+    c = load("yolos.py:vit_nano_patch8_64,digit_scenes:examples=64,size=32")
+    c.model.channels, c.data.mean, c.data.std = 1, 0.5, 0.5
+    keys = {key: value for key, value in TINY.items() if "detector" not in key}
+    keys |= {"data.train.pipeline": "decode", "data.eval.pipeline": "decode", "total_epochs": None}
+    keys |= {"model.mid_positions": True, "eval_every_epochs": None, "model.num_layers": 2}
+    with c.unlocked():
+        for key, value in (keys | {k.replace("__", "."): v for k, v in changes.items()}).items():
+            c.update_from_flattened_dict({key: value})
+    return c
+
+
+def test_a_yolos_trains_and_its_result_has_the_precisions(tmp_path):
+    result = vit_jax.train(yolos(), tmp_path, quiet=True)
+    assert {"ap", "ap50", "loss/class", "loss/l1", "loss/giou"} <= set(result)
+    losses = [row["loss"] for row in rows(tmp_path) if "loss" in row]
+    assert losses[-1] < losses[0]
+
+
 @pytest.mark.long
-def test_losses_of_three_steps_agree_on_every_mesh():
+@pytest.mark.parametrize("config", [config, yolos])
+def test_losses_of_three_steps_agree_on_every_mesh(config):
     def losses(mesh, devices, microbatch=16):
         c = config(mesh__data=mesh[0], mesh__fsdp=mesh[1], mesh__tensor=mesh[2],
                    mesh__min_shard_size=64, microbatch=microbatch)  # fmt: skip
@@ -283,5 +302,5 @@ def test_published_settings_warn_where_frozen_parts_have_no_numbers(tmp_path):
     c = load("detr.py:r50,digit_scenes:examples=8")
     override(c, {"model.image_size": "64", "data.mean": "0.5", "data.std": "0.5"})
     assert any(
-        "norms are frozen and begin as nothing" in line for line in resolve(c, devices=1).said
+        "norms are frozen at their first values" in line for line in resolve(c, devices=1).said
     )

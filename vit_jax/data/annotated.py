@@ -1,8 +1,9 @@
 """Images with boxes in files: COCO's JSON (`coco:FOLDER`) and Pascal VOC's XML (`voc:FOLDER`)."""
 
+import contextlib
 import re
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -18,7 +19,8 @@ from vit_jax.records import is_number, object_in, reason
 
 MOST_JSON = 2**31  # bytes of COCO's annotations; those of 2017's training split have 448 MB
 MOST_XML = 2**24
-YEAR = re.compile(r"(instances_)?(?P<split>.+?)_?(19|20)?\d*")
+TRIED = 100  # images by which their folder is found
+YEAR = re.compile(r"(instances_)?(?P<split>.+?)(_?(19|20)\d\d)?")
 
 
 class Annotated(Source):
@@ -104,30 +106,39 @@ def coco(rest: str, split: str, classes: list[str] | None) -> Annotated:
     if not files:
         raise UserError(f"{title} has no annotations, such as annotations/instances_train2017.json")
     file = files[choose(title, split, files, classes is None)]
-    try:
-        record = object_in(read_bytes(file, MOST_JSON))
-        names, images, counted = _coco_images(record)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
-        what = f"no {error}" if isinstance(error, KeyError) else reason(error)
-        raise UserError(f"{printable(file)} holds no annotations of COCO: {what}") from error
+    with _as_cocos(file):
+        names, images, counted = _coco_images(object_in(read_bytes(file, MOST_JSON)))
     stem = file.stem.removeprefix("instances_")
     if stem == "_annotations.coco":
         stem = file.parent.name
     places = [root / stem, root / "images" / stem, root / split, root / "images" / split,
               root / "images", root]  # fmt: skip
-    first = images[0].name if images else ""
-    where = next((place for place in places if (place / first).is_file()), places[0])
+    some = [one.name for one in images[:TRIED]]
+    there = (place for place in places if any((place / name).is_file() for name in some))
+    where = next(there, places[0])
     return Annotated(title, where, images, names, Survey(title, "xywh", counted=counted))
 
 
 def coco_numbers(file: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     """The ids that a file of COCO's annotations gives to the images, by name of file, and to the
-    classes, by name."""
-    try:
+    classes, by name. Raises UserError: it gives several to one name."""
+    with _as_cocos(file):
         record = object_in(read_bytes(file, MOST_JSON))
-        images = {Path(str(one["file_name"])).name: one["id"] for one in record["images"]}
-        return images, {str(one["name"]): one["id"] for one in record["categories"]}
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        images = [(Path(str(one["file_name"])).name, one["id"]) for one in record["images"]]
+        classes = [(str(one["name"]), one["id"]) for one in record["categories"]]
+    for what, named in (("images", images), ("categories", classes)):
+        name, count = next(iter(Counter(name for name, _ in named).most_common(1)), ("", 0))
+        if count > 1:
+            raise UserError(f"{printable(file)} has {count} {what} of the name {printable(name)}")
+    return dict(images), dict(classes)
+
+
+@contextlib.contextmanager
+def _as_cocos(file: Path) -> Iterator[None]:
+    """Raises UserError where a file is read as COCO's and is not."""
+    try:
+        yield
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
         what = f"no {error}" if isinstance(error, KeyError) else reason(error)
         raise UserError(f"{printable(file)} holds no annotations of COCO: {what}") from error
 
@@ -223,10 +234,8 @@ def _voc_image(path: Path) -> tuple[str, tuple[int, int], list[str], list[list[f
     """File name, (height, width), and of each object its class, its edges, whether it is
     difficult. Raises UserError where the XML is none of VOC's."""
     try:
-        text = read_bytes(path, MOST_XML)
-        if b"<!" in text.replace(b"<!--", b""):  # entities, which can grow without bounds
-            raise ValueError("it declares a document type")
-        tree = ElementTree.fromstring(text)
+        parser = ElementTree.XMLParser(target=_Untyped())
+        tree = ElementTree.fromstring(read_bytes(path, MOST_XML), parser)
         size = int(_text(tree, "size/height")), int(_text(tree, "size/width"))
         if min(size) < 1:
             raise ValueError(f"its size is {size}")
@@ -240,6 +249,13 @@ def _voc_image(path: Path) -> tuple[str, tuple[int, int], list[str], list[list[f
         return tree.findtext("filename") or "", size, names, boxes, difficult
     except (OSError, ValueError, LookupError, ElementTree.ParseError) as error:
         raise UserError(f"{printable(path)} is no annotation of VOC: {reason(error)}") from error
+
+
+class _Untyped(ElementTree.TreeBuilder):
+    """A tree of XML that declares no document type, whose entities could grow without bounds."""
+
+    def doctype(self, *declared: object) -> None:
+        raise ValueError("it declares a document type")
 
 
 def _text(node: ElementTree.Element, path: str) -> str:

@@ -1,7 +1,7 @@
 """Boxes as data sets state them: the formats, and what in them cannot be learned.
 
 Boxes without area or with values that are no numbers are left out, and boxes are cut at the edges
-of their image. All of that is counted and told once, as notes. A set whose boxes have another
+of their image. All of that is counted, and stated once, as notes. A set whose boxes have another
 format than the one they are read by is refused.
 """
 
@@ -18,6 +18,7 @@ from vit_jax.errors import UserError
 from vit_jax.records import is_number
 
 WRONG = 0.2  # share of boxes that do not fit their image, above which their format is asked about
+ODD = 0.05  # share of boxes that may fit their image by no format
 # Names of an object's fields in the sets that libraries read.
 CATEGORIES = ("category", "label", "labels", "categories", "category_id", "class")
 CROWDS = ("is_crowd", "iscrowd", "crowd", "is_difficult", "difficult")
@@ -47,7 +48,7 @@ ORDERS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
 FORMATS = (*ORDERS, *(f"rel_{order}" for order in ORDERS))
 
 
-def edges(boxes: np.ndarray, sizes: np.ndarray, how: str) -> np.ndarray:
+def in_pixels(boxes: np.ndarray, sizes: np.ndarray, how: str) -> np.ndarray:
     """Boxes [N, 4] of a format as x1, y1, x2, y2 in pixels. `sizes` [N, 2] or [2]: height, width of
     the image of each."""
     with np.errstate(all="ignore"):  # infinities and NaN, which are counted
@@ -74,7 +75,10 @@ def of_fields(
     count = len(boxes)
     crowd = np.zeros(count, bool)
     for name in CROWDS:
-        crowd |= np.array([bool(value) for value in fields.get(name, [False] * count)], bool)
+        marked = [bool(value) for value in fields.get(name, [False] * count)]
+        if len(marked) != count:
+            raise ValueError(f"it has {count} boxes, and {len(marked)} values of {name}")
+        crowd |= np.array(marked, bool)
     areas = [float(a) if a is not None else np.nan for a in fields.get("area", [None] * count)]
     if not len(classes) == len(areas) == count:
         raise ValueError(f"it has {count} boxes, {len(classes)} classes and {len(areas)} areas")
@@ -111,7 +115,7 @@ def checked(one: Annotation, how: str, counted: Counter[str]) -> Annotation:
     """The annotation with boxes as x1, y1, x2, y2 in pixels, without what cannot be learned, which
     is counted."""
     height, width = one.size
-    found = edges(one.boxes, np.array(one.size), how)
+    found = in_pixels(one.boxes, np.array(one.size), how)
     finite = np.isfinite(found).all(axis=1)
     counted["boxes have values that are no numbers, and are left out"] += int((~finite).sum())
     found = np.where(finite[:, None], found, 0.0)
@@ -175,14 +179,18 @@ class Survey:
 
     def finish(self) -> tuple[str, ...]:
         """Lines for the user about all images. Raises UserError: boxes do not fit their images as
-        they are read, and all would as another format."""
+        they are read, and all or nearly all would as another format."""
         boxes, sizes = np.concatenate(self._boxes), np.concatenate(self._sizes)
-        total, wrong = len(boxes), int((~_fit(boxes, sizes, self.how)).sum())
-        others = [how for how in FORMATS if _fit(boxes, sizes, how).all()]
-        if wrong > WRONG * total and others:
+        total = len(boxes)
+        wrong = {how: int((~_fit(boxes, sizes, how)).sum()) for how in FORMATS}
+        here, least = wrong[self.how], min(wrong.values())
+        odd = 2 * least <= here and least <= max(1, ODD * total)
+        if here > WRONG * total and odd:
+            others = [how for how in FORMATS if wrong[how] == least]
+            fitting = f"all but {least:,}" if least else "all"
             raise UserError(
-                f"{self.title}: {wrong:,} of {total:,} boxes do not fit into their images, read as "
-                f"{self.how}; all would fit as {' or '.join(others)}: "
+                f"{self.title}: {here:,} of {total:,} boxes do not fit into their images, read as "
+                f"{self.how}; {fitting} would fit as {' or '.join(others)}: "
                 f"{self.remedy.replace('FORMAT', others[0])}"
             )
         return tuple(f"{self.title}: {n:,} {what}" for what, n in self.counted.items() if n)
@@ -190,7 +198,7 @@ class Survey:
 
 def _fit(boxes: np.ndarray, sizes: np.ndarray, how: str) -> np.ndarray:
     """Whether each box has an area and lies within its image; as pixels, not in the first one."""
-    found = edges(boxes, sizes, how)
+    found = in_pixels(boxes, sizes, how)
     first = 1.01 if how in ORDERS else 0.0  # shares that were rounded are a little above 1
     with np.errstate(invalid="ignore"):
         inside = (found[:, :2] >= -1).all(axis=1) & (found[:, 2:] <= sizes[:, ::-1] + 1).all(axis=1)

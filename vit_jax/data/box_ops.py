@@ -104,8 +104,8 @@ def zoom_out(image, rng, model_size, most: float = 2.0, probability: float = 0.5
 @op(moves=True, says_where=True)
 def pad(image, rng, model_size, size: Size = None, fill: int = GREY):
     """Adds rows at the bottom and columns at the right, up to `size`. It comes behind all
-    operations that move what an image shows. A detector is told that nothing is there. A side that
-    is longer stays as it is."""
+    operations that move what an image shows. A DETR does not attend to them. A side that is longer
+    stays as it is."""
     height, width = image.shape[:2]
     tall, wide = (max(side, least) for side, least in
                   zip(image.shape[:2], _pair(size, model_size), strict=True))  # fmt: skip

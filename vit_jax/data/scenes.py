@@ -19,7 +19,7 @@ OVERLAP = 0.1  # of the smaller of two digits' boxes, at most
 
 
 class DigitScenes(Source):
-    """Scenes of one to four digits on a noisy ground, grey. A scene is a function of its number:
+    """Scenes of one to `most` digits on a noisy ground, grey. A scene is a function of its number:
     scenes of `train` have digits of `train`, those of `val` the digits held out.
 
     `rest` is `examples=4096,size=64,most=4,seed=1`, or a part of it.

@@ -255,8 +255,8 @@ class ByImportPath(Source):
     def __getitem__(self, index: int) -> dict[str, Any]:
         try:
             example = self.source[index]
-            told = "objects" if self.max_objects else "label"
-            return {"image": example["image"], told: example[told]}
+            key = "objects" if self.max_objects else "label"
+            return {"image": example["image"], key: example[key]}
         except (DamagedImage, OSError):
             raise
         except Exception as error:  # it may raise anything

@@ -110,10 +110,7 @@ def metrics(rows: Rows) -> dict[str, float]:
     """`ap` (mean over thresholds 0.5 … 0.95), `ap50`, `ap75`, `ap_small` …, `ar_1`, `ar_10`,
     `ar_100`, `ar_small` …, `voc_ap50`, `examples` and `objects`. Each is a mean over the classes
     that have objects in question; 0 where none has any."""
-    matched: dict[int, list[Matched]] = {}
-    for label, _, given in by_class(rows):
-        matched.setdefault(label, []).append(match(*given))
-    precision, recall = _accumulated(list(matched.values()))
+    precision, recall = _accumulated(list(_matched(rows).values()))
     names = list(AREAS)
     measured = {
         "ap": _mean(precision[:, 0]), "ap50": _mean(precision[:, 0, 0]),
@@ -130,15 +127,21 @@ def metrics(rows: Rows) -> dict[str, float]:
 
 def of_classes(rows: Rows) -> dict[int, tuple[int, float, float]]:
     """class -> (its objects, `ap`, `ap50`), of the classes that have objects."""
-    matched: dict[int, list[Matched]] = {}
-    for label, _, given in by_class(rows):
-        matched.setdefault(label, []).append(match(*given))
+    matched = _matched(rows)
     precision, _ = _accumulated(list(matched.values()))
     counts = {label: sum(int(one.objects[0]) for one in of) for label, of in matched.items()}
     return {
         label: (counts[label], _mean(precision[k, 0]), _mean(precision[k, 0, 0]))
         for k, label in enumerate(matched) if counts[label]
     }  # fmt: skip
+
+
+def _matched(rows: Rows) -> dict[int, list[Matched]]:
+    """class -> its matched images."""
+    matched: dict[int, list[Matched]] = {}
+    for label, _, given in by_class(rows):
+        matched.setdefault(label, []).append(match(*given))
+    return matched
 
 
 def errors(rows: Rows, score: float = 0.5) -> np.ndarray:
@@ -163,7 +166,10 @@ def _accumulated(classes: list[list[Matched]]) -> tuple[np.ndarray, np.ndarray]:
     """Precision [K, A, T, recalls] with COUNTS[-1] detections, and recall [K, A, T, counts]; NaN
     where a class has no object."""
     shape = len(classes), len(AREAS), len(THRESHOLDS)
-    precision, recall = np.full((*shape, len(RECALLS)), np.nan), np.full((*shape, 3), np.nan)
+    precision, recall = (
+        np.full((*shape, len(RECALLS)), np.nan),
+        np.full((*shape, len(COUNTS)), np.nan),
+    )
     for k, images in enumerate(classes):
         objects = np.sum([image.objects for image in images], axis=0)
         for c, count in enumerate(COUNTS):

@@ -13,6 +13,12 @@ NEVER_TRAINED = "backbone/backbone/(root|stage1|.*norm).*"
 LEARNED = 50  # rows and columns that have learned positions in a DETR
 
 
+def feature_grid(config: ResNetV1Config) -> tuple[int, int]:
+    """Rows and columns of the last features of a ResNet."""
+    stride = stride_of(config.resnet_layers) // (2 if config.dilated else 1)
+    return -(-config.image_size[0] // stride), -(-config.image_size[1] // stride)
+
+
 @dataclasses.dataclass(frozen=True)
 class DetectorConfig:
     """What a DETR (arXiv 2005.12872) has beside its backbone: a transformer, and queries."""
@@ -68,8 +74,7 @@ class DetrResNetConfig(DetectorConfig, ResNetV1Config):
 
     def __post_init__(self):
         super().__post_init__()
-        stride = stride_of(self.resnet_layers) // (2 if self.dilated else 1)
-        self.check_detector(tuple(-(-side // stride) for side in self.image_size))
+        self.check_detector(feature_grid(self))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,8 +87,8 @@ class YolosConfig(ViTConfig):
     def __post_init__(self):
         super().__post_init__()
         for name in ("pre_norm", "resnet_layers", "norm_after_pool"):
-            if getattr(self, name):
-                raise ValueError(f"a YOLOS has no {name}, not {getattr(self, name)}")
+            if getattr(self, name) not in (None, False):
+                raise ValueError(f"{name} is {getattr(self, name)!r}, which a YOLOS does not have")
         if self.posemb != "learned":
             raise ValueError(f"a YOLOS has posemb 'learned', not {self.posemb!r}")
 

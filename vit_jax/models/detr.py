@@ -1,5 +1,5 @@
-"""DETR (arXiv 2005.12872): a backbone's features go through a transformer whose queries are told as
-a class and a box each. As in the authors' code, but for what `queries` says.
+"""DETR (arXiv 2005.12872): a backbone's features go through a transformer, each of whose queries
+predicts a class and a box. As in the authors' code, but for what `queries` says.
 
 With `queries: points`, a query is a learned point of the image. It has the same code of its place
 as a feature, and its box is relative to it (arXiv 2109.07107, section 3). So a query need not
@@ -17,9 +17,13 @@ from flax import nnx
 from jaxtyping import Array, Float, Key
 
 from vit_jax.models import resnet_v1, vit
-from vit_jax.models.configs import stride_of
 from vit_jax.models.data_config import IMAGENET
-from vit_jax.models.detector_configs import LEARNED, DetrResNetConfig, DetrViTConfig
+from vit_jax.models.detector_configs import (
+    LEARNED,
+    DetrResNetConfig,
+    DetrViTConfig,
+    feature_grid,
+)  # fmt: skip
 from vit_jax.models.detr_layers import (
     BOX_HEAD,
     LAYER,
@@ -35,14 +39,16 @@ from vit_jax.models.detr_layers import (
     sine,
 )
 from vit_jax.models.encoder import Encoder
-from vit_jax.models.family import OWN, Family, Names, Param, under
+from vit_jax.models.family import BACKBONE, OWN, Family, Names, Param, below, under
 from vit_jax.models.layers import CLASSES, NORM, ParamKeys
 
+NO_HEAD = {"num_classes": 0}
 SMALL = -2.0  # first logit of a box's sides around a point: 0.12 of the image's
 
 
 def spread(count: int) -> np.ndarray:
-    """Points (y, x) evenly in 0 … 1: the sequence of the plastic number's powers (R2)."""
+    """Points (y, x) evenly in 0 … 1, [count, 2]: the sequence R2 of the plastic number's powers
+    (Roberts 2018, "The unreasonable effectiveness of quasirandom sequences")."""
     plastic = 1.32471795724474602596
     steps = np.arange(1, count + 1)[:, None] / plastic ** np.arange(1, 3)
     return ((0.5 + steps) % 1).astype(np.float32)
@@ -57,8 +63,7 @@ class Detr(nnx.Module):
     def __init__(self, c: Any, rngs: Any, backbone: Family):
         self.config = c
         width, dtype = c.detector_width, jnp.dtype(c.dtype)
-        own = {field: getattr(c, field) for field in backbone.fields} | {"num_classes": 0}
-        self.backbone_config = backbone.config(**own)
+        self.backbone_config = _of_backbone(c, backbone)
         self.backbone = backbone.module(self.backbone_config, rngs)
         how: dict[str, Any] = {"dtype": dtype, "rngs": rngs}
         self.project = nnx.Linear(c.hidden_size, width, **as_torch(c.hidden_size), **how)
@@ -111,14 +116,16 @@ class Detr(nnx.Module):
         content: Float[Array, "batch 2"] | None = None,
     ) -> tuple[Float[Array, "batch queries outputs"], dict[str, Array]]:
         """`content`: (height, width) of what the images show, as shares of their sides; the rest is
-        padding at the bottom and at the right.
+        padding at the bottom and at the right. `gather`, `return_weights`: `Model.apply`.
 
         Also returns `boxes` [batch, queries, 4] (centre, width and height as shares of the content)
-        and both of all decoder layers: `layers_logits`, `layers_boxes` [layers, batch, …].
+        and both of all decoder layers: `layers_logits`, `layers_boxes` [layers, batch, …]. The
+        other outputs of backbone and stacks have `backbone_`, `encoder_` and `decoder_` before
+        their names.
         """
         c = self.config
         keys = [None] * 3 if key is None else list(jax.random.split(key, 3))
-        _, out = self.backbone(images, keys[0])
+        _, out = self.backbone(images, keys[0], gather=below(BACKBONE, gather))
         x = self.feature_map(out["encoded"])
         batch, rows, columns, _ = x.shape
         out = {f"backbone_{name}": value for name, value in out.items()}
@@ -205,13 +212,17 @@ class Detr(nnx.Module):
         return nnx.sigmoid(x)
 
 
+def _of_backbone(c: Any, backbone: Family) -> Any:
+    """The backbone's config, without a head."""
+    return backbone.config(**{field: getattr(c, field) for field in backbone.fields} | NO_HEAD)
+
+
 def _macs(backbone: Family):
     def macs(c: Any) -> int:
         """Multiply-accumulates of one image through backbone, transformer and heads."""
-        own = {field: getattr(c, field) for field in backbone.fields} | {"num_classes": 0}
-        config = backbone.config(**own)
+        config = _of_backbone(c, backbone)
         d, q = c.detector_width, c.num_queries
-        rows, columns = _grid(config)
+        rows, columns = config.grid if hasattr(config, "grid") else feature_grid(config)
         n, mlp = rows * columns, 2 * c.detector_width * c.detector_mlp_dim
         encoder = n * (4 * d * d + mlp) + 2 * n * n * d
         decoder = q * (4 * d * d + mlp) + 2 * q * q * d  # on the queries
@@ -226,14 +237,6 @@ def _macs(backbone: Family):
         )  # fmt: skip
 
     return macs
-
-
-def _grid(config: Any) -> tuple[int, int]:
-    """Rows and columns of a backbone's last features."""
-    if hasattr(config, "grid"):
-        return config.grid
-    stride = stride_of(config.resnet_layers) // (2 if config.dilated else 1)
-    return -(-config.image_size[0] // stride), -(-config.image_size[1] // stride)
 
 
 ROWS = (

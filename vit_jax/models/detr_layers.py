@@ -55,7 +55,8 @@ class Heads(nnx.Module):
         self.rate = rate
 
     def __call__(self, queries, keys, values, mask, key):
-        """`mask` [batch, keys] is true where a key counts. Also returns the weights."""
+        """`queries` [batch, Q, D], `keys` and `values` [batch, K, D]. `mask` [batch, K] is true
+        where a key counts. Returns [batch, Q, D], and the weights [batch, heads, Q, K]."""
         q, k, v = (
             project(x).swapaxes(1, 2)
             for project, x in ((self.q, queries), (self.k, keys), (self.v, values))
@@ -88,6 +89,11 @@ class Layer(nnx.Module):
         self, x, key=None, drop_path_rate=0.0, return_weights=False, *, places, mask=None,
         memory=None, memory_places=None,
     ):  # fmt: skip
+        """`x` and `places` [batch, N, D]; of the decoder also the encoder's `memory` and its
+        places, [batch, M, D]. `mask` [batch, N or M] is true where a feature shows content.
+
+        Returns [batch, N, D], and the weights of the last attention or None.
+        """
         keys = [None] * 6 if key is None else list(jax.random.split(key, 6))
         weights = None
 
@@ -131,7 +137,10 @@ class RefiningLayer(Layer):
         self, z, key=None, drop_path_rate=0.0, return_weights=False, *, sides, content, **more
     ):
         """`z`: queries [batch, queries, width] and boxes [batch, queries, 4]. `sides`: rows and
-        columns of the memory, of which `content` [batch, 2] is shown (None for all)."""
+        columns of the memory, of which `content` [batch, 2] is shown (None for all).
+
+        Returns queries and boxes of the same shapes, and the weights or None.
+        """
         x, box = z
         looked = jax.lax.stop_gradient(box)
         x = x + self.look(in_boxes(more["memory"], looked, sides, content))

@@ -56,6 +56,11 @@ class Param:
     at_init: str | None = None  # None: the weights must have it, in this shape
 
 
+def below(part: str, gather: Callable | None) -> Callable | None:
+    """The `gather` of a part of a model, whose stacks have the rows below the part's name."""
+    return gather and (lambda params, stack: gather(params, f"{part}/{stack}"))
+
+
 def under(prefix: str, rows: tuple[Param, ...], depth: str = BEHIND) -> tuple[Param, ...]:
     """The rows of a part, below the path of the part."""
     return tuple(

@@ -1,5 +1,5 @@
-"""YOLOS (arXiv 2106.00666): a ViT finds objects by tokens of its own, each told as a class and a
-box. They stand behind the patches, and have positions as these do."""
+"""YOLOS (arXiv 2106.00666): a ViT finds objects by tokens of its own, each of which predicts a
+class and a box. They stand behind the patches, and have positions as these do."""
 
 import dataclasses
 from typing import Any
@@ -11,7 +11,17 @@ from jaxtyping import Array, Float, Key
 from vit_jax.models import vit
 from vit_jax.models.data_config import IMAGENET
 from vit_jax.models.detector_configs import YolosConfig
-from vit_jax.models.family import BEFORE, CLASSES, OWN, RESIZED, Family, Names, Param
+from vit_jax.models.family import (
+    BACKBONE,
+    BEFORE,
+    CLASSES,
+    OWN,
+    RESIZED,
+    Family,
+    Names,
+    Param,
+    below,
+)  # fmt: skip
 from vit_jax.models.position import LearnedPositions
 from vit_jax.models.vit import ViT
 from vit_jax.models.vit_names import sized
@@ -60,7 +70,8 @@ class MidPositions(LearnedPositions):
     def __call__(self) -> Float[Array, "tokens width"]:
         grid = self.grid[...]
         patches = grid.reshape(-1, grid.shape[-1])
-        return jnp.concatenate([self.prefix[...], patches, self.queries[...]])
+        prefix = [self.prefix[...]] if hasattr(self, "prefix") else []
+        return jnp.concatenate([*prefix, patches, self.queries[...]])
 
 
 class Yolos(nnx.Module):
@@ -90,15 +101,17 @@ class Yolos(nnx.Module):
     ) -> tuple[Float[Array, "batch queries outputs"], dict[str, Array]]:
         """As `Detr.__call__`. Padding is seen, as in the paper's code: `content` has no effect."""
         c = self.config
-        _, out = self.backbone(images, key, return_weights=return_weights, gather=gather)
+        _, out = self.backbone(
+            images, key, return_weights=return_weights, gather=below(BACKBONE, gather)
+        )
         out["pre_logits"] = x = out["encoded"][:, -c.num_queries :]
-        told = []
+        outputs = []
         for first, last in (("class", "head"), ("box", f"box{LAYERS}")):
             y = x
             for n in range(1, LAYERS):
                 y = nnx.relu(getattr(self, f"{first}{n}")(y))
-            told.append(getattr(self, last)(y.astype(jnp.float32)))
-        logits, out["boxes"] = told[0], nnx.sigmoid(told[1])
+            outputs.append(getattr(self, last)(y.astype(jnp.float32)))
+        logits, out["boxes"] = outputs[0], nnx.sigmoid(outputs[1])
         out |= {"layers_logits": logits[None], "layers_boxes": out["boxes"][None]}
         return logits, out
 

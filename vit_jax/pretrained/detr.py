@@ -26,7 +26,7 @@ from vit_jax.pretrained.huggingface_detectors import (
     shown_by,
 )  # fmt: skip
 from vit_jax.pretrained.layout import Description, Layout, Reader, Writer, or_refusal
-from vit_jax.pretrained.resnet_v1 import COUNTERS, RESNETS, UNIT
+from vit_jax.pretrained.resnet_v1 import COUNTERS, RESNET_NAMES, UNIT
 from vit_jax.pretrained.rows import (
     DENSE,
     DENSE_OUT,
@@ -95,7 +95,7 @@ class _Names:
 
     def rows(self, config: Config | None, dialect: dict[str, Any]) -> list[Row]:
         """The table, which is the same for every config. The dialect says whose ResNet it is."""
-        rows = RESNETS[dialect.get("resnet", "torchvision")].rows(RESNET, self.resnet)
+        rows = RESNET_NAMES[dialect.get("resnet", "torchvision")].rows(RESNET, self.resnet)
         others, layer = self.others, self.layer
         for stack in ("encoder", "decoder"):
             ours, theirs = f"{stack}/block{{i:02d}}", self.stack.format(stack) + ".{i}."
@@ -137,7 +137,7 @@ TRANSFORMERS = _Names(
 
 def _described(names: _Names) -> Callable[[Tensors, dict[str, Any]], Description]:
     def describe(tensors: Tensors, known: dict[str, Any]) -> Description:
-        own = f"{names.resnet}{RESNETS['transformers'].root}.weight" in tensors.shapes
+        own = f"{names.resnet}{RESNET_NAMES['transformers'].root}.weight" in tensors.shapes
         dialect = {"resnet": "transformers" if own else "torchvision"}
         shown = Shown(tensors, names.rows(None, dialect), torch=True)
         c = tensors.config

@@ -75,7 +75,7 @@ class ResNetNames:
         return rows + norms(f"{UNIT}/proj_norm", f"{self.unit}.{self.proj_norm}")
 
 
-RESNETS = {
+RESNET_NAMES = {
     "torchvision": ResNetNames(
         "conv1", "bn1", "layer{s}.{u0}", ("conv1", "conv2", "conv3"), ("bn1", "bn2", "bn3"),
         "downsample.0", "downsample.1",
@@ -91,7 +91,7 @@ RESNETS = {
 
 
 def _rows(config: Config | None, dialect: dict[str, Any]) -> list[Row]:
-    rows = RESNETS["torchvision"].rows("backbone", "", dialect["norm"])
+    rows = RESNET_NAMES["torchvision"].rows("backbone", "", dialect["norm"])
     return [*rows, *torch_dense("head", "fc")]
 
 

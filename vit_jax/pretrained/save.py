@@ -26,7 +26,7 @@ from vit_jax.models.position import sincos2d
 from vit_jax.pretrained.layout import Dialect, Writer, some
 from vit_jax.pretrained.layouts import OWN, writers
 from vit_jax.pretrained.opened import check_explained, listed_params
-from vit_jax.pretrained.rows import expand
+from vit_jax.pretrained.rows import Bound, expand
 
 
 def save_pretrained(
@@ -42,8 +42,8 @@ def save_pretrained(
     """Writes parameters in a layout. Returns notes for the users of the file.
 
     Args:
-      path: a file (`.npz` for google and big_vision, `.safetensors` for timm and dinov2), or a
-        folder that does not exist yet (timm and Transformers, with their `config.json`; orbax).
+      path: a file with the layout's suffix, or a folder where the layout has one
+        (docs/weights.md). Nothing is there yet.
       to: the name of a layout that can be written, or `orbax`.
       classes: names of the outputs, for layouts that can store them.
       dialect: `Weights.dialect` of a file in the same layout, to use the names of that file.
@@ -77,8 +77,10 @@ def save_pretrained(
     dialect = writer.dialect(model.config) if dialect is None else dialect
     listed: Flat = {p: np.asarray(jax.device_get(x)) for p, x in unstack(flatten(params)).items()}
     config, listed = _canonical(model.config, listed, writer, to)
-    bound, refused = expand(layout.rows(config, dialect), listed, dialect.get("chunk"))
-    refused = [*writer.refuses(config), *refused]
+    bound: list[Bound] = []
+    refused = writer.refuses(config)  # otherwise a codec might not know what to make of them
+    if not refused:
+        bound, refused = expand(layout.rows(config, dialect), listed, dialect.get("chunk"))
     if refused:
         hint = "; without a head (num_classes=0) the hidden layer goes too"
         raise UserError(

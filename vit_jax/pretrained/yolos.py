@@ -5,6 +5,7 @@ token, the patches and the objects, in this order; those between the blocks are 
 """
 
 import dataclasses
+import functools
 from typing import Any
 
 import numpy as np
@@ -79,12 +80,13 @@ def _unstacked(tensors: Tensors) -> Tensors:
         raise UserError(f"{tensors.path}: {MID} is [layers, 1, tokens, width], not {list(shape)}")
     listed = {f"{MID}.{layer + 1}": layer for layer in range(shape[0])}
     names = [name for name in tensors.shapes if name != MID]
+    stack = functools.cache(lambda: tensors.read(MID))
     return dataclasses.replace(
         tensors,
         shapes={name: tensors.shapes[name] for name in names} | dict.fromkeys(listed, shape[1:]),
         dtypes={name: tensors.dtypes[name] for name in names}
         | dict.fromkeys(listed, tensors.dtypes[MID]),
-        read=lambda name: tensors.read(MID)[listed[name]] if name in listed else tensors.read(name),
+        read=lambda name: stack()[listed[name]] if name in listed else tensors.read(name),
     )
 
 
@@ -136,6 +138,9 @@ def _refuses(config: Config) -> list[str]:
     assert isinstance(config, YolosConfig)
     refused = [f"mlp {config.mlp!r}"] * (config.mlp != "dense")
     refused += ["layer_scale"] * bool(config.layer_scale)
+    refused += ["a ViT without a class token"] * (not config.class_token)
+    without = config.class_token and not config.num_prefix_positions
+    refused += ["a class token without a position"] * without
     refused += ["a detector of no class"] * (not config.num_classes)
     return refused + ["patches projected without a bias"] * (not config.embed_bias)
 
@@ -146,7 +151,7 @@ HUGGINGFACE_YOLOS = Layout(
         lambda names: f"{PRE}embeddings.detection_tokens" in names, _describe, prepare=_unstacked,
     ),
     Writer(
-        ".safetensors", families=(YolosConfig,), finish=_stacked, refuses=_refuses, notes=notes,
+        families=(YolosConfig,), finish=_stacked, refuses=_refuses, notes=notes,
         files={"config.json": yolos_json, "preprocessor_config.json": processor_json("Yolos")},
     ),
 )  # fmt: skip

@@ -105,7 +105,7 @@ def giou(a: Float[Array, "... 4"], b: Float[Array, "... 4"]) -> Float[Array, "..
 
 
 @dataclasses.dataclass(frozen=True)
-class Weights:
+class LossWeights:
     """Of the parts of the cost and of the loss (section A.4 of the paper)."""
 
     l1: float
@@ -118,7 +118,7 @@ def matching(
     boxes: Float[Array, "queries 4"],
     classes: Int[Array, " objects"],
     wanted: Float[Array, "objects 4"],
-    weights: Weights,
+    weights: LossWeights,
 ) -> Int[Array, " objects"]:
     """The query of each object of one image, at the least sum of costs. `boxes` and `wanted` are
     centres and sides. An object whose class is below 0 is none, and has the query -1."""
@@ -126,7 +126,7 @@ def matching(
     l1 = jnp.abs(wanted[:, None] - boxes).sum(axis=-1)
     overlap = giou(edges(wanted)[:, None], edges(boxes))
     cost = weights.l1 * l1 - weights.giou * overlap - shares
-    # A NaN would have the algorithm run for ever. The loss tells of it.
+    # With a NaN the algorithm would not end. The loss shows the NaN.
     cost = jax.lax.stop_gradient(jnp.nan_to_num(cost, nan=1e6, posinf=1e6, neginf=-1e6))
     return assign(cost, classes >= 0)
 
@@ -136,7 +136,7 @@ def set_loss(
     boxes: Float[Array, "batch queries 4"],
     classes: Int[Array, "batch objects"],
     wanted: Float[Array, "batch objects 4"],
-    weights: Weights,
+    weights: LossWeights,
     objects: Float[Array, ""] | None = None,
 ) -> dict[str, Array]:
     """`class`, `l1` and `giou` of one layer (section 3.1), with their weights. Boxes are centres
@@ -154,16 +154,16 @@ def set_loss(
     empty = logits.shape[-1] - 1
     batch = jnp.arange(len(logits))[:, None]
     place = jnp.where(real, query, logits.shape[1])  # outside, where nothing is set
-    told = jnp.full(logits.shape[:2], empty).at[batch, place].set(classes, mode="drop")
-    nll = -jnp.take_along_axis(jax.nn.log_softmax(logits), told[..., None], axis=-1)[..., 0]
-    share = jnp.where(told == empty, weights.empty, 1.0)
+    target = jnp.full(logits.shape[:2], empty).at[batch, place].set(classes, mode="drop")
+    nll = -jnp.take_along_axis(jax.nn.log_softmax(logits), target[..., None], axis=-1)[..., 0]
+    share = jnp.where(target == empty, weights.empty, 1.0)
     total = count + weights.empty * (logits.shape[0] * logits.shape[1] - count)
     count = jnp.where(count > 0, count, 1)
     found = boxes[batch, query]
     l1 = jnp.abs(found - wanted).sum(axis=-1)
     overlap = giou(edges(found), edges(wanted))
     return {
-        "class": (share * nll).sum() / total,
+        "class": (share * nll).sum() / jnp.where(total > 0, total, 1),
         "l1": weights.l1 * jnp.where(real, l1, 0.0).sum() / count,
         "giou": weights.giou * jnp.where(real, 1 - overlap, 0.0).sum() / count,
     }
@@ -185,7 +185,7 @@ class Detect(Task):
     def __init__(self, config: ConfigDict, model: Model, facts: Facts):
         super().__init__(config, model, facts)
         c = config.detection
-        self.weights = Weights(c.l1, c.giou, c.empty)
+        self.weights = LossWeights(c.l1, c.giou, c.empty)
 
     @property
     def rates(self) -> dict[str, float]:
@@ -197,9 +197,9 @@ class Detect(Task):
         c = self.config
         if getattr(self.model.config, "norm", "") == "frozen" and not (c.init or c.resume):
             say(
-                "warning: the backbone's norms are frozen and begin as nothing: "
+                "warning: the backbone's norms are frozen at their first values: "
                 "--config.init=WEIGHTS of a DETR, or of torchvision's or timm's ResNet, gives them "
-                "their numbers"
+                "others"
             )
         source, most = c.data.train.source, self.facts.max_objects
         queries = self.model.config.num_queries
@@ -265,6 +265,6 @@ class Detect(Task):
         return image
 
     def in_words(self, metrics: dict[str, float]) -> str:
-        """`AP 43.1%, AP50 62.4%, AP75 45.0%`."""
+        """`AP 43.10%, AP50 62.40%, AP75 45.00%`."""
         shown = {"ap": "AP", "ap50": "AP50", "ap75": "AP75"}
         return ", ".join(f"{words} {metrics[name]:.2%}" for name, words in shown.items())
