@@ -24,6 +24,7 @@ import vit_jax  # noqa: E402
 from tests.exporting.tiny_models import DETECTOR, NAMES, RESNET, VIT, made  # noqa: E402
 from vit_jax.data.pipeline_text import parse  # noqa: E402
 from vit_jax.pretrained.detr import FACEBOOK_DETR, HUGGINGFACE_DETR  # noqa: E402
+from vit_jax.pretrained.huggingface_detectors import processor_of  # noqa: E402
 from vit_jax.pretrained.save import save_pretrained  # noqa: E402
 from vit_jax.pretrained.weights import open_weights  # noqa: E402
 from vit_jax.tasks.detection import LossWeights, set_loss  # noqa: E402
@@ -172,25 +173,27 @@ TRAINED = {
 def test_transformers_read_what_is_written(kind, tmp_path):
     name, fields, to = TRAINED[kind]
     model, params = made(name, fields | {"image_size": SIZE}, written="decode|fit|pad")
-    assert save_pretrained(model, params, tmp_path / "a", to, classes=NAMES) == []
+    save_pretrained(model, params, tmp_path / "a", to, classes=NAMES)
     peer, found = AutoModelForObjectDetection.from_pretrained(
         tmp_path / "a", output_loading_info=True
     )
     assert not any(found.values())
     assert list(peer.config.id2label.values()) == NAMES
-    # A wide photo, twice as large on the canvas; both fill what it leaves, each in its own colour.
-    photo = np.random.default_rng(0).integers(0, 256, (40, 64, 3), np.uint8)
+    # A wide photo, which fills 83 of the canvas's 96 rows; the rest is padding.
+    photo = np.random.default_rng(0).integers(0, 256, (41, 63, 3), np.uint8)
     processor = AutoImageProcessor.from_pretrained(tmp_path / "a")
     pixels = processor(photo, return_tensors="pt")
     assert pixels["pixel_values"].shape[2:] == SIZE
-    shown = parse("decode|fit(how='bilinear')", SIZE)(photo, None)
-    values = np.asarray(model.data_config.normalise(shown))
-    theirs = pixels["pixel_values"][0].numpy().transpose(1, 2, 0)[: len(shown)]
+    again = open_weights(tmp_path / "a").model.data_config
+    assert again.written == "decode|fit|pad"  # the metadata of this package
+    settings = processor_of(tmp_path / "a").images[0]
+    values = np.asarray(settings.normalise(parse(settings.written, SIZE)(photo, None)))
+    theirs = pixels["pixel_values"][0].numpy().transpose(1, 2, 0)
     np.testing.assert_allclose(values, theirs, atol=1.01 / 255 / 0.25)  # one level
     with torch.no_grad():
         expected = peer.eval()(**pixels)
     images = pixels["pixel_values"].numpy().transpose(0, 2, 3, 1)
-    content = np.array([[len(shown) / SIZE[0], 1.0]], np.float32)
+    content = np.array([[83 / SIZE[0], 1.0]], np.float32)
     logits, out = jax.jit(lambda p, x: model.apply(p, x, content=content))(params, images)
     np.testing.assert_allclose(logits, expected.logits.numpy(), atol=1e-4)
     np.testing.assert_allclose(out["boxes"], expected.pred_boxes.numpy(), atol=1e-4)

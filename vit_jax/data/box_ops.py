@@ -28,11 +28,13 @@ def _check_short(short: Sequence[int]) -> None:
 
 
 @op()
-def fit(image, rng, model_size, size: Size = None, how: str | None = None):
-    """Resizes the image as large as `size` holds it whole; keeps the aspect. `how`: `resize`."""
+def fit(image, rng, model_size, size: Size = None, how: str | None = None, floor: bool = False):
+    """Resizes the image as large as `size` holds it whole; keeps the aspect. `how`: `resize`. Sides
+    are rounded, with `floor` down, as in Transformers."""
     tall, wide = _pair(size, model_size)
     ratio = min(tall / image.shape[0], wide / image.shape[1])
-    height, width = (max(1, round(side * ratio)) for side in image.shape[:2])
+    rounded = int if floor else round
+    height, width = (max(1, rounded(side * ratio)) for side in image.shape[:2])
     return _resize(image, height, width, how)
 
 
@@ -102,13 +104,18 @@ def zoom_out(image, rng, model_size, most: float = 2.0, probability: float = 0.5
 
 
 @op(moves=True, says_where=True)
-def pad(image, rng, model_size, size: Size = None, fill: int = GREY):
+def pad(image, rng, model_size, size: Size = None, fill: int | Sequence[int] = GREY):
     """Adds rows at the bottom and columns at the right, up to `size`. It comes behind all
     operations that move what an image shows. A DETR does not attend to them. A side that is longer
-    stays as it is."""
+    stays as it is. `fill` is a value in 0 … 255, or one for each channel. An image of another
+    number of channels gets their mean."""
     height, width = image.shape[:2]
     tall, wide = (max(side, least) for side, least in
                   zip(image.shape[:2], _pair(size, model_size), strict=True))  # fmt: skip
-    canvas = np.full((tall, wide, image.shape[2]), fill, np.uint8)
+    colour = np.atleast_1d(fill)
+    if not colour.size or not all(0 <= n <= 255 for n in colour):
+        raise ValueError(f"fill is a value in 0 … 255, or one for each channel, not {fill!r}")
+    canvas = np.empty((tall, wide, image.shape[2]), np.uint8)
+    canvas[:] = colour if len(colour) == image.shape[2] else round(float(colour.mean()))
     canvas[:height, :width] = image
     return Padded(canvas, (height / tall, width / wide))

@@ -15,17 +15,15 @@ import numpy as np
 from vit_jax.errors import UserError
 from vit_jax.models.detector_configs import DetrResNetConfig
 from vit_jax.models.family import Config
-from vit_jax.pretrained.given import Unstated
 from vit_jax.pretrained.huggingface_config import classes_of
 from vit_jax.pretrained.huggingface_detectors import (
-    canvas_of,
+    check_backbone,
     detr_json,
     notes,
     processor_json,
     processor_of,
-    shown_by,
 )  # fmt: skip
-from vit_jax.pretrained.layout import Description, Layout, Reader, Writer, or_refusal
+from vit_jax.pretrained.layout import Description, Layout, Reader, Writer
 from vit_jax.pretrained.resnet_v1 import COUNTERS, RESNET_NAMES, UNIT
 from vit_jax.pretrained.rows import (
     DENSE,
@@ -142,6 +140,8 @@ def _described(names: _Names) -> Callable[[Tensors, dict[str, Any]], Description
         shown = Shown(tensors, names.rows(None, dialect), torch=True)
         c = tensors.config
         count = shown["head/kernel"][-1] - 1
+        if count < 1:
+            raise UserError(f"{tensors.path}: its head has {count + 1} outputs, fewer than two")
         width, mlp = shown["decoder/block{i:02d}/fc1/kernel"]
         layers = {
             stack: shown.layers(f"{stack}/block{{i:02d}}/norm1/scale")
@@ -156,24 +156,26 @@ def _described(names: _Names) -> Callable[[Tensors, dict[str, Any]], Description
             raise UserError(f"{tensors.path}: learned positions of Transformers are not read")
         if c.get("activation_function", "relu") != "relu":
             raise UserError(f"{tensors.path}: the activation is relu here")
-        settings = processor_of(tensors.path)
-        size = known.get("image_size") or canvas_of(settings)
-        if not all(np.atleast_1d(size)):
-            raise Unstated(f"{tensors.path} states no size of images", "image_size")
+        check_backbone(tensors.path / "config.json", c.get("backbone_config"))
+        shows = processor_of(tensors.path, authors=names is FACEBOOK)
+        of_run = known.get("run", {}).get("image_size")
+        size = known.get("image_size") or (shows.canvas if all(shows.canvas) else of_run)
+        if not size:
+            raise UserError(shows.refusal)
         fields = {
             "resnet_layers": units, "norm": "frozen", "num_classes": count,
             "stage_width": shown[f"{RESNET}/root/conv/kernel"][-1], "image_size": size,
             "channels": shown[f"{RESNET}/root/conv/kernel"][2],
-            "dilated": bool(known.get("dilated", c.get("dilation", False))),
+            "dilated": bool(known.get("dilated", c.get("dilation", False))) and not own,
             "num_queries": tensors.shapes[shown.template("queries")][0],
             "detector_width": width, "detector_mlp_dim": mlp, "detector_heads": heads,
             "detector_encoder": layers["encoder"], "detector_decoder": layers["decoder"],
         }  # fmt: skip
         classes = classes_of(tensors.path / "config.json", c, count)
-        (data, guessed), refusal = or_refusal(shown_by, tensors.path, settings)
         return Description(
-            DetrResNetConfig, fields, data, classes, dialect, guessed, refusal=refusal
-        )
+            DetrResNetConfig, fields, shows.images[0], classes, dialect, shows.images[1],
+            refusal=shows.refusal, notes=shows.notes,
+        )  # fmt: skip
 
     return describe
 

@@ -1,14 +1,17 @@
 """Reads and writes the JSON files in a folder of Transformers that holds a detector: a DETR or a
 YOLOS.
 
-Their processors make images as large as a canvas holds them, and pad a batch to its largest image.
-A model here has one canvas, which `pad_size` states.
+Their processors make images as large as a canvas holds them, and pad a batch to its largest image,
+or to `pad_size`. A model here has one canvas.
 """
 
+import dataclasses
 import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from vit_jax import calls
 from vit_jax.errors import UserError, printable
@@ -16,15 +19,12 @@ from vit_jax.models.data_config import IMAGENET, DataConfig
 from vit_jax.models.detector_configs import DetrResNetConfig, YolosConfig
 from vit_jax.models.model import Model
 from vit_jax.pretrained.huggingface_config import encoder_keys, labels, normalised
-from vit_jax.pretrained.layout import Dialect, Images, Unshown
+from vit_jax.pretrained.layout import Dialect, Images, Unshown, or_refusal
 from vit_jax.pretrained.stated import MOST_BYTES, brief, check_keys
 from vit_jax.records import read_object
 
-FITTED = "decode|fit(how='bilinear')|pad"
 SQUASHED = "decode|resize(how='bilinear')"
 BILINEAR = 2  # Pillow's number
-# What a written processor does, but for the filter by which images shrink.
-SAME = (FITTED, SQUASHED, "decode|fit|pad", "decode|resize")
 _PROCESSOR = re.compile(
     r"(Detr|ConditionalDetr|DeformableDetr|Yolos)(ImageProcessor(Fast|Pil)?|FeatureExtractor)"
 )
@@ -34,60 +34,112 @@ _DEFAULTS: dict[str, Any] = {
     "do_rescale": True, "rescale_factor": 1 / 255, "do_normalize": True,
     "image_mean": IMAGENET.mean, "image_std": IMAGENET.std,
 }  # fmt: skip
+_SIDES = ("height", "width")
+_LARGEST = ("max_height", "max_width")
 
 # The ResNets that timm has by name, by their units: a dilated one is theirs in Transformers.
 TIMM: dict[tuple[int, ...], str] = {
     (3, 4, 6, 3): "resnet50", (3, 4, 23, 3): "resnet101", (3, 8, 36, 3): "resnet152"
 }  # fmt: skip
+# What Transformers' own ResNet is as a backbone here.
+_RESNET = {"downsample_in_first_stage": False, "downsample_in_bottleneck": False,
+           "hidden_act": "relu", "model_type": "resnet"}  # fmt: skip
 
 
-def processor_of(folder: Path) -> dict[str, Any]:
-    """The settings of `preprocessor_config.json`; those of DETR's authors without the file.
+@dataclasses.dataclass(frozen=True)
+class Processor:
+    """How a folder says that images are shown.
+
+    Attributes:
+      canvas: (height, width), of a wide image if the sides are a short and a long one. (0, 0) if
+        none is stated.
+      images: the settings, and the names of those that are guessed.
+      refusal: why images cannot be shown so; empty if they can.
+      notes: differences that remain.
+    """
+
+    canvas: tuple[int, int]
+    images: Images
+    refusal: str
+    notes: tuple[str, ...]
+
+
+def processor_of(folder: Path, authors: bool = False) -> Processor:
+    """What `preprocessor_config.json` states. Without the file, what the authors of DETR do; their
+    own files (`authors`) state nothing, so that this is no guess.
 
     Raises UserError if the file is no JSON, or if a value has another type than its key.
     """
     path = folder / "preprocessor_config.json"
-    if not path.is_file():
-        return _DEFAULTS
-    stated = read_object(path, most=MOST_BYTES)
+    stated = read_object(path, most=MOST_BYTES) if path.is_file() else {}
     check_keys(path, stated)
     old = {"image_processor_type": stated.get("feature_extractor_type")}
     given = {key: value for key, value in (old | stated).items() if value is not None}
-    return _DEFAULTS | given
+    settings = _DEFAULTS | given
+    images, refusal = or_refusal(_shown, path, settings)
+    if not path.is_file() and not authors:
+        images = images[0], ("mean", "std")
+    canvas, size = _canvas(settings), settings["size"]
+    note = (
+        f"{folder}: images are fitted into {canvas[0]} x {canvas[1]} here; Transformers make the "
+        f"short side {canvas[0]}, so that an upright image is larger there"
+    )
+    by_short_side = isinstance(size, int) or "shortest_edge" in size
+    return Processor(canvas, images, refusal, (note,) * (by_short_side and path.is_file()))
 
 
-def canvas_of(settings: dict[str, Any]) -> tuple[int, int]:
-    """The (height, width) of the canvas: of a wide image, if the sides are a short and a long one.
-    (0, 0) if `size` states none."""
+def _canvas(settings: dict[str, Any]) -> tuple[int, int]:
     size, longest = settings["size"], settings["max_size"]
     if not isinstance(size, dict):
         return size, longest
-    for first, second in (("max_height", "max_width"), ("height", "width")):
-        if first in size and second in size:
-            return size[first], size[second]
-    return size.get("shortest_edge", 0), size.get("longest_edge", longest)
+    if set(_SIDES) <= set(size):
+        return size["height"], size["width"]
+    if set(_LARGEST) <= set(size):
+        canvas = settings.get("pad_size") or (size["max_height"], size["max_width"])
+        if isinstance(canvas, int):
+            return canvas, canvas
+        return tuple(canvas.get(side, 0) for side in _SIDES) if isinstance(canvas, dict) else canvas
+    short = size.get("shortest_edge", 0)
+    return short, size.get("longest_edge", longest) if short else 0
 
 
-def shown_by(folder: Path, settings: dict[str, Any]) -> Images:
-    """How a processor shows images, and the names of guessed fields, of which there are none.
-
-    Raises Unshown if that has no counterpart here.
-    """
-    where = folder / "preprocessor_config.json"
-    squashes = isinstance(settings["size"], dict) and "height" in settings["size"]
-    data = DataConfig(*normalised(settings), written=SQUASHED if squashes else FITTED)
+def _shown(where: Path, settings: dict[str, Any]) -> Images:
+    """How a processor shows images. Raises Unshown if that has no counterpart here."""
+    size, canvas = settings["size"], _canvas(settings)
+    mean, std = normalised(settings)
+    written, fits = fitted(mean), settings["do_resize"] and settings["resample"] == BILINEAR
+    if isinstance(size, dict) and set(_SIDES) <= set(size):
+        written = SQUASHED
+    elif isinstance(size, dict) and set(_LARGEST) <= set(size):
+        inside = size["max_height"], size["max_width"]
+        fits = fits and inside[0] <= canvas[0] and inside[1] <= canvas[1]
+        if inside != canvas:
+            written = written.replace("fit(", f"fit({inside}, ")
+    data = DataConfig(mean, std, crop=1.0, squash=True, written=written)
     name = settings["image_processor_type"]
     if not _PROCESSOR.fullmatch(name):
         raise Unshown(f"{where}: {printable(name)[:80]} is no processor of DETR, YOLOS", (data, ()))
-    keys = ("do_resize", "size", "resample")
-    if (
-        not settings["do_resize"]
-        or not all(canvas_of(settings))
-        or settings["resample"] != BILINEAR
-    ):
-        wrong = ", ".join(f"{key} {brief(settings[key])}" for key in keys)
+    if not fits or not all(canvas):
+        keys = ("do_resize", "size", "pad_size", "resample")
+        wrong = ", ".join(f"{key} {brief(settings.get(key))}" for key in keys)
         raise Unshown(f"{where}: {wrong} together have no counterpart here", (data, ()))
     return data, ()
+
+
+def fitted(mean: Any) -> str:
+    """The pipeline of a processor that pads: with the colour that becomes 0."""
+    colour = np.round(255 * np.clip(np.atleast_1d(mean), 0, 1)).astype(int).tolist()
+    fill = colour[0] if len(set(colour)) == 1 else tuple(colour)
+    return f"decode|fit(how='bilinear', floor=True)|pad(fill={fill})"
+
+
+def check_backbone(where: Path, stated: Any) -> None:
+    """Raises UserError for a `backbone_config` of another ResNet than those here, whose tensors
+    have the same names."""
+    known = _RESNET if (stated or {}).get("model_type") != "timm_backbone" else {}
+    for key, value in known.items():
+        if (stated or {}).get(key, value) != value:
+            raise UserError(f"{where}: its backbone has {key} {brief(stated[key])}, here {value}")
 
 
 def processor_json(title: str) -> Callable[[Model, list[str] | None, Dialect], dict[str, Any]]:
@@ -95,11 +147,10 @@ def processor_json(title: str) -> Callable[[Model, list[str] | None, Dialect], d
 
     def made(model: Model, classes: list[str] | None, dialect: Dialect) -> dict[str, Any]:
         mean, std = model.data_config.per_channel(model.config.channels)
-        height, width = model.data_config.image_size or model.config.image_size
-        sides = {"height": height, "width": width}
+        sides = dict(zip(_SIDES, _size(model), strict=True))
         sizes: dict[str, Any] = {"size": sides, "do_pad": False}
-        if _given(model) == FITTED:
-            size = {f"max_{side}": length for side, length in sides.items()}
+        if _given(model) != SQUASHED:
+            size = dict(zip(_LARGEST, _size(model), strict=True))
             sizes = {"size": size, "do_pad": True, "pad_size": sides}
         return {
             "image_processor_type": f"{title}ImageProcessor", "format": "coco_detection",
@@ -110,21 +161,27 @@ def processor_json(title: str) -> Callable[[Model, list[str] | None, Dialect], d
     return made
 
 
-def _operations(pipeline: str) -> list[str]:
-    return [calls.name_of(part) for part in calls.split(pipeline)]
+def _size(model: Model) -> tuple[int, int]:
+    return model.data_config.image_size or model.config.image_size
 
 
 def _given(model: Model) -> str:
     """The pipeline that a written processor has."""
-    pipeline = model.data_config.pipeline(model.config.image_size)
-    return SQUASHED if _operations(pipeline) == _operations(SQUASHED) else FITTED
+    pipeline = model.data_config.pipeline(_size(model))
+    names = [calls.name_of(part) for part in calls.split(pipeline)]
+    return SQUASHED if names == ["decode", "resize"] else fitted(model.data_config.mean)
 
 
 def notes(model: Model) -> list[str]:
     """Differences that `preprocessor_config.json` cannot state."""
-    pipeline, given = model.data_config.pipeline(model.config.image_size), _given(model)
-    if pipeline in SAME:
+    pipeline, given = model.data_config.pipeline(_size(model)), _given(model)
+    if pipeline in (given, "decode|resize", SQUASHED):
         return []
+    if pipeline == "decode|fit|pad":
+        seen = isinstance(model.config, YolosConfig)  # a DETR does not attend to padding
+        return [
+            "padding is grey here; Transformers' has the mean colour, and a YOLOS sees it"
+        ] * seen
     return [f"images are shown by {pipeline!r} here; Transformers are given the like of {given!r}"]
 
 

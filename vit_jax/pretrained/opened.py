@@ -87,7 +87,8 @@ def listed_params(model: Model) -> dict[str, jax.ShapeDtypeStruct]:
 
 def check_depth(path: Path, config: Config, tensors: int) -> None:
     """Raises UserError if a model, not built yet, has more layers than its file has tensors."""
-    deep = getattr(config, "num_layers", 0) + getattr(config, "decoder_layers", 0)
+    stacks = ("num_layers", "decoder_layers", "detector_encoder", "detector_decoder")
+    deep = sum(getattr(config, stack, 0) for stack in stacks)
     units = getattr(config, "resnet_layers", None) or ()
     if len(units) > MOST_STAGES or deep + sum(units) > tensors:
         what = f"{deep} layers" if deep else f"a ResNet of {brief(tuple(units))} units"

@@ -35,6 +35,8 @@ _SIDE = (1, MOST_SIDE)
 # fields are -FAR … FAR, and 0 … MOST for whole numbers.
 RANGES: dict[str, tuple[float, float]] = {
     "num_layers": (1, MOST_LAYERS), "resnet_layers": (1, MOST_LAYERS), "num_heads": (1, MOST_SIDE),
+    "detector_encoder": (0, MOST_LAYERS), "detector_decoder": (1, MOST_LAYERS),
+    "detector_heads": (1, MOST_SIDE),
     "decoder_layers": (1, MOST_LAYERS), "decoder_heads": (1, MOST_SIDE),
     "image_size": _SIDE, "patch_size": _SIDE, "channels": _SIDE, "width_factor": (1, 1000),
     "layernorm_eps": (1e-30, 1), "groupnorm_eps": (1e-30, 1),
@@ -86,12 +88,13 @@ KINDS: tuple[tuple[str, Callable[[Any], Any], str], ...] = (
     ("true or false", lambda v: isinstance(v, bool),
      "qkv_bias do_resize do_center_crop do_rescale do_normalize do_pad rescale_offset include_top "
      "norm_pix_loss dilation"),
-    ("an object", lambda v: isinstance(v, dict), "id2label model_args pretrained_cfg"),
+    ("an object", lambda v: isinstance(v, dict),
+     "id2label model_args pretrained_cfg backbone_config"),
     ("a size", lambda v: _side(v) or _sides(v, 2), "image_size img_size"),
     ("a number of pixels", _side, "max_size"),
     ("channels, height and width", lambda v: _sides(v, 3), "input_size"),
     ("a size, or an object of sizes", lambda v: _side(v)
-     or (isinstance(v, dict) and _sides(list(v.values()), 1, 2)), "size crop_size"),
+     or (isinstance(v, dict) and _sides(list(v.values()), 1, 2)), "size crop_size pad_size"),
 )  # fmt: skip
 
 

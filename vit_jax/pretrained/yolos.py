@@ -19,10 +19,9 @@ from vit_jax.pretrained.huggingface_detectors import (
     notes,
     processor_json,
     processor_of,
-    shown_by,
     yolos_json,
 )  # fmt: skip
-from vit_jax.pretrained.layout import Description, Layout, Reader, Writer, or_refusal
+from vit_jax.pretrained.layout import Description, Layout, Reader, Writer
 from vit_jax.pretrained.rows import BATCHED, Codec, Row, row, torch_dense
 from vit_jax.pretrained.shown import Shown, vit_fields
 from vit_jax.pretrained.tensors import Tensors
@@ -120,6 +119,8 @@ def _describe(tensors: Tensors, known: dict[str, Any]) -> Description:
         raise UserError(f"{tensors.path}: its config.json has no image_size")
     heads, gelu = heads_and_gelu(tensors, known)
     count = shown["head/kernel"][-1] - 1
+    if count < 1:
+        raise UserError(f"{tensors.path}: its head has {count + 1} outputs, fewer than two")
     fields |= {
         "image_size": known.get("image_size", sides), "num_classes": count,
         "num_heads": heads, "gelu": gelu,
@@ -127,10 +128,15 @@ def _describe(tensors: Tensors, known: dict[str, Any]) -> Description:
         "num_queries": shapes[f"{PRE}embeddings.detection_tokens"][1],
         "mid_positions": f"{MID}.1" in shapes, "posemb_resize": "huggingface",
     }  # fmt: skip
-    settings = processor_of(tensors.path)
-    (data, guessed), refusal = or_refusal(shown_by, tensors.path, settings)
-    classes = classes_of(tensors.path / "config.json", c, count)
-    return Description(YolosConfig, fields, data, classes, guessed=guessed, refusal=refusal)
+    shows = processor_of(tensors.path)
+    data, guessed = shows.images
+    height, width = (side // fields["patch_size"] * fields["patch_size"] for side in shows.canvas)
+    if "mean" not in guessed and height and width and (height, width) != sides:
+        data = dataclasses.replace(data, image_size=(height, width))
+    return Description(
+        YolosConfig, fields, data, classes_of(tensors.path / "config.json", c, count),
+        guessed=guessed, refusal=shows.refusal, notes=shows.notes,
+    )  # fmt: skip
 
 
 def _refuses(config: Config) -> list[str]:
