@@ -16,6 +16,8 @@ from PIL import Image
 import vit_jax
 from tests.digits_run import rows, told
 from vit_jax import cli
+from vit_jax.errors import UserError
+from vit_jax.evaluators.detection import METRICS
 from vit_jax.recipe import load
 from vit_jax.training.run import run_of
 
@@ -56,12 +58,20 @@ def trained(tmp_path_factory):
 def test_it_trains_and_its_result_has_the_precisions(trained):
     workdir, result = trained
     assert next(iter(result)) == "ap"
+    measured = {key.removeprefix("eval/val/") for key in result if key.startswith("eval/val/")}
+    assert measured | {"damaged_images"} == set(METRICS)
     assert {"ap50", "ap75", "steps", "train_seconds", "loss/class", "loss/l1", "loss/giou"} <= set(
         result
     )
     losses = [row["loss"] for row in rows(workdir) if "loss" in row]
     assert len(losses) == 6
     assert losses[-1] < losses[0]
+
+
+def test_a_metric_of_classifiers_ranks_no_detector(tmp_path):
+    with pytest.raises(UserError, match=r"best is 'max accuracy', and the evaluation has no acc"):
+        vit_jax.train(config(best="max accuracy"), tmp_path / "run", quiet=True)
+    assert not (tmp_path / "run").exists()
 
 
 def test_it_continues_bit_for_bit(trained, tmp_path):

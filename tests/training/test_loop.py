@@ -158,10 +158,13 @@ def test_checkpoints_are_ranked_as_the_config_says(tmp_path):
     assert runs.describe(tmp_path)["best"] == min(measured)
 
 
-def test_a_metric_that_no_evaluation_has_is_named_with_those_it_has(tmp_path):
+def test_a_metric_that_no_evaluation_has_is_named_before_anything_is_written(tmp_path):
     config = tiny_config(total_steps=4, eval_every_steps=2, best="max accurcy")
-    with pytest.raises(UserError, match=r"best is 'max accurcy'.*no accurcy: accuracy, top5_acc"):
-        vit_jax.train(config, tmp_path, devices=ONE, quiet=True)
+    with pytest.raises(
+        UserError, match=r"best is 'max accurcy'.*no accurcy: did you mean accuracy"
+    ):
+        vit_jax.train(config, tmp_path / "run", devices=ONE, quiet=True)
+    assert not (tmp_path / "run").exists()
     with pytest.raises(UserError, match=r"best.*max or min and a metric"):
         vit_jax.train(tiny_config(best="accuracy"), tmp_path / "other", devices=ONE, quiet=True)
 

@@ -96,8 +96,8 @@ def test_a_writer_that_does_not_open_is_an_error_at_first_and_later_a_warning(tm
 
 
 def test_an_error_of_the_run_closes_the_writer_too(tmp_path):
-    config = tiny_config(writers=TOY, total_steps=4, eval_every_steps=2, best="max accurcy")
-    with pytest.raises(UserError, match="accurcy"):
+    config = tiny_config(writers=TOY, total_steps=4, eval_every_steps=2, best="max map")
+    with pytest.raises(UserError, match="has no map: accuracy"):  # images have one label each
         vit_jax.train(config, tmp_path, devices=ONE, quiet=True)
     assert [call["code"] for call in calls(tmp_path, "close")] == [2]
     assert [call["row"] for call in calls(tmp_path, "row")] == numbers(tmp_path)

@@ -5,10 +5,11 @@ and class are matched greedily, best score first, each with the object that it c
 """
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
+from vit_jax.data.source import Source
 from vit_jax.evaluators.classification import Rows
 from vit_jax.evaluators.named import Evaluator
 
@@ -20,6 +21,13 @@ AREAS = {
     "": (0.0, 1e10), "small": (0.0, 32.0**2), "medium": (32.0**2, 96.0**2),
     "large": (96.0**2, 1e10),
 }  # fmt: skip
+
+
+# What `metrics` returns, and what a run adds.
+METRICS = (
+    "ap", "ap50", "ap75", *(f"{kind}_{size}" for kind in ("ap", "ar") for size in [*AREAS][1:]),
+    *(f"ar_{count}" for count in COUNTS), "voc_ap50", "examples", "objects", "damaged_images",
+)  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,6 +109,9 @@ class Detection(Evaluator):
     """The metrics of `metrics`."""
 
     kind = "detection"
+
+    def check(self, source: Source, outputs: int) -> Sequence[str]:
+        return METRICS
 
     def measure(self, rows: Rows, names: list[str]) -> dict[str, float]:
         return metrics(rows)

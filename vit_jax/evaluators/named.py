@@ -8,6 +8,7 @@ does a metric (`own_metrics.py`).
 import dataclasses
 import json
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -49,8 +50,11 @@ class Evaluator:
         """The name of the task's compiled step (`Task.judge`) whose outputs it reads."""
         return "rows"
 
-    def check(self, source: Source, outputs: int) -> None:
-        """Raises UserError if it cannot measure such data of a model with so many outputs."""
+    def check(self, source: Source, outputs: int) -> Sequence[str]:
+        """The names of its metrics; none if only measuring shows them.
+
+        Raises UserError if it cannot measure such data of a model with so many outputs."""
+        return ()
 
     def called(self, metrics: dict[str, float]) -> dict[str, float]:
         """The metrics by what people call them."""
@@ -100,10 +104,11 @@ class Classification(Evaluator):
     def reads(self, source: Source) -> str:
         return "scores" if self.subset or self.metrics or source.max_labels > 1 else "rows"
 
-    def check(self, source: Source, outputs: int) -> None:
+    def check(self, source: Source, outputs: int) -> Sequence[str]:
         known = dict.fromkeys(classification.METRICS, 0.0)
         for metric in metrics_named(self.metrics):
             known = merged(known, metric, metric.tried(outputs, source.max_labels))
+        return tuple(known)
 
     def measure(self, rows: Rows, names: list[str]) -> dict[str, float]:
         if self.subset and rows["label"].ndim == 1 and len(rows["label"]):

@@ -2,7 +2,7 @@
 
 import contextlib
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,8 +12,9 @@ from vit_jax.data import pipeline_text
 from vit_jax.data.pipeline import Entries, Prepare
 from vit_jax.data.source import GIVES_BOXES, Facts, Source, Subset
 from vit_jax.data.sources import open_source
-from vit_jax.errors import UserError
+from vit_jax.errors import UserError, nearest
 from vit_jax.evaluators.named import Evaluator, OfFeatures, check_names
+from vit_jax.ranking import ranked_by
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,6 +27,7 @@ class Opened:
     train: Source | None
     pipeline: pipeline_text.Pipeline
     every: int
+    metrics: Sequence[str] = ()  # their names; none if only measuring shows them
 
     @property
     def name(self) -> str:
@@ -58,8 +60,8 @@ def open_evaluators(
         more = {"metrics": metrics}
     if main is not None:
         first = own(name=c.data.eval.split, **more)
-        first.check(main, c.model.num_classes)
-        opened.append(Opened(first, main, None, pipeline, c.eval_every_steps))
+        known = first.check(main, c.model.num_classes)
+        opened.append(Opened(first, main, None, pipeline, c.eval_every_steps, known))
     for evaluator in asked:
         source = evaluator.source or c.data.eval.source or c.data.train.source
         split = evaluator.split or c.data.eval.split
@@ -107,6 +109,14 @@ def check_evaluators(
         for source in filter(None, (entry.test, entry.train)):
             kept = entries(Facts.of(source))
             Prepare(source, entry.pipeline, shape, kept, training=False).map(0)
+
+
+def check_ranking(best: str, of_split: Opened) -> None:
+    """Raises UserError if the evaluator of `data.eval` has no metric that `best` names."""
+    name = ranked_by(best)[0]
+    if of_split.metrics and name not in of_split.metrics:
+        hint = nearest(name, of_split.metrics)
+        raise UserError(f"best is {best!r}, and the evaluation has no {name}: {hint}")
 
 
 def _check_labels(evaluator: Evaluator, where: str, source: Source) -> None:

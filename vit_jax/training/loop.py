@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 
 from vit_jax.checkpoint.manager import Checkpoints
 from vit_jax.config import flat
+from vit_jax.evaluators.opened import check_ranking
 from vit_jax.parallel.preemption import StopSignals
 from vit_jax.parallel.runtime import share, together
 from vit_jax.parallel.watchdog import Watchdog
@@ -49,6 +50,8 @@ def train(
     ledger, workdir = Ledger({}, time.monotonic()), Path(workdir).expanduser().absolute()
     run = together(lambda: run_of(config, named, devices, weights=open_origin(config, workdir)))
     together(lambda: check_named(run.config.writers))
+    if run.config.data.eval.split:
+        together(lambda: check_ranking(run.config.best, run.evaluators[0]))
     with ledger.spent("compile"):  # where the devices' memory is known, the step is compiled here
         run, fitted = fitting(run, config)
     watchdog = Watchdog(run.config.step_timeout, at_once=share()[1] > 1)
