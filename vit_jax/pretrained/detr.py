@@ -8,6 +8,7 @@ have eight heads.
 
 import dataclasses
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -148,15 +149,8 @@ def _described(names: _Names) -> Callable[[Tensors, dict[str, Any]], Description
             for stack in ("encoder", "decoder")
         }
         units = shown.units(f"{RESNET}/{UNIT}/conv1/kernel")
-        stated = [c.get(f"{stack}_attention_heads", HEADS) for stack in ("encoder", "decoder")]
-        heads = known.get("detector_heads") or stated[1]
-        if layers["encoder"] and stated[0] != stated[1]:
-            raise UserError(f"{tensors.path}: encoder and decoder have {stated} heads, here equal")
-        if c.get("position_embedding_type", "sine") != "sine":
-            raise UserError(f"{tensors.path}: learned positions of Transformers are not read")
-        if c.get("activation_function", "relu") != "relu":
-            raise UserError(f"{tensors.path}: the activation is relu here")
-        check_backbone(tensors.path / "config.json", c.get("backbone_config"))
+        heads = known.get("detector_heads") or c.get("decoder_attention_heads", HEADS)
+        _check_stated(tensors.path, c, layers["encoder"])
         shows = processor_of(tensors.path, authors=names is FACEBOOK)
         of_run = known.get("run", {}).get("image_size")
         size = known.get("image_size") or (shows.canvas if all(shows.canvas) else of_run)
@@ -178,6 +172,18 @@ def _described(names: _Names) -> Callable[[Tensors, dict[str, Any]], Description
         )  # fmt: skip
 
     return describe
+
+
+def _check_stated(path: Path, c: dict[str, Any], encoder: int) -> None:
+    """Raises UserError for a `config.json` of another model than those here."""
+    heads = [c.get(f"{stack}_attention_heads", HEADS) for stack in ("encoder", "decoder")]
+    if encoder and heads[0] != heads[1]:
+        raise UserError(f"{path}: encoder and decoder have {heads} heads, here equal")
+    if c.get("position_embedding_type", "sine") != "sine":
+        raise UserError(f"{path}: learned positions of Transformers are not read")
+    if c.get("activation_function", "relu") != "relu":
+        raise UserError(f"{path}: the activation is relu here")
+    check_backbone(path / "config.json", c.get("backbone_config"))
 
 
 def _refuses(config: Config) -> list[str]:
