@@ -102,6 +102,7 @@ def test_a_dilated_resnet_that_timm_does_not_have_is_refused(tmp_path):
     ("fields", "says"),
     [
         ({"pool": "gap"}, "a ViT without a class token"),
+        ({"mid_positions": True}, "positions between one block"),
         ({"prefix_positions": "none"}, "a class token without a position"),
         ({"mlp": "swiglu"}, "mlp 'swiglu'"),
         ({"layer_scale": 1e-5}, "layer_scale"),
@@ -180,6 +181,10 @@ IMAGENETS = f"{FIT}(fill=(124, 116, 104))"
         ({"size": {"max_height": 320, "max_width": 416}, "pad_size": {"height": 448, "width": 448}},
          (448, 448), IMAGENETS.replace("fit(", "fit((320, 416), ")),
         ({"size": {"height": 320, "width": 416}}, (320, 416), "decode|resize(how='bilinear')"),
+        ({"size": {"height": 320, "width": 416}, "pad_size": {"height": 448, "width": 448}},
+         (448, 448), "decode|resize((320, 416), how='bilinear')|pad(fill=(124, 116, 104))"),
+        ({"size": {"height": 320, "width": 416}, "pad_size": 448, "do_pad": False},
+         (320, 416), "decode|resize(how='bilinear')"),
         ({"size": 99, "do_normalize": False}, (99, 1333), f"{FIT}(fill=0)"),
     ],
 )  # fmt: skip
@@ -191,9 +196,7 @@ def test_a_processor_says_the_canvas(tmp_path, stated, size, pipeline):
     by_short_side = (
         pipeline.startswith("decode|fit(how") and stated and "max_height" not in str(stated)
     )
-    assert any("an upright image is larger there" in n for n in weights.notes) == bool(
-        by_short_side
-    )
+    assert any("an upright image is larger" in n for n in weights.notes) == bool(by_short_side)
 
 
 def test_a_yolos_is_shown_images_of_its_processors_size(tmp_path):
@@ -202,9 +205,23 @@ def test_a_yolos_is_shown_images_of_its_processors_size(tmp_path):
     save_pretrained(model, params, tmp_path / "a", to)
     without_metadata(tmp_path / "a" / "model.safetensors")
     processor = tmp_path / "a" / "preprocessor_config.json"
-    processor.write_text(json.dumps({"size": {"max_height": 100, "max_width": 170}}))
-    read = open_weights(tmp_path / "a").model
-    assert (read.config.image_size, read.data_config.image_size) == ((64, 96), (96, 160))
+    size = {"size": {"max_height": 100, "max_width": 170}}
+    exact = f"{FIT}(fill=(124, 116, 104))"
+    for more, canvas, pipeline in (
+        ({}, (96, 160), exact),  # whole patches
+        ({"pad_size": {"height": 104, "width": 176}}, (96, 176),
+         exact.replace("fit(", "fit((96, 170), ")),
+    ):  # fmt: skip
+        processor.write_text(json.dumps(size | more))
+        weights = open_weights(tmp_path / "a")
+        read = weights.model
+        assert (read.config.image_size, read.data_config.image_size) == ((64, 96), canvas)
+        assert read.data_config.pipeline(canvas) == pipeline
+        photo = np.zeros((200, 200, 3), np.uint8)
+        assert parse(pipeline, canvas)(photo, None).shape == (*canvas, 3)
+        assert [("an image alone has no padding" in n) for n in weights.notes] == [True] * (
+            not more
+        )
     processor.unlink()
     weights = open_weights(tmp_path / "a")
     assert (weights.model.data_config.image_size, weights.guessed) == (None, ("mean", "std"))

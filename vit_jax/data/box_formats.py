@@ -184,7 +184,7 @@ class Survey:
         total = len(boxes)
         wrong = {how: int((~_fit(boxes, sizes, how)).sum()) for how in FORMATS}
         here, least = wrong[self.how], min(wrong.values())
-        odd = 2 * least <= here and least <= max(1, ODD * total)
+        odd = 3 * least <= here and least <= max(1, ODD * total)
         if here > WRONG * total and odd:
             others = [how for how in FORMATS if wrong[how] == least]
             fitting = f"all but {least:,}" if least else "all"

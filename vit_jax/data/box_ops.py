@@ -106,9 +106,9 @@ def zoom_out(image, rng, model_size, most: float = 2.0, probability: float = 0.5
 @op(moves=True, says_where=True)
 def pad(image, rng, model_size, size: Size = None, fill: int | Sequence[int] = GREY):
     """Adds rows at the bottom and columns at the right, up to `size`. It comes behind all
-    operations that move what an image shows. A DETR does not attend to them. A side that is longer
-    stays as it is. `fill` is a value in 0 … 255, or one for each channel. An image of another
-    number of channels gets their mean."""
+    operations that move what an image shows. A DETR does not attend to what is added. A side that
+    is longer stays as it is. `fill` is a value in 0 … 255, or one for each channel. An image of
+    another number of channels gets their mean."""
     height, width = image.shape[:2]
     tall, wide = (max(side, least) for side, least in
                   zip(image.shape[:2], _pair(size, model_size), strict=True))  # fmt: skip

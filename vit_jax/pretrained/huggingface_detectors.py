@@ -31,7 +31,7 @@ _PROCESSOR = re.compile(
 _DEFAULTS: dict[str, Any] = {
     "image_processor_type": "DetrImageProcessor", "do_resize": True, "max_size": 1333,
     "size": {"shortest_edge": 800, "longest_edge": 1333}, "resample": BILINEAR,
-    "do_rescale": True, "rescale_factor": 1 / 255, "do_normalize": True,
+    "do_rescale": True, "rescale_factor": 1 / 255, "do_normalize": True, "do_pad": True,
     "image_mean": IMAGENET.mean, "image_std": IMAGENET.std,
 }  # fmt: skip
 _SIDES = ("height", "width")
@@ -51,8 +51,8 @@ class Processor:
     """How a folder says that images are shown.
 
     Attributes:
-      canvas: (height, width), of a wide image if the sides are a short and a long one. (0, 0) if
-        none is stated.
+      canvas: (height, width), of a wide image if the sides are a short and a long one. A side that
+        is not stated is 0.
       images: the settings, and the names of those that are guessed.
       refusal: why images cannot be shown so; empty if they can.
       notes: differences that remain.
@@ -64,9 +64,12 @@ class Processor:
     notes: tuple[str, ...]
 
 
-def processor_of(folder: Path, authors: bool = False) -> Processor:
+def processor_of(
+    folder: Path, *, authors: bool = False, patch_size: int | None = None
+) -> Processor:
     """What `preprocessor_config.json` states. Without the file, what the authors of DETR do; their
-    own files (`authors`) state nothing, so that this is no guess.
+    own files (`authors`) state nothing, so that this is no guess. With a `patch_size`, the model is
+    a YOLOS: its canvas is cut to whole patches, and it sees padding.
 
     Raises UserError if the file is no JSON, or if a value has another type than its key.
     """
@@ -76,50 +79,70 @@ def processor_of(folder: Path, authors: bool = False) -> Processor:
     old = {"image_processor_type": stated.get("feature_extractor_type")}
     given = {key: value for key, value in (old | stated).items() if value is not None}
     settings = _DEFAULTS | given
-    images, refusal = or_refusal(_shown, path, settings)
+    inside, padded = _inside(settings), _padded(settings)
+    canvas = tuple(side // (patch_size or 1) * (patch_size or 1) for side in padded or inside)
+    canvas = canvas[0], canvas[1]
+    images, refusal = or_refusal(_shown, path, settings, inside, canvas)
     if not path.is_file() and not authors:
         images = images[0], ("mean", "std")
-    canvas, size = _canvas(settings), settings["size"]
-    note = (
-        f"{folder}: images are fitted into {canvas[0]} x {canvas[1]} here; Transformers make the "
-        f"short side {canvas[0]}, so that an upright image is larger there"
-    )
-    by_short_side = isinstance(size, int) or "shortest_edge" in size
-    return Processor(canvas, images, refusal, (note,) * (by_short_side and path.is_file()))
+    there = [f"the short side is {inside[0]}, so that an upright image is larger"]
+    there *= _kind(settings) == "short"
+    if patch_size and not padded and _kind(settings) != "exact":
+        there.append("an image alone has no padding")
+    text = f"{folder}: images are fitted into {canvas[0]} x {canvas[1]}; in Transformers "
+    notes = (text + ", and ".join(there),) if there and path.is_file() else ()
+    return Processor(canvas, images, refusal, notes)
 
 
-def _canvas(settings: dict[str, Any]) -> tuple[int, int]:
-    size, longest = settings["size"], settings["max_size"]
+def _kind(settings: dict[str, Any]) -> str:
+    """What `size` states: `exact` sides, the `largest`, or a `short` and a long one."""
+    size = settings["size"] if isinstance(settings["size"], dict) else {}
+    for kind, sides in (("exact", _SIDES), ("largest", _LARGEST)):
+        if set(sides) <= set(size):
+            return kind
+    return "short"
+
+
+def _inside(settings: dict[str, Any]) -> tuple[int, int]:
+    """(height, width) that an image is resized to, or fitted into."""
+    size, kind = settings["size"], _kind(settings)
+    if kind != "short":
+        height, width = (size[side] for side in (_SIDES if kind == "exact" else _LARGEST))
+        return height, width
     if not isinstance(size, dict):
-        return size, longest
-    if set(_SIDES) <= set(size):
-        return size["height"], size["width"]
-    if set(_LARGEST) <= set(size):
-        canvas = settings.get("pad_size") or (size["max_height"], size["max_width"])
-        if isinstance(canvas, int):
-            return canvas, canvas
-        return tuple(canvas.get(side, 0) for side in _SIDES) if isinstance(canvas, dict) else canvas
-    short = size.get("shortest_edge", 0)
-    return short, size.get("longest_edge", longest) if short else 0
+        return size, settings["max_size"]
+    return size.get("shortest_edge", 0), size.get("longest_edge", settings["max_size"])
 
 
-def _shown(where: Path, settings: dict[str, Any]) -> Images:
+def _padded(settings: dict[str, Any]) -> tuple[int, int] | None:
+    """(height, width) that every image is padded to, if it is one for all."""
+    size = settings.get("pad_size") if settings["do_pad"] else None
+    if not isinstance(size, dict):
+        return (size, size) if isinstance(size, int) else None
+    return size.get("height", 0), size.get("width", 0)
+
+
+def _shown(
+    where: Path, settings: dict[str, Any], inside: tuple[int, int], canvas: tuple[int, int]
+) -> Images:
     """How a processor shows images. Raises Unshown if that has no counterpart here."""
-    size, canvas = settings["size"], _canvas(settings)
     mean, std = normalised(settings)
-    written, fits = fitted(mean), settings["do_resize"] and settings["resample"] == BILINEAR
-    if isinstance(size, dict) and set(_SIDES) <= set(size):
-        written = SQUASHED
-    elif isinstance(size, dict) and set(_LARGEST) <= set(size):
-        inside = size["max_height"], size["max_width"]
-        fits = fits and inside[0] <= canvas[0] and inside[1] <= canvas[1]
-        if inside != canvas:
-            written = written.replace("fit(", f"fit({inside}, ")
+    padded = _padded(settings)
+    fits = [
+        settings["do_resize"], settings["resample"] == BILINEAR, all(inside), all(canvas),
+        padded is None or (inside[0] <= padded[0] and inside[1] <= padded[1]),
+    ]  # fmt: skip
+    within = min(inside[0], canvas[0]), min(inside[1], canvas[1])
+    written = SQUASHED if _kind(settings) == "exact" and within == canvas else fitted(mean)
+    if within != canvas:
+        written = written.replace("fit(", f"fit({within}, ")
+        if _kind(settings) == "exact":
+            written = written.replace("fit(", "resize(").replace(", floor=True", "")
     data = DataConfig(mean, std, crop=1.0, squash=True, written=written)
     name = settings["image_processor_type"]
     if not _PROCESSOR.fullmatch(name):
         raise Unshown(f"{where}: {printable(name)[:80]} is no processor of DETR, YOLOS", (data, ()))
-    if not fits or not all(canvas):
+    if not all(fits):
         keys = ("do_resize", "size", "pad_size", "resample")
         wrong = ", ".join(f"{key} {brief(settings.get(key))}" for key in keys)
         raise Unshown(f"{where}: {wrong} together have no counterpart here", (data, ()))

@@ -78,8 +78,8 @@ def save_pretrained(
     listed: Flat = {p: np.asarray(jax.device_get(x)) for p, x in unstack(flatten(params)).items()}
     config, listed = _canonical(model.config, listed, writer, to)
     bound: list[Bound] = []
-    refused = writer.refuses(config)  # otherwise a codec might not know what to make of them
-    if not refused:
+    refused = writer.refuses(config)
+    if not refused:  # a codec may fail on parts that the layout refuses
         bound, refused = expand(layout.rows(config, dialect), listed, dialect.get("chunk"))
     if refused:
         hint = "; without a head (num_classes=0) the hidden layer goes too"

@@ -128,11 +128,10 @@ def _describe(tensors: Tensors, known: dict[str, Any]) -> Description:
         "num_queries": shapes[f"{PRE}embeddings.detection_tokens"][1],
         "mid_positions": f"{MID}.1" in shapes, "posemb_resize": "huggingface",
     }  # fmt: skip
-    shows = processor_of(tensors.path)
+    shows = processor_of(tensors.path, patch_size=fields["patch_size"])
     data, guessed = shows.images
-    height, width = (side // fields["patch_size"] * fields["patch_size"] for side in shows.canvas)
-    if "mean" not in guessed and height and width and (height, width) != sides:
-        data = dataclasses.replace(data, image_size=(height, width))
+    if "mean" not in guessed and all(shows.canvas) and shows.canvas != sides:
+        data = dataclasses.replace(data, image_size=shows.canvas)
     return Description(
         YolosConfig, fields, data, classes_of(tensors.path / "config.json", c, count),
         guessed=guessed, refusal=shows.refusal, notes=shows.notes,
@@ -148,6 +147,7 @@ def _refuses(config: Config) -> list[str]:
     without = config.class_token and not config.num_prefix_positions
     refused += ["a class token without a position"] * without
     refused += ["a detector of no class"] * (not config.num_classes)
+    refused += ["positions between one block"] * (config.mid_positions and config.num_layers < 2)
     return refused + ["patches projected without a bias"] * (not config.embed_bias)
 
 
