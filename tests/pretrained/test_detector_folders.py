@@ -102,7 +102,7 @@ def test_a_dilated_resnet_that_timm_does_not_have_is_refused(tmp_path):
     ("fields", "says"),
     [
         ({"pool": "gap"}, "a ViT without a class token"),
-        ({"mid_positions": True}, "positions between one block"),
+        ({"mid_positions": True}, "mid_positions of a single block"),
         ({"prefix_positions": "none"}, "a class token without a position"),
         ({"mlp": "swiglu"}, "mlp 'swiglu'"),
         ({"layer_scale": 1e-5}, "layer_scale"),

@@ -80,8 +80,9 @@ def processor_of(
     given = {key: value for key, value in (old | stated).items() if value is not None}
     settings = _DEFAULTS | given
     inside, padded = _inside(settings), _padded(settings)
-    canvas = tuple(side // (patch_size or 1) * (patch_size or 1) for side in padded or inside)
-    canvas = canvas[0], canvas[1]
+    patch = patch_size or 1
+    height, width = (side // patch * patch for side in padded or inside)
+    canvas = height, width
     images, refusal = or_refusal(_shown, path, settings, inside, canvas)
     if not path.is_file() and not authors:
         images = images[0], ("mean", "std")
@@ -89,7 +90,7 @@ def processor_of(
     there *= _kind(settings) == "short"
     if patch_size and not padded and _kind(settings) != "exact":
         there.append("an image alone has no padding")
-    text = f"{folder}: images are fitted into {canvas[0]} x {canvas[1]}; in Transformers "
+    text = f"{folder}: images are fitted into {height} x {width}; in Transformers "
     notes = (text + ", and ".join(there),) if there and path.is_file() else ()
     return Processor(canvas, images, refusal, notes)
 

@@ -147,7 +147,9 @@ def _refuses(config: Config) -> list[str]:
     without = config.class_token and not config.num_prefix_positions
     refused += ["a class token without a position"] * without
     refused += ["a detector of no class"] * (not config.num_classes)
-    refused += ["positions between one block"] * (config.mid_positions and config.num_layers < 2)
+    refused += ["mid_positions of a single block"] * (
+        config.mid_positions and config.num_layers < 2
+    )
     return refused + ["patches projected without a bias"] * (not config.embed_bias)
 
 
