@@ -10,11 +10,11 @@ is the backbone, and every layer refines the boxes of the layer before, so that 
 
 BACKBONE: r50, r50_dc5, r101 or r101_dc5, whose batch norms are frozen, with the paper's settings
 (section A.4). The frozen parts come with weights that --config.init names: of a DETR, or of
-torchvision's or timm's ResNet, as in the paper. Images are fitted into one canvas; the paper draws
-their size. Or a name of `list_models` of a ViT, a hybrid or a ResNet with group norm, for a few
-hundred images of your own: every layer refines the boxes of the layer before, there is no encoder
-behind a ViT's, and the rate is larger. DATA: a source with boxes, such as coco:FOLDER or
-voc:FOLDER.
+torchvision's or timm's ResNet, as in the paper. Images are fitted into a canvas, of one of four
+sizes for each step; the paper draws the size of each image. Or a name of `list_models` of a ViT, a
+hybrid or a ResNet with group norm, for a few hundred images of your own: every layer refines the
+boxes of the layer before, there is no encoder behind a ViT's, and the rate is larger. DATA: a
+source with boxes, such as coco:FOLDER or voc:FOLDER.
 """
 
 from vit_jax.config import base
@@ -56,7 +56,7 @@ def papers(name: str, data: str):
     c.eval_every_epochs = 10.0
 
     c.data.train.source = data
-    c.data.train.pipeline = "decode|flip_lr|size_crop|fit|pad"
+    c.data.train.pipeline = "decode|buckets(0.6, 0.75, 0.9, 1.0)|flip_lr|size_crop|fit|pad"
     c.data.eval.pipeline = "decode|fit|pad"
     c.data.mean, c.data.std = SHOWN
 

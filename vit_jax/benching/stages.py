@@ -40,7 +40,7 @@ def _one_thread(run: Run, seconds: float) -> tuple[dict[str, float], int]:
     source: Any = run.train_source
     pipeline, rng, images = run.resolved.pipelines[0], np.random.default_rng(0), 0
     decode = f"decode{' (its head; the rest in what follows)' if pipeline.encoded else ''}"
-    names = list(calls.split(pipeline.text))[1:]
+    names = list(calls.split(pipeline.text))[2 if pipeline.sizes else 1 :]
     spent = dict.fromkeys(["read", decode], 0.0)
     began = now = time.perf_counter()
 

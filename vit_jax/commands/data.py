@@ -62,14 +62,17 @@ def _check(options: argparse.Namespace) -> int:
 def _ops(options: argparse.Namespace) -> int:
     """Lists the operations of pipelines."""
     from vit_jax.data.declared import DECLARED, OPS
-    from vit_jax.data.pipeline_text import SHOWN, decode
+    from vit_jax.data.pipeline_text import SHOWN, buckets, decode
 
-    for name, function in {"decode": decode, **OPS, **SHOWN}.items():
+    every: dict[str, Callable] = {"decode": decode, "buckets": buckets, **OPS, **SHOWN}
+    for name, function in every.items():
         takes = list(inspect.signature(function).parameters.values())[3 if name in OPS else 0 :]
         arguments = ", ".join(
-            f"{p.name}={p.default!r}" if p.default is not p.empty else p.name for p in takes
+            f"{p.name}={p.default!r}" if p.default is not p.empty else str(p).partition(":")[0]
+            for p in takes
         )
-        drawn = "  (draws: not for evaluation)" if name in OPS and DECLARED[function].random else ""
+        draws = function is buckets or (name in OPS and DECLARED[function].random)
+        drawn = "  (draws: not for evaluation)" if draws else ""
         print(f"{name}({arguments}){drawn}")
         print(f"    {' '.join((inspect.getdoc(function) or '').split(chr(10) * 2)[0].split())}\n")
     return 0

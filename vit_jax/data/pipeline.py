@@ -12,7 +12,7 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Protocol
 
@@ -132,6 +132,20 @@ def check_depth(source: Source, pipeline: Pipeline, channels: int) -> str:
     return "" if dtype is None else unused(dtype, least, most, pipeline.levels)
 
 
+@dataclasses.dataclass(frozen=True)
+class Bucket:
+    """The examples of a run in order, with images of one size, and the row that does not count."""
+
+    examples: grain.MapDataset
+    filler: Batch
+
+
+def drawn(seed: int, first: int, count: int) -> int:
+    """The number of the bucket, of `count`, of a batch that begins with example `first`. It is the
+    same in all processes, and after a restart."""
+    return int(np.random.default_rng([seed, first]).integers(count)) if count > 1 else 0
+
+
 class Batches:
     """The batches of a run's next steps: dicts of arrays with a first axis of [rows]. This process
     only makes the rows that its devices hold.
@@ -142,10 +156,10 @@ class Batches:
     """
 
     def __init__(
-        self, examples: grain.MapDataset, filler: Batch, rows: np.ndarray, batch_size: int, *,
-        steps: int, threads: int, workers: int, first: int = 0, limit: int | None = None,
+        self, buckets: Sequence["Bucket"], rows: np.ndarray, batch_size: int, *, steps: int,
+        threads: int, workers: int, first: int = 0, limit: int | None = None, seed: int = 0,
     ):  # fmt: skip
-        self.examples, self.filler, self.rows, self.batch_size = examples, filler, rows, batch_size
+        self.buckets, self.seed, self.rows, self.batch_size = buckets, seed, rows, batch_size
         self.steps, self.first, self.limit, self.workers = steps, first, limit, workers
         self._threads = None if workers else ThreadPoolExecutor(max(1, threads), "examples")
 
@@ -154,16 +168,18 @@ class Batches:
 
     def __getitem__(self, step: int) -> Batch:
         empty = SharedMemoryArray if self.workers else np.empty  # Grain does not copy shared memory
+        first = self.first + int(step) * self.batch_size
+        bucket = self.buckets[drawn(self.seed, first, len(self.buckets))]
         batch: Batch = {
             name: empty((len(self.rows), *value.shape), value.dtype)
-            for name, value in self.filler.items()
+            for name, value in bucket.filler.items()
         }
 
         def fill(part: range) -> None:
             for row in part:
-                number = self.first + int(step) * self.batch_size + int(self.rows[row])
+                number = first + int(self.rows[row])
                 past = self.limit is not None and number >= self.limit
-                example = self.filler if past else self.examples[number]
+                example = bucket.filler if past else bucket.examples[number]
                 for name, value in example.items():
                     batch[name][row] = value
 
@@ -217,12 +233,17 @@ def train_batches(
     """Batches of the next `steps` steps of a run that has seen `examples_seen` examples.
 
     Every epoch has each example once, in a new order. A batch has `image` uint8
-    [rows, H, W, C], `id` and `damaged` int64 [rows], and the task's entries.
+    [rows, H, W, C], `id` and `damaged` int64 [rows], and the task's entries. H and W are those of
+    `shape`, or of a bucket of the pipeline.
     """
-    prepare = Prepare(source, pipeline, shape, entries, training=True)
+    prepares = [
+        Prepare(source, pipeline.at(size), (*size, shape[-1]), entries, training=True)
+        for size in pipeline.sizes or [shape[:2]]
+    ]
+    order = _order(source, seed)
     return Batches(
-        _order(source, seed).random_map(prepare), prepare.filler(), rows, batch_size,
-        steps=steps, first=examples_seen, threads=threads, workers=workers,
+        [Bucket(order.random_map(prepare), prepare.filler()) for prepare in prepares], rows,
+        batch_size, steps=steps, first=examples_seen, threads=threads, workers=workers, seed=seed,
     )  # fmt: skip
 
 
@@ -248,9 +269,10 @@ def eval_batches(
     if pipeline.random:
         raise UserError(f"data.eval.pipeline {pipeline.text!r} is random: evaluation is not")
     prepare = Prepare(source, pipeline, shape, entries, training=False)
+    examples = grain.MapDataset.range(len(source)).map(prepare.map)
     return Batches(
-        grain.MapDataset.range(len(source)).map(prepare.map), prepare.filler(), rows, batch_size,
-        steps=-(-len(source) // batch_size), limit=len(source), threads=threads, workers=workers,
+        [Bucket(examples, prepare.filler())], rows, batch_size, threads=threads, workers=workers,
+        steps=-(-len(source) // batch_size), limit=len(source),
     )  # fmt: skip
 
 

@@ -1,7 +1,7 @@
 """A pipeline string, parsed: `decode|inception_crop(224)|flip_lr|value_range(-1, 1)`.
 
-The first call is `decode`, which gives pixels. The operations that follow stand in `OPS`, or are
-the user's own. The last one may say how the device shows the pixels to the model.
+The first call is `decode`, which gives pixels; `buckets` may follow. The operations behind stand in
+`OPS`, or are the user's own. The last one may say how the device shows the pixels to the model.
 """
 
 import dataclasses
@@ -57,13 +57,47 @@ def decode(
     return None if low is None and high is None else Levels.between(low, high)
 
 
+Size = int | float | tuple[int, int]  # one side of a square, a share of the model's sides, or both
+
+
+def buckets(*sizes: Size) -> tuple[Size, ...]:
+    """All images of a training step have one of these sizes: (height, width), one side of a square,
+    or a share in 0 … 1 of the model's sides. It is drawn for each step, and the operations behind
+    take it where they are given none. So sizes vary, and nothing is compiled but one step for each,
+    before training. It comes right behind `decode`. The largest size is the model's, which
+    evaluation has."""
+    for size in sizes:
+        sides = size if isinstance(size, tuple) else (size, size)
+        share = isinstance(size, float) and 0 < size <= 1
+        if len(sides) != 2 or not (share or all(isinstance(n, int) and n > 0 for n in sides)):
+            raise ValueError(
+                "a size is (height, width), one side, or a share in 0 … 1 of the model's sides, "
+                f"not {size!r}"
+            )
+    if len(set(sizes)) < max(2, len(sizes)):
+        raise ValueError("it takes two sizes or more, each of them once")
+    return sizes
+
+
+def _in_pixels(sizes: tuple[Size, ...], model_size: tuple[int, int]) -> tuple[tuple[int, int], ...]:
+    """Sizes of `buckets` as (height, width)."""
+
+    def of(size: Size) -> tuple[int, int]:
+        if isinstance(size, float):
+            return max(1, round(size * model_size[0])), max(1, round(size * model_size[1]))
+        return size if isinstance(size, tuple) else (size, size)
+
+    return tuple(dict.fromkeys(map(of, sizes)))
+
+
 # Last operations, which the device does: functions that return (mean, std), as in data.mean.
 SHOWN: dict[str, Callable] = {"value_range": value_range, "normalise": normalise}
 
 
 @dataclasses.dataclass(frozen=True)
 class Pipeline:
-    """A parsed pipeline string, called with (image, rng). `random`: whether it draws from `rng`."""
+    """A parsed pipeline string, called with (image, rng). `random`: whether it draws from `rng`, or
+    its size for each step."""
 
     text: str
     steps: tuple["Step", ...]
@@ -71,6 +105,12 @@ class Pipeline:
     encoded: bool = False  # the first operation takes an EncodedJpeg
     levels: Levels | None = None  # the range of values of more than 8 bits
     shown: tuple[Any, Any] | None = None  # mean and std, if the text states them
+    sizes: tuple[tuple[int, int], ...] = ()  # those of `buckets`, of which each step has one
+
+    def at(self, size: tuple[int, int]) -> "Pipeline":
+        """The same, for images of one size alone."""
+        steps = tuple(dataclasses.replace(step, model_size=size) for step in self.steps)
+        return dataclasses.replace(self, steps=steps, sizes=())
 
     def open(self, image: bytes | np.ndarray, channels: int) -> np.ndarray | EncodedJpeg:
         """Prepares the image of a source for a call. Raises DamagedImage and UserError, as
@@ -102,6 +142,13 @@ class Step:
     model_size: tuple[int, int]
     arguments: list[Any]
     options: dict[str, Any]
+
+    def check(self) -> None:
+        """Raises ValueError, or anything, where the operation cannot use its arguments."""
+        blank = np.zeros((*self.model_size, 3), np.uint8)
+        result = self({"image": blank}, np.random.default_rng(0))["image"]
+        if result.ndim != blank.ndim or not result.size or result.dtype != np.uint8:
+            raise ValueError(f"makes an image of {result.dtype}, of shape {result.shape}")
 
     def __call__(self, example: Example, rng: np.random.Generator | None) -> Example:
         function = OPS.get(self.name) or imported(self.name, "an operation")
@@ -153,7 +200,8 @@ def parse(
     if levels is not None and channels is not None:
         levels.check(channels)
     steps: list[Step] = []
-    shown, draws, encoded, blank = None, False, False, np.zeros((*model_size, 3), np.uint8)
+    shown, draws, encoded = None, False, False
+    sizes: tuple[tuple[int, int], ...] = ()
     for number, part in enumerate(parts[1:], 1):
         name = calls.name_of(part)
         if name in SHOWN and number < len(parts) - 1:
@@ -164,7 +212,7 @@ def parse(
                 f"{printable(name)!r} is not imported, because it could run any code "
                 "(vit predict imports it with --trust-code)"
             )
-        known = OPS | SHOWN
+        known = OPS | SHOWN | {"buckets": buckets}
         function = imported(name, "an operation") if ":" in name else known.get(name)
         if function is None:
             raise UserError(f"unknown operation {part!r} in pipeline: {nearest(name, known)}")
@@ -173,14 +221,18 @@ def parse(
             if name in SHOWN:
                 shown = function(*arguments, **options)
                 continue
-            step = Step(name, model_size, arguments, options)
-            result = step({"image": blank}, np.random.default_rng(0))["image"]
-            if result.ndim != blank.ndim or not result.size or result.dtype != np.uint8:
-                raise ValueError(f"makes an image of {result.dtype}, of shape {result.shape}")
+            if function is buckets:
+                if number > 1:
+                    raise ValueError("it comes right behind decode")
+                sizes = _in_pixels(buckets(*arguments, **options), model_size)
+                continue
+            for size in sizes or [model_size]:
+                Step(name, size, arguments, options).check()
         except Exception as error:  # an operation may raise anything about its arguments
             raise _misused(part, function, error) from error
-        steps.append(step)
         declared = DECLARED.get(function, Declared())
+        encoded = encoded or (not steps and declared.encoded)
+        steps.append(Step(name, model_size, arguments, options))
         follow = declared.changes + ("objects",) * declared.says_where
         left = sorted(set(placed) - set(follow)) if declared.moves else []
         if left:
@@ -189,14 +241,13 @@ def parse(
                 f"example's {', '.join(left)}"
             )
         draws = draws or declared.random
-        encoded = encoded or (number == 1 and declared.encoded)
-    return Pipeline(text, tuple(steps), draws, encoded, levels, shown)
+    return Pipeline(text, tuple(steps), draws or bool(sizes), encoded, levels, shown, sizes)
 
 
 def _misused(part: str, function: Callable, error: Exception) -> UserError:
     """The error for arguments that an operation cannot use."""
     wants = list(map(str, inspect.signature(function).parameters.values()))
-    of_image = function not in (decode, *SHOWN.values())
+    of_image = function not in (decode, buckets, *SHOWN.values())
     name, takes = calls.name_of(part), ", ".join(wants[3 if of_image else 0 :])
     reason = " ".join(f"{error}".split())[:200]
     return UserError(f"operation {part!r} in pipeline: {name} takes ({takes}): {reason}")

@@ -70,7 +70,7 @@ FAMILY = Family(
             ("bit_50x1",),
         ),
     ),
-    parts=("resnet_layers",),
+    parts=("resnet_layers",), any_size=True,
     layer=lambda c, rngs: first_layer(
         c, lambda width: StdConv(
             width, width, 3, padding="symmetric", standardization=c.standardization,

@@ -262,7 +262,7 @@ def _family(name: str, config: type, backbone: Family, published: tuple[Names, .
         name, config, lambda c, rngs: Detr(c, rngs, backbone), _macs(backbone),
         params=(*behind, *(dataclasses.replace(row, at_init=row.at_init or OWN) for row in ROWS)),
         names=(*published, *names), parts=backbone.parts,
-        backbone=backbone, task="detection",
+        backbone=backbone, task="detection", any_size=backbone.any_size,
     )  # fmt: skip
 
 

@@ -104,6 +104,7 @@ class Family:
     # The family of its models less their decoders: what weights of them are without it.
     encoder: "Family | None" = None
     task: str = "classification"  # of the package's tasks, the one that its models are for
+    any_size: bool = False  # its models take images of any size: `image_size` is the usual one
 
     @property
     def fields(self) -> dict[str, dataclasses.Field]:

@@ -186,10 +186,12 @@ class Model:
           `encoded` (batch, tokens, D) and `pre_logits` (batch, D).
 
         Raises:
-          ValueError: the images have another shape or are integers, or `train` without `key`.
+          ValueError: the images have another shape (but for `Family.any_size`) or are integers, or
+            `train` without `key`.
         """
         expected = (*self.config.image_size, self.config.channels)
-        if images.ndim != 4 or images.shape[1:] != expected:
+        fixed = slice(3, None) if self.family.any_size else slice(1, None)
+        if images.ndim != 4 or images.shape[fixed] != expected[fixed.start - 1 :]:
             raise ValueError(
                 f"{self.name} takes images [batch, {expected[0]}, {expected[1]}, {expected[2]}], "
                 f"got {list(images.shape)}"

@@ -80,5 +80,5 @@ FAMILY = Family(
             DataConfig(IMAGENET.mean, IMAGENET.std),
         ),
     ),
-    parts=("resnet_layers", "norm"), layer=bit.FAMILY.layer,
+    parts=("resnet_layers", "norm"), layer=bit.FAMILY.layer, any_size=True,
 )  # fmt: skip

@@ -87,8 +87,10 @@ class Plan:
 
     @property
     def hours(self) -> float:
-        """Hours to the end of the recipe at the highest possible speed."""
-        return self.step_s * self.run.config.total_steps / 3600
+        """Hours to the end of the recipe at the highest possible speed. `step_s` is of the largest
+        images; steps with smaller ones take less by their multiply-adds."""
+        share = self.run.macs / self.run.model.macs
+        return share * self.step_s * self.run.config.total_steps / 3600
 
 
 def make_plan(

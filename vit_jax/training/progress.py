@@ -46,7 +46,7 @@ class Progress:
         self._config, self._devices, self._task = run.config, run.mesh.size, run.task
         self._epoch = run.config.batch_size / run.train_examples
         peak = peak_flops(run.mesh.devices.flat[0].device_kind, run.config.model.dtype)
-        self._flops = 6 * run.model.macs
+        self._flops = 6 * run.macs
         self._peak = peak * self._devices if peak else None
         self._console = Console(run.config.total_steps, start.step, run.config.batch_size)
         self._quiet, self._repeats = quiet or not first, Repeats()

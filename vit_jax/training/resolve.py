@@ -202,8 +202,10 @@ def _pipelines(
         pipeline_text.parse(text, size, imports=True, channels=channels, placed=placed)
         for text in texts
     )
+    _check_buckets(config, model, train.sizes)
     if evaluation.random and config.data.eval.split:
-        drawing = sorted(name for name, function in OPS.items() if DECLARED[function].random)
+        drawing = ["buckets"]
+        drawing += sorted(name for name, function in OPS.items() if DECLARED[function].random)
         raise UserError(
             f"data.eval.pipeline {evaluation.text!r} is random, evaluation is not: leave out "
             f"{', '.join(drawing)}"
@@ -216,6 +218,31 @@ def _pipelines(
             f"{' and '.join(map(repr, texts))}: begin both with {ranged.partition('|')[0].strip()}"
         )
     return train, evaluation
+
+
+def _check_buckets(config: ConfigDict, model: Model, sizes: tuple[tuple[int, int], ...]) -> None:
+    """Raises UserError where a training step cannot have images of these sizes."""
+    if not sizes:
+        return
+    if not model.family.any_size or config.distill:
+        who = f"{model.name} takes" if not model.family.any_size else "distill has a teacher of"
+        raise UserError(
+            f"data.train.pipeline has buckets, but {who} images of one size; ResNets, and a DETR "
+            "on a ResNet, take any"
+        )
+    largest = max(sizes, key=lambda size: size[0] * size[1])
+    if largest != tuple(model.config.image_size):
+        tall, wide = model.config.image_size
+        raise UserError(
+            f"the largest bucket, {largest[0]} × {largest[1]}, is the size of evaluation, but "
+            f"model.image_size is {tall} × {wide}: "
+            f"--config.model.image_size={largest[0]},{largest[1]}"
+        )
+    for size in sizes:
+        try:
+            dataclasses.replace(model.config, image_size=size)
+        except ValueError as error:
+            raise UserError(f"bucket {size[0]} × {size[1]}: {error}") from error
 
 
 def _give_way(c: ConfigDict, named: list[str]) -> list[str]:

@@ -167,12 +167,29 @@ class Run:
     def batch_sharding(self) -> NamedSharding:
         return NamedSharding(self.mesh, BATCH)
 
-    def abstract_batch(self, size: int) -> dict[str, jax.ShapeDtypeStruct]:
-        """Shapes, dtypes and sharding of a batch of `size` examples."""
+    @property
+    def sizes(self) -> tuple[tuple[int, int], ...]:
+        """The sizes (height, width) of training images, of which each step has one."""
+        return self.resolved.pipelines[0].sizes or (self.model.config.image_size,)
+
+    @property
+    def macs(self) -> float:
+        """Multiply-adds of one training image through the model, as the mean over its sizes."""
+        if not self.resolved.pipelines[0].sizes:
+            return self.model.macs
+        c, macs = self.model.config, self.model.family.macs
+        each = [macs(dataclasses.replace(c, image_size=size)) for size in self.sizes]
+        return sum(each) / len(each)
+
+    def abstract_batch(
+        self, size: int, sides: tuple[int, int] | None = None
+    ) -> dict[str, jax.ShapeDtypeStruct]:
+        """Shapes, dtypes and sharding of a batch of `size` examples. `sides`: of its images; the
+        model's by default."""
         c, where = self.model.config, self.batch_sharding
         filler = self.task.entries(self.resolved.data.facts).filler
         shapes: dict[str, tuple[tuple[int, ...], Any]] = {
-            "image": ((*c.image_size, c.channels), jnp.uint8), "id": ((), jnp.int32),
+            "image": ((*(sides or c.image_size), c.channels), jnp.uint8), "id": ((), jnp.int32),
             "damaged": ((), jnp.int32),
         }  # fmt: skip
         shapes |= {name: (value.shape, value.dtype) for name, value in filler.items()}
@@ -188,7 +205,8 @@ class Run:
 
     @property
     def jitted_step(self) -> tuple[Any, list[Any]]:
-        """The training step before compilation, and the shapes of its arguments."""
+        """The training step before compilation, and the shapes of its arguments, with images of the
+        model's size."""
         everywhere = NamedSharding(self.mesh, PartitionSpec())  # every process reads the metrics
         jitted = jax.jit(
             make_train_step(self.task, self.config, self.mesh), donate_argnums=0,
@@ -211,20 +229,26 @@ class Run:
 
     @functools.cached_property
     def compiled_step(self) -> Any:
-        """The training step, compiled ahead of time. It reuses the memory of the old state."""
+        """The training step for images of the model's size, compiled ahead of time. It reuses the
+        memory of the old state."""
         jitted, arguments = self.jitted_step
         return jitted.lower(*arguments).compile()
 
     def compile_train_step(self) -> Callable:
-        """(state, batch) -> (state, metrics), compiled. The old state cannot be used afterwards.
-        Arguments that are not on the devices are an error, because a transfer would delay every
-        step."""
-        step, held = self.compiled_step, self.held_on_devices()
-        more = () if held is None else (held,)
+        """(state, batch) -> (state, metrics), compiled for every size of images. The old state
+        cannot be used afterwards. Arguments that are not on the devices are an error, because a
+        transfer would delay every step."""
+        steps, held = {self.model.config.image_size: self.compiled_step}, self.held_on_devices()
+        jitted, (state, _, *more) = self.jitted_step
+        for sides in self.sizes:
+            if sides not in steps:
+                batch = self.abstract_batch(self.config.batch_size, sides)
+                steps[sides] = jitted.lower(state, batch, *more).compile()
+        more = [] if held is None else [held]
 
         def guarded(state: State, batch: Any) -> Any:
             with jax.transfer_guard("disallow"):
-                return step(state, batch, *more)
+                return steps[batch["image"].shape[1:3]](state, batch, *more)
 
         return guarded
 
