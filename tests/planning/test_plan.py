@@ -11,6 +11,7 @@ from vit_jax import cli
 from vit_jax.commands.plan import lines
 from vit_jax.config import changed
 from vit_jax.errors import UserError
+from vit_jax.models import create_model
 from vit_jax.planning import topologies
 from vit_jax.planning.hlo import Collective
 from vit_jax.planning.plan import as_json, by_formula, make_plan
@@ -251,3 +252,17 @@ def test_slices_of_three_dimensions_are_multiples_of_four_above_64_chips(generat
         sides = [int(n) for n in shape.split("x")]
         assert np.prod(sides) < 64 or all(n % 4 == 0 for n in sides)
         assert len(sides) == 3
+
+
+def test_hours_count_the_sizes_of_images_by_their_multiply_adds(capsys):
+    plan = ["plan", "--config=digits.py", "--config.model.name=resnet14w8_gn",
+            "--config.model.image_size=32", "--topology=gpu:h100x1"]  # fmt: skip
+    hours, macs = [], []
+    for text in ("decode|resize", "decode|buckets(16, (32, 16), 1.0)|resize"):
+        assert cli.main([*plan, f"--config.data.train.pipeline={text}", "--json"]) == 0
+        hours.append(json.loads(capsys.readouterr().out)["roofline"]["hours"])
+    for size in ((16, 16), (32, 16), (32, 32)):
+        macs.append(create_model("resnet14w8_gn", image_size=size, num_classes=10, channels=1).macs)
+    assert hours[1] / hours[0] == pytest.approx(sum(macs) / 3 / macs[2])
+    cli.main([*plan, f"--config.data.train.pipeline={text}"])
+    assert "images of 3 sizes: a step below has the largest, 32 × 32" in capsys.readouterr().out

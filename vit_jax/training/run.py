@@ -110,11 +110,13 @@ class Run:
         (trained, numbers), (frozen, _) = totals["trained"], totals["frozen"]
         decays = f"{o.weight_decay:g} (times the {o.decay_by}) on {totals['decayed'][0]:,} tensors"
         those = f"{trained:,} of {trained + frozen:,}" if frozen else f"all {trained:,}"
+        sides = ", ".join(f"{tall} × {wide}" for tall, wide in self.sizes)
         return [
             f"{self.train_examples:,} training examples{classes}; batch {c.batch_size:,} "
             f"({devices}, {accumulation})",
             f"{c.total_steps:,} steps = {seen:,} examples = "
             f"{seen / self.train_examples:.4g} epochs",
+            *([f"images of one size a step: {sides}"] if len(self.sizes) > 1 else []),
             f"{o.name}: rate {o.lr:g}, {c.schedule.name}{after}",
             f"weight decay {decays}" if o.weight_decay else "no weight decay",
             f"{those} tensors train ({numbers:,} parameters)",
