@@ -6,6 +6,7 @@ import pytest
 
 import vit_jax
 from tests.digits_run import rows, told
+from vit_jax import cli
 from vit_jax.config import base
 from vit_jax.training.run import run_of
 
@@ -65,14 +66,20 @@ def test_a_step_is_that_of_a_run_with_images_of_its_size_alone():
         "resnet14w8_gn", image_size=size, num_classes=10, channels=1
     ).macs for size in SIZES]  # fmt: skip
     assert run.macs == sum(macs) / 2 < run.model.macs
+    measured = run.of_one_size  # by `vit bench`
+    assert (measured.sizes, measured.macs) == ((SIZES[1],), run.model.macs)
 
 
-def test_it_continues_bit_for_bit(tmp_path):
+def test_it_continues_bit_for_bit_and_is_evaluated_at_another_size(tmp_path, capsys):
     vit_jax.train(config(), tmp_path / "whole", quiet=True)
     vit_jax.train(config(total_steps=3), tmp_path / "parts", quiet=True)
     vit_jax.train(config(), tmp_path / "parts", quiet=True)
     assert len(rows(tmp_path / "whole")) >= 6
     assert told(tmp_path / "whole") == told(tmp_path / "parts")
+    keys = ("model.image_size=48", "data.eval.split=val", "data.eval.pipeline=decode|resize")
+    typed = [f"--config.{key}" for key in keys]
+    assert cli.main(["evaluate", f"--workdir={tmp_path / 'parts'}", *typed]) == 0
+    assert "(355 examples of digits val)" in capsys.readouterr().out
 
 
 @pytest.mark.long

@@ -33,7 +33,7 @@ def once(began: float, set_up: Callable[[], Any]) -> dict[str, Any]:
     def mark() -> None:
         marks.append(time.time())
 
-    run = set_up()
+    run = set_up().of_one_size
     mark()
     jitted, arguments = run.jitted_step
     traced = jitted.trace(*arguments)

@@ -114,7 +114,8 @@ def measure(run: Run, what: str, *, say: Say, **how: Any) -> list[Row]:
     """Returns one row for each side, and one for the matrix products, measured in the same turns.
 
     Args:
-      run: its batch is halved until all sides fit into memory.
+      run: its batch is halved until all sides fit into memory. Of several sizes of images, the
+        largest is measured.
       what: `step` or `forward`.
       say: is called with a line about everything that is left out or changed.
       how: `peers`; `real` data; `rounds`; `count` steps in one measurement; `label` of the case;
@@ -122,6 +123,7 @@ def measure(run: Run, what: str, *, say: Say, **how: Any) -> list[Row]:
 
     Raises UserError if even the smallest batch needs too much memory.
     """
+    run = run.of_one_size
     while True:
         try:
             return _measured(run, what, say, **how)

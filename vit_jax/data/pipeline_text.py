@@ -6,6 +6,7 @@ The first call is `decode`, which gives pixels; `buckets` may follow. The operat
 
 import dataclasses
 import inspect
+import math
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -58,24 +59,29 @@ def decode(
 
 
 Size = int | float | tuple[int, int]  # one side of a square, a share of the model's sides, or both
+MOST_PIXELS = 2**25  # of a bucket: each operation is tried on an image of its size
 
 
 def buckets(*sizes: Size) -> tuple[Size, ...]:
     """All images of a training step have one of these sizes: (height, width), one side of a square,
     or a share in 0 … 1 of the model's sides. It is drawn for each step, and the operations behind
-    take it where they are given none. So sizes vary, and nothing is compiled but one step for each,
-    before training. It comes right behind `decode`. The largest size is the model's, which
-    evaluation has."""
+    take it where they are given none. The training step is compiled for every size before training.
+    It comes right behind `decode`. The largest size is the model's, which evaluation has."""
     for size in sizes:
         sides = size if isinstance(size, tuple) else (size, size)
         share = isinstance(size, float) and 0 < size <= 1
-        if len(sides) != 2 or not (share or all(isinstance(n, int) and n > 0 for n in sides)):
+        if len(sides) != 2 or not (share or all(type(n) is int and n > 0 for n in sides)):
             raise ValueError(
                 "a size is (height, width), one side, or a share in 0 … 1 of the model's sides, "
                 f"not {size!r}"
             )
+        if not share and sides[0] * sides[1] > MOST_PIXELS:
+            raise ValueError(f"{size!r} has more than {MOST_PIXELS:,} pixels")
     if len(set(sizes)) < max(2, len(sizes)):
         raise ValueError("it takes two sizes or more, each of them once")
+    shares = [size for size in sizes if isinstance(size, float)]
+    if shares and max(shares) < 1:
+        raise ValueError("the largest share is 1.0, the model's size; 1 is a side of one pixel")
     return sizes
 
 
@@ -241,7 +247,29 @@ def parse(
                 f"example's {', '.join(left)}"
             )
         draws = draws or declared.random
+    _check_sizes(text, steps, sizes)
     return Pipeline(text, tuple(steps), draws or bool(sizes), encoded, levels, shown, sizes)
+
+
+def _check_sizes(text: str, steps: list[Step], sizes: tuple[tuple[int, int], ...]) -> None:
+    """Raises UserError where the operations do not make images of each of the sizes."""
+    largest = max(sizes, key=math.prod, default=())
+    for size in sizes:
+        image, rng = np.zeros((*largest, 3), np.uint8), np.random.default_rng(0)
+        try:
+            for step in steps:
+                image = dataclasses.replace(step, model_size=size)({"image": image}, rng)["image"]
+        except Exception as error:  # an operation may raise anything about an image
+            raise UserError(
+                f"pipeline {text!r} in the bucket {size[0]} × {size[1]}: {error}"
+            ) from error
+        if image.shape[:2] != size:
+            tall, wide = image.shape[:2]
+            raise UserError(
+                f"pipeline {text!r} makes an image {tall} × {wide} in the bucket {size[0]} × "
+                f"{size[1]}: behind buckets, resize, fit|pad or a crop without a size of its own "
+                "makes that size"
+            )
 
 
 def _misused(part: str, function: Callable, error: Exception) -> UserError:

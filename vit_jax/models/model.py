@@ -189,13 +189,15 @@ class Model:
           ValueError: the images have another shape (but for `Family.any_size`) or are integers, or
             `train` without `key`.
         """
-        expected = (*self.config.image_size, self.config.channels)
-        fixed = slice(3, None) if self.family.any_size else slice(1, None)
-        if images.ndim != 4 or images.shape[fixed] != expected[fixed.start - 1 :]:
+        c, given = self.config, images.shape[1:]
+        size = given[:2] if self.family.any_size else c.image_size
+        if images.ndim != 4 or given != (*size, c.channels) or not all(given):
+            sides = ("height", "width") if self.family.any_size else c.image_size
             raise ValueError(
-                f"{self.name} takes images [batch, {expected[0]}, {expected[1]}, {expected[2]}], "
+                f"{self.name} takes images [batch, {sides[0]}, {sides[1]}, {c.channels}], "
                 f"got {list(images.shape)}"
             )
+        dataclasses.replace(c, image_size=size)  # raises ValueError for a size that it cannot have
         if jnp.issubdtype(images.dtype, jnp.integer):
             raise ValueError(
                 f"images are {images.dtype}, the model takes float32 in its value range: "

@@ -129,7 +129,7 @@ FAMILY = Family(
             tuple(f"nonlocal_resnet{d}_{n}" for d, n in ((50, 1), (50, 5), (50, 10), (101, 5))),
         ),
     ),
-    parts=("resnet_layers", "nonlocal_blocks"),
+    parts=("resnet_layers", "nonlocal_blocks"), any_size=True,
     layer=lambda c, rngs: first_layer(
         c, lambda width: NonLocal(
             width, c.affinity, eps=c.groupnorm_eps, dtype=jnp.dtype(c.dtype), rngs=rngs

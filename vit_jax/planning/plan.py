@@ -190,6 +190,7 @@ def as_json(plan: Plan) -> dict[str, Any]:
         "topology": plan.target.name, "slices": plan.target.slices, "chips": plan.target.count,
         "model": plan.run.model.name, "batch_size": plan.run.config.batch_size,
         "microbatch": plan.run.config.microbatch, "mesh": dict(mesh),
+        "image_sizes": [list(size) for size in plan.run.sizes],
         "remat": plan.run.config.model.remat, "how": plan.how, "fits": plan.fits,
         "not_compiled": plan.target.missing or None,
         "bytes_per_chip": dataclasses.asdict(plan.memory),

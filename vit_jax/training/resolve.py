@@ -7,6 +7,7 @@ run can continue when the weights are gone.
 """
 
 import dataclasses
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -160,7 +161,7 @@ def resolve(
     said += task.notes
     _check_optimizer(frozen, model)
     asked, metrics = parse(frozen.evaluators, task.evaluators)
-    pipelines = _pipelines(frozen, model, task.entries(found.facts).placed)
+    pipelines = _pipelines(frozen, model, task.entries(found.facts).placed, trains=not measures)
     for source, parsed in zip((found.train, found.evaluation), pipelines, strict=True):
         note = check_depth(source, parsed, model.config.channels) if source else ""
         if note and not any(line.endswith(note) for line in said):
@@ -193,7 +194,7 @@ def _check_optimizer(config: ConfigDict, model: Model) -> None:
 
 
 def _pipelines(
-    config: ConfigDict, model: Model, placed: tuple[str, ...]
+    config: ConfigDict, model: Model, placed: tuple[str, ...], *, trains: bool
 ) -> tuple[pipeline_text.Pipeline, pipeline_text.Pipeline]:
     """Those of training and of evaluation, which fit each other. Raises UserError."""
     size, channels = model.config.image_size, model.config.channels
@@ -202,7 +203,8 @@ def _pipelines(
         pipeline_text.parse(text, size, imports=True, channels=channels, placed=placed)
         for text in texts
     )
-    _check_buckets(config, model, train.sizes)
+    if trains:
+        _check_buckets(config, model, train.sizes)
     if evaluation.random and config.data.eval.split:
         drawing = ["buckets"]
         drawing += sorted(name for name, function in OPS.items() if DECLARED[function].random)
@@ -224,15 +226,17 @@ def _check_buckets(config: ConfigDict, model: Model, sizes: tuple[tuple[int, int
     """Raises UserError where a training step cannot have images of these sizes."""
     if not sizes:
         return
+    tall, wide = model.config.image_size
     if not model.family.any_size or config.distill:
         who = f"{model.name} takes" if not model.family.any_size else "distill has a teacher of"
         raise UserError(
-            f"data.train.pipeline has buckets, but {who} images of one size; ResNets, and a DETR "
-            "on a ResNet, take any"
+            f"data.train.pipeline has buckets, but {who} images of one size; resnet…_gn, "
+            "resnet…_frozen_bn, nonlocal_… and resnetv2_…_bit take any, and DETRs on the first two"
         )
-    largest = max(sizes, key=lambda size: size[0] * size[1])
-    if largest != tuple(model.config.image_size):
-        tall, wide = model.config.image_size
+    if len(sizes) == 1:
+        raise UserError(f"the buckets of data.train.pipeline are all {tall} × {wide}")
+    largest = max(sizes, key=math.prod)
+    if (tall, wide) not in sizes or tall * wide < math.prod(largest):
         raise UserError(
             f"the largest bucket, {largest[0]} × {largest[1]}, is the size of evaluation, but "
             f"model.image_size is {tall} × {wide}: "

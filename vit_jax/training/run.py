@@ -150,6 +150,15 @@ class Run:
             where["opt"] = jax.tree.map(in_host_memory, self.abstract_state["opt"], where["opt"])
         return where
 
+    @property
+    def of_one_size(self) -> "Run":
+        """The same run, whose training images all have the model's size."""
+        train, evaluation = self.resolved.pipelines
+        pipelines = (train.at(self.model.config.image_size), evaluation)
+        return dataclasses.replace(
+            self, resolved=dataclasses.replace(self.resolved, pipelines=pipelines)
+        )
+
     def changed(self, keys: Mapping[str, Any], mesh: Mesh | None = None) -> "Run":
         """The same run on another mesh, or with other values of some keys. The keys must not change
         the shapes of the state (`microbatch` does not)."""
