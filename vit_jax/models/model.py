@@ -197,7 +197,8 @@ class Model:
                 f"{self.name} takes images [batch, {sides[0]}, {sides[1]}, {c.channels}], "
                 f"got {list(images.shape)}"
             )
-        dataclasses.replace(c, image_size=size)  # raises ValueError for a size that it cannot have
+        if size != c.image_size:
+            dataclasses.replace(c, image_size=size)  # raises ValueError where it cannot have it
         if jnp.issubdtype(images.dtype, jnp.integer):
             raise ValueError(
                 f"images are {images.dtype}, the model takes float32 in its value range: "
