@@ -67,8 +67,8 @@ def test_shares_are_of_the_models_sides():
     ("decode|buckets(100000, 8)", "more than 33,554,432 pixels"),
     ("decode|buckets(0.5, 0.8)|resize", "the largest share is 1.0"),
     ("decode|buckets(0.5, 1)|resize", "1 is a side of one pixel"),
-    ("decode|buckets(8, 6)", "makes an image 8 × 8 in the bucket 6 × 6"),
-    ("decode|buckets(8, 6)|resize(6)", "makes an image 6 × 6 in the bucket 8 × 8"),
+    ("decode|buckets(8, 6)", "in the bucket 6 × 6 makes an image 8 × 8"),
+    ("decode|buckets(8, 6)|resize(6)", "in the bucket 8 × 8 makes an image 6 × 6"),
     ("decode|flip_lr|buckets(8, 6)", "it comes right behind decode"),
     ("decode|buckets(8, 6)|buckets(8, 6)", "it comes right behind decode"),
     ("decode|bucket(8, 6)", "buckets"),
@@ -110,7 +110,7 @@ def test_the_models_size_may_be_any_of_the_largest(capsys):
              "--config.model.image_size=32,16",
              "--config.data.train.pipeline=decode|buckets((16, 32), (32, 16))|resize"]  # fmt: skip
     assert cli.main(["describe", *typed]) == 0
-    assert "images of one size a step: 16 × 32, 32 × 16" in capsys.readouterr().out
+    assert "each step has images of one size: 16 × 32, 32 × 16" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("name", [

@@ -265,4 +265,4 @@ def test_hours_count_the_sizes_of_images_by_their_multiply_adds(capsys):
         macs.append(create_model("resnet14w8_gn", image_size=size, num_classes=10, channels=1).macs)
     assert hours[1] / hours[0] == pytest.approx(sum(macs) / 3 / macs[2])
     cli.main([*plan, f"--config.data.train.pipeline={text}"])
-    assert "images of 3 sizes: a step below has the largest, 32 × 32" in capsys.readouterr().out
+    assert "images have 3 sizes; the step below has the largest: 32 × 32" in capsys.readouterr().out

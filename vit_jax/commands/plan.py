@@ -80,7 +80,7 @@ def lines(plan: Any) -> Iterator[str]:
     yield f"batch {c.batch_size:,} in {passes} passes; {c.total_steps:,} steps\n"
     if len(sizes := plan.run.sizes) > 1:
         tall, wide = plan.run.model.config.image_size
-        yield f"images of {len(sizes)} sizes: a step below has the largest, {tall} × {wide}\n"
+        yield f"images have {len(sizes)} sizes; the step below has the largest: {tall} × {wide}\n"
     unit, size_of = _unit(memory.total, (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)))
     yield f"memory, {unit} a chip"
     rows = {

@@ -58,7 +58,8 @@ def decode(
     return None if low is None and high is None else Levels.between(low, high)
 
 
-Size = int | float | tuple[int, int]  # one side of a square, a share of the model's sides, or both
+# Of a bucket: the side of a square, a share of the model's sides, or (height, width).
+Size = int | float | tuple[int, int]
 MOST_PIXELS = 2**25  # of a bucket: each operation is tried on an image of its size
 
 
@@ -149,13 +150,6 @@ class Step:
     arguments: list[Any]
     options: dict[str, Any]
 
-    def check(self) -> None:
-        """Raises ValueError, or anything, where the operation cannot use its arguments."""
-        blank = np.zeros((*self.model_size, 3), np.uint8)
-        result = self({"image": blank}, np.random.default_rng(0))["image"]
-        if result.ndim != blank.ndim or not result.size or result.dtype != np.uint8:
-            raise ValueError(f"makes an image of {result.dtype}, of shape {result.shape}")
-
     def __call__(self, example: Example, rng: np.random.Generator | None) -> Example:
         function = OPS.get(self.name) or imported(self.name, "an operation")
         changes = DECLARED.get(function, Declared()).changes
@@ -206,7 +200,7 @@ def parse(
     if levels is not None and channels is not None:
         levels.check(channels)
     steps: list[Step] = []
-    shown, draws, encoded = None, False, False
+    shown, draws, encoded, blank = None, False, False, np.zeros((*model_size, 3), np.uint8)
     sizes: tuple[tuple[int, int], ...] = ()
     for number, part in enumerate(parts[1:], 1):
         name = calls.name_of(part)
@@ -232,13 +226,15 @@ def parse(
                     raise ValueError("it comes right behind decode")
                 sizes = _in_pixels(buckets(*arguments, **options), model_size)
                 continue
-            for size in sizes or [model_size]:
-                Step(name, size, arguments, options).check()
+            step = Step(name, model_size, arguments, options)
+            result = step({"image": blank}, np.random.default_rng(0))["image"]
+            if result.ndim != blank.ndim or not result.size or result.dtype != np.uint8:
+                raise ValueError(f"makes an image of {result.dtype}, of shape {result.shape}")
         except Exception as error:  # an operation may raise anything about its arguments
             raise _misused(part, function, error) from error
         declared = DECLARED.get(function, Declared())
         encoded = encoded or (not steps and declared.encoded)
-        steps.append(Step(name, model_size, arguments, options))
+        steps.append(step)
         follow = declared.changes + ("objects",) * declared.says_where
         left = sorted(set(placed) - set(follow)) if declared.moves else []
         if left:
@@ -247,28 +243,26 @@ def parse(
                 f"example's {', '.join(left)}"
             )
         draws = draws or declared.random
-    _check_sizes(text, steps, sizes)
-    return Pipeline(text, tuple(steps), draws or bool(sizes), encoded, levels, shown, sizes)
+    draws = draws or bool(sizes)
+    parsed = Pipeline(text, tuple(steps), draws, encoded, levels, shown, sizes)
+    _check_sizes(parsed)
+    return parsed
 
 
-def _check_sizes(text: str, steps: list[Step], sizes: tuple[tuple[int, int], ...]) -> None:
-    """Raises UserError where the operations do not make images of each of the sizes."""
-    largest = max(sizes, key=math.prod, default=())
-    for size in sizes:
-        image, rng = np.zeros((*largest, 3), np.uint8), np.random.default_rng(0)
+def _check_sizes(pipeline: Pipeline) -> None:
+    """Raises UserError where the operations do not make images of each of the buckets' sizes."""
+    largest = max(pipeline.sizes, key=math.prod, default=())
+    for size in pipeline.sizes:
+        where = f"pipeline {pipeline.text!r} in the bucket {size[0]} × {size[1]}"
+        blank = np.zeros((*largest, 3), np.uint8)
         try:
-            for step in steps:
-                image = dataclasses.replace(step, model_size=size)({"image": image}, rng)["image"]
+            tall, wide, _ = pipeline.at(size)(blank, np.random.default_rng(0)).shape
         except Exception as error:  # an operation may raise anything about an image
+            raise UserError(f"{where}: {error}") from error
+        if (tall, wide) != size:
             raise UserError(
-                f"pipeline {text!r} in the bucket {size[0]} × {size[1]}: {error}"
-            ) from error
-        if image.shape[:2] != size:
-            tall, wide = image.shape[:2]
-            raise UserError(
-                f"pipeline {text!r} makes an image {tall} × {wide} in the bucket {size[0]} × "
-                f"{size[1]}: behind buckets, resize, fit|pad or a crop without a size of its own "
-                "makes that size"
+                f"{where} makes an image {tall} × {wide}: an operation such as resize, pad or a "
+                "crop must make the size, and must not state another one"
             )
 
 

@@ -116,7 +116,7 @@ class Run:
             f"({devices}, {accumulation})",
             f"{c.total_steps:,} steps = {seen:,} examples = "
             f"{seen / self.train_examples:.4g} epochs",
-            *([f"images of one size a step: {sides}"] if len(self.sizes) > 1 else []),
+            *([f"each step has images of one size: {sides}"] if len(self.sizes) > 1 else []),
             f"{o.name}: rate {o.lr:g}, {c.schedule.name}{after}",
             f"weight decay {decays}" if o.weight_decay else "no weight decay",
             f"{those} tensors train ({numbers:,} parameters)",
